@@ -1,0 +1,30 @@
+# The two commands are `make run` and `make test`; both set up .venv first, once.
+VENV ?= .venv
+CONFIG ?= configs/lab-flow.yaml
+BIN := $(VENV)/bin
+export VENV
+
+.PHONY: run test lint bench lock setup clean
+
+run: setup ## the whole pipeline on the lab teacher; again: what is sealed is skipped
+	@$(BIN)/dmdr run $(CONFIG)
+
+test: lint
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+
+bench: setup ## what a student update costs
+	@$(BIN)/python -m dmdr.bench
+
+setup:
+	@./setup.sh
+
+lock: setup ## requirements.lock from requirements.in; takes no package newer than it must
+	@$(BIN)/uv pip compile -q --system-certs --python-version 3.11 --no-header --no-annotate --no-emit-find-links \
+		--no-emit-index-url --override overrides.txt requirements.in -o requirements.lock
+	@sed -i 's/+cpu$$//' requirements.lock
+
+clean:
+	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

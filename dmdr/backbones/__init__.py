@@ -1,0 +1,53 @@
+"""Model families behind one small protocol. A new family is one file here and one line in `dmdr.teacher`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+
+from dmdr.path import FlowPath
+
+Item = dict[str, torch.Tensor]  # one prompt's conditioning, unpadded: each tensor's first dimension is its own
+Conditioning = dict[str, torch.Tensor]  # a batch of them, batch first
+
+
+class Backbone(Protocol):
+    """A teacher's network with the conventions of its family."""
+
+    family: str
+    path: FlowPath
+    network: torch.nn.Module  # the frozen transformer or UNet
+    latent_shape: tuple[int, int, int]  # C, H, W
+    lora_targets: tuple[str, ...]  # module names that a LoRA adapts
+
+    def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
+        """Text to conditioning, as the family's own pipeline does it, less the padding that `collate` can rebuild.
+
+        Returns the items and how many prompts were longer than the encoder reads.
+        """
+
+    def collate(self, items: list[Item]) -> Conditioning:
+        """Items to one batch on the network's device."""
+
+    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        """The raw prediction of `network` (velocity or noise), like x_t (B, C, H, W); t (B,) in [0, 1]."""
+
+    def predict_x0(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        """`predict`, turned into x0 by the path."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, H, W) to images (B, 3, h, w) in [0, 1], differentiable."""
+
+    def teacher_times(self, steps: int) -> torch.Tensor:
+        """(steps + 1,) times at which the teacher's own scheduler samples, descending to 0."""
+
+    def student_times(self, steps: int) -> torch.Tensor:
+        """(steps + 1,) student_timesteps and a final 0: exactly what the exported scheduler hands to diffusers."""
+
+    def student_scheduler(self, steps: int) -> SchedulerMixin:
+        """The scheduler of the exported pipeline."""
+
+    def pipeline(self, network: torch.nn.Module, scheduler: SchedulerMixin) -> DiffusionPipeline:
+        """The teacher's pipeline with another network and scheduler."""

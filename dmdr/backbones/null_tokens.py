@@ -1,0 +1,55 @@
+"""Identical padding tokens, computed once: an exact shortcut for SD3 without its T5 encoder.
+
+Without T5, diffusers feeds 256 all-zero context tokens. Context tokens have no position, so the 256 stay identical
+through every joint block, and each query sees them as one key with 256 times the weight: softmax over n equal
+logits z is exp(z + log n). One token with log n added to its logit gives the same images as the 256, at a quarter of
+the work for a tiny model. `tests/test_backbone_sd3.py` holds it against plain diffusers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+
+
+class NullTokenAttention:
+    """SD3 joint attention (diffusers' JointAttnProcessor2_0) in which the last context token stands for `null_tokens`.
+
+    Called by the transformer with hidden_states (B, S, D) and encoder_hidden_states (B, L, D), or None in the second
+    attention of dual blocks; `null_tokens` arrives through joint_attention_kwargs. 1 is plain joint attention.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: None = None,  # diffusers always passes it; SD3 never sets it
+        null_tokens: int = 1,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        def heads(x: torch.Tensor, norm: torch.nn.Module | None) -> torch.Tensor:
+            x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return x if norm is None else norm(x)
+
+        query = heads(attn.to_q(hidden_states), attn.norm_q)
+        key = heads(attn.to_k(hidden_states), attn.norm_k)
+        value = heads(attn.to_v(hidden_states), None)
+        bias = None
+        if encoder_hidden_states is not None:
+            query = torch.cat([query, heads(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=2)
+            key = torch.cat([key, heads(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)], dim=2)
+            value = torch.cat([value, heads(attn.add_v_proj(encoder_hidden_states), None)], dim=2)
+            if null_tokens > 1:
+                bias = query.new_zeros(1, 1, 1, key.shape[2])
+                bias[..., -1] = math.log(null_tokens)
+
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
+        if encoder_hidden_states is None:
+            return attn.to_out[1](attn.to_out[0](out))
+        image, context = out[:, : hidden_states.shape[1]], out[:, hidden_states.shape[1] :]
+        if not attn.context_pre_only:
+            context = attn.to_add_out(context)
+        return attn.to_out[1](attn.to_out[0](image)), context

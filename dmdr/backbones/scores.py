@@ -1,0 +1,109 @@
+"""One frozen base for teacher, fake score and LoRA student: the same weights under different adapters.
+
+1. The official demo injects one LoRA and runs it at two scales; so do we, with PEFT. At scale 0 the adapters are
+   switched off, so that the real score is the untouched teacher, bit for bit.
+2. PEFT starts a LoRA at B = 0 and A ~ Kaiming, not at unit variance: learning rates of the demo do not carry over.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from dmdr.backbones import Backbone, Conditioning
+from dmdr.rollout import guided
+
+FAKE, STUDENT = "fake_score", "student"
+
+
+class SharedBase:
+    """The three roles of DMDR over one backbone. Only the LoRA parameters, and a full student's own copy, are trained.
+
+    Args:
+        backbone: the teacher; its network gains adapters and stays frozen.
+        fake_rank, fake_scale: of the fake score's LoRA.
+        student_rank: of a LoRA student; None makes a full copy of the network.
+        seed: of the adapters' initial values.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, fake_rank: int, fake_scale: float, student_rank: int | None, seed: int
+    ) -> None:
+        self.backbone, self.fake_scale = backbone, fake_scale
+        base = backbone.network
+        self.student_network = copy.deepcopy(base).requires_grad_(True) if student_rank is None else base
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._add_lora(FAKE, fake_rank)
+            if student_rank is not None:
+                self._add_lora(STUDENT, student_rank)
+        self._layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+        self.student_is_lora = student_rank is not None
+        self.fake_parameters = self._named(base, f".{FAKE}.")
+        self.student_parameters = self._named(self.student_network, f".{STUDENT}." if self.student_is_lora else "")
+
+    def _add_lora(self, name: str, rank: int) -> None:
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.backbone.lora_targets))
+        self.backbone.network.add_adapter(config, adapter_name=name)
+
+    @staticmethod
+    def _named(network: torch.nn.Module, part: str) -> dict[str, torch.nn.Parameter]:
+        return {name: parameter for name, parameter in network.named_parameters() if part in name}
+
+    def portable(self, role: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Parameters as others load them: a LoRA under diffusers' names, a full student with its buffers."""
+        if role == STUDENT and not self.student_is_lora:
+            return {**self.student_network.state_dict(), **values}
+        return {name.replace(f".{role}.", "."): value for name, value in values.items()}
+
+    def own(self, role: str, portable: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The reverse of `portable`."""
+        if role == STUDENT and not self.student_is_lora:
+            buffers = {name for name, _ in self.student_network.named_buffers()}
+            return {name: value for name, value in portable.items() if name not in buffers}
+        return {name.replace(".lora_A.", f".lora_A.{role}.").replace(".lora_B.", f".lora_B.{role}."): value
+                for name, value in portable.items()}  # fmt: skip
+
+    @contextmanager
+    def wearing(self, adapter: str, scale: float = 1.0) -> Iterator[torch.nn.Module]:
+        """The base with one adapter on, at one scale; scale 0 is the bare base. Needed again around a backward pass
+        that recomputes activations."""
+        for layer in self._layers:
+            layer.enable_adapters(scale != 0)
+            if scale != 0:
+                layer.set_adapter(adapter)
+                layer.set_scale(adapter, scale)
+        yield self.backbone.network
+
+    def student(self, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        """The student's x0 (B, C, H, W)."""
+        if not self.student_is_lora:
+            return self.backbone.predict_x0(self.student_network, x_t, t, c)
+        with self.wearing(STUDENT) as network:
+            return self.backbone.predict_x0(network, x_t, t, c)
+
+    def fake(self, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        """The fake score's raw prediction, with a graph to its LoRA."""
+        with self.wearing(FAKE, self.fake_scale) as network:
+            return self.backbone.predict(network, x_t, t, c)
+
+    @torch.no_grad()
+    def real_x0(
+        self,
+        x_t: torch.Tensor,
+        t: torch.Tensor,
+        c: Conditioning,
+        unconditional: Conditioning,
+        *,
+        guidance_scale: float,
+        lora_scale: float,
+    ) -> torch.Tensor:
+        """The real score as x0, with CFG, under DynaDG's LoRA scale; cond and uncond are one call."""
+        with self.wearing(FAKE, lora_scale) as network:
+            prediction = guided(self.backbone, network, x_t, t, c, unconditional, guidance_scale)
+        return self.backbone.path.to_x0(x_t, prediction, t)

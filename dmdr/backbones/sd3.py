@@ -1,0 +1,117 @@
+"""Stable Diffusion 3 and 3.5: SD3Transformer2DModel, flow matching, two CLIP encoders and an optional T5.
+
+1. Equal context tokens at the end of a prompt (the 256 zeros that diffusers feeds without T5) are stored once and
+   counted (`null_tokens.py`); the images are the same.
+2. The student's times are those that the exported FlowMatchEulerDiscreteScheduler itself computes for
+   `num_inference_steps=N`: shift and shift_terminal are chosen so that they are the shifted linspace(1, 0, N + 1)
+   of the official demo to within 0.002 (1, .9, .75, .5 for N = 4 and shift 3). Training and export share one source.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers.utils import logging
+
+from dmdr.backbones import Conditioning, Item
+from dmdr.backbones.null_tokens import NullTokenAttention
+from dmdr.backbones.silent_t5 import silent_t5
+from dmdr.path import FlowPath
+
+T5_TOKENS = 256  # max_sequence_length, the default of StableDiffusion3Pipeline.__call__
+TIMESTEPS = 1000.0  # the network's time is t * 1000
+
+
+class SD3:
+    """A StableDiffusion3Pipeline as the method sees it. Frozen; on the device of its transformer."""
+
+    family = "sd3"
+    path = FlowPath()
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+    def __init__(self, pipe: StableDiffusion3Pipeline) -> None:
+        self.pipe = pipe
+        self.network = pipe.transformer.requires_grad_(False).eval()
+        self.network.set_attn_processor(NullTokenAttention())
+        pipe.vae.requires_grad_(False).eval()
+        config = pipe.transformer.config
+        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
+        self.context_tokens = pipe.tokenizer_max_length + T5_TOKENS
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
+        """{"context": (L, D), "pooled": (1, P)} for each prompt; equal tokens at the end of context are kept once."""
+        pipe, logger = self.pipe, logging.get_logger("diffusers")
+        longest = self.pipe.tokenizer_max_length
+        truncated = sum(len(ids) > longest for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # diffusers prints the cut text of each prompt; the count is reported instead
+        context, _, pooled, _ = pipe.encode_prompt(
+            prompts, None, None, do_classifier_free_guidance=False, device=pipe.text_encoder.device
+        )
+        logger.setLevel(level)
+        return [
+            {"context": fold(c).cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)
+        ], truncated
+
+    def collate(self, items: list[Item]) -> Conditioning:
+        """context (B, L, D), its last token standing for all the `context_tokens` that follow; pooled (B, P)."""
+        like = {"device": self.network.device, "dtype": self.network.dtype}
+        longest = max(len(item["context"]) for item in items)
+        context = [torch.cat([c, c[-1:].expand(longest - len(c), -1)]) for c in (item["context"] for item in items)]
+        pooled = torch.cat([item["pooled"] for item in items])
+        return {"context": torch.stack(context).to(**like), "pooled": pooled.to(**like)}
+
+    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        null_tokens = self.context_tokens - c["context"].shape[1] + 1
+        return network(
+            hidden_states=x_t, timestep=t * TIMESTEPS, encoder_hidden_states=c["context"],
+            pooled_projections=c["pooled"], joint_attention_kwargs={"null_tokens": null_tokens},
+        ).sample  # fmt: skip
+
+    def predict_x0(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        return self.path.to_x0(x_t, self.predict(network, x_t, t, c), t)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        vae = self.pipe.vae
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+
+    def teacher_times(self, steps: int) -> torch.Tensor:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
+        scheduler.set_timesteps(steps)
+        return scheduler.sigmas
+
+    def student_times(self, steps: int) -> torch.Tensor:
+        scheduler = self.student_scheduler(steps)
+        scheduler.set_timesteps(steps)
+        return scheduler.sigmas
+
+    def student_scheduler(self, steps: int) -> FlowMatchEulerDiscreteScheduler:
+        """Predict x0, renoise with fresh noise to the next time (stochastic_sampling).
+
+        The wanted times are shift(1 - k / N), k < N. They and diffusers' shift-then-stretch over linspace(1, 0, N) are
+        both Moebius maps of k with 1 - t = 0 at k = 0; two numbers make them equal: shift c s N / (N - 1) and
+        terminal 1 - c, with c = (N - 1) / (s + N - 1).
+        """
+        shift = self.pipe.scheduler.config.shift
+        if steps == 1:
+            return FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
+        last = (steps - 1) / (shift + steps - 1)  # 1 - t of the last step
+        return FlowMatchEulerDiscreteScheduler(
+            shift=last * shift * steps / (steps - 1), shift_terminal=1 - last, stochastic_sampling=True
+        )
+
+    def pipeline(
+        self, network: torch.nn.Module, scheduler: FlowMatchEulerDiscreteScheduler
+    ) -> StableDiffusion3Pipeline:
+        parts = {**self.pipe.components, "transformer": network, "scheduler": scheduler}
+        if parts["text_encoder_3"] is None:  # plain diffusers would not load the folder
+            parts["text_encoder_3"], parts["tokenizer_3"] = silent_t5(network.config.joint_attention_dim)
+        return StableDiffusion3Pipeline(**parts)
+
+
+def fold(context: torch.Tensor) -> torch.Tensor:
+    """Context (T, D) without the repeats of its last token: (L, D), L <= T."""
+    differs = (context != context[-1]).any(dim=1).nonzero()
+    return context[: int(differs[-1]) + 2] if len(differs) else context[:1]

@@ -1,0 +1,240 @@
+"""What a run is: one YAML file, read strictly and checked as a whole before anything is loaded.
+
+Everything except `execution` is identity: it names the result, together with the digests of the inputs. Addresses say
+where an input lies, not what it is; its digest stands for it. `execution` never changes a result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dmdr.errors import ConfigError, InputMissing
+
+STAGES = ("prompts", "cold_start", "joint", "export", "evaluate")  # in data order
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run, as it stands in paths and in Kubernetes labels
+Address = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, no unknown keys, no number given as text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Teacher(Section):
+    """The frozen multi-step model and how it is sampled when it is the yardstick."""
+
+    path: Address  # a diffusers folder, or lab:flow for the teacher that ships with the lab
+    guidance_scale: float = Field(ge=1.0)  # classifier-free guidance, in the real score and in evaluation; 1 is off
+    steps: Positive = 25  # of evaluation ("DMDR, Table 1")
+
+
+class Prompts(Section):
+    """Where prompts come from: .txt, .jsonl, .csv, .tsv or .parquet files, or the lab's lab:train and lab:held-out."""
+
+    sources: tuple[Address, ...] = Field(min_length=1, strict=False)
+    column: str = Field("prompt", min_length=1)  # of jsonl, csv, tsv and parquet
+    evaluation: Address | None = None  # None: `evaluation_share` of the sources, chosen by hash, is held out
+    evaluation_share: float = Field(0.1, gt=0, lt=1)
+    shard_size: Positive = 1024  # prompts a shard
+
+
+class Student(Section):
+    """The few-step model."""
+
+    steps: Literal[1, 2, 4, 8]
+    form: Literal["full", "lora"] = "full"
+    lora_rank: Positive | None = None
+    ema: float = Field(0.95, ge=0.0, lt=1.0)  # what is exported; 0 exports the last weights
+
+    @model_validator(mode="after")
+    def _rank_fits_form(self) -> Student:
+        if self.form == "full" and self.lora_rank is not None:
+            raise ValueError("student.lora_rank is set but student.form is full; drop it, or set form: lora")
+        if self.form == "lora" and self.lora_rank is None:
+            raise ValueError("student.form is lora but student.lora_rank is missing; set one, for example 64")
+        return self
+
+
+class FakeScore(Section):
+    """The LoRA on the shared base that follows the student's distribution."""
+
+    lora_rank: Positive = 32  # "official demo"
+    scale: float = Field(2.0, gt=0)  # of the LoRA, when it is the fake score ("official demo")
+
+
+class Dynamic(Section):
+    """DynaDG and DynaRS (DMDR, 3.3). `updates: 0` turns both off; constant keeps their start (Table 4, -Dynamic)."""
+
+    updates: int = Field(0, ge=0)  # student updates until both have reached their end
+    real_scale: float = Field(0.75, ge=0)  # DynaDG: LoRA scale of the real score at the start; 0 turns DynaDG off
+    renoise: tuple[Rate, Rate] = Field((4.0, 1.5), strict=False)  # DynaRS: Beta(a, b) at the start; [1, 1] turns it off
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+
+class Optimizer(Section):
+    """AdamW for one of the two networks."""
+
+    learning_rate: Rate
+    betas: tuple[float, float] = Field((0.0, 0.99), strict=False)
+    weight_decay: float = Field(0.01, ge=0)  # "official demo"
+    clip: Rate = 1.0  # gradient norm ("official demo")
+
+
+class Training(Section):
+    """What cold start and joint training share."""
+
+    updates: Positive  # of the student
+    batch_size: Positive  # prompts an update
+    fake_updates: Positive = 5  # of the fake score for each of the student, the last of them fused with it
+    student: Optimizer
+    fake_score: Optimizer
+    dynamic: Dynamic = Dynamic()
+    renoise_range: tuple[float, float] = Field((0.02, 0.98), strict=False)  # levels t are kept inside ("DMD2")
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> Training:
+        low, high = self.renoise_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"renoise_range must be 0 <= low < high <= 1, got {low}, {high}")
+        return self
+
+
+class ReFL(Section):
+    """Reward feedback learning: the reward's gradient through the decoder."""
+
+    algorithm: Literal["refl"] = "refl"
+    weight: float = Field(ge=0)  # of the RL loss beside distribution matching
+    rewards: dict[str, float] = Field(min_length=1)  # reward name -> its share of the loss
+
+
+class Joint(Training):
+    """DMD and RL at once. Without `rl` it is distillation only (DMDR, Table 5)."""
+
+    rl: ReFL | None = None
+
+
+class Evaluate(Section):
+    """The scorecard: held-out prompts, the same noise for student, teacher and naive teacher."""
+
+    metrics: tuple[str, ...] = Field(min_length=1, strict=False)  # lab-checker, or the name of a reward
+    limit: Positive | None = None  # prompts; None takes all of them
+    batch_size: Positive = 64
+
+
+class Execution(Section):
+    """How a run is carried out. Nothing here changes a bit of the result."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every: Positive = 50  # student updates
+    keep_checkpoints: int = Field(2, ge=2)  # the newest may be damaged
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: str = Field(pattern=NAME)
+    seed: int = Field(0, ge=0)
+    teacher: Teacher
+    prompts: Prompts
+    student: Student
+    fake_score: FakeScore = FakeScore()
+    cold_start: Training
+    joint: Joint
+    evaluate: Evaluate
+    execution: Execution = Execution()
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"key {key!r} is given twice, again on line {node.start_mark.line + 1}; keep one")
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a config file.
+
+    Raises:
+        InputMissing: there is no such file.
+        ConfigError: it is not YAML, has an unknown key, a value out of range or an impossible combination.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputMissing(f"config {path} does not exist; the ones that come with DMDR are in configs/")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"config {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {path} must be a mapping of sections, found {type(data).__name__}")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"config {path}: {'; '.join(map(_explain, error.errors()))}") from error
+
+
+def _explain(error: dict) -> str:
+    """One pydantic error as one clause; an unknown key names the nearest known one."""
+    where = ".".join(str(part) for part in error["loc"] if part != "refl")
+    if error["type"] == "extra_forbidden":
+        section: type[BaseModel] = Config
+        for part in error["loc"][:-1]:
+            annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
+            nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+            section = next((a for a in nested if issubclass(a, BaseModel)), section)
+        near = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(section.model_fields)}"
+        return f"unknown key {where}; {hint}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+NEEDS = {  # the settings each stage reads, and so the ones that name its result
+    "prompts": ("seed", "prompts"),
+    "cold_start": ("seed", "teacher.guidance_scale", "student", "fake_score", "cold_start"),
+    "joint": ("seed", "teacher.guidance_scale", "student", "fake_score", "joint"),
+    "export": ("student",),
+    "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
+}
+ADDRESSES = ("teacher.path", "prompts.sources", "prompts.evaluation")  # the digests of what lies there count instead
+
+
+def identity(config: Config, stage: str) -> dict[str, object]:
+    """The settings that name a stage's result, flat ("student.steps": 4); addresses and execution are left out."""
+    flat = _flat("", config.model_dump(mode="json"))
+    needed = {key for key in flat for need in NEEDS[stage] if key == need or key.startswith(f"{need}.")}
+    return {key: flat[key] for key in sorted(needed.difference(ADDRESSES))}
+
+
+def _flat(prefix: str, value: object) -> dict[str, object]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, inner in value.items() for k, v in _flat(f"{prefix}.{key}".strip("."), inner).items()}
+    return {prefix: value}
+
+
+def fingerprint(data: object) -> str:
+    """sha256 of canonical JSON; equal data, equal fingerprint, on any machine."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()

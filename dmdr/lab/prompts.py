@@ -1,0 +1,88 @@
+"""The lab's prompts: every caption of the world in ten phrasings, split into a training list and 1,200 held-out ones.
+
+The two lists share no prompt. Four colour-shape pairs are held out entirely: no training prompt names them together,
+so that a good score on them is not a memorised caption (as geneval_unseen_objects does for objects).
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from functools import cache
+
+from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
+
+TEMPLATES = (
+    "{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}",
+    "a painting of {}", "a rendering of {}", "a sketch of {}", "a poster of {}", "a view of {}",
+)  # fmt: skip
+HELD_OUT_PAIRS = frozenset({("red", "cross"), ("green", "triangle"), ("blue", "square"), ("purple", "circle")})
+HELD_OUT = {"single_object": 20, "two_object": 60, "counting": 260, "colors": 140, "position": 360, "color_attr": 360}
+TRAIN_LIMIT = 1500  # prompts a tag in the training list
+
+
+def contents(tag: str) -> Iterator[dict]:
+    """All the metadata of a tag, in a fixed order."""
+    pairs = list(itertools.permutations(SHAPES, 2))
+    colors = (None, *COLORS)
+
+    def need(shape: str, color: str | None = None, count: int = 1, **more) -> dict:
+        return {"class": shape, "count": count, **({"color": color} if color else {}), **more}
+
+    if tag == "single_object":
+        yield from ({"tag": tag, "include": [need(s)]} for s in SHAPES)
+    if tag == "two_object":
+        yield from ({"tag": tag, "include": [need(a), need(b)]} for a, b in pairs)
+    if tag == "counting":
+        for shape, count, color in itertools.product(SHAPES, COUNTS, colors):
+            more = {"class": shape, "count": count + 1}
+            yield {"tag": tag, "include": [need(shape, color, count)], "exclude": [more]}
+    if tag == "colors":
+        yield from ({"tag": tag, "include": [need(s, c)]} for s, c in itertools.product(SHAPES, COLORS))
+    if tag == "position":  # the object of the relation first, then its subject
+        for (a, b), relation, c, d in itertools.product(pairs, RELATIONS, colors, colors):
+            if (c is None) == (d is None):
+                yield {"tag": tag, "include": [need(a, c), need(b, d, position=[relation, 0])]}
+    if tag == "color_attr":
+        for (a, b), (c, d) in itertools.product(pairs, itertools.permutations(COLORS, 2)):
+            yield {"tag": tag, "include": [need(a, c), need(b, d)]}
+
+
+def unseen(metadata: dict) -> bool:
+    """Whether it names a held-out colour-shape pair."""
+    return any((need.get("color"), need["class"]) in HELD_OUT_PAIRS for need in metadata["include"])
+
+
+def record(metadata: dict, template: str) -> dict:
+    """One prompt: {prompt, tag, include, exclude?, unseen}."""
+    return {"prompt": template.format(caption(metadata)), **metadata, "unseen": unseen(metadata)}
+
+
+@cache
+def split() -> dict[str, tuple[dict, ...]]:
+    """{"train": ..., "held-out": ...}: GenEval records, a pure function of this file."""
+    rng = random.Random("dmdr lab prompts, first edition")
+    lists: dict[str, list[dict]] = {"train": [], "held-out": []}
+    for tag, wanted in HELD_OUT.items():
+        everything = [record(m, t) for m in contents(tag) for t in TEMPLATES]
+        rng.shuffle(everything)
+        never_seen = [r for r in everything if r["unseen"]]
+        others = [r for r in everything if not r["unseen"]]
+        quota = min(len(never_seen), wanted // 4)  # a quarter of the held-out prompts name a held-out pair
+        lists["held-out"] += never_seen[:quota] + others[: wanted - quota]
+        lists["train"] += others[wanted - quota :][:TRAIN_LIMIT]
+    for records in lists.values():
+        rng.shuffle(records)
+    return {name: tuple(records) for name, records in lists.items()}
+
+
+def lab_prompts(name: str) -> tuple[dict, ...]:
+    """The list called "train" or "held-out".
+
+    Raises:
+        ValueError: there is no such list.
+    """
+    if name not in split():
+        raise ValueError(f"the lab has no prompt list {name!r}; it has lab:train and lab:held-out")
+    return split()[name]

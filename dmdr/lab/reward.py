@@ -1,0 +1,123 @@
+"""How the lab's rewards were built: contrastive learning on spoilt renders, against captions wrong in one thing.
+
+Each image is scored against its own caption, five hard negatives (one colour, shape, count or relation changed, or
+two colours swapped) and the captions of the other images in the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from dmdr.lab.prompts import TEMPLATES, lab_prompts
+from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption, images_for
+from dmdr.rewards.lab import LabReward
+
+NEGATIVES = 5
+RECIPES = {
+    "lab-conv": {"seed": 10, "renders": 16000, "steps": 2000, "batch": 64, "lr": 2e-3},
+    "lab-vit": {"seed": 20, "renders": 16000, "steps": 2000, "batch": 64, "lr": 1.5e-3},
+}
+
+
+def spoil(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise, blur and contrast of random strength on images (B, 3, H, W) in [0, 1]."""
+    count = len(images)
+
+    def strength() -> torch.Tensor:
+        return torch.rand(count, 1, 1, 1, generator=generator)
+
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = torch.lerp(images, blurred, strength() * (strength() < 0.5))
+    images = (images - 0.5) * (0.8 + 0.4 * strength()) + 0.5
+    return images + torch.randn(images.shape, generator=generator) * 0.2 * strength() ** 2
+
+
+def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
+    """A caption that is false of every render of `metadata`, in one thing only."""
+    wrong = copy.deepcopy({key: metadata[key] for key in ("tag", "include")})
+    needs = wrong["include"]
+    need = needs[rng.integers(len(needs))]
+    classes = {each["class"] for each in needs}
+    ways = ["class"]
+    ways += ["color"] * 2 if "color" in need else []
+    ways += ["count"] * 2 if metadata["tag"] == "counting" else []
+    ways += ["relation"] * 3 if metadata["tag"] == "position" else []
+    ways += ["swap"] * 2 if len({each.get("color") for each in needs}) == 2 else []
+    way = rng.choice(ways)
+    if way == "class":
+        need["class"] = str(rng.choice([shape for shape in SHAPES if shape not in classes]))
+    elif way == "color":
+        used = {each.get("color") for each in needs}
+        need["color"] = str(rng.choice([color for color in COLORS if color not in used]))
+    elif way == "count":
+        need["count"] = int(rng.choice([count for count in COUNTS if count != need["count"]]))
+    elif way == "relation":
+        relation = needs[1]["position"][0]
+        needs[1]["position"] = [str(rng.choice([each for each in RELATIONS if each != relation])), 0]
+    else:
+        needs[0]["color"], needs[1]["color"] = needs[1].get("color"), needs[0].get("color")
+    return str(rng.choice(TEMPLATES)).format(caption(wrong))
+
+
+def drawn(split: str, count: int, rng: np.random.Generator) -> tuple[list[dict], torch.Tensor]:
+    """Records drawn evenly over the tags, and their renders (count, 3, 32, 32) uint8."""
+    by_tag: dict[str, list[dict]] = {}
+    for record in lab_prompts(split):
+        by_tag.setdefault(record["tag"], []).append(record)
+    tags = rng.choice(list(by_tag), size=count)
+    records = [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
+    return records, torch.from_numpy(images_for(records, rng)).permute(0, 3, 1, 2)
+
+
+def build_reward(name: str, folder: Path, log) -> None:
+    """Train from the recipe; saves NAME.safetensors (float16) and NAME.json (vocabulary, recipe, scores)."""
+    recipe = RECIPES[name]
+    rng, generator = np.random.default_rng(recipe["seed"]), torch.Generator().manual_seed(recipe["seed"])
+    torch.manual_seed(recipe["seed"])
+    vocabulary = sorted({word for record in lab_prompts("train") for word in record["prompt"].split()})
+    reward = LabReward(name, vocabulary)
+    records, images = drawn("train", recipe["renders"], rng)
+    optimizer = torch.optim.AdamW(reward.parameters(), lr=recipe["lr"], weight_decay=0.05)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], recipe["steps"], pct_start=0.05)
+    for step in range(recipe["steps"]):
+        chosen = rng.integers(len(records), size=recipe["batch"])
+        batch = spoil(images[chosen].float() / 255, generator)
+        image = reward.embed_images(batch)
+        own = reward.embed_captions([records[i]["prompt"] for i in chosen])
+        wrong = reward.embed_captions([wrong_caption(records[i], rng) for i in chosen for _ in range(NEGATIVES)])
+        temperature = reward.log_temperature.exp()
+        across = image @ own.T * temperature
+        against = torch.einsum("bd,bnd->bn", image, wrong.view(len(image), NEGATIVES, -1)) * temperature
+        labels = torch.arange(len(image))
+        loss = F.cross_entropy(torch.cat([across, against], dim=1), labels) + 0.5 * F.cross_entropy(across.T, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        if step % 100 == 0:
+            log(f"{name} {step}/{recipe['steps']} loss {loss.item():.3f}")
+    card = {"recipe": recipe, "held_out_accuracy": accuracy(reward.eval()), "vocabulary": vocabulary}
+    log(f"{name}: right caption above its {NEGATIVES} wrong ones on held-out prompts: {card['held_out_accuracy']:.3f}")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.half().contiguous() for key, value in reward.state_dict().items()}
+    save_file(weights, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def accuracy(reward: LabReward) -> float:
+    """How often, on clean renders of held-out prompts, the right caption scores above five wrong ones."""
+    rng = np.random.default_rng(99)
+    records, images = drawn("held-out", 1200, rng)
+    right = reward(images.float() / 255, [record["prompt"] for record in records])
+    best = torch.full_like(right, -1.0)
+    for _ in range(NEGATIVES):
+        best = torch.maximum(best, reward(images.float() / 255, [wrong_caption(record, rng) for record in records]))
+    return float((right > best).float().mean())

@@ -1,0 +1,174 @@
+"""The lab's world: coloured shapes on a grey 32x32 canvas, captioned in GenEval's six tasks, rendered without limit.
+
+A `Thing` is one shape; a scene is a list of them; `metadata` is GenEval's own record of what a caption asks for
+(tag, include, exclude), so that its official summary script can read our results.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+SIZE = 32  # pixels a side
+BACKGROUND = (150, 150, 150)
+COLORS = {
+    "red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 215, 50),
+    "purple": (150, 50, 190), "black": (20, 20, 20), "white": (245, 245, 245),
+}  # fmt: skip
+SHAPES = ("circle", "square", "triangle", "cross")
+RELATIONS = ("left of", "right of", "above", "below")
+COUNTS = {2: "two", 3: "three", 4: "four"}
+PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
+RADIUS = (3.9, 6.0)  # pixels
+GAP = 1.5  # least distance between two things, pixels: what touches cannot be counted
+TRIES = 20  # to find room for one thing before the scene is begun anew
+SUBSAMPLES = 4  # antialiasing: 4x4 samples a pixel
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One shape at (x, y) in pixels from the top left corner; radius in pixels."""
+
+    shape: str
+    color: str
+    x: float = 0.0
+    y: float = 0.0
+    radius: float = 5.0
+
+
+def inside(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
+    """Which offsets (dx, dy) from its centre a shape covers. All four are about as large as a circle of that radius."""
+    if shape == "circle":
+        return dx * dx + dy * dy <= radius * radius
+    if shape == "square":
+        return np.maximum(abs(dx), abs(dy)) <= 0.886 * radius
+    if shape == "triangle":  # apex up; the centroid is the centre
+        height = 2.2 * radius
+        v = (dy + height * 2 / 3) / height  # 0 at the apex, 1 at the base
+        return (v >= 0) & (v <= 1) & (abs(dx) <= v * 1.35 * radius)
+    if shape == "cross":
+        long, short = 1.2 * radius, 0.42 * radius
+        return ((abs(dx) <= long) & (abs(dy) <= short)) | ((abs(dx) <= short) & (abs(dy) <= long))
+    raise ValueError(f"unknown shape {shape!r}; the lab has {', '.join(SHAPES)}")
+
+
+def coverage(shape: str, x: float, y: float, radius: float) -> np.ndarray:
+    """Antialiased mask, (SIZE, SIZE) in [0, 1]."""
+    at = (np.arange(SIZE * SUBSAMPLES) + 0.5) / SUBSAMPLES
+    mask = inside(shape, at[None, :] - x, at[:, None] - y, radius)
+    return mask.reshape(SIZE, SUBSAMPLES, SIZE, SUBSAMPLES).mean(axis=(1, 3))
+
+
+def render(scene: list[Thing]) -> np.ndarray:
+    """(SIZE, SIZE, 3) uint8."""
+    image = np.broadcast_to(np.float64(BACKGROUND), (SIZE, SIZE, 3))
+    for thing in scene:
+        alpha = coverage(thing.shape, thing.x, thing.y, thing.radius)[..., None]
+        image = alpha * np.float64(COLORS[thing.color]) + (1 - alpha) * image
+    return image.round().astype(np.uint8)
+
+
+def extent(thing: Thing) -> tuple[float, float, float, float]:
+    """Bounding box (x0, y0, x1, y1) in pixels."""
+    left, up, down = {
+        "circle": (1, 1, 1), "square": (0.886,) * 3, "triangle": (1.35, 2.2 * 2 / 3, 2.2 / 3), "cross": (1.2,) * 3,
+    }[thing.shape]  # fmt: skip
+    r = thing.radius
+    return thing.x - left * r, thing.y - up * r, thing.x + left * r, thing.y + down * r
+
+
+def relative_position(box: tuple, other: tuple) -> set[str]:
+    """GenEval's rule: where `box` is as seen from `other`; a diagonal neighbour can be two things at once.
+
+    Centre offset, less 0.1 of the summed sizes towards zero, divided by its length; a component above 0.5 counts
+    (djghosh13/geneval, evaluate_images.py).
+    """
+    center = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+    center_other = np.array([(other[0] + other[2]) / 2, (other[1] + other[3]) / 2])
+    dims = np.array([box[2] - box[0] + other[2] - other[0], box[3] - box[1] + other[3] - other[1]])
+    offset = center - center_other
+    offset = np.maximum(abs(offset) - 0.1 * dims, 0) * np.sign(offset)
+    if not offset.any():
+        return set()
+    dx, dy = offset / np.linalg.norm(offset)
+    found = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name, holds in found.items() if holds}
+
+
+def place(rng: np.random.Generator, kinds: list[tuple[str, str]], relation: str | None = None) -> list[Thing]:
+    """A scene of the (shape, color) kinds, apart from each other and inside the canvas, by rejection.
+
+    With `relation`, the first thing stands so to the second by GenEval's rule, and in no other relation to it.
+    """
+    while True:
+        scene: list[Thing] = []
+        for shape, color in kinds:
+            for _ in range(TRIES):
+                thing = Thing(shape, color, *rng.uniform(5, SIZE - 5, size=2), rng.uniform(*RADIUS))
+                x0, y0, x1, y1 = extent(thing)
+                fits = x0 >= 0.5 and y0 >= 0.5 and x1 <= SIZE - 0.5 and y1 <= SIZE - 0.5
+                if fits and not any(overlap(thing, other) for other in scene):
+                    scene.append(thing)
+                    break
+        if len(scene) < len(kinds):
+            continue
+        if relation is None or relative_position(extent(scene[0]), extent(scene[1])) == {relation}:
+            return scene
+
+
+def overlap(a: Thing, b: Thing) -> bool:
+    """Whether two bounding boxes come closer than GAP."""
+    ax0, ay0, ax1, ay1 = extent(a)
+    bx0, by0, bx1, by1 = extent(b)
+    return ax0 - GAP < bx1 and bx0 - GAP < ax1 and ay0 - GAP < by1 and by0 - GAP < ay1
+
+
+def scene_for(metadata: dict, rng: np.random.Generator) -> list[Thing]:
+    """A random scene that satisfies GenEval metadata; what it leaves open (colour, size, place) is drawn."""
+    kinds, relation = [], None
+    for need in metadata["include"]:
+        color = need.get("color") or str(rng.choice(list(COLORS)))
+        for _ in range(need["count"]):
+            kinds.append((need["class"], color))
+        relation = need["position"][0] if "position" in need else relation
+    if relation is None:
+        return place(rng, kinds)
+    subject_first = [kinds[1], kinds[0]]  # metadata lists the object of the relation first, as GenEval does
+    scene = place(rng, subject_first, relation)
+    return [scene[1], scene[0]]
+
+
+def images_for(metadata: list[dict], rng: np.random.Generator) -> np.ndarray:
+    """One render for each caption: (B, SIZE, SIZE, 3) uint8."""
+    return np.stack([render(scene_for(each, rng)) for each in metadata])
+
+
+def article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def phrase(need: dict) -> str:
+    """"a red circle", "three circles"."""
+    color = need.get("color", "")
+    if need["count"] > 1:
+        return " ".join(filter(None, (COUNTS[need["count"]], color, PLURALS[need["class"]])))
+    words = " ".join(filter(None, (color, need["class"])))
+    return f"{article(words)} {words}"
+
+
+def caption(metadata: dict) -> str:
+    """The plain caption of GenEval metadata, without a template around it."""
+    needs = metadata["include"]
+    if len(needs) == 1:
+        return phrase(needs[0])
+    if metadata["tag"] == "position":
+        return f"{phrase(needs[1])} {needs[1]['position'][0]} {phrase(needs[0])}"
+    return " and ".join(phrase(need) for need in needs)
+
+
+def jittered(thing: Thing, rng: np.random.Generator, amount: float) -> Thing:
+    """The same thing, moved and scaled a little: what a good but imprecise drawing of it looks like."""
+    dx, dy = rng.normal(0, amount, size=2)
+    return replace(thing, x=thing.x + dx, y=thing.y + dy, radius=thing.radius * math.exp(rng.normal(0, amount / 10)))

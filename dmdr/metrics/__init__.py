@@ -1,0 +1,68 @@
+"""What a scorecard is made of: a metric gives every image one number under each of its figures' names."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from dmdr import rewards
+from dmdr.errors import ConfigError
+from dmdr.metrics.lab_checker import LabChecker
+from dmdr.metrics.reward import RewardMetric
+
+
+class Metric(Protocol):
+    """Higher is better in every figure."""
+
+    figures: tuple[str, ...]
+
+    def judges(self, record: dict) -> bool:
+        """Whether it has anything to say about this prompt."""
+
+    def check_prompts(self, records: list[dict]) -> None:
+        """ConfigError when these prompts cannot be judged at all."""
+
+    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+        """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and B lines of GenEval's results.jsonl, or None."""
+
+
+def load(names: tuple[str, ...], records: list[dict], device: str = "cpu") -> list[Metric]:
+    """The metrics of `evaluate.metrics`: lab-checker, or a reward's name, each able to judge these prompts.
+
+    Raises:
+        ConfigError: an unknown or repeated name, or prompts that a metric cannot judge.
+    """
+    metrics: list[Metric] = [
+        LabChecker() if name == "lab-checker" else RewardMetric(rewards.load(name, device)) for name in names
+    ]
+    figures = [figure for metric in metrics for figure in metric.figures]
+    repeated = sorted({figure for figure in figures if figures.count(figure) > 1})
+    if repeated:
+        raise ConfigError(f"evaluate.metrics gives {', '.join(repeated)} twice; keep one")
+    for metric in metrics:
+        metric.check_prompts(records)
+    return metrics
+
+
+def judge(metric: Metric, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+    """Scores (B,) by figure and B GenEval lines; NaN and None for prompts that the metric does not judge.
+
+    An image that is not a number scores NaN under every figure and is incorrect in GenEval's line: a broken model
+    must not look like one that merely drew the wrong thing.
+    """
+    figures = {figure: np.full(len(records), np.nan) for figure in metric.figures}
+    lines: list[dict | None] = [None] * len(records)
+    judged = [place for place, record in enumerate(records) if metric.judges(record)]
+    if not judged:
+        return figures, lines
+    sound = images.isfinite().flatten(1).all(dim=1).tolist()
+    found, results = metric(images[judged].nan_to_num(0.0, 0.0, 0.0), [records[place] for place in judged])
+    for row, place in enumerate(judged):
+        line = lines[place] = results[row]
+        if line is not None and not sound[place]:
+            line |= {"correct": False, "reason": "the image is not a number", "details": "{}"}
+        for figure in metric.figures:
+            figures[figure][place] = found[figure][row] if sound[place] else np.nan
+    return figures, lines

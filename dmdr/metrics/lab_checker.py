@@ -1,0 +1,76 @@
+"""The lab's exact checker as a metric: `strict` and `soft`, and a line of GenEval's results.jsonl for every image."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+
+from dmdr.errors import ConfigError
+from dmdr.lab.checker import Verdict, check
+from dmdr.lab.world import SHAPES, SIZE
+
+
+class LabChecker:
+    """Judges the prompts that carry GenEval metadata of the lab's world."""
+
+    figures = ("strict", "soft")
+
+    def judges(self, record: dict) -> bool:
+        """Whether the prompt says what its image must show (tag and include)."""
+        return "tag" in record and "include" in record
+
+    def check_prompts(self, records: list[dict]) -> None:
+        """Refuse prompts it can say nothing about.
+
+        Raises:
+            ConfigError: no prompt has metadata, or some of it is not of this world.
+        """
+        judged = [record for record in records if self.judges(record)]
+        if not judged:
+            raise ConfigError(
+                f"evaluate.metrics asks for lab-checker, but none of the {len(records)} evaluation prompts has GenEval "
+                "metadata (tag, include); evaluate on lab:held-out, or drop lab-checker"
+            )
+        foreign = {need["class"] for record in judged for need in record["include"]}.difference(SHAPES)
+        if foreign:
+            raise ConfigError(
+                f"lab-checker knows {', '.join(SHAPES)}; the evaluation prompts ask for "
+                f"{', '.join(sorted(foreign)[:5])}; evaluate on lab:held-out, or drop lab-checker"
+            )
+
+    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+        """Scores (B,) by figure and GenEval's lines, less the file name; images (B, 3, SIZE, SIZE) in [0, 1].
+
+        Raises:
+            ConfigError: the images are not of the lab's size.
+        """
+        if images.shape[1:] != (3, SIZE, SIZE):
+            raise ConfigError(
+                f"lab-checker judges {SIZE}x{SIZE} images; these are {images.shape[3]}x{images.shape[2]}; "
+                "drop lab-checker from evaluate.metrics"
+            )
+        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        verdicts = [check(record, image) for record, image in zip(records, pixels, strict=True)]
+        figures = {
+            "strict": np.array([float(verdict.strict) for verdict in verdicts]),
+            "soft": np.array([verdict.soft for verdict in verdicts]),
+        }
+        return figures, [geneval_line(*pair) for pair in zip(records, verdicts, strict=True)]
+
+
+def geneval_line(record: dict, verdict: Verdict) -> dict:
+    """What GenEval's evaluate_images.py writes for an image; its summary_scores.py reads it unchanged."""
+    boxes: dict[str, list[list[float]]] = {}
+    for seen in verdict.seen:
+        if seen.shape is not None:
+            boxes.setdefault(seen.shape, []).append([*seen.box, seen.overlap])
+    return {
+        "tag": record["tag"],
+        "prompt": record["prompt"],
+        "correct": verdict.strict,
+        "reason": verdict.reason,
+        "metadata": json.dumps(record),
+        "details": json.dumps(boxes),
+    }

@@ -1,0 +1,28 @@
+"""A reward model as a metric: the same score that training may have seen, reported under the reward's own name."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dmdr.rewards import Reward
+
+
+class RewardMetric:
+    """Judges every prompt."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+        self.figures = (reward.name,)
+
+    def judges(self, record: dict) -> bool:
+        return True
+
+    def check_prompts(self, records: list[dict]) -> None:
+        """Any prompt will do."""
+
+    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1]; GenEval has no lines for them."""
+        with torch.no_grad():
+            scores = self.reward(images.clamp(0, 1), [record["prompt"] for record in records])
+        return {self.reward.name: scores.double().cpu().numpy()}, [None] * len(records)

@@ -1,0 +1,130 @@
+"""The lab's two rewards: tiny dual encoders of image and caption, score = cosine of the two.
+
+`lab-conv` (convolutions and a GRU) is there to train on; `lab-vit` (transformers, another seed, another width) is held
+out. `dmdr.lab.reward` built them. Neither saw a held-out prompt, and the checker had no part in either.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+FOLDER = Path(__file__).parents[1] / "lab" / "rewards"
+SIZE, LENGTH = 32, 14  # pixels a side; words of a caption that are read
+PAD, UNKNOWN = 0, 1
+
+
+class Words:
+    """Captions to word numbers (B, LENGTH), padded with PAD; words outside the vocabulary are UNKNOWN."""
+
+    def __init__(self, vocabulary: list[str]) -> None:
+        self.vocabulary = vocabulary
+        self.number = {word: index for index, word in enumerate(vocabulary, start=2)}
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        rows = [[self.number.get(word, UNKNOWN) for word in caption.lower().split()[:LENGTH]] for caption in captions]
+        return torch.tensor([row + [PAD] * (LENGTH - len(row)) for row in rows])
+
+
+class ConvImage(nn.Module):
+    """Four strided convolutions; the last map is flattened, so that place and number survive."""
+
+    def __init__(self, out: int) -> None:
+        super().__init__()
+        widths, layers = (3, 32, 48, 64, 96), []
+        for before, after in zip(widths, widths[1:], strict=False):
+            stride = 1 if before == 3 else 2
+            layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.SiLU()]
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 128), nn.SiLU(), nn.Linear(128, out))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images)
+
+
+class RecurrentText(nn.Module):
+    """A GRU over the words; its last state."""
+
+    def __init__(self, words: int, out: int) -> None:
+        super().__init__()
+        self.embedding, self.gru = nn.Embedding(words, 48, padding_idx=PAD), nn.GRU(48, 96, batch_first=True)
+        self.out = nn.Linear(96, out)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        states, _ = self.gru(self.embedding(words))
+        last = (words != PAD).sum(1).clamp(min=1) - 1
+        return self.out(states[torch.arange(len(words)), last])
+
+
+def encoder(width: int, layers: int) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(width, 4, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+
+class TransformerImage(nn.Module):
+    """Patches of 4x4 pixels, three layers; the first token reads out."""
+
+    def __init__(self, out: int, width: int = 64) -> None:
+        super().__init__()
+        self.patch, self.encoder = nn.Conv2d(3, width, 4, 4), encoder(width, 3)
+        self.place = nn.Parameter(torch.randn(1, 1 + (SIZE // 4) ** 2, width) * 0.02)
+        self.read, self.out = nn.Parameter(torch.zeros(1, 1, width)), nn.Linear(width, out)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.read.expand(len(tokens), -1, -1), tokens], dim=1) + self.place
+        return self.out(self.encoder(tokens)[:, 0])
+
+
+class TransformerText(nn.Module):
+    """Two layers over words and their places; the mean over real words."""
+
+    def __init__(self, words: int, out: int, width: int = 64) -> None:
+        super().__init__()
+        self.embedding, self.encoder = nn.Embedding(words, width), encoder(width, 2)
+        self.place, self.out = nn.Parameter(torch.randn(1, LENGTH, width) * 0.02), nn.Linear(width, out)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        real = (words != PAD).float()[..., None]
+        tokens = self.encoder(self.embedding(words) + self.place, src_key_padding_mask=words == PAD)
+        return self.out((tokens * real).sum(1) / real.sum(1).clamp(min=1))
+
+
+class LabReward(nn.Module):
+    """cos(image, caption) in [-1, 1]; images of any size are resized to 32x32, differentiably."""
+
+    differentiable = True
+
+    def __init__(self, name: str, vocabulary: list[str]) -> None:
+        super().__init__()
+        self.name, self.words = name, Words(vocabulary)
+        count, out = len(vocabulary) + 2, 96
+        conv = name == "lab-conv"
+        self.image = ConvImage(out) if conv else TransformerImage(out)
+        self.text = RecurrentText(count, out) if conv else TransformerText(count, out)
+        self.log_temperature = nn.Parameter(torch.tensor(2.5))  # of the contrastive loss; the score has none
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, D), length 1."""
+        if images.shape[-2:] != (SIZE, SIZE):
+            images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        return F.normalize(self.image(images * 2 - 1), dim=-1)
+
+    def embed_captions(self, captions: list[str]) -> torch.Tensor:
+        """-> (B, D), length 1."""
+        return F.normalize(self.text(self.words(captions).to(self.log_temperature.device)), dim=-1)
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)
+
+
+def load(name: str, device: str) -> LabReward:
+    """One of the shipped rewards, frozen, in float32."""
+    card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    reward = LabReward(name, card["vocabulary"])
+    reward.load_state_dict({key: value.float() for key, value in load_file(FOLDER / f"{name}.safetensors").items()})
+    return reward.requires_grad_(False).eval().to(device)

@@ -1,0 +1,110 @@
+"""Sampling: backward simulation, the few-step student, the multi-step teacher with CFG; and the noise they all use.
+
+1. Noise is a pure function of a seed and a key, never of history: a resumed or a resharded run draws the same.
+2. Backward simulation follows inference: the input of each trained step is what the sampler itself would see there.
+   (The official demo trains on an x0 re-noised to the time it was predicted at, one prediction ahead.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dmdr.backbones import Backbone, Conditioning
+
+
+def generator_for(seed: int, *key: int | str) -> torch.Generator:
+    """A CPU generator that depends on its arguments alone."""
+    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def noise_for(seed: int, *key: int | str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal float32 of `shape`, a pure function of (seed, key)."""
+    return torch.randn(shape, generator=generator_for(seed, *key))
+
+
+@dataclass(frozen=True)
+class States:
+    """What N sampling steps of B trajectories saw and predicted: times (N,), x_t and x0 (N, B, C, H, W)."""
+
+    times: torch.Tensor
+    x_t: torch.Tensor
+    x0: torch.Tensor
+
+
+@torch.no_grad()
+def backward_simulation(
+    student: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    backbone: Backbone,
+    *,
+    times: torch.Tensor,
+    noises: torch.Tensor,
+) -> States:
+    """Run the few-step sampler: predict x0, renoise it to the next time with fresh noise.
+
+    Args:
+        student: (x_t (B, C, H, W), t (B,)) -> x0.
+        times: (N + 1,), student_timesteps and a final 0.
+        noises: (N, B, C, H, W); noises[0] is where trajectories start, noises[i] what step i adds.
+    """
+    inputs, outputs, x_t = [], [], noises[0]
+    for index, t in enumerate(times[:-1]):
+        if index > 0:
+            x_t = backbone.path.renoise(outputs[-1], noises[index], t.expand(len(x_t)))
+        inputs.append(x_t)
+        outputs.append(student(x_t, t.expand(len(x_t))))
+    return States(times[:-1], torch.stack(inputs), torch.stack(outputs))
+
+
+def student_sample(
+    backbone: Backbone, network: torch.nn.Module, c: Conditioning, times: torch.Tensor, noises: torch.Tensor
+) -> torch.Tensor:
+    """The student's x0 (B, C, H, W) after its N steps, without CFG; `times` and `noises` as in backward_simulation."""
+
+    def student(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return backbone.predict_x0(network, x_t, t, c)
+
+    return backward_simulation(student, backbone, times=times, noises=noises).x0[-1]
+
+
+def guided(
+    backbone: Backbone,
+    network: torch.nn.Module,
+    x_t: torch.Tensor,
+    t: torch.Tensor,
+    c: Conditioning,
+    unconditional: Conditioning,
+    scale: float,
+) -> torch.Tensor:
+    """Classifier-free guidance: u + scale (c - u) of raw predictions, both halves in one call; scale 1 costs one half.
+
+    `unconditional` holds one row, the empty prompt; it is repeated for the batch.
+    """
+    if scale == 1.0:
+        return backbone.predict(network, x_t, t, c)
+    both = {key: torch.cat([value, unconditional[key].expand_as(value)]) for key, value in c.items()}
+    with_prompt, without = backbone.predict(network, torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+    return without + scale * (with_prompt - without)
+
+
+@torch.no_grad()
+def teacher_sample(
+    backbone: Backbone,
+    c: Conditioning,
+    unconditional: Conditioning,
+    *,
+    guidance_scale: float,
+    times: torch.Tensor,
+    noise: torch.Tensor,
+) -> torch.Tensor:
+    """The teacher's x0 (B, C, H, W): Euler steps along `times` (steps + 1,) from `noise`, as its own pipeline does."""
+    x_t = noise
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        t, t_next = t.expand(len(x_t)), t_next.expand(len(x_t))
+        prediction = guided(backbone, backbone.network, x_t, t, c, unconditional, guidance_scale)
+        x_t = backbone.path.step(x_t, prediction, t, t_next)
+    return x_t

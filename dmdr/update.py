@@ -1,0 +1,128 @@
+"""The algorithm. A window of DMDR: a rollout, K - 1 updates of the fake score, one of the student with the K-th.
+
+The student does not change inside a window, so one rollout serves all of it: its N states for each trajectory are
+on-policy samples for the fake score and inputs for the student alike.
+1. Every state is used: (K - 1) B samples for the fake score cost (K - 1) F, where a fresh rollout for each of the K
+   updates costs K N F. B is the batch, F one forward of the base.
+2. On the student's step the fake score is run once: its prediction serves the score, then, on the same renoised
+   sample, its own loss. Its graph is kept, so real (2 B, no graph) and fake (B) are two calls, not one of 3 B.
+Cost with CFG and a full student: (K - 1) F rollout + (K - 1)(F + b) + 3 F student + 3 F scores + b.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dmdr import losses
+from dmdr.backbones import Conditioning
+from dmdr.backbones.scores import STUDENT, SharedBase
+from dmdr.rollout import States, backward_simulation
+
+RLLoss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B states out of a window: x_t and x0 (B, C, H, W), t (B,), conditioning, and the prompt each belongs to (B,)."""
+
+    x_t: torch.Tensor
+    x0: torch.Tensor
+    t: torch.Tensor
+    c: Conditioning
+    prompt: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Renoise:
+    """Where the two scores are compared: levels t (B,) and noise (B, C, H, W)."""
+
+    t: torch.Tensor
+    noise: torch.Tensor
+
+
+def trajectories(batch_size: int, fake_updates: int, steps: int) -> int:
+    """How many rollouts a window needs so that their states suffice for it: ceil((K - 1) B / N), and never none."""
+    return math.ceil(max(fake_updates - 1, 1) * batch_size / steps)
+
+
+def rollout(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor) -> States:
+    """Backward simulation of the current student: N states of each trajectory."""
+    return backward_simulation(lambda x_t, t: base.student(x_t, t, c), base.backbone, times=times, noises=noises)
+
+
+def select(states: States, c: Conditioning, pairs: torch.Tensor) -> Batch:
+    """The states with flat index `pairs` (B,) into (N steps x M trajectories)."""
+    step, trajectory = pairs // states.x0.shape[1], pairs % states.x0.shape[1]
+    chosen = {key: value[trajectory] for key, value in c.items()}
+    return Batch(states.x_t[step, trajectory], states.x0[step, trajectory], states.times[step], chosen, trajectory)
+
+
+def update_fake_score(
+    base: SharedBase, batch: Batch, renoise: Renoise, optimizer: torch.optim.Optimizer, *, clip: float
+) -> dict[str, torch.Tensor]:
+    """One step of L_diff on the student's samples."""
+    path = base.backbone.path
+    x_t = path.renoise(batch.x0, renoise.noise, renoise.t)
+    prediction = base.fake(x_t, renoise.t, batch.c)
+    loss = losses.fake_score(prediction, path.target(batch.x0, renoise.noise))
+    return {"loss_fake": loss.detach(), "grad_fake": _descend(loss, base.fake_parameters, optimizer, clip)}
+
+
+def update_student(
+    base: SharedBase,
+    batch: Batch,
+    unconditional: Conditioning,
+    renoise: Renoise,
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    *,
+    guidance_scale: float,
+    real_scale: float,
+    rl: tuple[RLLoss, float] | None,
+    clips: tuple[float, float],
+) -> dict[str, torch.Tensor]:
+    """L = L_dmd + weight L_rl (DMDR, equation 2) for the student, and the window's last step of the fake score.
+
+    Args:
+        optimizers, clips: of the student, of the fake score.
+        rl: (loss of (x0, prompt), weight), or None for distillation only.
+    """
+    path = base.backbone.path
+    x0 = base.student(batch.x_t, batch.t, batch.c)
+    sample = x0.detach()
+
+    x_t = path.renoise(sample, renoise.noise, renoise.t)
+    x0_real = base.real_x0(
+        x_t, renoise.t, batch.c, unconditional, guidance_scale=guidance_scale, lora_scale=real_scale
+    )
+    prediction = base.fake(x_t, renoise.t, batch.c)
+    x0_fake = path.to_x0(x_t, prediction.detach(), renoise.t)
+    loss_fake = losses.fake_score(prediction, path.target(sample, renoise.noise))
+    grad_fake = _descend(loss_fake, base.fake_parameters, optimizers[1], clips[1])
+
+    loss_dm = losses.distribution_matching(x0, x0_real, x0_fake)
+    loss, figures = loss_dm, {}
+    if rl is not None:
+        loss_rl, figures = rl[0](x0, batch.prompt)
+        figures = {"loss_rl": loss_rl.detach(), **figures}
+        loss = loss + rl[1] * loss_rl
+    with base.wearing(STUDENT, float(base.student_is_lora)):
+        grad_student = _descend(loss, base.student_parameters, optimizers[0], clips[0])
+    return {
+        "loss_dm": loss_dm.detach(), **figures, "loss_fake": loss_fake.detach(),
+        "grad_student": grad_student, "grad_fake": grad_fake, "gap": (x0_fake - x0_real).abs().mean(),
+    }  # fmt: skip
+
+
+def _descend(
+    loss: torch.Tensor, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
+) -> torch.Tensor:
+    """Backward, clip, step; returns the gradient norm before clipping."""
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
+    optimizer.step()
+    return norm

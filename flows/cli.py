@@ -1,0 +1,92 @@
+"""The console command `dmdr`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from dmdr.config import STAGES
+from dmdr.errors import ConfigError, DataError, InputMissing
+
+EXIT = {
+    ConfigError: 64,
+    DataError: 65,
+    InputMissing: 66,
+}  # as in stages/__main__.py, whose import takes over the signals
+STORE_FAILED = 74
+DESCRIPTION = "Distil a text-to-image teacher into a few-step student by distribution matching and RL at once."
+EPILOG = (
+    "exit codes: 0 sealed; 64 config, 65 data, 66 input missing, 70 internal, 74 store, 75 stopped: repeat the command"
+)
+STORE = "where artifacts lie: a folder or any fsspec URL such as s3://BUCKET/PREFIX (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose usage errors exit with 64, like a bad config."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(64, f"{self.prog}: {message}\n")
+
+
+def parser() -> Parser:
+    """The commands, with help that a newcomer can act on."""
+    top = Parser(prog="dmdr", description=DESCRIPTION, epilog=EPILOG)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser(
+        "run", help="run all stages of a config; what is sealed is skipped, what is open goes on", epilog=EPILOG
+    )
+    run.add_argument("config", metavar="CONFIG", help="a YAML file, for example configs/lab-flow.yaml")
+    run.add_argument("--run", metavar="NAME", help="name of the run (default: the config's own)")
+    run.add_argument("--store", default="runs", metavar="URL", help=STORE)
+
+    status = commands.add_parser("status", help="list the stages of a run: sealed, open or not started")
+    status.add_argument("run", metavar="RUN", help="name of the run")
+    status.add_argument("--store", default="runs", metavar="URL", help=STORE)
+
+    pull = commands.add_parser("pull", help="copy the files of a sealed stage to a folder, verified")
+    pull.add_argument("run", metavar="RUN", help="name of the run")
+    pull.add_argument("stage", metavar="STAGE", choices=STAGES, help=f"one of {', '.join(STAGES)}")
+    pull.add_argument("folder", metavar="DIR", help="where to; a new or an empty folder")
+    pull.add_argument("--store", default="runs", metavar="URL", help=STORE)
+
+    # These two read their own arguments, --help among them.
+    commands.add_parser("stage", help="run one stage, as a container does; see dmdr stage --help", add_help=False)
+    commands.add_parser("lab", help="build the lab's teachers and rewards; see dmdr lab build --help", add_help=False)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code. Each command imports what it needs, and no more."""
+    commands = parser()
+    given, rest = commands.parse_known_args(argv)
+    if given.command == "stage":
+        from stages.__main__ import main as run_stage
+
+        return run_stage(rest)
+    if given.command == "lab":
+        from dmdr.lab.build import main as build
+
+        if rest[:1] != ["build"]:
+            commands.error("the lab has one command: dmdr lab build {teacher|rewards} --out DIR")
+        return build(rest[1:])
+    if rest:
+        commands.error(f"unknown arguments: {' '.join(rest)}; see dmdr {given.command} --help")
+
+    from flows import run, store
+
+    try:
+        if given.command == "run":
+            return run.run(given.config, given.run, given.store)
+        if given.command == "status":
+            return store.status(given.run, given.store)
+        return store.pull(given.run, given.stage, given.folder, given.store)
+    except (ConfigError, DataError, OSError) as error:
+        print(f"dmdr: {error}", file=sys.stderr)
+        return next((code for kind, code in EXIT.items() if isinstance(error, kind)), STORE_FAILED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

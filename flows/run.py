@@ -1,0 +1,106 @@
+"""`dmdr run`: the flow `dmdr` from a terminal, with Prefect's embedded server and as little of it as possible.
+
+The seals are looked at first. Prefect is imported, and its server started, only if some stage has work to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from dmdr.config import STAGES, Config, identity, load
+from dmdr.errors import StoreError
+from flows.scorecard import as_text
+from stages.artifacts import Artifact
+from stages.inputs import inputs
+
+STOPPED = 75
+QUIET = {  # Prefect's settings; what the user has set wins
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the stages say themselves what they do and what went wrong
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # "database is locked", which the embedded server itself retries
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",  # a busy machine
+}
+
+
+def run(config: str, name: str | None, store: str) -> int:
+    """Run what is not sealed yet, then show the scorecard; returns the exit code of the stage that failed, or 0.
+
+    Raises:
+        ConfigError, DataError, InputMissing: before anything has started.
+    """
+    checked = load(config)
+    name = name or checked.run
+    if not all_sealed(checked, name, store):
+        code = start(config, name, store)
+        if code:
+            return code
+    show(name, store)
+    return 0
+
+
+def all_sealed(config: Config, name: str, store: str) -> bool:
+    """Whether nothing is left to do; if so, one line a stage says where its seal is.
+
+    Raises:
+        ConfigError: a stage is sealed under this name with other settings or inputs.
+    """
+    sealed = []
+    for stage in STAGES:
+        artifact = Artifact(store, name, stage)
+        needed = inputs(config, stage, store, name)
+        if artifact.record() is None:
+            return False
+        artifact.claim(identity(config, stage), needed)
+        sealed.append(artifact.address)
+    for stage, address in zip(STAGES, sealed, strict=True):
+        print(f"{stage}: sealed already at {address}")
+    return True
+
+
+def start(config: str, name: str, store: str) -> int:
+    """The flow, in this process; returns an exit code. A stage that failed has said why in its own lines.
+
+    Raises:
+        StoreError: PREFECT_API_URL names a server that does not answer.
+    """
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(STOPPED)
+    )  # Prefect raises its own exception first, then calls this
+    for setting, value in QUIET.items():
+        os.environ.setdefault(setting, value)
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    from flows.dmdr import FINAL, StageFailed, dmdr
+
+    if PREFECT_API_URL.value():
+        problem = get_client(sync_client=True).api_healthcheck()
+        if problem:
+            raise StoreError(
+                f"the Prefect server at {PREFECT_API_URL.value()} does not answer ({problem}); start it, "
+                "or unset PREFECT_API_URL to use the embedded one"
+            )
+    else:
+        print("starting Prefect's embedded server", file=sys.stderr)
+    try:
+        dmdr(config, name, store)
+    except StageFailed as failure:
+        if failure.code not in FINAL:
+            print(f"dmdr: {failure}; the same command goes on from here", file=sys.stderr)
+        return failure.code
+    except KeyboardInterrupt:
+        return STOPPED
+    return 0
+
+
+def show(name: str, store: str) -> None:
+    """Print the scorecard of a run and where its report lies."""
+    artifact = Artifact(store, name, "evaluate")
+    with tempfile.TemporaryDirectory() as cache:
+        scores = json.loads((artifact.fetch(Path(cache)) / "scorecard.json").read_text(encoding="utf-8"))
+    print(f"\n{as_text(scores)}\n\nreport: {artifact.address}/report.html")

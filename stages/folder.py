@@ -1,0 +1,162 @@
+"""A folder as an artifact store: every file is whole or invisible, whatever kills its writer.
+
+A file is written in the attempt's own `.attempt-*` folder, flushed to the disk and renamed into place. The attempt
+holds a lock on that folder. It dies with the process, so what a killed attempt left can be told from a live one's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dmdr.errors import StoreError
+
+ATTEMPT = ".attempt-"
+UMASK = os.umask(0o022)  # it can only be read by setting it
+os.umask(UMASK)
+
+
+@contextmanager
+def refused(action: str, where: object) -> Iterator[None]:
+    """Turn what the operating system would not do into one line for the user."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"cannot {action} {where}: {error.strerror or error}; see that the store is writable and has space left, "
+            "or choose another with --store, then repeat the command"
+        ) from error
+
+
+class Folder:
+    """The files of one address. Names are relative, with slashes. Every method raises StoreError."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._scratch: tempfile.TemporaryDirectory | None = None
+        self._lock: int | None = None  # open for as long as the process lives
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file, None where there is none."""
+        with refused("read", self.root / name):
+            try:
+                return (self.root / name).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def create(self, name: str, data: bytes) -> bytes:
+        """Write a file unless there is one; returns what stands there now, ours or the earlier one's."""
+        target = self.root / name
+        with refused("write", target):
+            temporary = self._written(lambda file: file.write_bytes(data))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(temporary, target)  # unlike a rename, it never replaces
+            except FileExistsError:
+                return target.read_bytes()
+            finally:
+                temporary.unlink()
+            _flush(target.parent)
+        return data
+
+    def publish(self, name: str, write: Callable[[Path], object]) -> None:
+        """Let `write` fill a new file, then put it in place of what was there."""
+        with refused("write", self.root / name):
+            self._place(self._written(write), name)
+
+    def add(self, name: str, source: Path, digest: str) -> str:
+        """Move a file in; call it inside `alone()`. Returns the name it is stored under."""
+        self.publish(name, lambda file: shutil.move(source, file))
+        return name
+
+    def fetch(self, name: str, target: Path) -> Path | None:
+        """The file's own path (nothing is copied to `target`), None where there is none."""
+        return self.root / name if (self.root / name).is_file() else None
+
+    def names(self) -> list[str]:
+        with refused("list", self.root):
+            found = []
+            for folder, below, files in os.walk(self.root):
+                below[:] = [name for name in below if not name.startswith(ATTEMPT)]
+                found += [(Path(folder) / name).relative_to(self.root).as_posix() for name in files]
+            return sorted(found)
+
+    def remove(self, name: str) -> None:
+        """Delete a file or a folder; it may be gone already."""
+        target = self.root / name
+        with refused("delete", target):
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+    def scratch(self) -> Path:
+        """A folder of this attempt on the store's own disk, deleted when the process ends."""
+        with refused("write in", self.root):
+            while self._scratch is None:
+                self.root.mkdir(parents=True, exist_ok=True)
+                folder = tempfile.TemporaryDirectory(prefix=ATTEMPT, dir=self.root, ignore_cleanup_errors=True)
+                self._lock = os.open(folder.name, os.O_RDONLY)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                if Path(folder.name).exists():  # else another attempt's tidy() was quicker than our lock
+                    self._scratch = folder
+            return Path(self._scratch.name)
+
+    def tidy(self) -> None:
+        """Delete what killed attempts left behind."""
+        with refused("delete in", self.root):
+            for folder in self.root.glob(f"{ATTEMPT}*"):
+                handle = os.open(folder, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+                except BlockingIOError:
+                    pass  # its attempt is alive
+                finally:
+                    os.close(handle)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While inside, no other live copy of the stage is inside."""
+        with refused("lock", self.root):
+            handle = os.open(self.root, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def _written(self, write: Callable[[Path], object]) -> Path:
+        """A new file in our scratch folder, on the disk and readable by whoever may read the store."""
+        handle, name = tempfile.mkstemp(dir=self.scratch())
+        os.close(handle)
+        try:
+            write(Path(name))
+            os.chmod(name, 0o666 & ~UMASK)  # mkstemp and safetensors make files that only their owner can read
+            _flush(Path(name))
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        return Path(name)
+
+    def _place(self, temporary: Path, name: str) -> None:
+        target = self.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, target)
+        _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,40 @@
+"""What a stage's result is made from, each input by its fingerprint. Cheap, and without torch."""
+
+from __future__ import annotations
+
+from dmdr import teacher
+from dmdr.config import Config
+from dmdr.errors import InputMissing
+from stages import sources
+from stages.artifacts import Artifact
+
+UPSTREAM = {
+    "prompts": (),
+    "cold_start": ("prompts",),
+    "joint": ("prompts", "cold_start"),
+    "export": ("joint",),
+    "evaluate": ("prompts", "export"),
+}
+
+
+def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
+    """name -> fingerprint: the teacher, the prompt sources of the stage prompts, the stages before.
+
+    Raises:
+        InputMissing: the teacher or a prompt file does not exist, or a stage before is not sealed.
+    """
+    found = {"teacher": teacher.digest(teacher.resolve(config.teacher.path))}
+    if stage == "prompts":
+        found |= {f"source:{index}": sources.digest(source) for index, source in enumerate(config.prompts.sources)}
+        if config.prompts.evaluation is not None:
+            found["evaluation"] = sources.digest(config.prompts.evaluation)
+    for upstream in UPSTREAM[stage]:
+        artifact = Artifact(store, run, upstream)
+        record = artifact.record()
+        if record is None:
+            raise InputMissing(
+                f"it needs {upstream}, which is not sealed at {artifact.address}; run python -m stages {upstream} "
+                "with the same config, run and store first"
+            )
+        found[upstream] = record["fingerprint"]
+    return found

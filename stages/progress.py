@@ -1,0 +1,51 @@
+"""How far a stage is: a bar on a terminal, in a log a plain line at most every ten seconds, and the last one."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+EVERY = 10.0  # seconds between two lines of a log
+
+
+class Progress:
+    """Writes to stderr; stdout is for results."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._bar: tqdm | None = None
+        self._first: tuple[int, float] | None = None  # (done, when): a resumed stage does not begin at 0
+        self._told = time.monotonic()
+
+    def update(self, done: int, total: int, **figures: float) -> None:
+        """`done` of `total` steps; figures are shown beside them."""
+        shown = {name: f"{value:.4g}" for name, value in figures.items()}
+        if sys.stderr.isatty():
+            self._draw(done, total, shown)
+            return
+        now = time.monotonic()
+        self._first = self._first or (done, now)
+        if now - self._told >= EVERY or done >= total:
+            self._told = now
+            words = [f"{self.stage} {done:,}/{total:,}", *(f"{name} {value}" for name, value in shown.items())]
+            steps, seconds = done - self._first[0], now - self._first[1]
+            if steps and done < total:
+                words.append(f"{(total - done) * seconds / steps:.0f} s left")
+            print(", ".join(words), file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """One line now, above the bar if there is one."""
+        tqdm.write(f"{self.stage}: {line}", file=sys.stderr)
+        sys.stderr.flush()
+
+    def _draw(self, done: int, total: int, shown: dict[str, str]) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=total, initial=done, desc=self.stage, dynamic_ncols=True, file=sys.stderr)
+        self._bar.total = total
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,50 @@
+"""Where a result comes from, read from the records of the run's stages; for the model card and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmdr.config import STAGES
+from stages import Context
+from stages.artifacts import Artifact
+
+
+def records(context: Context) -> dict[str, dict]:
+    """The records of the sealed stages of this run, in data order."""
+    artifacts = {stage: Artifact(context.artifact.store, context.artifact.run, stage) for stage in STAGES}
+    found = {stage: artifact.record() for stage, artifact in artifacts.items()}
+    return {stage: record for stage, record in found.items() if record is not None}
+
+
+def settings(sealed: dict[str, dict], own: dict[str, object]) -> dict[str, object]:
+    """Every setting that names the result: the identities of the sealed stages, and `own` of the one that runs."""
+    return {name: value for record in sealed.values() for name, value in record["identity"].items()} | own
+
+
+def teacher_name(path: str) -> str:
+    """A teacher by a name that means something elsewhere: lab:flow, or its folder's own name."""
+    return path if path.startswith("lab:") else Path(path).name
+
+
+def summary(record: dict) -> dict[str, object]:
+    """One stage in short: which result it is, what made it, on what, for how long."""
+    return {key: record[key] for key in ("fingerprint", "code", "device", "duration_s", "cost")}
+
+
+def table(context: Context) -> list[tuple[str, str]]:
+    """Names and values for the report."""
+    sealed, path = records(context), context.config.teacher.path
+    prompts = ", ".join(f"{name} {count:,}" for name, count in sealed["prompts"]["facts"].items())
+    rows = [
+        ("run", context.artifact.run),
+        ("teacher", f"{teacher_name(path)}, sha256 {sealed['prompts']['inputs']['teacher']}"),
+        ("prompts", prompts),
+    ]
+    for stage, record in sealed.items():
+        made = f"{record['duration_s']:.1f} s on {record['device']}, dmdr {record['code']['version']}"
+        rows.append((stage, f"{made}, fingerprint {record['fingerprint']}"))
+    libraries = {
+        name: version for name, version in sealed["export"]["code"].items() if name not in ("version", "sources")
+    }
+    rows.append(("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items())))
+    return rows

@@ -1,0 +1,103 @@
+"""What cold start and joint training share: load, resume from the newest checkpoint, train, write the student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dmdr import teacher
+from dmdr.backbones import Backbone
+from dmdr.backbones.scores import FAKE, STUDENT, SharedBase
+from dmdr.config import Training
+from dmdr.promptset import PromptSet
+from dmdr.rl.refl import ReFL
+from dmdr.state import TrainState, fill
+from dmdr.train import Run, train
+from stages import Context, Stopped
+from stages.device import device
+
+STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
+SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every reward
+
+
+def fit(
+    context: Context,
+    stage: str,
+    training: Training,
+    *,
+    start: Path | None = None,
+    rl: Callable[[Backbone], tuple[ReFL, float]] | None = None,
+) -> dict:
+    """Train the student of `context` and write it into context.out; returns the last figures.
+
+    Args:
+        start: output of the stage to start from; None starts from the teacher.
+        rl: makes the RL algorithm, and says its weight.
+
+    Raises:
+        DataError: the start or a checkpoint is of another model.
+        NonFinite: training diverged.
+        Stopped: SIGTERM arrived; a checkpoint holds everything done.
+    """
+    config = context.config
+    backbone = teacher.load(teacher.resolve(config.teacher.path), device(config), text=False)
+    base = SharedBase(
+        backbone, fake_rank=config.fake_score.lora_rank, fake_scale=config.fake_score.scale,
+        student_rank=config.student.lora_rank, seed=config.seed,
+    )  # fmt: skip
+    if start is not None:
+        fill(base.student_parameters, base.own(STUDENT, load_file(start / EMA_FILE)), f"student of {start.name}")
+        fill(base.fake_parameters, base.own(FAKE, load_file(start / FAKE_FILE)), f"fake score of {start.name}")
+    state = TrainState(base, training, ema=config.student.ema)
+    checkpoints = context.artifact.checkpoints(config.execution.keep_checkpoints)
+    found = checkpoints.newest()
+    if found is not None:
+        state.restore(found[1], found[2])
+        context.progress.say(f"continues from its checkpoint after update {state.update}")
+
+    folder, like = context.input("prompts"), backbone.network.device
+    algorithm, weight = rl(backbone) if rl else (None, 0.0)
+    run = Run(
+        stage=stage, seed=config.seed, training=training, base=base, prompts=PromptSet(folder, "train"),
+        unconditional=backbone.collate([PromptSet.unconditional(folder)]),
+        times=backbone.student_times(config.student.steps).to(like),
+        guidance_scale=config.teacher.guidance_scale, rl=algorithm, rl_weight=weight,
+    )  # fmt: skip
+    saved = state.update
+
+    def checkpoint(now: bool) -> None:
+        nonlocal saved
+        if now or state.update - saved >= config.execution.checkpoint_every:
+            if state.update > saved:
+                checkpoints.save(state.update, state.tensors(), state.info())
+            saved = state.update
+
+    def report(row: dict[str, float]) -> None:
+        shown = {key: value for key, value in row.items() if key in SHOWN or key.startswith("reward/")}
+        context.progress.update(state.update, training.updates, **shown)
+
+    if not train(run, state, checkpoint=checkpoint, report=report, stop=context.stop):
+        raise Stopped(f"stopped after update {state.update} of {training.updates}; repeat the command to go on")
+    write(context, base, state)
+    last = state.rows[-1]
+    return {"updates": state.update, **{key: last[key] for key in last if key in SHOWN or key.startswith("reward/")}}
+
+
+def write(context: Context, base: SharedBase, state: TrainState) -> None:
+    """Both forms of the student, the fake score, the metrics and what the student is."""
+    out, student = context.out, context.config.student
+
+    def save(file: str, role: str, values: dict[str, torch.Tensor]) -> None:
+        portable = base.portable(role, values)
+        save_file({name: value.detach().cpu().contiguous() for name, value in portable.items()}, out / file)
+
+    save(STUDENT_FILE, STUDENT, base.student_parameters)
+    save(EMA_FILE, STUDENT, state.ema)
+    save(FAKE_FILE, FAKE, base.fake_parameters)
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state.rows), encoding="utf-8")
+    facts = {"form": student.form, "steps": student.steps, "lora_rank": student.lora_rank, "ema": student.ema}
+    (out / "student.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,131 @@
+"""What several tests need: a complete tiny pipeline folder that diffusers wrote, and a config of a whole tiny run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only get in each other's way
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+PROMPTS = (
+    "a red circle", "two blue squares", "a green triangle left of a yellow star", "three white rings",
+    "a purple cross", "a photo of an apple", "an oil painting of a lighthouse", "a cat that wears a hat",
+    "a yellow bicycle", "four pink hearts", "a bowl of soup", "a robot reading a book", "the sea at night",
+    "a blue square above a red circle", "one orange diamond", "a map of an island", "snow on a pine tree",
+    "a teapot made of glass", "five grey dots", "a portrait of an owl",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusion3Pipeline with random weights (16x16 pixels, 8x8x4 latents), saved by diffusers itself."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = SD3Transformer2DModel(
+            sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32,
+            pos_embed_max_size=8,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            in_channels=3, out_channels=3, latent_channels=4, sample_size=16, block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
+            norm_num_groups=4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5,
+        )  # fmt: skip
+        pipeline = StableDiffusion3Pipeline(
+            transformer=transformer, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            text_encoder=_text_encoder(), tokenizer=_byte_tokenizer(), text_encoder_2=_text_encoder(),
+            tokenizer_2=_byte_tokenizer(), text_encoder_3=_t5_encoder(), tokenizer_3=_t5_tokenizer(),
+        )  # fmt: skip
+    folder = tmp_path_factory.mktemp("teacher") / "tiny-sd3"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _byte_tokenizer():
+    """A CLIPTokenizer whose vocabulary is the 256 bytes, inside and at the end of a word, and no merges."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=77,
+        pad_token="<|endoftext|>",
+    )  # fmt: skip
+
+
+def _t5_tokenizer():
+    """A T5 tokenizer that spells lower-case letters."""
+    from transformers import T5TokenizerFast
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -2.0)]
+    pieces += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=256)
+
+
+def _t5_encoder():
+    """A one-layer T5 encoder as wide as the transformer's context."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=30, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0, eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def _text_encoder():
+    """A two-layer CLIP text encoder of width 16 for `_byte_tokenizer`."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=514, hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
+    """Writes a config of a whole tiny run and returns its path; keywords replace top-level keys."""
+
+    def write(**changes: object) -> Path:
+        (tmp_path / "train.txt").write_text("\n".join(PROMPTS[:14]) + "\n", encoding="utf-8")
+        (tmp_path / "held-out.txt").write_text("\n".join(PROMPTS[14:]) + "\n", encoding="utf-8")
+        training = {
+            "updates": 2, "batch_size": 2, "fake_updates": 2,
+            "student": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 2e-4},
+        }  # fmt: skip
+        config = {
+            "run": "tiny",
+            "seed": 3,
+            "teacher": {"path": str(tiny_sd3_folder), "guidance_scale": 3.0, "steps": 3},
+            "prompts": {"sources": [str(tmp_path / "train.txt")], "evaluation": str(tmp_path / "held-out.txt")},
+            "student": {"steps": 2},
+            "fake_score": {"lora_rank": 4},
+            "cold_start": {**training, "dynamic": {"updates": 2}},
+            "joint": {**training, "rl": {"weight": 0.5, "rewards": {"lab-conv": 1.0}}},
+            "evaluate": {"metrics": ["lab-vit"], "batch_size": 4},
+            "execution": {"device": "cpu", "checkpoint_every": 1},
+            **changes,
+        }
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,257 @@
+"""What needs a process that can be forked: SIGKILL at any call, full and read-only disks, memory that stays bounded.
+
+pytest does not collect this file by itself: `test_artifacts.py` runs it in a fresh process. A fork of one that has other
+threads (fsspec's, Prefect's) can hang.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_artifacts import IDENTITY, INPUTS, Bench, check, contents, rng, same, save, sealed, write
+
+from dmdr.config import Prompts
+from dmdr.errors import InputMissing
+from dmdr.promptset import PromptSet, write_shard
+from stages import prompts
+from stages.artifacts import Artifact
+from stages.folder import ATTEMPT
+
+__all__ = ["rng"]  # a fixture, used by name
+
+CALLS = {
+    "open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.listdir", "os.scandir",
+    "fcntl.flock", "shutil.rmtree", "shutil.move", "tempfile.mkstemp", "tempfile.mkdtemp",
+}  # fmt: skip
+
+
+def killed_at(call: int, work: Callable[[], object]) -> bool:
+    """Run `work` in a child process that gets SIGKILL just before its n-th call of the system; False if it ends."""
+    child = os.fork()
+    if child == 0:
+        seen = itertools.count(1)
+
+        def audit(event: str, arguments: tuple) -> None:
+            if event in CALLS and next(seen) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(audit)
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), "the child failed by itself"
+    return status == signal.SIGKILL
+
+
+def test_kill_at_any_call_of_a_seal(tmp_path: Path, rng: random.Random) -> None:
+    files, bench = contents(rng), Bench(str(tmp_path / "runs"), tmp_path / "runs")
+    wanted = {*files, "record.json", "claim.json"}
+    outcomes = []
+    for call in itertools.count(rng.randrange(1, 4), step=3):
+        artifact = bench.artifact(run=f"c{call}")
+
+        def work(artifact: Artifact = artifact, call: int = call) -> None:
+            artifact.claim(IDENTITY, INPUTS)
+            artifact.seal(write(tmp_path / f"out{call}", files), facts={})
+
+        if not killed_at(call, work):
+            break
+        outcomes.append(artifact.record() is not None)
+        if outcomes[-1]:
+            check(artifact, tmp_path / "cache", files)
+        else:
+            with pytest.raises(InputMissing):
+                artifact.fetch(tmp_path / "cache")
+            shutil.rmtree(tmp_path / f"out{call}", ignore_errors=True)
+            work()
+            check(artifact, tmp_path / "cache", files)
+            left = {each.name for each in (tmp_path / f"runs/c{call}/cold_start").iterdir()}
+            assert left - {name.split("/")[0] for name in wanted} == {artifact.place.scratch().name}
+    print(f"{len(outcomes)} kills, {sum(outcomes)} of them after the seal")
+    assert outcomes.count(False) > 20
+    assert outcomes.count(True) > 0
+    assert outcomes == sorted(outcomes)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_kill_at_any_call_of_a_checkpoint(
+    again: bool, tmp_path: Path, rng: random.Random, capfd: pytest.CaptureFixture
+) -> None:
+    """again: another live copy of the stage has saved that step already, with other bits."""
+    outcomes = []
+    for call in itertools.count(rng.randrange(1, 4), step=3):
+        artifact = Artifact(str(tmp_path / "runs"), f"c{call}", "joint")
+        save(artifact, 1, 2)
+        if again:
+            artifact.checkpoints(2).save(3, {"other": torch.ones(3)}, {"other": True})
+        killed = killed_at(call, lambda artifact=artifact: save(Artifact(artifact.store, artifact.run, "joint"), 3))
+        found = Artifact(artifact.store, artifact.run, "joint").checkpoints(2).newest()
+        assert same(found, found[0]) or (again and found[2] == {"other": True})
+        outcomes.append(found[0])
+        if not killed:
+            break
+        save(artifact, 3, 4)
+        assert same(artifact.checkpoints(2).newest(), 4)
+    print(f"{len(outcomes) - 1} kills")
+    assert set(outcomes) == {2, 3}
+    assert again or outcomes == sorted(outcomes)
+    assert "DAMAGED" not in capfd.readouterr().err, "a killed writer's checkpoint is invisible, not damaged"
+
+
+def test_kill_at_random_times(tmp_path: Path, rng: random.Random) -> None:
+    """Kills inside a write, too: the child saves big checkpoints for as long as it lives."""
+    artifact = Artifact(str(tmp_path / "runs"), "r", "joint")
+    reached = 0
+    for _ in range(12):
+        child = os.fork()
+        if child == 0:
+            checkpoints = Artifact(artifact.store, "r", "joint").checkpoints(2)
+            for step in itertools.count(reached + 1):
+                checkpoints.save(step, {"big": torch.full((2_000_000,), float(step))}, {"step": step})
+        time.sleep(rng.uniform(0.02, 0.25))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = artifact.checkpoints(2).newest()
+        if found is not None:
+            step, tensors, info = found
+            assert step >= reached
+            assert info == {"step": step}
+            assert torch.equal(tensors["big"], torch.full((2_000_000,), float(step)))
+            reached = step
+    assert reached > 3
+    artifact.place.tidy()
+    assert [each.name for each in (tmp_path / "runs/r/joint").glob(f"{ATTEMPT}*")] in (
+        [], [artifact.place.scratch().name],
+    )  # fmt: skip
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """Run `work` in a child process; what it raised."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            said = "nothing"
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        os.waitpid(child, 0)
+        return said.read()
+
+
+def test_a_read_only_store(tmp_path: Path, rng: random.Random) -> None:
+    files = contents(rng)
+    store = str(tmp_path / "runs")
+    sealed(Artifact(store, "r", "joint"), tmp_path / "out", files)
+    folders = [tmp_path / "runs", *(each for each in (tmp_path / "runs").rglob("*") if each.is_dir())]
+    for each in (*tmp_path.parents, tmp_path):
+        if each.owner() != "root" or each.is_relative_to("/tmp"):
+            each.chmod(each.stat().st_mode | 0o055)
+    for each in folders:
+        each.chmod(0o555)
+
+    def work() -> None:
+        if os.getuid() == 0:  # for whom nothing is read-only
+            os.setgid(65534)
+            os.setuid(65534)
+        check(Artifact(store, "r", "joint"), tmp_path / "cache", files)  # reading is fine
+        Artifact(store, "other", "joint").claim(IDENTITY, INPUTS)
+
+    said = in_child(work)
+    for each in folders:
+        each.chmod(0o755)
+    assert said.startswith("StoreError: cannot write"), said
+    assert "Permission denied" in said
+    assert "--store" in said
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    artifact = Artifact(str(tmp_path / "runs"), "r", "joint")
+    artifact.claim(IDENTITY, INPUTS)
+    save(artifact, 1, 2)
+    names = artifact.place.names()
+
+    def work(big: Callable[[Artifact], object]) -> Callable[[], object]:
+        def limited() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            big(Artifact(artifact.store, "r", "joint"))
+
+        return limited
+
+    write(tmp_path / "out", {"a": b"a"})
+    said = in_child(work(lambda mine: mine.checkpoints(2).save(3, {"x": torch.zeros(100_000)}, {})))
+    assert said.startswith("StoreError: cannot write"), said
+    said = in_child(work(lambda mine: mine.place.publish("x", lambda file: file.write_bytes(bytes(200_000)))))
+    assert said.startswith("StoreError: cannot write"), said
+    artifact.place.tidy()
+    assert same(artifact.checkpoints(2).newest(), 2)
+    assert artifact.place.names() == names
+    assert artifact.record() is None
+
+
+# Memory
+
+
+def test_only_the_slices_are_read(tmp_path: Path) -> None:
+    """A shard of 128 MB, of which one item is wanted, in a process of its own."""
+    items = [{"t5": torch.full((256, 2048), float(n))} for n in range(64)]
+    write_shard(tmp_path, "train", 0, [{"prompt": str(n)} for n in range(64)], items)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        before = memory("VmRSS")
+        found = PromptSet(tmp_path, "train").items([40])[0]["t5"]
+        good = bool((found == 40.0).all())
+        os.write(writer, f"{memory('VmRSS') - before if good else 10**9}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(reader, 100)) < 20 * 1024
+
+
+def test_a_long_file_streams_in_bounded_memory(tmp_path: Path) -> None:
+    """200,000 prompts and a line of 100 MB, in a process of its own: what stays is 8 bytes of digest a prompt."""
+    path = tmp_path / "long.txt"
+    with path.open("wb") as file:
+        for n in range(200_000):
+            file.write(b"a fairly long prompt about number %d %s\n" % (n, b"and so on " * 12))
+            if n == 100_000:
+                file.write(b"z" * 100_000_000 + b"\n")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        before = memory("VmHWM")
+        counts: Counter[str] = Counter()
+        number = sum(1 for _ in prompts.select(Prompts(sources=[str(path)]), counts, lambda line: None))
+        os.write(writer, json.dumps([number, counts["bad"], memory("VmHWM") - before]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    number, bad, grown = json.loads(os.read(reader, 100))
+    print(f"{grown / 1024:.0f} MiB")
+    assert (number, bad) == (200_000, 1)
+    assert grown < 40 * 1024
+
+
+def memory(kind: str) -> int:
+    """KiB that this process holds (VmRSS) or held at most (VmHWM); a forked one begins with what its parent has."""
+    return int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0])

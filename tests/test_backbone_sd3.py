@@ -1,0 +1,78 @@
+"""SD3 against plain diffusers: the same images from the same noise, for teacher and student, null tokens folded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from dmdr import teacher
+from dmdr.rollout import noise_for, student_sample, teacher_sample
+
+PROMPTS = [
+    "a red circle",
+    "two blue squares left of a green cross, and a tail of words that only a much longer reader would read to its end",
+]
+
+
+@pytest.fixture(scope="module", params=["with T5", "without T5"])
+def plain(request, tiny_sd3_folder):
+    without = {"text_encoder_3": None, "tokenizer_3": None} if request.param == "without T5" else {}
+    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder, **without)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def backbone(plain, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    plain.save_pretrained(folder)
+    return teacher.load(folder)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_teacher_equals_its_own_pipeline(backbone, plain, guidance_scale):
+    noise = noise_for(3, "teacher", shape=(2, *backbone.latent_shape))
+    items, truncated = backbone.encode(PROMPTS)
+    empty, _ = backbone.encode([""])
+    ours = teacher_sample(
+        backbone, backbone.collate(items), backbone.collate(empty), guidance_scale=guidance_scale,
+        times=backbone.teacher_times(6), noise=noise,
+    )  # fmt: skip
+    theirs = plain(
+        PROMPTS, num_inference_steps=6, guidance_scale=guidance_scale, latents=noise.clone(), output_type="latent"
+    ).images
+    assert truncated == 1
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_student_equals_its_exported_pipeline(backbone, plain, steps):
+    exported = StableDiffusion3Pipeline(**{**plain.components, "scheduler": backbone.student_scheduler(steps)})
+    exported.set_progress_bar_config(disable=True)
+    start = noise_for(4, "start", shape=(2, *backbone.latent_shape))
+    torch.manual_seed(11)
+    theirs = exported(
+        PROMPTS, num_inference_steps=steps, guidance_scale=1.0, latents=start.clone(), output_type="latent"
+    ).images
+    torch.manual_seed(11)  # the pipeline draws the renoising noise from torch's global generator
+    noises = torch.stack([start, *(torch.randn_like(start) for _ in range(steps - 1))])
+    items, _ = backbone.encode(PROMPTS)
+    ours = student_sample(
+        backbone, backbone.network, backbone.collate(items), backbone.student_times(steps), noises
+    )
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_student_times_are_the_shifted_linspace(backbone, steps):
+    t, shift = torch.linspace(1, 0, steps + 1, dtype=torch.float64), 3.0
+    assert torch.allclose(backbone.student_times(steps).double(), shift * t / (1 + (shift - 1) * t), atol=3e-3)
+
+
+def test_decode_equals_the_pipeline(backbone, plain):
+    latents = noise_for(5, "latents", shape=(2, *backbone.latent_shape))
+    theirs = plain("x", latents=latents.clone(), num_inference_steps=1, guidance_scale=1.0, output_type="latent").images
+    decoded = plain.vae.decode(theirs / plain.vae.config.scaling_factor + plain.vae.config.shift_factor).sample
+    expected = plain.image_processor.postprocess(decoded.detach(), output_type="pt")
+    assert torch.allclose(backbone.decode(theirs), expected, atol=1e-5)

@@ -1,0 +1,193 @@
+"""The command `dmdr`: what it refuses before anything starts, and what it tells about a store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dmdr.config import STAGES
+from flows import cli
+from flows.launch import process
+from flows.scorecard import as_text
+from stages.artifacts import Artifact
+
+SCORECARD = {
+    "models": [
+        {"name": "student", "steps": 4, "nfe": 4, "guidance_scale": 1.0},
+        {"name": "teacher", "steps": 25, "nfe": 50, "guidance_scale": 3.0},
+    ],
+    "metrics": [
+        {"name": "strict", "model": "student", "mean": 0.5, "low": 0.4, "high": 0.6, "n": 9, "trained_on": False},
+        {"name": "strict", "model": "teacher", "mean": 0.25, "low": 0.2, "high": 0.3, "n": 9, "trained_on": False},
+        {"name": "lab-conv", "model": "student", "mean": 0.7, "low": 0.6, "high": 0.8, "n": 9, "trained_on": True},
+    ],
+    "paired": [{"metric": "strict", "a": "student", "b": "teacher", "difference": 0.25, "low": 0.1, "high": 0.4}],
+}
+
+
+def sealed(store: Path, stage: str, tmp_path: Path) -> Artifact:
+    """A sealed artifact of run "one" with the file words/greeting.txt in it."""
+    folder = tmp_path / f"made-{stage}"
+    (folder / "words").mkdir(parents=True)
+    (folder / "words" / "greeting.txt").write_text("hello")
+    artifact = Artifact(str(store), "one", stage)
+    artifact.claim({"seed": 1}, {})
+    artifact.seal(folder, facts={}, made={"duration_s": 65.0})
+    return artifact
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["rum"], ["run"], ["run", "a.yaml", "--sore", "x"], ["pull", "r", "joints", "x"]]
+)
+def test_a_wrong_command_line_exits_with_64(arguments: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 64
+    assert "dmdr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["stage", "--help"], ["lab", "build", "--help"]])
+def test_help_reaches_the_command_it_asks_about(arguments: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "told"),
+    [
+        ({"studnet": {"steps": 2}}, 64, "did you mean student?"),
+        ({"student": {"steps": 0}}, 64, "student.steps"),
+        ({"student": {"steps": 2, "lora_rank": 4}}, 64, "form: lora"),
+        ({"teacher": {"path": "lab:flow", "guidance_scale": 0.5}}, 64, "guidance_scale"),
+        ({"teacher": {"path": "/no/such/folder", "guidance_scale": 3.0}}, 66, "/no/such/folder"),
+        ({"prompts": {"sources": ["/no/such/prompts.txt"]}}, 66, "/no/such/prompts.txt"),
+    ],
+)
+def test_run_refuses_bad_input_in_one_line(
+    tiny_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict, code: int, told: str
+):
+    assert cli.main(["run", str(tiny_config(**changes)), "--store", str(tmp_path / "store")]) == code
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_run_of_a_config_that_is_not_there_exits_with_66(capsys: pytest.CaptureFixture):
+    assert cli.main(["run", "no-such.yaml"]) == 66
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_run_ends_with_the_exit_code_of_the_stage(tiny_config: Callable[..., Path], tmp_path: Path):
+    """The whole command, with Prefect's embedded server: the stage's own line, and nothing of Prefect's."""
+    config = tiny_config()
+    (tmp_path / "train.txt").write_text("")
+    command = [sys.executable, "-m", "flows.cli", "run", str(config), "--store", str(tmp_path / "store")]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    home = {"PREFECT_HOME": str(tmp_path / "prefect")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=clean | home)
+    assert done.returncode == 65
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "starting Prefect's embedded server",
+        "prompts",
+    ]
+
+
+def test_status_tells_sealed_open_and_not_started(tmp_path: Path, capsys: pytest.CaptureFixture):
+    import torch
+
+    store = tmp_path / "store"
+    sealed(store, "prompts", tmp_path)
+    open_stage = Artifact(str(store), "one", "cold_start")
+    open_stage.claim({}, {})
+    for step in (50, 100):
+        open_stage.checkpoints(2).save(step, {"weight": torch.zeros(1)}, {})
+    assert cli.main(["status", "one", "--store", str(store)]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == list(STAGES)
+    assert [line.split("|")[2].strip() for line in lines] == ["sealed", "open, step-00000100", *["not started"] * 3]
+    assert "0:01:05" in lines[0]
+
+
+def test_pull_gives_the_sealed_files_and_nothing_else(tmp_path: Path):
+    sealed(tmp_path / "store", "export", tmp_path)
+    target = tmp_path / "new" / "pulled"
+    assert cli.main(["pull", "one", "export", str(target), "--store", str(tmp_path / "store")]) == 0
+    assert [path.relative_to(target).as_posix() for path in target.rglob("*.*")] == ["words/greeting.txt"]
+    assert [path.name for path in target.parent.iterdir()] == ["pulled"]
+
+
+def test_pull_refuses_what_is_not_sealed_is_damaged_or_would_be_mixed(tmp_path: Path, capsys: pytest.CaptureFixture):
+    store, target = tmp_path / "store", tmp_path / "pulled"
+    pull = ["pull", "one", "export", str(target), "--store", str(store)]
+    assert cli.main(pull) == 66
+    artifact = sealed(store, "export", tmp_path)
+    Path(artifact.address, "words", "greeting.txt").write_text("hullo")
+    assert cli.main(pull) == 65
+    assert not target.exists()
+    shutil.rmtree(store)
+    sealed(store, "export", tmp_path / "again")
+    target.mkdir()
+    (target / "mine").touch()
+    assert cli.main(pull) == 64
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_a_scorecard_lines_up_and_marks_what_was_trained_on():
+    text = as_text(SCORECARD)
+    scores, differences = text.split("\n\n")
+    assert len({len(line) for line in scores.splitlines()}) == 1
+    assert "teacher: 25 steps, 50 NFE, CFG 3" in scores
+    assert "lab-conv (trained on)" in scores
+    assert "strict (trained on)" not in scores
+    assert "+0.250 [+0.100, +0.400]" in differences
+
+
+def test_a_process_gives_its_lines_as_they_come_and_its_exit_code():
+    lines: list[str] = []
+    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(65)"
+    assert process.run([sys.executable, "-c", code], lines.append) == 65
+    assert lines == ["out", "err"]
+    assert process.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], None) == 128 + 9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's own")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_the_flow_the_stage_is_asked_to_stop(tmp_path: Path, number: signal.Signals):
+    """SIGINT is caught by the flow, which forwards it; after SIGKILL the kernel tells the stage."""
+    stage = tmp_path / "stage.py"
+    stage.write_text(
+        "import pathlib, signal, sys, time\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "signal.signal(signal.SIGTERM, lambda *_: ((here / 'checkpoint').touch(), sys.exit(75)))\n"
+        "(here / 'started').touch()\n"
+        "time.sleep(60)\n"
+    )
+    flow = f"import sys; from flows.launch import process; process.run([sys.executable, {str(stage)!r}], None)"
+    started = subprocess.Popen(
+        [sys.executable, "-c", flow],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    appears(tmp_path / "started")
+    started.send_signal(number)
+    assert started.wait(10) != 0
+    appears(tmp_path / "checkpoint")
+
+
+def appears(path: Path) -> None:
+    """Wait until a file is there, for at most 20 s."""
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)

@@ -1,0 +1,104 @@
+"""`prefect deployment run dmdr/full` against a real server, work pool and worker; then `dmdr run` finds all sealed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dmdr.config import STAGES
+
+ROOT = Path(__file__).parent.parent
+STARTUP = 120  # seconds; a server migrates its database first
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server on SQLite with the work pool `local`, the deployment and a worker; yields their environment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    api = f"http://127.0.0.1:{port}/api"
+    environment = os.environ | {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": api,
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PWD": str(ROOT),
+    }
+    processes = [started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)]
+    try:
+        answers(f"{api}/health")
+        prefect("work-pool", "create", "local", "--type", "process", environment=environment)
+        prefect("--no-prompt", "deploy", "--all", environment=environment)
+        processes.append(started("worker", "start", "--pool", "local", environment=environment))
+        yield environment
+    finally:
+        for process in reversed(processes):  # the worker first: without its server it would not stop
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def started(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "prefect", *arguments]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+
+
+def prefect(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefect", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def answers(url: str) -> None:
+    """Wait until a URL answers, for at most STARTUP seconds."""
+    deadline = time.monotonic() + STARTUP
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.3)
+
+
+def posted(url: str) -> list[dict]:
+    request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_the_deployment_runs_the_flow_and_a_second_run_finds_it_sealed(
+    server: dict[str, str], tiny_config: Callable[..., Path], tmp_path: Path
+):
+    config, store = str(tiny_config()), str(tmp_path / "store")
+    prefect(
+        "deployment", "run", "dmdr/full", "--watch", "-p", f"config={json.dumps(config)}",
+        "-p", f"store={json.dumps(store)}", environment=server,
+    )  # fmt: skip
+    for stage in STAGES:
+        assert Path(store, "tiny", stage, "record.json").is_file()
+    published = posted(f"{server['PREFECT_API_URL']}/artifacts/filter")
+    assert {artifact["key"] for artifact in published} == {"scorecard", "grid", "report"}
+    logged = posted(f"{server['PREFECT_API_URL']}/logs/filter")
+    assert any("cold_start: sealed at" in line["message"] for line in logged)
+
+    began = time.monotonic()
+    command = [sys.executable, "-m", "flows.cli", "run", config, "--store", store]
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert time.monotonic() - began < 30
+    lines = again.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:5]] == list(STAGES)
+    assert all("sealed already" in line for line in lines[:5])
+    assert lines[-1] == f"report: {store}/tiny/evaluate/report.html"

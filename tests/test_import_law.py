@@ -1,0 +1,112 @@
+"""The direction of imports is law: flows -> stages -> dmdr, and some libraries live in one place only."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {"dmdr": {"dmdr"}, "stages": {"dmdr", "stages"}, "flows": {"dmdr", "stages", "flows"}}
+ORCHESTRATION = {"prefect", "kubernetes", "kubernetes_asyncio"}
+STORAGE = {"fsspec", "s3fs", "boto3", "botocore", "aiobotocore"}
+PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
+VISION = {"torchvision", "open_clip", "lpips", "timm"}
+ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.putenv"}
+MAY_USE_VISION = ("dmdr/rewards/", "dmdr/metrics/")
+KNOWS_STORAGE = "stages/remote.py"
+
+
+def breaches(root: Path) -> list[str]:
+    """Every breach of the law in the tree below `root`, as "file:line what"."""
+    files = sorted(path for layer in MAY_IMPORT for path in (root / layer).rglob("*.py"))
+    return [f"{path.relative_to(root)}:{line} {what}" for path in files for line, what in _breaches(root, path)]
+
+
+def _breaches(root: Path, path: Path) -> Iterator[tuple[int, str]]:
+    name = path.relative_to(root).as_posix()
+    layer = name.split("/")[0]
+    for line, module in _uses(ast.parse(path.read_text(encoding="utf-8"))):
+        top = module.split(".")[0]
+        if top in MAY_IMPORT and top not in MAY_IMPORT[layer]:
+            yield line, f"{layer} imports {module}"
+        if top in ORCHESTRATION and layer != "flows":
+            yield line, f"{module} outside flows"
+        if top in STORAGE and name != KNOWS_STORAGE:
+            yield line, f"{module} outside {KNOWS_STORAGE}"
+        if top in VISION and not name.startswith(MAY_USE_VISION):
+            yield line, f"{module} where the lab, cold start, joint and export must run without it"
+        if top == "torch" and layer == "flows":
+            yield line, "torch in flows"
+        if module in ENVIRONMENT and layer == "dmdr":
+            yield line, f"{module} in dmdr"
+        if top in PICKLES or module == "torch.load":
+            yield line, f"{module} anywhere"
+
+
+def _uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of all that is imported or taken from a module, and of attributes such as os.environ."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "a relative import hides the arrow: pickle"
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield node.lineno, f"{node.value.id}.{node.attr}"
+
+
+def test_the_tree_keeps_the_law():
+    assert breaches(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("dmdr/bad.py", "import stages.artifacts"),
+        ("dmdr/deep/bad.py", "def late():\n    from flows import cli"),
+        ("stages/bad.py", "from flows.launch import process"),
+        ("stages/bad.py", "import prefect"),
+        ("dmdr/bad.py", "from kubernetes import client"),
+        ("stages/prompts.py", "import fsspec"),
+        ("flows/bad.py", "import s3fs"),
+        ("flows/bad.py", "from torch import Tensor"),
+        ("dmdr/bad.py", "import os\nhome = os.environ['HOME']"),
+        ("dmdr/bad.py", "from os import getenv"),
+        ("dmdr/lab/bad.py", "import torchvision.transforms"),
+        ("stages/export.py", "import open_clip"),
+        ("dmdr/bad.py", "import pickle"),
+        ("stages/bad.py", "import torch\nstate = torch.load('x')"),
+    ],
+)
+def test_the_law_can_fail(tmp_path: Path, file: str, code: str):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    assert len(breaches(tmp_path)) == 1
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after `code`."""
+    command = [sys.executable, "-c", f"{code}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"]
+    return set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_flows_import_without_torch():
+    code = "import flows.dmdr, flows.cli, flows.run, flows.store, flows.publish, flows.launch.process"
+    assert not loaded_after(code) & {"torch", "diffusers", "transformers"}
+
+
+def test_training_and_lab_import_neither_torchvision_nor_prefect():
+    code = "import stages.prompts, stages.cold_start, stages.joint, stages.export, dmdr.lab.build"
+    # where torchvision is installed, transformers imports it without being asked
+    assert not loaded_after(code) & (ORCHESTRATION | VISION - {"torchvision"})
+
+
+def test_the_command_line_needs_no_prefect():
+    assert not loaded_after("import flows.cli, flows.run, flows.store; flows.cli.parser()") & {"prefect", "torch"}

@@ -1,0 +1,127 @@
+"""The lab: renders satisfy their captions by the checker, wrong captions do not, and no prompt is in both lists."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
+
+from dmdr import rewards, teacher
+from dmdr.errors import ConfigError
+from dmdr.lab.checker import check, detect
+from dmdr.lab.prompts import HELD_OUT_PAIRS, lab_prompts
+from dmdr.lab.reward import wrong_caption
+from dmdr.lab.world import Thing, images_for, relative_position, render
+
+TAGS = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
+
+
+def test_lists_share_no_prompt_and_hold_pairs_out():
+    train, held_out = lab_prompts("train"), lab_prompts("held-out")
+    texts = {record["prompt"] for record in train}
+    assert len(texts) == len(train) and not texts & {record["prompt"] for record in held_out}
+    assert len({record["prompt"] for record in held_out}) == len(held_out) >= 1000
+    assert {record["tag"] for record in train} == {record["tag"] for record in held_out} == TAGS
+    pairs = {(need.get("color"), need["class"]) for record in train for need in record["include"]}
+    assert not pairs & HELD_OUT_PAIRS
+    assert {(n.get("color"), n["class"]) for record in held_out for n in record["include"]} >= HELD_OUT_PAIRS
+
+
+def test_checker_passes_renders_and_fails_the_neighbours_image():
+    rng = np.random.default_rng(0)
+    records = list(lab_prompts("held-out"))[:400]
+    images = images_for(records, rng)
+    right = [check(record, image) for record, image in zip(records, images, strict=True)]
+    assert np.mean([v.strict for v in right]) > 0.98 and np.mean([v.soft for v in right]) > 0.98
+    moved = [check(record, image) for record, image in zip(records, np.roll(images, 1, axis=0), strict=True)]
+    assert np.mean([v.strict for v in moved]) < 0.05
+    noisy = np.clip(images + rng.normal(0, 15, images.shape), 0, 255).astype(np.uint8)
+    assert np.mean([check(r, i).strict for r, i in zip(records, noisy, strict=True)]) > 0.95
+
+
+def test_checker_knows_what_was_drawn():
+    """Against the scene itself: every thing found once, in its place, with its shape and colour."""
+    scene = [Thing("circle", "red", 8, 8, 5), Thing("cross", "blue", 23, 9, 5.5), Thing("triangle", "white", 15, 24, 5)]
+    seen = detect(render(scene))
+    assert {(s.shape, s.color) for s in seen} == {(t.shape, t.color) for t in scene}
+    for thing in scene:
+        box = next(s.box for s in seen if s.color == thing.color)
+        assert box[0] <= thing.x <= box[2] and box[1] <= thing.y <= box[3]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "strict", "soft"),
+    [
+        ({"include": [{"class": "circle", "count": 1}]}, True, 0.5),  # one asked, two there
+        ({"include": [{"class": "circle", "count": 1, "color": "blue"}]}, False, 0.25),
+        ({"include": [{"class": "cross", "count": 1}]}, False, 0.0),
+        ({"include": [{"class": "circle", "count": 1}, {"class": "square", "count": 1}]}, True, 1.0),
+        ({"include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": ["left of", 0]}]},
+         True, 1.0),
+        ({"include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": ["above", 0]}]},
+         False, 0.75),
+        ({"include": [{"class": "circle", "count": 1}], "exclude": [{"class": "circle", "count": 2}]}, True, 0.5),
+        ({"include": [{"class": "circle", "count": 2}], "exclude": [{"class": "circle", "count": 3}]}, False, 0.5),
+    ],
+)  # fmt: skip
+def test_verdicts_on_a_red_circle_left_of_a_blue_square(metadata, strict, soft):
+    image = render([Thing("circle", "red", 8, 16, 5), Thing("square", "blue", 24, 16, 5)])
+    verdict = check({"tag": "any", **metadata}, image)
+    assert verdict.strict is strict and verdict.soft == pytest.approx(soft)
+    assert bool(verdict.reason) is not strict
+
+
+def test_geneval_position_rule():
+    at = {(x, y): (x - 4, y - 4, x + 4, y + 4) for x in (8, 16, 24) for y in (8, 16, 24)}
+    assert relative_position(at[8, 16], at[24, 16]) == {"left of"}
+    assert relative_position(at[16, 24], at[16, 8]) == {"below"}
+    assert relative_position(at[24, 8], at[8, 24]) == {"right of", "above"}
+    assert relative_position(at[8, 8], at[8, 8]) == set()
+
+
+def test_shipped_teacher_is_small_plain_and_scored(tmp_path):
+    folder = teacher.resolve("lab:flow")
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 6e6
+    weights = list(folder.rglob("*.safetensors"))
+    assert all(t.dtype == torch.float16 for t in load_file(folder / "transformer" / weights[0].name).values())
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert 1e6 < sum(p.numel() for p in pipe.transformer.parameters()) < 2e6
+    image = pipe("a red circle", num_inference_steps=2, guidance_scale=3.0, output_type="np").images
+    assert image.shape == (1, 32, 32, 3)
+    scores = json.loads((folder / "scores.json").read_text())
+    assert 0.45 <= scores["teacher"]["strict"] <= 0.65 and scores["teacher"]["prompts"] >= 1000
+
+
+@pytest.mark.parametrize("name", rewards.LAB)
+def test_rewards_tell_right_from_wrong_captions(name):
+    reward, rng = rewards.load(name), np.random.default_rng(7)
+    records = list(lab_prompts("held-out"))[:300]
+    images = torch.from_numpy(images_for(records, rng)).permute(0, 3, 1, 2).float() / 255
+    right = reward(images, [record["prompt"] for record in records])
+    wrong = reward(images, [wrong_caption(record, rng) for record in records])
+    assert right.shape == (300,) and (right > wrong).float().mean() > 0.85
+    images.requires_grad_(True)
+    reward(images, [record["prompt"] for record in records]).sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_refused():
+    conv, vit = (rewards.load(name) for name in rewards.LAB)
+    assert not {n for n, _ in conv.image.named_parameters()} & {n for n, _ in vit.image.named_parameters()}
+    with pytest.raises(ConfigError, match="lab-conv, lab-vit"):
+        rewards.load("pickscore")
+
+
+def test_no_training_code_imports_the_checker():
+    root = Path(teacher.__file__).parent
+    trained = [*root.glob("*.py"), *(root / "rl").glob("*.py"), *(root / "rewards").glob("*.py"),
+               root / "lab" / "teacher.py", root / "lab" / "reward.py"]  # fmt: skip
+    assert len(trained) > 10
+    assert [f.name for f in trained if "checker" in f.read_text() and "import" in f.read_text()
+            and "dmdr.lab.checker" in f.read_text()] == []  # fmt: skip

@@ -1,0 +1,84 @@
+"""The PromptSet: what was written comes back bit for bit, in any order, without reading the rest."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmdr.errors import DataError
+from dmdr.promptset import PromptSet, write_shard, write_unconditional
+
+SEED = random.SystemRandom().randrange(2**32)
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+
+
+def bits(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
+    return tensor.dtype, tuple(tensor.shape), tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def random_tensor(rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Random bits, so NaNs with payloads, infinities and denormals too; a bool is 0 or 1."""
+    size = torch.empty(shape, dtype=dtype)
+    raw = bytearray(rng.randbytes(size.numel() * size.element_size()))
+    if dtype == torch.bool:
+        raw = bytearray(byte & 1 for byte in raw)
+    return torch.frombuffer(raw, dtype=dtype).reshape(shape).clone() if raw else size
+
+
+def random_text(rng: random.Random) -> str:
+    return "".join(chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xA0, 0xD800), 0x1F600])) for _ in range(20))
+
+
+@pytest.mark.parametrize("trial", range(8))
+def test_items_and_records_come_back(trial: int, tmp_path: Path) -> None:
+    print(f"seed {SEED}, trial {trial}")
+    rng = random.Random(SEED + trial)
+    keys = {name: (rng.choice(DTYPES), rng.choice([(), (3,), (2, 5)])) for name in ("clip", "t5", "pooled", "t5.mask")}
+
+    def item() -> dict[str, torch.Tensor]:
+        return {k: random_tensor(rng, (rng.randrange(0, 6), *tail), dtype) for k, (dtype, tail) in keys.items()}
+
+    written: dict[str, list] = {}
+    for split in ("train", "evaluation"):
+        sizes = [rng.randrange(1, 9) for _ in range(rng.randrange(1, 4))]
+        shards = [[({"prompt": random_text(rng), "n": rng.random()}, item()) for _ in range(size)] for size in sizes]
+        for number, shard in enumerate(shards):
+            write_shard(tmp_path, split, number, [r for r, _ in shard], [i for _, i in shard])
+        written[split] = [pair for shard in shards for pair in shard]
+    for split, pairs in written.items():
+        prompts = PromptSet(tmp_path, split)
+        assert len(prompts) == len(pairs)
+        indices = [rng.randrange(len(pairs)) for _ in range(20)]  # any order, some twice
+        assert prompts.records(indices) == [pairs[index][0] for index in indices]
+        for found, index in zip(prompts.items(indices), indices, strict=True):
+            assert {k: bits(v) for k, v in found.items()} == {k: bits(v) for k, v in pairs[index][1].items()}
+        for beyond in (len(pairs), -1):
+            with pytest.raises(IndexError):
+                prompts.items([beyond])
+    empty = item()
+    write_unconditional(tmp_path, empty)
+    assert {k: bits(v) for k, v in PromptSet.unconditional(tmp_path).items()} == {k: bits(v) for k, v in empty.items()}
+
+
+def test_a_folder_that_is_no_prompt_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no train prompts"):
+        PromptSet(tmp_path, "train")
+    with pytest.raises(DataError, match=r"unconditional\.safetensors"):
+        PromptSet.unconditional(tmp_path)
+    write_shard(tmp_path, "train", 0, [{"prompt": "a"}], [{"x": torch.zeros(2, 2)}])
+    shard = tmp_path / "train-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(DataError, match="train-00000"):
+        PromptSet(tmp_path, "train")

@@ -1,0 +1,157 @@
+"""The stage evaluate, end to end on a teacher that diffusers wrote and on lab prompts with GenEval's tasks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dmdr import rewards, teacher
+from dmdr.config import Config, load
+from dmdr.export import WEIGHTS
+from dmdr.lab.prompts import lab_prompts
+from dmdr.promptset import PromptSet
+from dmdr.rollout import student_sample, teacher_sample
+from stages import Stopped, evaluate
+from stages.evaluate import noises_for, spread
+from tests.trained_run import context_for, run_stage, trained_run
+
+METRICS = ["lab-vit", "lab-conv"]
+
+
+@pytest.fixture
+def config(tiny_config) -> Config:
+    return load(tiny_config(evaluate={"metrics": METRICS, "batch_size": 4}))
+
+
+@pytest.fixture
+def store(config: Config, tmp_path: Path) -> Path:
+    store = trained_run(config, tmp_path / "store")
+    run_stage(config, store, "export")
+    return store
+
+
+def test_scorecard_of_a_tiny_run(config, store, tmp_path):
+    folder = run_stage(config, store, "evaluate")
+    card = json.loads((folder / "scorecard.json").read_text())
+    models = [model["name"] for model in card["models"]]
+    assert (card["schema"], card["run"], card["prompts"]) == (1, "tiny", 6)
+    assert {m["name"]: (m["steps"], m["nfe"], m["guidance_scale"]) for m in card["models"]} == {
+        "student": (2, 2, 1.0), "teacher": (3, 6, 3.0), "naive teacher": (2, 2, 1.0), "cold start": (2, 2, 1.0),
+    }  # fmt: skip
+    assert [(m["name"], m["model"], m["n"], m["trained_on"]) for m in card["metrics"]] == [
+        (metric, model, 6, metric == "lab-conv") for metric in METRICS for model in models
+    ]
+    assert [(p["metric"], p["a"], p["b"]) for p in card["paired"]] == [
+        (metric, "student", model) for metric in METRICS for model in models[1:]
+    ]
+    assert card["tags"] == {}
+    assert not list(folder.glob("results-*"))  # no prompt has a task
+
+    expected = by_hand(config, store)
+    for each in card["metrics"]:
+        assert each["mean"] == pytest.approx(expected[each["name"]][each["model"]].mean(), abs=1e-5)
+        assert each["low"] <= each["mean"] <= each["high"]
+    for pair in card["paired"]:
+        lead = expected[pair["metric"]]["student"] - expected[pair["metric"]][pair["b"]]
+        assert pair["difference"] == pytest.approx(lead.mean(), abs=1e-5)
+    assert Image.open(folder / "grid.png").width > 4 * 144
+    html = (folder / "report.html").read_text()
+    assert html.count("<img ") == 6 * len(models)
+    assert all(text in html for text in ("loss_dm", "cold start", "trained on", "student.steps", config.run))
+    assert str(tmp_path) not in html
+
+
+def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The same images drawn one prompt at a time, from the folders alone: metric -> model -> scores."""
+    prompts = PromptSet(store / "tiny" / "prompts", "evaluation")
+    backbone = teacher.load(teacher.resolve(config.teacher.path))
+    student = teacher.load(store / "tiny" / "export" / "pipeline").network
+    cold = teacher.load(teacher.resolve(config.teacher.path)).network
+    cold.load_state_dict(load_file(store / "tiny" / "cold_start" / WEIGHTS))
+    empty = backbone.collate(backbone.encode([""])[0])
+    images: dict[str, list[torch.Tensor]] = {"student": [], "teacher": [], "naive teacher": [], "cold start": []}
+    for index in range(len(prompts)):
+        noises = noises_for(config.seed, [index], steps=2, shape=backbone.latent_shape)
+        c = backbone.collate(backbone.encode([prompts.records([index])[0]["prompt"]])[0])
+        times = backbone.student_times(2)
+        images["student"].append(student_sample(backbone, student, c, times, noises))
+        images["cold start"].append(student_sample(backbone, cold, c, times, noises))
+        for name, steps, scale in (("teacher", 3, 3.0), ("naive teacher", 2, 1.0)):
+            times = backbone.teacher_times(steps)
+            images[name].append(teacher_sample(backbone, c, empty, guidance_scale=scale, times=times, noise=noises[0]))
+    texts = [record["prompt"] for record in prompts.records(range(len(prompts)))]
+    pictures = {name: backbone.decode(torch.cat(each)) for name, each in images.items()}
+    return {
+        metric: {name: rewards.load(metric)(each, texts).numpy() for name, each in pictures.items()}
+        for metric in METRICS
+    }
+
+
+def test_without_a_cold_start_three_models_are_compared(config, store):
+    shutil.rmtree(store / "tiny" / "cold_start")
+    card = json.loads((run_stage(config, store, "evaluate") / "scorecard.json").read_text())
+    assert [model["name"] for model in card["models"]] == ["student", "teacher", "naive teacher"]
+
+
+def test_geneval_tasks_on_the_lab_teacher(tiny_config, tmp_path):
+    """32x32 images, prompts with metadata beside one without: strict, soft, tasks and GenEval's results."""
+    records = [*lab_prompts("held-out")[:9], {"prompt": "a lighthouse at night"}]
+    (tmp_path / "lab.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "more.txt").write_text("a red cross\ntwo black squares\n")
+    config = load(
+        tiny_config(
+            teacher={"path": "lab:flow", "guidance_scale": 3.0, "steps": 4},
+            prompts={"sources": [str(tmp_path / "more.txt")], "evaluation": str(tmp_path / "lab.jsonl")},
+            evaluate={"metrics": ["lab-checker", "lab-vit"], "batch_size": 4},
+        )
+    )
+    store = trained_run(config, tmp_path / "store")
+    run_stage(config, store, "export")
+    folder = run_stage(config, store, "evaluate")
+    card = json.loads((folder / "scorecard.json").read_text())
+    counts = {each["name"]: each["n"] for each in card["metrics"]}
+    assert counts == {"strict": 9, "soft": 9, "lab-vit": 10}
+    for model in card["models"]:
+        path = folder / f"results-{model['name'].replace(' ', '-')}.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        keys = ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
+        assert [list(line) for line in lines] == [keys] * 9
+        assert [line["prompt"] for line in lines] == [record["prompt"] for record in records[:9]]
+        tasks: dict[str, list[bool]] = {}
+        for line in lines:
+            tasks.setdefault(line["tag"], []).append(line["correct"])
+        of_model = card["tags"]["strict"][model["name"]]
+        assert of_model["overall"] == pytest.approx(np.mean([np.mean(each) for each in tasks.values()]), abs=1e-9)
+        (strict,) = (m for m in card["metrics"] if (m["name"], m["model"]) == ("strict", model["name"]))
+        assert strict["mean"] == pytest.approx(np.mean([line["correct"] for line in lines]))
+    html = (folder / "report.html").read_text()
+    assert all(tag in html for tag in {record.get("tag", "prompts") for record in records})
+
+
+def test_stage_stops_between_batches(config, store):
+    answers = iter([False, True])
+    context = context_for(config, store, "evaluate", stop=lambda: next(answers))
+    with pytest.raises(Stopped):
+        evaluate.run(context)
+    assert list(context.out.iterdir()) == []
+
+
+def test_noise_is_each_prompts_own():
+    shape = (2, 3, 3)
+    together = noises_for(5, [4, 7], steps=4, shape=shape)
+    assert together.shape == (4, 2, *shape)
+    assert torch.equal(together[:2, 1:], noises_for(5, [7], steps=2, shape=shape))  # fewer steps start alike
+    assert not torch.equal(together[:, 0], together[:, 1])
+
+
+def test_a_limit_spreads_over_all_prompts():
+    assert spread(10, None) == list(range(10))
+    assert spread(10, 100) == list(range(10))
+    assert spread(1000, 4) == [0, 250, 500, 750]
