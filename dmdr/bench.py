@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmdr import losses, teacher
 from dmdr.backbones import Backbone, Conditioning
+from dmdr.backbones.null_tokens import NullTokenAttention
 from dmdr.backbones.scores import SharedBase
 from dmdr.backbones.sd3 import SD3
 from dmdr.rollout import backward_simulation
@@ -43,9 +44,10 @@ class Case:
         k: int,
         rank: int | None,
     ) -> None:
-        self.base = SharedBase(backbone, fake_rank=32, fake_scale=2.0, student_rank=rank, seed=0)
-        self.batch, self.steps, self.k = batch, steps, k
         self.like = next(backbone.network.parameters())
+        with torch.device(self.like.device):
+            self.base = SharedBase(backbone, fake_rank=32, fake_scale=2.0, student_rank=rank, seed=0)
+        self.batch, self.steps, self.k = batch, steps, k
         self.context, self.pooled = context, pooled
         still = {"lr": 0.0, "foreach": False}
         self.optimizers = (
@@ -133,6 +135,7 @@ class _OnMeta(SD3):
     def __init__(self) -> None:
         with torch.device("meta"):
             self.network = SD3Transformer2DModel(**SD3_MEDIUM).requires_grad_(False)
+        self.network.set_attn_processor(NullTokenAttention())
         self.latent_shape = (16, 128, 128)
         self.context_tokens = 77 + 256
 

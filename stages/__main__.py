@@ -15,9 +15,11 @@ asked_to_stop: list[int] = []
 
 
 def on_signal(number: int, frame: FrameType | None) -> None:
-    """The first signal only raises a flag, which the stage looks at after each step; a second one ends it at once."""
+    """Only raises a flag, which the stage looks at after each step. A second Ctrl-C ends it at once; a second SIGTERM
+    does not, because the kernel may send more than one when the flow dies, and the checkpoint must not be lost."""
     asked_to_stop.append(number)
-    signal.signal(number, signal.SIG_DFL)
+    if number == signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
 
 
 # Before anything heavy: while the program of a container (process 1) has no handler, the kernel drops the signal.
@@ -27,6 +29,7 @@ signal.signal(signal.SIGINT, on_signal)
 import argparse  # noqa: E402
 import errno  # noqa: E402
 import importlib  # noqa: E402
+import os  # noqa: E402
 import resource  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
@@ -89,6 +92,7 @@ def execute(stage: str, config_path: str, run: str | None, store: str) -> None:
         return
 
     stop_if_asked()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells of torchvision, which nothing here needs
     from stages.progress import Progress
 
     module = importlib.import_module(f"stages.{stage}")  # brings torch

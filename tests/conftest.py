@@ -120,7 +120,7 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
             "fake_score": {"lora_rank": 4},
             "cold_start": {**training, "dynamic": {"updates": 2}},
             "joint": {**training, "rl": {"weight": 0.5, "rewards": {"lab-conv": 1.0}}},
-            "evaluate": {"metrics": ["lab-vit"], "batch_size": 4},
+            "evaluate": {"metrics": ["lab-mixer"], "batch_size": 4},
             "execution": {"device": "cpu", "checkpoint_every": 1},
             **changes,
         }

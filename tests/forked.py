@@ -1,7 +1,7 @@
 """What needs a process that can be forked: SIGKILL at any call, full and read-only disks, memory that stays bounded.
 
-pytest does not collect this file by itself: `test_artifacts.py` runs it in a fresh process. A fork of one that has other
-threads (fsspec's, Prefect's) can hang.
+pytest does not collect this file by itself: `test_artifacts.py` runs it in a fresh process. A fork of one that has
+other threads (fsspec's, Prefect's) can hang.
 """
 
 from __future__ import annotations
@@ -117,28 +117,32 @@ def test_kill_at_any_call_of_a_checkpoint(
 def test_kill_at_random_times(tmp_path: Path, rng: random.Random) -> None:
     """Kills inside a write, too: the child saves big checkpoints for as long as it lives."""
     artifact = Artifact(str(tmp_path / "runs"), "r", "joint")
-    reached = 0
+
+    def big(artifact: Artifact, step: int) -> None:
+        artifact.checkpoints(2).save(step, {"big": torch.full((1_000_000,), float(step))}, {"step": step})
+
+    began = time.monotonic()
+    big(artifact, 1)
+    takes, reached = time.monotonic() - began, 1
     for _ in range(12):
         child = os.fork()
         if child == 0:
-            checkpoints = Artifact(artifact.store, "r", "joint").checkpoints(2)
+            mine = Artifact(artifact.store, "r", "joint")
             for step in itertools.count(reached + 1):
-                checkpoints.save(step, {"big": torch.full((2_000_000,), float(step))}, {"step": step})
-        time.sleep(rng.uniform(0.02, 0.25))
+                big(mine, step)
+        time.sleep(0.02 + rng.uniform(0, 4) * takes)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found = artifact.checkpoints(2).newest()
-        if found is not None:
-            step, tensors, info = found
-            assert step >= reached
-            assert info == {"step": step}
-            assert torch.equal(tensors["big"], torch.full((2_000_000,), float(step)))
-            reached = step
+        step, tensors, info = artifact.checkpoints(2).newest()
+        assert step >= reached
+        assert info == {"step": step}
+        assert torch.equal(tensors["big"], torch.full((1_000_000,), float(step)))
+        reached = step
+    print(f"{reached} steps in 12 lives")
     assert reached > 3
     artifact.place.tidy()
-    assert [each.name for each in (tmp_path / "runs/r/joint").glob(f"{ATTEMPT}*")] in (
-        [], [artifact.place.scratch().name],
-    )  # fmt: skip
+    left = [each.name for each in (tmp_path / "runs/r/joint").glob(f"{ATTEMPT}*")]
+    assert left == [artifact.place.scratch().name]
 
 
 def in_child(work: Callable[[], object]) -> str:
@@ -165,8 +169,8 @@ def test_a_read_only_store(tmp_path: Path, rng: random.Random) -> None:
     sealed(Artifact(store, "r", "joint"), tmp_path / "out", files)
     folders = [tmp_path / "runs", *(each for each in (tmp_path / "runs").rglob("*") if each.is_dir())]
     for each in (*tmp_path.parents, tmp_path):
-        if each.owner() != "root" or each.is_relative_to("/tmp"):
-            each.chmod(each.stat().st_mode | 0o055)
+        if each.stat().st_mode & 0o005 != 0o005:  # pytest's own folders are closed to others
+            each.chmod(0o755)
     for each in folders:
         each.chmod(0o555)
 
@@ -214,8 +218,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_only_the_slices_are_read(tmp_path: Path) -> None:
-    """A shard of 128 MB, of which one item is wanted, in a process of its own."""
-    items = [{"t5": torch.full((256, 2048), float(n))} for n in range(64)]
+    """A shard of 64 MB, of which one item is wanted, in a process of its own."""
+    items = [{"t5": torch.full((256, 1024), float(n))} for n in range(64)]
     write_shard(tmp_path, "train", 0, [{"prompt": str(n)} for n in range(64)], items)
     reader, writer = os.pipe()
     child = os.fork()
@@ -226,7 +230,7 @@ def test_only_the_slices_are_read(tmp_path: Path) -> None:
         os.write(writer, f"{memory('VmRSS') - before if good else 10**9}".encode())
         os._exit(0)
     os.waitpid(child, 0)
-    assert int(os.read(reader, 100)) < 20 * 1024
+    assert int(os.read(reader, 100)) < 24 * 1024
 
 
 def test_a_long_file_streams_in_bounded_memory(tmp_path: Path) -> None:
@@ -234,9 +238,10 @@ def test_a_long_file_streams_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     with path.open("wb") as file:
         for n in range(200_000):
-            file.write(b"a fairly long prompt about number %d %s\n" % (n, b"and so on " * 12))
+            file.write(b"a prompt about number %d\n" % n)
             if n == 100_000:
-                file.write(b"z" * 100_000_000 + b"\n")
+                file.seek(100_000_000, os.SEEK_CUR)  # a hole of NULs, which no disk has to store
+                file.write(b"\n")
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -114,7 +114,7 @@ def test_rewards_tell_right_from_wrong_captions(name):
 def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_refused():
     conv, vit = (rewards.load(name) for name in rewards.LAB)
     assert not {n for n, _ in conv.image.named_parameters()} & {n for n, _ in vit.image.named_parameters()}
-    with pytest.raises(ConfigError, match="lab-conv, lab-vit"):
+    with pytest.raises(ConfigError, match="lab-conv, lab-mixer"):
         rewards.load("pickscore")
 
 

@@ -18,7 +18,7 @@ PROMPTS = ["a red circle", "two blue squares"]
 def refl():
     backbone = teacher.load(teacher.resolve("lab:flow"), text=False)
     backbone.pipe.vae.double()
-    algorithm = ReFL(ReFLConfig(weight=1.0, rewards={"lab-conv": 1.0, "lab-vit": 0.5}), backbone)
+    algorithm = ReFL(ReFLConfig(weight=1.0, rewards={"lab-conv": 1.0, "lab-mixer": 0.5}), backbone)
     for reward in algorithm.rewards.values():
         reward.double()
     return algorithm
@@ -42,16 +42,16 @@ def test_loss_is_minus_the_weighted_mean_reward(refl):
     loss, figures = refl(x0, PROMPTS)
     images = refl.backbone.decode(x0)
     expected = {name: reward(images, PROMPTS).mean() for name, reward in refl.rewards.items()}
-    assert float(loss) == pytest.approx(-float(expected["lab-conv"] + 0.5 * expected["lab-vit"]))
+    assert float(loss) == pytest.approx(-float(expected["lab-conv"] + 0.5 * expected["lab-mixer"]))
     assert {name: float(value) for name, value in figures.items()} == pytest.approx(
         {f"reward/{name}": float(value) for name, value in expected.items()}
     )
 
 
 def test_a_reward_without_gradient_is_refused(refl, monkeypatch):
-    monkeypatch.setattr(type(refl.rewards["lab-vit"]), "differentiable", False)
-    with pytest.raises(ConfigError, match="lab-vit has none|has none"):
-        ReFL(ReFLConfig(weight=1.0, rewards={"lab-vit": 1.0}), refl.backbone)
+    monkeypatch.setattr(type(refl.rewards["lab-mixer"]), "differentiable", False)
+    with pytest.raises(ConfigError, match="lab-mixer has none|has none"):
+        ReFL(ReFLConfig(weight=1.0, rewards={"lab-mixer": 1.0}), refl.backbone)
 
 
 def test_prompts_come_once_an_epoch_whatever_the_window():

@@ -22,7 +22,7 @@ from stages import Stopped, evaluate
 from stages.evaluate import noises_for, spread
 from tests.trained_run import context_for, run_stage, trained_run
 
-METRICS = ["lab-vit", "lab-conv"]
+METRICS = ["lab-mixer", "lab-conv"]
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_geneval_tasks_on_the_lab_teacher(tiny_config, tmp_path):
         tiny_config(
             teacher={"path": "lab:flow", "guidance_scale": 3.0, "steps": 4},
             prompts={"sources": [str(tmp_path / "more.txt")], "evaluation": str(tmp_path / "lab.jsonl")},
-            evaluate={"metrics": ["lab-checker", "lab-vit"], "batch_size": 4},
+            evaluate={"metrics": ["lab-checker", "lab-mixer"], "batch_size": 4},
         )
     )
     store = trained_run(config, tmp_path / "store")
@@ -117,7 +117,7 @@ def test_geneval_tasks_on_the_lab_teacher(tiny_config, tmp_path):
     folder = run_stage(config, store, "evaluate")
     card = json.loads((folder / "scorecard.json").read_text())
     counts = {each["name"]: each["n"] for each in card["metrics"]}
-    assert counts == {"strict": 9, "soft": 9, "lab-vit": 10}
+    assert counts == {"strict": 9, "soft": 9, "lab-mixer": 10}
     for model in card["models"]:
         path = folder / f"results-{model['name'].replace(' ', '-')}.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -22,7 +22,7 @@ from dmdr.rewards.lab import LabReward
 NEGATIVES = 5
 RECIPES = {
     "lab-conv": {"seed": 10, "renders": 16000, "steps": 2000, "batch": 64, "lr": 2e-3},
-    "lab-vit": {"seed": 20, "renders": 16000, "steps": 2000, "batch": 64, "lr": 1.5e-3},
+    "lab-mixer": {"seed": 20, "renders": 24000, "steps": 4000, "batch": 64, "lr": 2e-3},
 }
 
 

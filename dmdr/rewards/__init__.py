@@ -8,7 +8,7 @@ import torch
 
 from dmdr.errors import ConfigError
 
-LAB = ("lab-conv", "lab-vit")
+LAB = ("lab-conv", "lab-mixer")
 
 
 class Reward(Protocol):

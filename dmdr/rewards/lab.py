@@ -1,6 +1,6 @@
 """The lab's two rewards: tiny dual encoders of image and caption, score = cosine of the two.
 
-`lab-conv` (convolutions and a GRU) is there to train on; `lab-vit` (transformers, another seed, another width) is held
+`lab-conv` (convolutions and a GRU) is there to train on; `lab-mixer` (MLP-Mixer and word windows, another seed) is held
 out. `dmdr.lab.reward` built them. Neither saw a held-out prompt, and the checker had no part in either.
 """
 
@@ -60,38 +60,46 @@ class RecurrentText(nn.Module):
         return self.out(states[torch.arange(len(words)), last])
 
 
-def encoder(width: int, layers: int) -> nn.TransformerEncoder:
-    layer = nn.TransformerEncoderLayer(width, 4, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+class Mixer(nn.Module):
+    """One MLP-Mixer layer: over the tokens, then over the channels (Tolstikhin et al. 2021)."""
 
-
-class TransformerImage(nn.Module):
-    """Patches of 4x4 pixels, three layers; the first token reads out."""
-
-    def __init__(self, out: int, width: int = 64) -> None:
+    def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
-        self.patch, self.encoder = nn.Conv2d(3, width, 4, 4), encoder(width, 3)
-        self.place = nn.Parameter(torch.randn(1, 1 + (SIZE // 4) ** 2, width) * 0.02)
-        self.read, self.out = nn.Parameter(torch.zeros(1, 1, width)), nn.Linear(width, out)
+        self.norm_tokens, self.norm_channels = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.tokens = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens))
+        self.channels = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.tokens(self.norm_tokens(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(self.norm_channels(x))
+
+
+class MixerImage(nn.Module):
+    """A strided stem, 64 patches, three mixer layers; all patches are read at once."""
+
+    def __init__(self, out: int, width: int = 48) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), nn.GELU(), nn.Conv2d(32, width, 2, 2))
+        self.mixers = nn.Sequential(*(Mixer(64, width) for _ in range(3)), nn.LayerNorm(width))
+        self.out = nn.Sequential(nn.Flatten(), nn.Linear(64 * width, 96), nn.GELU(), nn.Linear(96, out))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        tokens = self.patch(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.read.expand(len(tokens), -1, -1), tokens], dim=1) + self.place
-        return self.out(self.encoder(tokens)[:, 0])
+        return self.out(self.mixers(self.stem(images).flatten(2).transpose(1, 2)))
 
 
-class TransformerText(nn.Module):
-    """Two layers over words and their places; the mean over real words."""
+class WindowText(nn.Module):
+    """Convolutions over three words at a time, all places read at once."""
 
-    def __init__(self, words: int, out: int, width: int = 64) -> None:
+    def __init__(self, words: int, out: int, width: int = 48) -> None:
         super().__init__()
-        self.embedding, self.encoder = nn.Embedding(words, width), encoder(width, 2)
-        self.place, self.out = nn.Parameter(torch.randn(1, LENGTH, width) * 0.02), nn.Linear(width, out)
+        self.embedding = nn.Embedding(words, width, padding_idx=PAD)
+        self.windows = nn.Sequential(
+            nn.Conv1d(width, 96, 3, padding=1), nn.GELU(), nn.Conv1d(96, 96, 3, padding=1), nn.GELU()
+        )
+        self.out = nn.Sequential(nn.Flatten(), nn.Linear(96 * LENGTH, 128), nn.GELU(), nn.Linear(128, out))
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
-        real = (words != PAD).float()[..., None]
-        tokens = self.encoder(self.embedding(words) + self.place, src_key_padding_mask=words == PAD)
-        return self.out((tokens * real).sum(1) / real.sum(1).clamp(min=1))
+        return self.out(self.windows(self.embedding(words).transpose(1, 2)))
 
 
 class LabReward(nn.Module):
@@ -104,8 +112,8 @@ class LabReward(nn.Module):
         self.name, self.words = name, Words(vocabulary)
         count, out = len(vocabulary) + 2, 96
         conv = name == "lab-conv"
-        self.image = ConvImage(out) if conv else TransformerImage(out)
-        self.text = RecurrentText(count, out) if conv else TransformerText(count, out)
+        self.image = ConvImage(out) if conv else MixerImage(out)
+        self.text = RecurrentText(count, out) if conv else WindowText(count, out)
         self.log_temperature = nn.Parameter(torch.tensor(2.5))  # of the contrastive loss; the score has none
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:

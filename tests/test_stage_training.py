@@ -1,4 +1,4 @@
-"""kill -9 at random moments, then the same command again: the final weights have the same bits as without a kill."""
+"""The training stages as processes: killed at random and resumed to the same bits, stopped, diverged, misfed."""
 
 from __future__ import annotations
 
@@ -88,3 +88,18 @@ def test_sigterm_leaves_a_checkpoint_and_75(tiny_config, tmp_path):
     last = max(steps_saved(tmp_path, "cold_start"))
     assert f"after update {int(last.removeprefix('step-'))} of 400" in err, err
     assert not (tmp_path / "tiny" / "cold_start" / "record.json").exists()
+
+
+def test_divergence_is_one_line_and_keeps_the_checkpoint(tiny_config, tmp_path):
+    training = {
+        "updates": 50, "batch_size": 2, "fake_updates": 2, "student": {"learning_rate": 1e30},
+        "fake_score": {"learning_rate": 1e-3},
+    }  # fmt: skip
+    config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 1})
+    finish("prompts", config, tmp_path)
+    process = start("cold_start", config, tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 70, err
+    last = err.strip().splitlines()[-1]
+    assert "Traceback" not in err and "at update" in last and "lower the learning rates" in last
+    assert steps_saved(tmp_path, "cold_start") and not (tmp_path / "tiny" / "cold_start" / "record.json").exists()
