@@ -61,7 +61,8 @@ class TrainState:
             DataError: the tensors are of another model.
         """
         self.update, self.rows = info["update"], list(info["rows"])
-        fill(self.ema, {name: tensors[key] for name in self.ema if (key := f"ema/{name}") in tensors}, "checkpoint's EMA")
+        ema = {name: tensors[f"ema/{name}"] for name in self.ema if f"ema/{name}" in tensors}
+        fill(self.ema, ema, "checkpoint's EMA")
         for role, parameters in self.networks.items():
             prefix = f"{role}/param/"
             saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

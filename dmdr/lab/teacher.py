@@ -94,7 +94,7 @@ def autoencoder() -> AutoencoderKL:
 
 @torch.no_grad()
 def transformer() -> SD3Transformer2DModel:
-    """1.3 M parameters; blocks and output start at zero (adaLN-Zero, Peebles & Xie 2023), which diffusers leaves out."""
+    """1.3 M parameters; blocks and output start at zero (adaLN-Zero, Peebles & Xie 2023), not as in diffusers."""
     network = SD3Transformer2DModel(
         sample_size=8, patch_size=1, in_channels=8, out_channels=8, num_layers=4, attention_head_dim=WIDTH // 4,
         num_attention_heads=4, joint_attention_dim=WIDTH, caption_projection_dim=WIDTH, pooled_projection_dim=WIDTH,
@@ -108,7 +108,7 @@ def transformer() -> SD3Transformer2DModel:
 
 
 def renders(rng: np.random.Generator, count: int, drop: float = 0.0) -> tuple[list[str], torch.Tensor]:
-    """Training prompts drawn evenly over the six tags, a share of them dropped, and images (B, 3, 32, 32) in [-1, 1]."""
+    """Training prompts drawn evenly over the tags, a share of them dropped, and images (B, 3, 32, 32) in [-1, 1]."""
     by_tag: dict[str, list[dict]] = {}
     for record in lab_prompts("train"):
         by_tag.setdefault(record["tag"], []).append(record)
