@@ -209,4 +209,6 @@ def build_teacher(folder: Path, log) -> None:
     t5, t5_tokenizer = silent_t5(WIDTH)
     pipe.register_modules(text_encoder_3=t5, tokenizer_3=t5_tokenizer)
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    for config in folder.glob("text_encoder*/config.json"):  # transformers would load float16, diffusers float32
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     (folder / "recipe.json").write_text(json.dumps(RECIPE, indent=2) + "\n")
