@@ -24,8 +24,8 @@ from dmdr.update import Renoise, rollout, select, trajectories, update_fake_scor
 
 GUIDANCE = 7.0
 SD3_MEDIUM = {  # stabilityai/stable-diffusion-3-medium, transformer/config.json
-    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
-    "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
+    "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
     "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
 }  # fmt: skip
 
@@ -42,11 +42,11 @@ class Case:
         batch: int,
         steps: int,
         k: int,
-        rank: int | None,
+        ranks: tuple[int, int | None],  # LoRA ranks of the fake score and of the student; None is a full student
     ) -> None:
         self.like = next(backbone.network.parameters())
         with torch.device(self.like.device):
-            self.base = SharedBase(backbone, fake_rank=32, fake_scale=2.0, student_rank=rank, seed=0)
+            self.base = SharedBase(backbone, fake_rank=ranks[0], fake_scale=2.0, student_rank=ranks[1], seed=0)
         self.batch, self.steps, self.k = batch, steps, k
         self.context, self.pooled = context, pooled
         still = {"lr": 0.0, "foreach": False}
@@ -124,24 +124,27 @@ def seconds(work, repeats: int = 3) -> float:
 
 
 def lab(steps: int, k: int, rank: int | None) -> Case:
+    """The lab's teacher with the fake score of configs/lab-flow.yaml."""
     backbone = teacher.load(teacher.resolve("lab:flow"))
     item = backbone.encode(["a photo of a red circle left of a blue square"])[0][0]
-    return Case(backbone, tuple(item["context"].shape), item["pooled"].shape[1], batch=32, steps=steps, k=k, rank=rank)
+    context, pooled = tuple(item["context"].shape), item["pooled"].shape[1]
+    return Case(backbone, context, pooled, batch=32, steps=steps, k=k, ranks=(16, rank))
 
 
 class _OnMeta(SD3):
     """SD3-Medium's transformer without weights, text encoders or VAE: enough to count its work."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int) -> None:
         with torch.device("meta"):
-            self.network = SD3Transformer2DModel(**SD3_MEDIUM).requires_grad_(False)
+            self.network = SD3Transformer2DModel(**SD3_MEDIUM, num_layers=layers).requires_grad_(False)
         self.network.set_attn_processor(NullTokenAttention())
         self.latent_shape = (16, 128, 128)
         self.context_tokens = 77 + 256
 
 
-def sd3_medium(steps: int, k: int, rank: int | None) -> Case:
-    return Case(_OnMeta(), (77 + 256, 4096), 2048, batch=2, steps=steps, k=k, rank=rank)
+def sd3_medium(steps: int, k: int, rank: int | None, layers: int = 24) -> Case:
+    """SD3-Medium at 1024x1024 with the fake score of the official demo; fewer layers are counted sooner."""
+    return Case(_OnMeta(layers), (77 + 256, 4096), 2048, batch=2, steps=steps, k=k, ranks=(32, rank))
 
 
 def counted(case: Case) -> tuple[float, float]:

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from dmdr.config import STAGES
 from dmdr.errors import ConfigError
 from flows.scorecard import table
-from stages.artifacts import CHECKPOINTS, CLAIM, Artifact
+from stages.artifacts import Artifact
+from stages.layout import CHECKPOINTS, CLAIM
 
 
 def status(run: str, store: str) -> int:

@@ -40,8 +40,9 @@ from typing import NoReturn  # noqa: E402
 from dmdr.config import STAGES, fingerprint, identity, load  # noqa: E402
 from dmdr.errors import ConfigError, DataError, InputMissing, NonFinite, StoreError  # noqa: E402
 from stages import Context, Stopped  # noqa: E402
-from stages.artifacts import Artifact, digest  # noqa: E402
+from stages.artifacts import Artifact  # noqa: E402
 from stages.inputs import inputs  # noqa: E402
+from stages.layout import digest  # noqa: E402
 
 EXIT = {ConfigError: 64, DataError: 65, InputMissing: 66, NonFinite: 70, StoreError: 74, Stopped: 75}
 INTERNAL, IO = 70, 74

@@ -11,7 +11,6 @@ overwritten: the later copy's file gets another name. So the record that wins al
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
@@ -21,13 +20,13 @@ from typing import TYPE_CHECKING
 from dmdr.config import NAME, fingerprint
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.folder import Folder
+from stages.layout import CHECKPOINTS, CLAIM, RECORD, digest
 from stages.remote import Remote
 
 if TYPE_CHECKING:
     from stages.checkpoints import Checkpoints
 
 SCHEMA = 1
-RECORD, CLAIM, CHECKPOINTS = "record.json", "claim.json", "checkpoints"
 SEEN = 12  # hex digits of a digest that are shown to people
 
 
@@ -168,12 +167,6 @@ class Artifact:
         if not isinstance(parsed, dict) or not {"schema", "identity", "inputs"} <= parsed.keys():
             raise DataError(f"{self.address}/{name} was not written by DMDR; give another --store or --run")
         return parsed
-
-
-def digest(path: Path) -> dict[str, int | str]:
-    """{"size", "sha256"} of a file."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _pretty(data: dict) -> bytes:

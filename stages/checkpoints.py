@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import CHECKPOINTS, digest
 from stages.folder import Folder
+from stages.layout import CHECKPOINTS, digest
 from stages.remote import Remote
 
 TENSORS, INFO, MANIFEST = "state.safetensors", "state.json", "manifest.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,30 @@ def test_the_law_can_fail(tmp_path: Path, file: str, code: str):
     path.parent.mkdir(parents=True)
     path.write_text(code)
     assert len(breaches(tmp_path)) == 1
+
+
+def circle(root: Path) -> list[str]:
+    """Modules below `root` that import each other in a circle, lazily or not; empty if there is none."""
+    files = {path for layer in MAY_IMPORT for path in (root / layer).rglob("*.py")}
+    modules = {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+    def imported(path: Path) -> set[str]:
+        names = {name for _, name in _uses(ast.parse(path.read_text(encoding="utf-8")))}
+        return {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
+
+    try:
+        graphlib.TopologicalSorter({module: imported(path) for module, path in modules.items()}).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_imports_run_in_a_circle(tmp_path: Path):
+    assert circle(ROOT) == []
+    (tmp_path / "dmdr").mkdir()
+    (tmp_path / "dmdr" / "a.py").write_text("from dmdr import b")
+    (tmp_path / "dmdr" / "b.py").write_text("def late():\n    from dmdr.a import name")
+    assert set(circle(tmp_path)) == {"dmdr.a", "dmdr.b"}
 
 
 def loaded_after(code: str) -> set[str]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from dmdr import rewards, teacher
 from dmdr.errors import ConfigError
+from dmdr.lab.captions import scene_classes, things
 from dmdr.lab.checker import check, detect
 from dmdr.lab.prompts import HELD_OUT_PAIRS, lab_prompts
 from dmdr.lab.reward import wrong_caption
@@ -99,6 +100,30 @@ def test_shipped_teacher_is_small_plain_and_scored():
     assert scores["teacher"]["strict"] > scores["naive, 4 steps"]["strict"] + 0.1
 
 
+def test_things_stand_in_the_order_of_the_caption():
+    for record in lab_prompts("train"):
+        words = record["prompt"].split()
+        places = [words.index(need["class"]) for need in things(record) if need["count"] == 1]
+        assert places == sorted(places), record
+
+
+def test_text_encoders_name_what_captions_ask_for():
+    """A linear map, fitted in closed form to training prompts, reads the scene of held-out ones, unseen pairs too."""
+    backbone = teacher.load(teacher.resolve("lab:flow"))
+
+    def states_and_classes(records) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = torch.cat([item["pooled"] for item in backbone.encode([r["prompt"] for r in records])[0]])
+        return torch.cat([pooled, torch.ones(len(pooled), 1)], dim=1), torch.tensor([scene_classes(r) for r in records])
+
+    states, classes = states_and_classes(lab_prompts("train")[:1500])
+    held_out = [record for record in lab_prompts("held-out") if record["tag"] in ("position", "color_attr")]
+    asked, right = states_and_classes(held_out)
+    for place, name in enumerate(("shape", "color", "count", "second shape", "second color", "count", "relation")):
+        one_hot = torch.nn.functional.one_hot(classes[:, place]).float()
+        found = (asked @ torch.linalg.lstsq(states, one_hot).solution).argmax(1)
+        assert (found == right[:, place]).float().mean() > 0.98, name
+
+
 @pytest.mark.parametrize("name", rewards.LAB)
 def test_rewards_tell_right_from_wrong_captions(name):
     reward, rng = rewards.load(name), np.random.default_rng(7)
@@ -122,7 +147,7 @@ def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_refused():
 def test_no_training_code_imports_the_checker():
     root = Path(teacher.__file__).parent
     trained = [*root.glob("*.py"), *(root / "rl").glob("*.py"), *(root / "rewards").glob("*.py"),
-               root / "lab" / "teacher.py", root / "lab" / "reward.py"]  # fmt: skip
+               root / "lab" / "teacher.py", root / "lab" / "captions.py", root / "lab" / "reward.py"]  # fmt: skip
     assert len(trained) > 10
     assert [f.name for f in trained if "checker" in f.read_text() and "import" in f.read_text()
             and "dmdr.lab.checker" in f.read_text()] == []  # fmt: skip

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from dmdr.lab.prompts import TEMPLATES, lab_prompts
-from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption, images_for
+from dmdr.lab.renders import drawn
+from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
 from dmdr.rewards.lab import LabReward
 
 NEGATIVES = 5
 RECIPES = {
-    "lab-conv": {"seed": 10, "renders": 16000, "steps": 2000, "batch": 64, "lr": 2e-3},
-    "lab-mixer": {"seed": 20, "renders": 24000, "steps": 4000, "batch": 64, "lr": 2e-3},
+    "lab-conv": {"seed": 10, "renders": 65536, "steps": 6000, "batch": 64, "lr": 2e-3},
+    "lab-mixer": {"seed": 20, "renders": 65536, "steps": 10000, "batch": 64, "lr": 2e-3},
 }
 
 
@@ -64,16 +65,6 @@ def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
     else:
         needs[0]["color"], needs[1]["color"] = needs[1].get("color"), needs[0].get("color")
     return str(rng.choice(TEMPLATES)).format(caption(wrong))
-
-
-def drawn(split: str, count: int, rng: np.random.Generator) -> tuple[list[dict], torch.Tensor]:
-    """Records drawn evenly over the tags, and their renders (count, 3, 32, 32) uint8."""
-    by_tag: dict[str, list[dict]] = {}
-    for record in lab_prompts(split):
-        by_tag.setdefault(record["tag"], []).append(record)
-    tags = rng.choice(list(by_tag), size=count)
-    records = [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
-    return records, torch.from_numpy(images_for(records, rng)).permute(0, 3, 1, 2)
 
 
 def build_reward(name: str, folder: Path, log) -> None:
