@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     """Build, printing a line every hundred steps; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="dmdr lab build",
-        description="Train the lab's teacher (about 40 minutes on two cores) or its two rewards (about 15) anew.",
+        description="Train the lab's teacher (about 50 minutes on two idle cores) or its two rewards (about 20) anew.",
     )
     parser.add_argument("what", choices=("teacher", "rewards"))
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
