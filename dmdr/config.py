@@ -54,7 +54,7 @@ class Student(Section):
     steps: Literal[1, 2, 4, 8]
     form: Literal["full", "lora"] = "full"
     lora_rank: Positive | None = None
-    ema: float = Field(0.95, ge=0.0, lt=1.0)  # what is exported; 0 exports the last weights
+    ema: float = Field(0.99, ge=0.0, lt=1.0)  # highest decay of the exported average; 0 exports the last weights
 
     @model_validator(mode="after")
     def _rank_fits_form(self) -> Student:

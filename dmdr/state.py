@@ -34,10 +34,16 @@ class TrainState:
 
     @torch.no_grad()
     def advance(self, row: dict[str, float]) -> None:
-        """Count one finished student update: ema <- d ema + (1 - d) student."""
-        student = [self.networks["student"][name] for name in self.ema]
-        torch._foreach_lerp_(list(self.ema.values()), student, 1 - self.ema_decay)
+        """Count one finished student update: ema <- d ema + (1 - d) student.
+
+        d = (1 - 1 / u)^3 at the u-th update, up to the configured decay: the power function average of EDM2 (Karras et
+        al. 2024, section 3.1, gamma 2). It looks back over the same share of a short stage as of a long one, and soon
+        forgets where it began.
+        """
         self.update += 1
+        decay = min(self.ema_decay, (1 - 1 / self.update) ** 3)
+        student = [self.networks["student"][name] for name in self.ema]
+        torch._foreach_lerp_(list(self.ema.values()), student, 1 - decay)
         self.rows.append(row)
 
     def tensors(self) -> Named:
