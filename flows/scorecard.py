@@ -34,7 +34,7 @@ def table(rows: list[list[str]]) -> str:
 
 def _heading(model: dict) -> str:
     guidance = f", CFG {model['guidance_scale']:g}" if model["guidance_scale"] > 1 else ""
-    return f"{model['name']}: {model['steps']} steps, {model['nfe']} NFE{guidance}"
+    return f"{model['name']}: {model['steps']} step{'s' * (model['steps'] > 1)}, {model['nfe']} NFE{guidance}"
 
 
 def _interval(mean: float | None, row: dict, sign: str = "") -> str:

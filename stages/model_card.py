@@ -59,7 +59,7 @@ A score on a reward that is named above proves little: the student was trained t
 
 def _student(student: dict) -> str:
     form = "full weights" if student["form"] == "full" else f"LoRA of rank {student['lora_rank']}, fused"
-    return f"{student['steps']} steps, {form}, EMA of decay up to {student['ema']:g}"
+    return f"{student['steps']} step{'s' * (student['steps'] > 1)}, {form}, EMA of decay up to {student['ema']:g}"
 
 
 def _lora(facts: dict) -> str:

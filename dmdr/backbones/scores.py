@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,7 +50,9 @@ class SharedBase:
 
     def _add_lora(self, name: str, rank: int) -> None:
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.backbone.lora_targets))
-        self.backbone.network.add_adapter(config, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters on one base are the point
+            self.backbone.network.add_adapter(config, adapter_name=name)
 
     @staticmethod
     def _named(network: torch.nn.Module, part: str) -> dict[str, torch.nn.Parameter]:
