@@ -17,6 +17,7 @@ from dmdr.lab.captions import scene_classes, things
 from dmdr.lab.checker import check, detect
 from dmdr.lab.prompts import HELD_OUT_PAIRS, lab_prompts
 from dmdr.lab.reward import wrong_caption
+from dmdr.lab.teacher import RECIPE, build_teacher
 from dmdr.lab.world import Thing, images_for, relative_position, render
 
 TAGS = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
@@ -100,6 +101,22 @@ def test_shipped_teacher_is_small_plain_and_scored():
     assert scores["teacher"]["strict"] > scores["naive, 4 steps"]["strict"] + 0.1
 
 
+def test_a_teacher_is_built_from_its_recipe(tmp_path):
+    """Every step of the real recipe, few times: the folder loads as it is, and training reached the network's end."""
+    few = {"text": {"steps": 20}, "vae": {"steps": 4, "warmup": 1}, "transformer": {"steps": 4, "warmup": 1}}
+    recipe = {**RECIPE, "renders": 128, **{part: {**RECIPE[part], **change} for part, change in few.items()}}
+    lines: list[str] = []
+    with torch.random.fork_rng():
+        build_teacher(tmp_path, lines.append, recipe)
+    assert json.loads((tmp_path / "recipe.json").read_text()) == recipe
+    assert {line.split()[0] for line in lines} == {"text", "drawing", "vae", "transformer"}
+    pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.transformer.proj_out.weight.abs().max() > 0, "it starts at zero"
+    image = pipe("a red circle", num_inference_steps=2, guidance_scale=3.0, output_type="np").images
+    assert image.shape == (1, 32, 32, 3) and np.isfinite(image).all()
+
+
 def test_things_stand_in_the_order_of_the_caption():
     for record in lab_prompts("train"):
         words = record["prompt"].split()
@@ -147,7 +164,7 @@ def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_refused():
 def test_no_training_code_imports_the_checker():
     root = Path(teacher.__file__).parent
     trained = [*root.glob("*.py"), *(root / "rl").glob("*.py"), *(root / "rewards").glob("*.py"),
-               root / "lab" / "teacher.py", root / "lab" / "captions.py", root / "lab" / "reward.py"]  # fmt: skip
+               *(root / "lab" / f"{name}.py" for name in ("captions", "renders", "teacher", "reward"))]  # fmt: skip
     assert len(trained) > 10
     assert [f.name for f in trained if "checker" in f.read_text() and "import" in f.read_text()
             and "dmdr.lab.checker" in f.read_text()] == []  # fmt: skip

@@ -2,8 +2,7 @@
 
 Stable Diffusion 3 begins with text encoders that others have taught; the lab has nobody to do so. Linear heads read
 the scene back out of what the transformer will be given: the whole scene from the pooled state, each thing from the
-context at its noun. The heads are thrown away. (Learned from the images alone, which shape has which colour was still
-mixed up after as many steps as the transformer now needs in all.)
+context at its noun. The heads are thrown away.
 """
 
 from __future__ import annotations

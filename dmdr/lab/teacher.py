@@ -145,24 +145,24 @@ def train_transformer(
     network.eval()
 
 
-def build_teacher(folder: Path, log) -> None:
+def build_teacher(folder: Path, log, recipe: dict = RECIPE) -> None:
     """Train everything from the recipe and save the pipeline as float16 safetensors under `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(RECIPE["seed"])
+    torch.manual_seed(recipe["seed"])
     tokenizer = build_tokenizer(folder / "tokenizer")
-    encoders = train_text_encoders(tokenizer, RECIPE["text"], WIDTH // 2, log)
-    log(f"drawing {RECIPE['renders']} renders")
-    records, images = drawn("train", RECIPE["renders"], np.random.default_rng(RECIPE["seed"]))
+    encoders = train_text_encoders(tokenizer, recipe["text"], WIDTH // 2, log)
+    log(f"drawing {recipe['renders']} renders")
+    records, images = drawn("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
     pipe = StableDiffusion3Pipeline(
         transformer=transformer(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=train_vae(images, RECIPE["vae"], log),
+        vae=train_vae(images, recipe["vae"], log),
         text_encoder=encoders[0], tokenizer=tokenizer, text_encoder_2=encoders[1], tokenizer_2=copy.deepcopy(tokenizer),
         text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
-    train_transformer(pipe, records, images, RECIPE["transformer"], log)
+    train_transformer(pipe, records, images, recipe["transformer"], log)
     t5, t5_tokenizer = silent_t5(WIDTH)
     pipe.register_modules(text_encoder_3=t5, tokenizer_3=t5_tokenizer)
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("text_encoder*/config.json"):  # transformers would load float16, diffusers float32
         config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
-    (folder / "recipe.json").write_text(json.dumps(RECIPE, indent=2) + "\n")
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
