@@ -101,9 +101,7 @@ class Case:
                 x_t = path.renoise(x0.detach(), renoise.noise, renoise.t)
                 with torch.no_grad():
                     fake = path.to_x0(x_t, base.fake(x_t, renoise.t, c), renoise.t)
-                real = base.real_x0(
-                    x_t, renoise.t, c, self.conditioning(1), guidance_scale=GUIDANCE, lora_scale=0.5
-                )
+                real = base.real_x0(x_t, renoise.t, c, self.conditioning(1), guidance_scale=GUIDANCE, lora_scale=0.5)
                 losses.distribution_matching(x0, real, fake).backward()
 
 

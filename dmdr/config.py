@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,6 +28,9 @@ class Section(BaseModel):
     """A part of the config: immutable, no unknown keys, no number given as text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class Teacher(Section):
@@ -109,18 +112,98 @@ class Training(Section):
         return self
 
 
-class ReFL(Section):
+class RL(Section):
+    """What the three algorithms share."""
+
+    weight: float = Field(gt=0)  # of the RL loss beside distribution matching
+    # fixed, or matched: times |gradient of distribution matching| / |gradient of RL| at the first joint update
+    weight_is: Literal["fixed", "matched"] = "fixed"
+    rewards: dict[str, float] = Field(min_length=1)  # reward name -> its share
+
+
+class ReFL(RL):
     """Reward feedback learning: the reward's gradient through the decoder."""
 
-    algorithm: Literal["refl"] = "refl"
-    weight: float = Field(ge=0)  # of the RL loss beside distribution matching
-    rewards: dict[str, float] = Field(min_length=1)  # reward name -> its share of the loss
+    algorithm: Literal["refl"]
+    pretraining: float = Field(0.0, ge=0)  # weight of its usual regulariser, where distribution matching is off
+
+    def needs_reference(self) -> bool:
+        return self.pretraining > 0
+
+
+class DPO(RL):
+    """Direct preference optimization on the best and the worst of each group."""
+
+    algorithm: Literal["dpo"]
+    group_size: int = Field(8, ge=2)  # images of one prompt that are ranked
+    beta: Rate = 100.0  # how close to the cold start's student, in mean log likelihoods of a latent's elements
+
+    def needs_reference(self) -> bool:
+        return True
+
+
+class GRPO(RL):
+    """Group relative policy optimization on the sampler's renoising steps."""
+
+    algorithm: Literal["grpo"]
+    group_size: int = Field(8, ge=2)  # images of one prompt that are compared
+    inner_updates: Positive = 1  # student updates on one rollout; from the second on the clipped ratio matters
+    clip_range: Rate = 1e-3  # of the ratio of mean likelihoods, with inner_updates above 1
+    kl: float = Field(0.0, ge=0)  # weight of its usual regulariser, where distribution matching is off
+
+    def needs_reference(self) -> bool:
+        return self.kl > 0
+
+    @model_validator(mode="after")
+    def _clip_is_used(self) -> GRPO:
+        if self.inner_updates == 1 and "clip_range" in self.model_fields_set:
+            raise ValueError(
+                "joint.rl.clip_range does nothing with inner_updates 1, where the ratio is 1; drop it, or set "
+                "inner_updates to 2 or more"
+            )
+        return self
+
+
+class Watch(Section):
+    """The hacking alarm: what is looked at during joint training, on training prompts and fixed noise."""
+
+    every: Positive = 50  # student updates; the start and the end of the stage are always looked at
+    reward: str = Field(min_length=1)  # one that is not trained on
+    prompts: Positive = 64  # training prompts, evenly spread; all of them where there are fewer
+    seeds: int = Field(2, ge=2)  # images a prompt, for diversity
+    on_alarm: Literal["off", "warn", "stop"] = "warn"  # off is silent; stop ends the stage and seals what there is
+    # the last EMA, or of those looked at the one with the best held-out reward (and no image that is not a number)
+    export: Literal["last", "best"] = "last"
+    reward_drop: Rate = 0.05  # alarm when the held-out reward falls more than this below its best
+    diversity_drop: float = Field(0.3, gt=0, lt=1)  # alarm when diversity loses more than this share of its start
+    saturation_rise: Rate = 0.3  # alarm when colour saturation gains more than this share of its start
 
 
 class Joint(Training):
-    """DMD and RL at once. Without `rl` it is distillation only (DMDR, Table 5)."""
+    """DMD and RL at once. Without `rl` it is distillation only; without distribution matching, RL only (Table 5)."""
 
-    rl: ReFL | None = None
+    rl: Annotated[ReFL | DPO | GRPO, Field(discriminator="algorithm")] | None = None
+    distribution_matching: bool = True
+    watch: Watch | None = None
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Joint:
+        if self.rl is None:
+            if not self.distribution_matching:
+                raise ValueError(
+                    "joint.distribution_matching is false and joint.rl is missing: nothing would be trained"
+                )
+            return self
+        if self.rl.weight_is == "matched" and not self.distribution_matching:
+            raise ValueError("joint.rl.weight_is matched needs distribution_matching; set it to fixed")
+        if isinstance(self.rl, DPO) and self.batch_size % 2:
+            raise ValueError(f"joint.batch_size is {self.batch_size}; DPO trains on pairs, so make it even")
+        if self.watch and self.watch.reward in self.rl.rewards:
+            raise ValueError(f"joint.watch.reward {self.watch.reward} is trained on; watch one that is held out")
+        return self
+
+
+MODELS = ("student", "teacher", "naive teacher", "cold start")
 
 
 class Evaluate(Section):
@@ -129,6 +212,14 @@ class Evaluate(Section):
     metrics: tuple[str, ...] = Field(min_length=1, strict=False)  # lab-checker, or the name of a reward
     limit: Positive | None = None  # prompts; None takes all of them
     batch_size: Positive = 64
+    models: tuple[Literal[MODELS], ...] = Field(MODELS, min_length=1, strict=False)  # who is compared
+    seeds: Positive = 1  # images a prompt; from 2 on, diversity is reported
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Evaluate:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"evaluate.models names one twice: {', '.join(self.models)}")
+        return self
 
 
 class Execution(Section):
@@ -153,6 +244,15 @@ class Config(Section):
     evaluate: Evaluate
     execution: Execution = Execution()
 
+    @model_validator(mode="after")
+    def _sampler_has_a_policy(self) -> Config:
+        if self.student.steps == 1 and isinstance(self.joint.rl, DPO | GRPO):
+            raise ValueError(
+                f"joint.rl.algorithm {self.joint.rl.algorithm} learns from the renoising steps and student.steps 1 has "
+                "none; set algorithm: refl, or 2 steps or more"
+            )
+        return self
+
 
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice."""
@@ -176,35 +276,56 @@ def load(path: str | Path) -> Config:
         InputMissing: there is no such file.
         ConfigError: it is not YAML, has an unknown key, a value out of range or an impossible combination.
     """
+    return check(read(path, "config", "the ones that come with DMDR are in configs/"), Config, f"config {path}")
+
+
+def read(path: str | Path, what: str, where: str) -> dict:
+    """The mapping in a YAML file. For complaints, `what` it is and `where` to look for others."""
     path = Path(path)
     if not path.is_file():
-        raise InputMissing(f"config {path} does not exist; the ones that come with DMDR are in configs/")
+        raise InputMissing(f"{what} {path} does not exist; {where}")
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:
-        raise ConfigError(f"config {path}: {error}") from error
+        raise ConfigError(f"{what} {path}: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"config {path} must be a mapping of sections, found {type(data).__name__}")
+        raise ConfigError(f"{what} {path} must be a mapping of sections, found {type(data).__name__}")
+    return data
+
+
+def check(data: dict, kind: type[S], name: str) -> S:
+    """A mapping as what it is to be; every complaint begins with `name`."""
     try:
-        return Config.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"config {path}: {'; '.join(map(_explain, error.errors()))}") from error
+        raise ConfigError(f"{name}: {'; '.join(_explain(each, kind) for each in error.errors())}") from error
 
 
-def _explain(error: dict) -> str:
+ALGORITHMS = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}
+
+
+def _explain(error: dict, root: type[BaseModel]) -> str:
     """One pydantic error as one clause; an unknown key names the nearest known one."""
-    where = ".".join(str(part) for part in error["loc"] if part != "refl")
+    loc = [part for part in error["loc"] if part not in ALGORITHMS]
+    where = ".".join(map(str, loc))
     if error["type"] == "extra_forbidden":
-        section: type[BaseModel] = Config
+        section = root
         for part in error["loc"][:-1]:
-            annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
-            nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
-            section = next((a for a in nested if issubclass(a, BaseModel)), section)
-        near = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1, cutoff=0.5)
+            if part in ALGORITHMS:
+                section = ALGORITHMS[part]
+            elif str(part) in section.model_fields:
+                annotation = section.model_fields[str(part)].annotation
+                nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+                section = next((a for a in nested if issubclass(a, BaseModel)), section)
+        near = difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(section.model_fields)}"
         return f"unknown key {where}; {hint}"
+    if error["type"] == "union_tag_not_found":
+        return f"{where}.algorithm is missing; one of {', '.join(ALGORITHMS)}"
+    if error["type"] == "union_tag_invalid":
+        return f"{where}.algorithm is {error['ctx']['tag']}; one of {', '.join(ALGORITHMS)}"
     if error["type"] == "missing":
         return f"{where} is missing"
     if error["type"] == "value_error":

@@ -1,9 +1,13 @@
 """THE time convention: t = 0 is data, t = 1 is noise. Every x0, x_t and noise is (B, C, H, W); every t is (B,).
 
-The flow path (SD3, rectified flow): x_t = (1 - t) x0 + t noise, and the network predicts the velocity noise - x0.
+Both paths are Gaussian, x_t = signal(t) x0 + spread(t) noise, and differ in what the network predicts:
+flow (SD3, rectified flow): signal 1 - t, spread t; the velocity noise - x0.
+variance preserving (SDXL, DDPM): signal sqrt(alpha_bar), spread sqrt(1 - alpha_bar); the noise.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 import torch
 
@@ -13,22 +17,79 @@ def per_sample(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return t.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
-class FlowPath:
-    """Straight lines from data to noise."""
+class Path(ABC):
+    """From data to noise, and back by what the network predicts."""
+
+    @abstractmethod
+    def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both (B,): x_t given x0 is a Gaussian of mean signal x0 and standard deviation spread."""
+
+    @abstractmethod
+    def to_x0(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x0 from the network's prediction at x_t."""
+
+    @abstractmethod
+    def target(self, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What the network learns to predict."""
+
+    @abstractmethod
+    def step(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
+        """One deterministic step of the teacher's sampler."""
 
     def renoise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x_t = (1 - t) x0 + t noise."""
-        t = per_sample(t, x0)
-        return (1 - t) * x0 + t * noise
+        """x_t = signal x0 + spread noise."""
+        signal, spread = self.signal_and_spread(t)
+        return per_sample(signal, x0) * x0 + per_sample(spread, x0) * noise
 
-    def to_x0(self, x_t: torch.Tensor, velocity: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+
+class FlowPath(Path):
+    """Straight lines from data to noise."""
+
+    def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 1 - t, t
+
+    def to_x0(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x0 = x_t - t v."""
-        return x_t - per_sample(t, x_t) * velocity
+        return x_t - per_sample(t, x_t) * prediction
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What the network learns to predict: v = noise - x0."""
+        """v = noise - x0."""
         return noise - x0
 
-    def step(self, x_t: torch.Tensor, velocity: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
-        """One Euler step of the probability flow ODE, dx = v dt."""
-        return x_t + per_sample(t_next - t, x_t) * velocity
+    def step(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
+        """Euler on the probability flow ODE, dx = v dt."""
+        return x_t + per_sample(t_next - t, x_t) * prediction
+
+
+class VPPath(Path):
+    """The diffusion of DDPM (Ho et al. 2020) under its discrete schedule: t = (k + 1) / K for timestep k of K.
+
+    A level between two timesteps is taken for the nearer one, so that the network only ever sees those it was trained
+    on. alphas_cumprod: (K,), descending.
+    """
+
+    def __init__(self, alphas_cumprod: torch.Tensor) -> None:
+        self.timesteps = len(alphas_cumprod)
+        alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double()])  # t = 0 is data
+        self._signal, self._spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def timestep(self, t: torch.Tensor) -> torch.Tensor:
+        """k (B,) int64 as the network is told it; -1 at t = 0."""
+        return (t.double() * self.timesteps).round().long() - 1
+
+    def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        index = self.timestep(t).cpu() + 1
+        return self._signal[index].to(t), self._spread[index].to(t)
+
+    def to_x0(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x0 = (x_t - spread noise) / signal."""
+        signal, spread = self.signal_and_spread(t)
+        return (x_t - per_sample(spread, x_t) * prediction) / per_sample(signal, x_t)
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The noise itself."""
+        return noise
+
+    def step(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
+        """DDIM (Song et al. 2021), which is Euler in spread / signal."""
+        return self.renoise(self.to_x0(x_t, prediction, t), prediction, t_next)

@@ -69,6 +69,11 @@ class PromptSet:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def spread(self, limit: int) -> list[int]:
+        """At most `limit` indices, evenly spaced and ascending."""
+        wanted = min(len(self), limit)
+        return [place * len(self) // wanted for place in range(wanted)]
+
     def records(self, indices: Sequence[int]) -> list[dict]:
         """The records at `indices`, in their order."""
         found: dict[int, dict] = {}

@@ -5,6 +5,9 @@ There is no random state: noise, prompts and order are functions of (seed, stage
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from dmdr.backbones.scores import SharedBase
@@ -21,16 +24,19 @@ def adamw(parameters: dict[str, torch.nn.Parameter], config: Optimizer) -> torch
 
 
 class TrainState:
-    """What changes while training. `update` student updates are done; `rows` holds one metrics row for each."""
+    """What changes while training. `update` student updates are done; `rows` holds one metrics row for each, and at the
+    end of a watched stage one more. `best_ema` is empty unless the watch keeps it."""
 
     def __init__(self, base: SharedBase, training: Training, *, ema: float) -> None:
         self.update, self.rows, self.ema_decay = 0, [], ema
+        self.rl_weight = 0.0  # of the last update; what a matched weight came to
         self.networks = {"student": base.student_parameters, "fake_score": base.fake_parameters}
         self.optimizers = {
             "student": adamw(base.student_parameters, training.student),
             "fake_score": adamw(base.fake_parameters, training.fake_score),
         }
         self.ema = {name: parameter.detach().clone() for name, parameter in base.student_parameters.items()}
+        self.best_ema: Named = {}
 
     @torch.no_grad()
     def advance(self, row: dict[str, float]) -> None:
@@ -46,9 +52,30 @@ class TrainState:
         torch._foreach_lerp_(list(self.ema.values()), student, 1 - decay)
         self.rows.append(row)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the student is its EMA: they exchange their memory, so that nothing is copied and no bit changes."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, average in self.ema.items():
+            parameter = self.networks["student"][name]
+            parameter.data, average.data = average.data, parameter.data
+
+    def keep_best(self) -> None:
+        """Remember the EMA as it is now."""
+        if not self.best_ema:
+            self.best_ema = {name: torch.empty_like(average) for name, average in self.ema.items()}
+        torch._foreach_copy_(list(self.best_ema.values()), list(self.ema.values()))
+
     def tensors(self) -> Named:
-        """Everything as one flat dict: role/param/name, role/exp_avg/name, ..., ema/name."""
+        """Everything as one flat dict: role/param/name, role/exp_avg/name, ..., ema/name, best_ema/name."""
         flat = {f"ema/{name}": value for name, value in self.ema.items()}
+        flat |= {f"best_ema/{name}": value for name, value in self.best_ema.items()}
         for role, parameters in self.networks.items():
             for name, parameter in parameters.items():
                 flat[f"{role}/param/{name}"] = parameter.detach()
@@ -57,7 +84,7 @@ class TrainState:
         return flat
 
     def info(self) -> dict:
-        return {"update": self.update, "rows": self.rows}
+        return {"update": self.update, "rl_weight": self.rl_weight, "rows": self.rows}
 
     @torch.no_grad()
     def restore(self, tensors: Named, info: dict) -> None:
@@ -66,9 +93,13 @@ class TrainState:
         Raises:
             DataError: the tensors are of another model.
         """
-        self.update, self.rows = info["update"], list(info["rows"])
+        self.update, self.rl_weight, self.rows = info["update"], info["rl_weight"], list(info["rows"])
         ema = {name: tensors[f"ema/{name}"] for name in self.ema if f"ema/{name}" in tensors}
         fill(self.ema, ema, "checkpoint's EMA")
+        best = {name: tensors[f"best_ema/{name}"] for name in self.ema if f"best_ema/{name}" in tensors}
+        if best:
+            self.keep_best()
+            fill(self.best_ema, best, "checkpoint's best EMA")
         for role, parameters in self.networks.items():
             prefix = f"{role}/param/"
             saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

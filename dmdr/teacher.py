@@ -46,14 +46,18 @@ def load(folder: Path, device: str = "cpu", *, text: bool = True):
         DataError: a family that DMDR does not know, or a damaged tensor file.
     """
     import torch
-    from diffusers import StableDiffusion3Pipeline
+    from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
     from diffusers.utils import logging
     from safetensors import SafetensorError, safe_open
     from transformers.utils import logging as transformers_logging
 
     from dmdr.backbones.sd3 import SD3
+    from dmdr.backbones.sdxl import SDXL
 
-    families = {"StableDiffusion3Pipeline": (StableDiffusion3Pipeline, SD3)}
+    families = {
+        "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, SD3),
+        "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, SDXL),
+    }
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except ValueError as error:

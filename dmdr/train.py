@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from dmdr.backbones import Conditioning
 from dmdr.backbones.scores import SharedBase
-from dmdr.config import Training
+from dmdr.config import RL, Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import NonFinite
 from dmdr.promptset import PromptSet
-from dmdr.rl.refl import ReFL
-from dmdr.rollout import generator_for, noise_for
+from dmdr.rl import Algorithm, Objective
+from dmdr.rollout import States, generator_for, noise_for
 from dmdr.state import TrainState
-from dmdr.update import Batch, Renoise, rollout, select, trajectories, update_fake_score, update_student
+from dmdr.update import (
+    Batch,
+    Renoise,
+    Weighted,
+    rollout,
+    select,
+    trajectories,
+    update_fake_score,
+    update_student,
+    update_student_by_rl,
+)
+from dmdr.watch import Seen, Watcher
 
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same through a training stage. `rl_weight` is ignored without `rl`."""
+    """What stays the same through a training stage. rl: an algorithm and its weight."""
 
     stage: str
     seed: int
@@ -37,8 +48,9 @@ class Run:
     unconditional: Conditioning
     times: torch.Tensor
     guidance_scale: float
-    rl: ReFL | None = None
-    rl_weight: float = 0.0
+    rl: tuple[Algorithm, RL] | None = None
+    distribution_matching: bool = True
+    watch: Watcher | None = None
 
 
 def train(
@@ -49,18 +61,23 @@ def train(
     report: Callable[[dict[str, float]], None],
     stop: Callable[[], bool],
 ) -> bool:
-    """Train until `training.updates` are done; True when they are, False when `stop` asked to leave after an update.
+    """Train until `training.updates` are done or the watch ends it: True; False when `stop` asked to leave before that.
 
     `checkpoint(now)` is called after each update; now is True on leaving early.
 
     Raises:
         NonFinite: a loss or gradient is not a number; the newest checkpoint is from before it.
     """
-    while state.update < run.training.updates:
-        if stop():
+    while True:
+        done = state.update == run.training.updates
+        if not done and stop():
             checkpoint(True)
             return False
         started = time.monotonic()
+        seen = run.watch.look(state, last=done) if run.watch else Seen({}, stop=False)
+        if done or seen.stop:
+            state.rows += [{"update": state.update, **seen.figures}] if seen.figures else []
+            return True
         row = window(run, state)
         for name, value in row.items():
             if not math.isfinite(value):
@@ -68,18 +85,21 @@ def train(
                     f"{run.stage}: {name} is {value} at update {state.update}; the last checkpoint is whole: "
                     "lower the learning rates (fake_score first) or the RL weight"
                 )
-        row = {"update": state.update, **row}
+        row = {"update": state.update, **row, **seen.figures}
         state.advance(row)
         report({**row, "seconds": time.monotonic() - started})
         checkpoint(False)
-    return True
 
 
 def window(run: Run, state: TrainState) -> dict[str, float]:
     """One window of `dmdr.update`; returns its figures."""
     training, update = run.training, state.update
-    batches, texts = batches_of(run, update)
+    states, c, texts = rolled_out(run, update)
+    objective = run.rl[0].look(states, texts) if run.rl else None
+    fake_batches, student_batches = chosen(run, update, states, c, objective)
     beta = renoise_beta(update, training.dynamic)
+    scale = real_scale(update, training.dynamic)
+    student, fake_score = state.optimizers["student"], state.optimizers["fake_score"]
 
     def renoise(part: int, batch: Batch) -> Renoise:
         generator = generator_for(run.seed, run.stage, "levels", update, part)
@@ -87,43 +107,66 @@ def window(run: Run, state: TrainState) -> dict[str, float]:
         noise = noise_for(run.seed, run.stage, "renoise", update, part, shape=tuple(batch.x0.shape))
         return Renoise(t.to(batch.x0), noise.to(batch.x0))
 
-    for part in range(training.fake_updates - 1):
-        batch = next(batches)
-        clip = training.fake_score.clip
-        update_fake_score(run.base, batch, renoise(part, batch), state.optimizers["fake_score"], clip=clip)
+    if not run.distribution_matching:
+        rl = Weighted(objective.loss, run.rl[1].weight)
+        for batch in student_batches:
+            figures = update_student_by_rl(run.base, batch, student, rl, clip=training.student.clip)
+        return {name: float(value) for name, value in figures.items()}
 
-    batch = next(batches)
-    levels = renoise(training.fake_updates - 1, batch)
-    scale = real_scale(update, training.dynamic)
-    rl = run.rl and (lambda x0, prompt: run.rl(x0, [texts[i] for i in prompt.tolist()]), run.rl_weight)
-    figures = update_student(
-        run.base, batch, run.unconditional, levels, (state.optimizers["student"], state.optimizers["fake_score"]),
-        guidance_scale=run.guidance_scale, real_scale=scale, rl=rl,
-        clips=(training.student.clip, training.fake_score.clip),
-    )  # fmt: skip
+    for part, batch in enumerate(fake_batches):
+        update_fake_score(run.base, batch, renoise(part, batch), fake_score, clip=training.fake_score.clip)
+    for part, batch in enumerate(student_batches, start=len(fake_batches)):
+        levels = renoise(part, batch)
+        figures = update_student(
+            run.base, batch, run.unconditional, levels, (student, fake_score), guidance_scale=run.guidance_scale,
+            real_scale=scale, rl=weighted(run.rl[1], objective, state) if run.rl else None,
+            clips=(training.student.clip, training.fake_score.clip),
+        )  # fmt: skip
+        if run.rl:
+            state.rl_weight = float(figures["rl_weight"])
     figures = {name: float(value) for name, value in figures.items()}
     return {**figures, "real_scale": scale, "renoise_mean": float(levels.t.mean())}
 
 
-def batches_of(run: Run, update: int) -> tuple[Iterator[Batch], list[str]]:
-    """Roll out one window: K batches of B states each, the last for the student; and the text of each prompt."""
+def weighted(config: RL, objective: Objective, state: TrainState) -> Weighted:
+    """The RL term at its weight, which `matched` settles at the first update that has an RL gradient."""
+    if config.weight_is == "fixed":
+        return Weighted(objective.loss, config.weight)
+    return Weighted(objective.loss, state.rl_weight or config.weight, matched=not state.rl_weight)
+
+
+def rolled_out(run: Run, update: int) -> tuple[States, Conditioning, list[str]]:
+    """The rollout of one window: N states of M trajectories, their conditioning and the text of each."""
     training, steps = run.training, len(run.times) - 1
-    batch_size, fake_updates = training.batch_size, training.fake_updates
-    count = trajectories(batch_size, fake_updates, steps)
-    indices = prompt_order(run.seed, run.stage, update * count, count, len(run.prompts))
+    group, spare = (run.rl[0].group_size, run.rl[0].unused * run.rl[0].inner_updates) if run.rl else (1, 1.0)
+    count = trajectories(training.batch_size, training.fake_updates, steps, group_size=group, student_batches=spare)
+    prompts = count // group
+    order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
+    indices = [index for index in order for _ in range(group)]
     backbone = run.base.backbone
     c = backbone.collate(run.prompts.items(indices))
-    shape = (steps, count, *backbone.latent_shape)
-    noises = noise_for(run.seed, run.stage, "rollout", update, shape=shape).to(run.times)
-    states = rollout(run.base, c, run.times, noises)
+    noises = noise_for(run.seed, run.stage, "rollout", update, shape=(steps, count, *backbone.latent_shape))
+    states = rollout(run.base, c, run.times, noises.to(run.times))
+    return states, c, [record["prompt"] for record in run.prompts.records(indices)]
 
-    def shuffled(name: str) -> torch.Tensor:  # pairs (trajectory, step), so that no batch is one prompt at N steps
-        return torch.randperm(steps * count, generator=generator_for(run.seed, run.stage, name, update))
 
-    fake_pairs = shuffled("fake pairs").split(batch_size)[: fake_updates - 1]
-    pairs = [*fake_pairs, shuffled("student pairs")[:batch_size]]
-    texts = [record["prompt"] for record in run.prompts.records(indices)]
-    return (select(states, c, each.to(run.times.device)) for each in pairs), texts
+def chosen(
+    run: Run, update: int, states: States, c: Conditioning, objective: Objective | None
+) -> tuple[list[Batch], list[Batch]]:
+    """K - 1 batches of B states for the fake score, then those of the student, in its objective's blocks."""
+    batch_size, (steps, count) = run.training.batch_size, states.x0.shape[:2]
+    inner = run.rl[0].inner_updates if run.rl else 1
+    blocks = torch.arange(count)[:, None] if objective is None else objective.blocks
+
+    def shuffled(name: str, total: int) -> torch.Tensor:  # so that no batch is one prompt at N steps
+        return torch.randperm(total, generator=generator_for(run.seed, run.stage, name, update))
+
+    fake_pairs = shuffled("fake pairs", steps * count).split(batch_size)[: run.training.fake_updates - 1]
+    order = shuffled("student pairs", steps * len(blocks))
+    step, block = order // len(blocks), order % len(blocks)
+    student_pairs = (step[:, None] * count + blocks[block]).flatten().split(batch_size)[:inner]
+    device = run.times.device
+    return tuple([select(states, c, pairs.to(device)) for pairs in each] for each in (fake_pairs, student_pairs))
 
 
 def prompt_order(seed: int, stage: str, start: int, count: int, total: int) -> list[int]:

@@ -6,6 +6,7 @@ on-policy samples for the fake score and inputs for the student alike.
    updates costs K N F. B is the batch, F one forward of the base.
 2. On the student's step the fake score is run once: its prediction serves the score, then, on the same renoised
    sample, its own loss. Its graph is kept, so real (2 B, no graph) and fake (B) are two calls, not one of 3 B.
+3. RL uses the student's own forward of that step, whatever the algorithm.
 Cost with CFG and a full student: (K - 1) F rollout + (K - 1)(F + b) + 3 F student + 3 F scores + b.
 """
 
@@ -22,18 +23,29 @@ from dmdr.backbones import Conditioning
 from dmdr.backbones.scores import STUDENT, SharedBase
 from dmdr.rollout import States, backward_simulation
 
-RLLoss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-
 
 @dataclass(frozen=True)
 class Batch:
-    """B states out of a window: x_t and x0 (B, C, H, W), t (B,), conditioning, and the prompt each belongs to (B,)."""
+    """B states out of a window: x_t and x0 (B, C, H, W), t (B,), conditioning; the step and trajectory of each (B,)."""
 
     x_t: torch.Tensor
     x0: torch.Tensor
     t: torch.Tensor
     c: Conditioning
-    prompt: torch.Tensor
+    step: torch.Tensor
+    trajectory: torch.Tensor
+
+
+RLLoss = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """The RL loss beside distribution matching; `matched` multiplies `weight` by |grad of DMD| / |grad of RL| first."""
+
+    loss: RLLoss
+    weight: float
+    matched: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,9 +56,15 @@ class Renoise:
     noise: torch.Tensor
 
 
-def trajectories(batch_size: int, fake_updates: int, steps: int) -> int:
-    """How many rollouts a window needs so that their states suffice for it: ceil((K - 1) B / N), and never none."""
-    return math.ceil(max(fake_updates - 1, 1) * batch_size / steps)
+def trajectories(
+    batch_size: int, fake_updates: int, steps: int, *, group_size: int = 1, student_batches: float = 1.0
+) -> int:
+    """How many rollouts a window needs so that their states suffice for it, in whole groups.
+
+    ceil(B max(K - 1, student_batches) / N); student_batches counts what is rolled out for the student and not used.
+    """
+    needed = math.ceil(max(fake_updates - 1, student_batches) * batch_size / steps)
+    return math.ceil(needed / group_size) * group_size
 
 
 def rollout(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor) -> States:
@@ -58,7 +76,8 @@ def select(states: States, c: Conditioning, pairs: torch.Tensor) -> Batch:
     """The states with flat index `pairs` (B,) into (N steps x M trajectories)."""
     step, trajectory = pairs // states.x0.shape[1], pairs % states.x0.shape[1]
     chosen = {key: value[trajectory] for key, value in c.items()}
-    return Batch(states.x_t[step, trajectory], states.x0[step, trajectory], states.times[step], chosen, trajectory)
+    x_t, x0 = states.x_t[step, trajectory], states.x0[step, trajectory]
+    return Batch(x_t, x0, states.times[step], chosen, step, trajectory)
 
 
 def update_fake_score(
@@ -81,23 +100,21 @@ def update_student(
     *,
     guidance_scale: float,
     real_scale: float,
-    rl: tuple[RLLoss, float] | None,
+    rl: Weighted | None,
     clips: tuple[float, float],
 ) -> dict[str, torch.Tensor]:
     """L = L_dmd + weight L_rl (DMDR, equation 2) for the student, and the window's last step of the fake score.
 
     Args:
         optimizers, clips: of the student, of the fake score.
-        rl: (loss of (x0, prompt), weight), or None for distillation only.
+        rl: None for distillation only.
     """
     path = base.backbone.path
     x0 = base.student(batch.x_t, batch.t, batch.c)
     sample = x0.detach()
 
     x_t = path.renoise(sample, renoise.noise, renoise.t)
-    x0_real = base.real_x0(
-        x_t, renoise.t, batch.c, unconditional, guidance_scale=guidance_scale, lora_scale=real_scale
-    )
+    x0_real = base.real_x0(x_t, renoise.t, batch.c, unconditional, guidance_scale=guidance_scale, lora_scale=real_scale)
     prediction = base.fake(x_t, renoise.t, batch.c)
     x0_fake = path.to_x0(x_t, prediction.detach(), renoise.t)
     loss_fake = losses.fake_score(prediction, path.target(sample, renoise.noise))
@@ -106,15 +123,44 @@ def update_student(
     loss_dm = losses.distribution_matching(x0, x0_real, x0_fake)
     loss, figures = loss_dm, {}
     if rl is not None:
-        loss_rl, figures = rl[0](x0, batch.prompt)
-        figures = {"loss_rl": loss_rl.detach(), **figures}
-        loss = loss + rl[1] * loss_rl
+        loss_rl, figures = rl.loss(x0, batch)
+        with base.wearing(STUDENT, float(base.student_is_lora)):
+            weight = (
+                _matched(loss_dm, loss_rl, base.student_parameters) if rl.matched else {"rl_weight": torch.ones(())}
+            )
+        weight["rl_weight"] = weight["rl_weight"] * rl.weight
+        figures = {"loss_rl": loss_rl.detach(), **figures, **weight}
+        loss = loss + weight["rl_weight"] * loss_rl
     with base.wearing(STUDENT, float(base.student_is_lora)):
         grad_student = _descend(loss, base.student_parameters, optimizers[0], clips[0])
     return {
         "loss_dm": loss_dm.detach(), **figures, "loss_fake": loss_fake.detach(),
-        "grad_student": grad_student, "grad_fake": grad_fake, "gap": (x0_fake - x0_real).abs().mean(),
+        "grad_student": grad_student, "grad_fake": grad_fake,
     }  # fmt: skip
+
+
+def update_student_by_rl(
+    base: SharedBase, batch: Batch, optimizer: torch.optim.Optimizer, rl: Weighted, *, clip: float
+) -> dict[str, torch.Tensor]:
+    """L = weight L_rl: a row of Table 5, and what distribution matching is measured against. No score is run."""
+    loss_rl, figures = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
+    with base.wearing(STUDENT, float(base.student_is_lora)):
+        grad_student = _descend(rl.weight * loss_rl, base.student_parameters, optimizer, clip)
+    return {"loss_rl": loss_rl.detach(), **figures, "grad_student": grad_student}
+
+
+def _matched(
+    loss_dm: torch.Tensor, loss_rl: torch.Tensor, parameters: dict[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """The weight at which the RL gradient is as long as that of distribution matching, and both lengths; 0 without."""
+
+    def length(loss: torch.Tensor) -> torch.Tensor:
+        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        return torch.nn.utils.get_total_norm([each for each in found if each is not None])
+
+    grad_dm, grad_rl = length(loss_dm), length(loss_rl)
+    ratio = torch.where(grad_rl > 0, grad_dm / grad_rl, torch.zeros_like(grad_rl))
+    return {"rl_weight": ratio, "grad_dm": grad_dm, "grad_rl": grad_rl}
 
 
 def _descend(

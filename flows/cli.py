@@ -30,6 +30,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(64, f"{self.prog}: {message}\n")
 
 
+def seed(text: str) -> int:
+    """A seed of the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 on, not {text!r}")
+    return int(text)
+
+
 def parser() -> Parser:
     """The commands, with help that a newcomer can act on."""
     top = Parser(prog="dmdr", description=DESCRIPTION, epilog=EPILOG)
@@ -41,6 +48,15 @@ def parser() -> Parser:
     run.add_argument("config", metavar="CONFIG", help="a YAML file, for example configs/lab-flow.yaml")
     run.add_argument("--run", metavar="NAME", help="name of the run (default: the config's own)")
     run.add_argument("--store", default="runs", metavar="URL", help=STORE)
+
+    tables = commands.add_parser(
+        "tables", help="run a table of the paper over several seeds and write its page; again: go on", epilog=EPILOG
+    )
+    tables.add_argument("spec", metavar="SPEC", help="a YAML file, for example configs/tables/table-5-refl.yaml")
+    tables.add_argument("--seeds", nargs="+", type=seed, metavar="N", help="in the place of the table's own (three)")
+    tables.add_argument("--base", metavar="CONFIG", help="a config in the place of the table's own, of another teacher")
+    tables.add_argument("--out", metavar="PAGE", help="the page (default: tables/NAME.html); configs lie beside it")
+    tables.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
     status = commands.add_parser("status", help="list the stages of a run: sealed, open or not started")
     status.add_argument("run", metavar="RUN", help="name of the run")
@@ -78,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     from flows import run, store
 
     try:
+        if given.command == "tables":
+            return run.tables(given.spec, given.seeds, given.store, given.base, given.out)
         if given.command == "run":
             return run.run(given.config, given.run, given.store)
         if given.command == "status":

@@ -1,4 +1,4 @@
-"""What a finished run shows in Prefect's UI: the scorecard, the image grid and where the report lies."""
+"""What a finished run shows in Prefect's UI: scorecard, image grid and where the report lies; or a table's claims."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from flows.scorecard import as_text
 from stages.artifacts import Artifact
 
 LARGEST_IMAGE = 2**20  # bytes that go into Prefect's database; a larger grid is in the report
+
+
+def page(table: str, claims: str) -> None:
+    """Publish what a table says of the paper's claims, and where its page lies."""
+    create_markdown_artifact(claims, key=f"claims-{table}", description=f"Claims of {table}")
 
 
 def scorecard(run: str, store: str) -> None:

@@ -1,4 +1,4 @@
-"""`dmdr run`: the flow `dmdr` from a terminal, with Prefect's embedded server and as little of it as possible.
+"""`dmdr run` and `dmdr tables`: the flows from a terminal, with Prefect's embedded server, as little of it as can be.
 
 The seals are looked at first. Prefect is imported, and its server started, only if some stage has work to do.
 """
@@ -10,11 +10,13 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from dmdr.config import STAGES, Config, identity, load
 from dmdr.errors import StoreError
 from flows.scorecard import as_text
+from flows.tables import is_finished, prepared, write_page
 from stages.artifacts import Artifact
 from stages.inputs import inputs
 
@@ -36,10 +38,36 @@ def run(config: str, name: str | None, store: str) -> int:
     checked = load(config)
     name = name or checked.run
     if not all_sealed(checked, name, store):
-        code = start(config, name, store)
+
+        def dmdr() -> None:
+            from flows.dmdr import dmdr
+
+            dmdr(config, name, store)
+
+        code = start(dmdr)
         if code:
             return code
     show(name, store)
+    return 0
+
+
+def tables(spec: str, seeds: list[int] | None, store: str, base: str | None, out: str | None) -> int:
+    """Run what is not sealed yet of a table and write its page; returns the exit code of a stage that failed, or 0.
+
+    Raises:
+        ConfigError, DataError, InputMissing: before anything has started.
+    """
+    table = prepared(spec, seeds, store, base, out)
+    if not is_finished(table):
+
+        def lab_tables() -> None:
+            from flows.lab_tables import lab_tables
+
+            lab_tables(spec, seeds, store, base, out)
+
+        return start(lab_tables)
+    print(f"{table.spec.table}: all {len(table.runs)} runs are sealed already in {store}")
+    write_page(table)
     return 0
 
 
@@ -62,8 +90,10 @@ def all_sealed(config: Config, name: str, store: str) -> bool:
     return True
 
 
-def start(config: str, name: str, store: str) -> int:
-    """The flow, in this process; returns an exit code. A stage that failed has said why in its own lines.
+def start(flow: Callable[[], None]) -> int:
+    """A flow, in this process; returns an exit code. A stage that failed has said why in its own lines.
+
+    flow: imports and calls it; nothing of Prefect may be imported before this function has set it up.
 
     Raises:
         StoreError: PREFECT_API_URL names a server that does not answer.
@@ -76,7 +106,7 @@ def start(config: str, name: str, store: str) -> int:
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
-    from flows.dmdr import FINAL, StageFailed, dmdr
+    from flows.dmdr import FINAL, StageFailed
 
     if PREFECT_API_URL.value():
         problem = get_client(sync_client=True).api_healthcheck()
@@ -88,7 +118,7 @@ def start(config: str, name: str, store: str) -> int:
     else:
         print("starting Prefect's embedded server", file=sys.stderr)
     try:
-        dmdr(config, name, store)
+        flow()
     except StageFailed as failure:
         if failure.code not in FINAL:
             print(f"dmdr: {failure}; the same command goes on from here", file=sys.stderr)

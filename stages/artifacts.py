@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -88,10 +90,11 @@ class Artifact:
             )
         return record
 
-    def fetch(self, cache: Path) -> Path:
+    def fetch(self, cache: Path, only: Callable[[str], bool] = lambda name: True) -> Path:
         """A local folder with the files of the sealed artifact, each verified.
 
         A local store returns its own folder, so never write there; a remote one's files are downloaded into `cache`.
+        only: which files are wanted, by name; the others are neither downloaded nor verified.
 
         Raises:
             InputMissing: it is not sealed.
@@ -106,6 +109,8 @@ class Artifact:
         for name, expected in record["files"].items():
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise DataError(f"{self.address}/{RECORD} names {name!r}, which is outside; do not trust this store")
+            if not only(name):
+                continue
             path = self.place.fetch(expected.get("stored_as", name), cache / name)
             whole = path is not None and digest(path) == {key: expected[key] for key in ("size", "sha256")}
             if not whole:
@@ -133,6 +138,36 @@ class Artifact:
             for name in set(self.place.names()) - kept:  # of killed attempts, or of a copy that came second
                 self.place.remove(name)
         return record
+
+    def adopt(self, other: Artifact, identity: dict, inputs: dict[str, str]) -> dict | None:
+        """Take over what another run sealed with these very settings and inputs: it is the same artifact.
+
+        Its files are verified there, copied and verified again; then it is claimed and sealed here as if it had been
+        made here, so that the record comes last. The record says `adopted_from`: which run made it.
+        Returns the record of this address; None if the other is not sealed, or is another result.
+
+        Raises:
+            ConfigError: this address belongs to other settings or inputs.
+            DataError: a file of the other is missing or damaged, or the copy is.
+        """
+        theirs = other.record()
+        if theirs is None or other.stage != self.stage or theirs["inputs"] != inputs:
+            return None
+        if theirs["identity"] != _parsed(identity):
+            return None
+        if (ours := self.claim(identity, inputs)) is not None:
+            return ours
+        folder = self.workspace()
+        fetched = other.fetch(folder / "theirs")
+        for name, expected in theirs["files"].items():
+            copy = folder / "ours" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fetched / name, copy)
+            if digest(copy) != {key: expected[key] for key in ("size", "sha256")}:
+                raise DataError(f"{other.address}/{name} changed while it was copied; repeat the command")
+        belongs = {"schema", "run", "stage", "identity", "inputs", "files", "fingerprint", "facts"}
+        made = {key: value for key, value in theirs.items() if key not in belongs}
+        return self.seal(folder / "ours", facts=theirs["facts"], made={"adopted_from": other.run, **made})
 
     def _seal(self, folder: Path, claim: dict, about: dict) -> dict:
         files = {}

@@ -10,7 +10,8 @@ from pathlib import Path
 POINTS = 160  # a curve; more updates than this are averaged in equal runs
 WIDTH, HEIGHT = 300, 130  # of the plot, in SVG units
 LEFT, TOP, BOTTOM = 52, 8, 20  # room for the labels
-FIRST = ("loss_dm", "loss_fake", "loss_rl")  # then rewards, then the rest by name
+WATCH = "watch/"  # the figures of the hacking alarm
+FIRST = ("loss_dm", "loss_fake", "loss_rl", "reward", WATCH)  # how columns begin, in this order; then the rest by name
 
 Point = tuple[float, float | None]  # (student update, mean of the run of updates; None: one of them was not a number)
 
@@ -26,7 +27,8 @@ def read_columns(path: Path) -> dict[str, list[Point]]:
             for name, value in row.items():
                 if name != "update" and (value is None or type(value) in (int, float)):
                     finite = value is not None and math.isfinite(value)
-                    columns.setdefault(name, []).append((row["update"] + 1, value if finite else None))
+                    done = row["update"] + (not name.startswith(WATCH))  # a look comes before the update of its row
+                    columns.setdefault(name, []).append((done, value if finite else None))
     return columns
 
 
@@ -45,7 +47,7 @@ def charts(stages: dict[str, dict[str, list[Point]]]) -> str:
 
 
 def _order(column: str) -> tuple[int, str]:
-    return (FIRST.index(column), column) if column in FIRST else (8 if column.startswith("reward") else 9, column)
+    return next((n for n, beginning in enumerate(FIRST) if column.startswith(beginning)), len(FIRST)), column
 
 
 def thin(points: list[Point]) -> list[Point]:
@@ -59,8 +61,13 @@ def thin(points: list[Point]) -> list[Point]:
     return thinned
 
 
-def chart(name: str, curves: list[tuple[str, float, list[Point]]], end: float) -> str:
-    """One column. curves: (stage, update it starts at, points); end: the last update of all."""
+def chart(
+    name: str, curves: list[tuple[str, float, list[Point]]], end: float, *, colours: list[int] | None = None
+) -> str:
+    """One column. curves: (stage, update it starts at, points); end: the last update of all.
+
+    colours: of the curves, where some share one; None gives each its own.
+    """
     values = [y for _, _, points in curves for _, y in points if y is not None]
     broken = sum(y is None for _, _, points in curves for _, y in points)
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -71,7 +78,7 @@ def chart(name: str, curves: list[tuple[str, float, list[Point]]], end: float) -
         return f"{LEFT + WIDTH * x / (end or 1):.1f},{TOP + HEIGHT * (high - y) / (high - low):.1f}"
 
     parts = [f'<rect class="plot" x="{LEFT}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}"/>']
-    for number, (_, start, points) in enumerate(curves):
+    for number, (_, start, points) in zip(colours or range(len(curves)), curves, strict=True):
         if start:
             parts.append(f'<path class="border" d="M{at(start, low)}L{at(start, high)}"/>')
         for run in unbroken(points):
@@ -87,7 +94,7 @@ def chart(name: str, curves: list[tuple[str, float, list[Point]]], end: float) -
         place = LEFT + (WIDTH if anchor == "end" else 0)
         parts.append(f'<text class="tick" x="{place}" y="{TOP + HEIGHT + 14}" text-anchor="{anchor}">{x:g}</text>')
     warning = f' <b class="bad">not a number at {broken} of its points</b>' if broken else ""
-    last = f"<span>last {values[-1]:.4g}</span>" if values else ""
+    last = f"<span>last {values[-1]:.4g}</span>" if values and colours is None else ""
     return (
         f"<figure><figcaption><b>{escape(name)}</b>{warning}{last}</figcaption>"
         f'<svg viewBox="0 0 {LEFT + WIDTH + 6} {TOP + HEIGHT + BOTTOM}" role="img" aria-label="{escape(name)}">'

@@ -1,4 +1,4 @@
-"""Who is compared: the student as exported, the teacher, the naive teacher, and the student after cold start alone."""
+"""Who may be compared: the student as exported, the teacher, the naive teacher, the student after cold start alone."""
 
 from __future__ import annotations
 
@@ -24,27 +24,23 @@ class Contestant:
     sample: Callable[[Conditioning, torch.Tensor], torch.Tensor]
 
 
-def models(config: Config, cold_start: bool) -> list[Model]:
-    """The columns of the scorecard, the student first. The naive teacher has the student's NFE."""
-    steps = config.student.steps
-    compared = [
-        Model("student", steps, 1.0),
-        Model("teacher", config.teacher.steps, config.teacher.guidance_scale),
-        Model("naive teacher", steps, 1.0),
-    ]
-    return [*compared, Model("cold start", steps, 1.0)] if cold_start else compared
+def models(config: Config) -> list[Model]:
+    """The columns of the scorecard, in the order of `evaluate.models`. The naive teacher has the student's NFE."""
+    steps, teacher = config.student.steps, config.teacher
+    known = {name: Model(name, steps, 1.0) for name in ("student", "naive teacher", "cold start")}
+    known["teacher"] = Model("teacher", teacher.steps, teacher.guidance_scale)
+    return [known[name] for name in config.evaluate.models]
 
 
 def contestants(
-    config: Config, backbone: Backbone, *, unconditional: Conditioning, exported: Path, cold_start: Path | None
+    config: Config, backbone: Backbone, *, unconditional: Conditioning, made: Callable[[str], Path]
 ) -> Iterator[Contestant]:
     """The contestants in the order of `models`. A network is loaded when its turn comes and let go after it, so that at
     most two are in memory: the teacher's and one student's.
 
-    exported: the diffusers folder of the export. cold_start: the output of cold start.
+    made: the folder that a stage sealed, asked for when its model's turn comes.
     """
     device = str(backbone.network.device)
-    compared = models(config, cold_start is not None)
 
     def few_steps(model: Model, network: torch.nn.Module) -> Contestant:
         times = backbone.student_times(model.steps).to(device)
@@ -60,10 +56,13 @@ def contestants(
 
         return Contestant(model, sample)
 
-    yield few_steps(compared[0], teacher.load(exported, device, text=False).network)
-    yield many_steps(compared[1])
-    yield many_steps(compared[2])
-    if cold_start is not None:
-        network = teacher.load(teacher.resolve(config.teacher.path), device, text=False).network
-        load_student(network, cold_start)
-        yield few_steps(compared[3], network)
+    for model in models(config):
+        if model.name == "student":
+            yield few_steps(model, teacher.load(made("export") / "pipeline", device, text=False).network)
+        elif model.name == "cold start":
+            network = teacher.load(teacher.resolve(config.teacher.path), device, text=False).network
+            load_student(network, made("cold_start"))
+            yield few_steps(model, network)
+            del network
+        else:
+            yield many_steps(model)

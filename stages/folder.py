@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._scratch: tempfile.TemporaryDirectory | None = None
-        self._lock: int | None = None  # open for as long as the process lives
+        self._lock: int | None = None  # open for as long as this object lives
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file, None where there is none."""
@@ -104,6 +105,7 @@ class Folder:
                 self.root.mkdir(parents=True, exist_ok=True)
                 folder = tempfile.TemporaryDirectory(prefix=ATTEMPT, dir=self.root, ignore_cleanup_errors=True)
                 self._lock = os.open(folder.name, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._lock)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
                 if Path(folder.name).exists():  # else another attempt's tidy() was quicker than our lock
                     self._scratch = folder

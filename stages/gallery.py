@@ -39,6 +39,11 @@ def tile(image: np.ndarray) -> Image.Image:
     if side < TILE:
         factor = -(-TILE // side)
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return reduced(picture)
+
+
+def reduced(picture: Image.Image) -> Image.Image:
+    """At most LARGEST pixels a side."""
     picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return picture
 

@@ -8,13 +8,18 @@ from dmdr.errors import InputMissing
 from stages import sources
 from stages.artifacts import Artifact
 
-UPSTREAM = {
-    "prompts": (),
-    "cold_start": ("prompts",),
-    "joint": ("prompts", "cold_start"),
-    "export": ("joint",),
-    "evaluate": ("prompts", "export"),
-}
+CHAIN = {"prompts": (), "cold_start": ("prompts",), "joint": ("prompts", "cold_start"), "export": ("joint",)}
+SHOWS = {
+    "student": "export",
+    "cold start": "cold_start",
+}  # which stage's result evaluate draws from; the teacher is given
+
+
+def upstream(config: Config, stage: str) -> tuple[str, ...]:
+    """The stages whose results this one reads; what evaluate reads depends on who is compared."""
+    if stage != "evaluate":
+        return CHAIN[stage]
+    return ("prompts", *(needed for model, needed in SHOWS.items() if model in config.evaluate.models))
 
 
 def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
@@ -28,13 +33,13 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
         found |= {f"source:{index}": sources.digest(source) for index, source in enumerate(config.prompts.sources)}
         if config.prompts.evaluation is not None:
             found["evaluation"] = sources.digest(config.prompts.evaluation)
-    for upstream in UPSTREAM[stage]:
-        artifact = Artifact(store, run, upstream)
+    for before in upstream(config, stage):
+        artifact = Artifact(store, run, before)
         record = artifact.record()
         if record is None:
             raise InputMissing(
-                f"it needs {upstream}, which is not sealed at {artifact.address}; run python -m stages {upstream} "
+                f"it needs {before}, which is not sealed at {artifact.address}; run python -m stages {before} "
                 "with the same config, run and store first"
             )
-        found[upstream] = record["fingerprint"]
+        found[before] = record["fingerprint"]
     return found

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dmdr.backbones import Backbone
+from dmdr.rl.dpo import DPO
+from dmdr.rl.grpo import GRPO
 from dmdr.rl.refl import ReFL
 from stages import Context
 from stages.training import fit
+
+ALGORITHMS = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}
 
 
 def run(context: Context) -> dict:
     """Writes the final student: weights, EMA, fake score, metrics.jsonl; raises as `fit` does.
 
-    Without `joint.rl` it is distillation only (DMDR, Table 5).
+    Without `joint.rl` it is distillation only, without `joint.distribution_matching` RL only (DMDR, Table 5).
     """
     joint = context.config.joint
-
-    def refl(backbone: Backbone) -> tuple[ReFL, float]:
-        return ReFL(joint.rl, backbone), joint.rl.weight
-
-    return fit(context, "joint", joint, start=context.input("cold_start"), rl=refl if joint.rl else None)
+    rl = None
+    if joint.rl is not None:
+        algorithm = ALGORITHMS[joint.rl.algorithm]
+        rl = (lambda base: algorithm(joint.rl, base)), joint.rl
+    return fit(
+        context, "joint", joint, start=context.input("cold_start"), rl=rl,
+        distribution_matching=joint.distribution_matching, watch=joint.watch,
+    )  # fmt: skip

@@ -31,6 +31,17 @@ def summary(record: dict) -> dict[str, object]:
     return {key: record[key] for key in ("fingerprint", "code", "device", "duration_s", "cost")}
 
 
+def watched(facts: dict) -> str:
+    """What the hacking alarm saw in joint training, and what followed from it."""
+    raised = [
+        f"{each['figure']} {each['now']:.4g} at update {each['update']}, from {each['was']:.4g} at {each['since']}"
+        for each in facts["alarms"]
+    ]
+    chosen = f", chosen by {facts['reward']} on training prompts" if facts["export"] == "best" else ""
+    ended = f"; stopped after update {facts['stopped']['after_update']}" if "stopped" in facts else ""
+    return f"{'; '.join(raised) or 'silent'}{ended}; the student is the EMA of update {facts['exported']}{chosen}"
+
+
 def table(context: Context) -> list[tuple[str, str]]:
     """Names and values for the report."""
     sealed, path = records(context), context.config.teacher.path
@@ -43,8 +54,9 @@ def table(context: Context) -> list[tuple[str, str]]:
     for stage, record in sealed.items():
         made = f"{record['duration_s']:.1f} s on {record['device']}, dmdr {record['code']['version']}"
         rows.append((stage, f"{made}, fingerprint {record['fingerprint']}"))
-    libraries = {
-        name: version for name, version in sealed["export"]["code"].items() if name not in ("version", "sources")
-    }
+        if "watch" in record["facts"]:
+            rows.append(("hacking alarm", watched(record["facts"]["watch"])))
+    latest = list(sealed.values())[-1]["code"]
+    libraries = {name: version for name, version in latest.items() if name not in ("version", "sources")}
     rows.append(("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items())))
     return rows

@@ -46,6 +46,16 @@ path { fill:none; stroke-width:1.5 } .curve0 { stroke:var(--one) } .curve1 { str
 .plain td { text-align:left; overflow-wrap:anywhere } code { font-size:.85rem }
 """
 MARK = '<span class="mark">trained on</span>'
+DIVERSITY = (
+    "Diversity is the mean distance between the images of one prompt: root mean square over pixels in [0, 1], or "
+    "cosine distance in the image embedding of a held-out reward. Higher is more varied, which is no merit by itself."
+)
+SUBJECT = {  # of the page, by the model that is compared with the others
+    "student": "a {steps}-step student",
+    "cold start": "a {steps}-step student after its cold start",
+    "teacher": "the teacher at {steps} steps",
+    "naive teacher": "the teacher at {steps} steps without guidance",
+}
 
 
 def page(
@@ -62,18 +72,19 @@ def page(
     scorecard: dmdr.metrics.scorecard. curves: stage -> columns of its metrics.jsonl. provenance: what and how, line by
     line. settings: the identity part of the config, flat.
     """
-    student = scorecard["models"][0]
-    title = f"{scorecard['run']}: a {student['steps']}-step student"
+    first, images_each = scorecard["models"][0], scorecard["images_per_prompt"]
+    title = f"{scorecard['run']}: {SUBJECT[first['name']].format(steps=first['steps'])}"
+    each = f", {images_each} images each" if images_each > 1 else ""
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="faint">of {escape(teacher)}, on {scorecard["prompts"]:,} evaluation prompts; '
+        f'<p class="faint">of {escape(teacher)}, on {scorecard["prompts"]:,} evaluation prompts{each}; '
         "every model met the same prompts and the same noise</p>",
         cards(scorecard),
         "<h2>Scorecard</h2>",
         figures(scorecard),
-        "<h2>The student's lead, prompt by prompt</h2>",
-        leads(scorecard),
     ]
+    if scorecard["paired"]:
+        body += [f"<h2>The lead of the {escape(first['name'])}, prompt by prompt</h2>", leads(scorecard)]
     if scorecard["tags"]:
         body += ["<h2>By task</h2>", tasks(scorecard)]
     body += ["<h2>Images</h2>", images(scorecard, rows)]
@@ -144,6 +155,8 @@ def figures(scorecard: dict) -> str:
         else "The student was trained on none of these metrics. "
     )
     note += "Higher is better everywhere. Below each mean: its 95 % interval over prompts. "
+    if scorecard["images_per_prompt"] > 1:
+        note += f"A prompt's score is the mean over its {scorecard['images_per_prompt']} images. {DIVERSITY} "
     note += "NFE: forwards of the network an image; guidance (CFG) doubles them."
     return table("<th>metric</th>" + "".join(map(heading, scorecard["models"])), rows) + f"<p><small>{note}</small></p>"
 

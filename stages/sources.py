@@ -1,4 +1,4 @@
-"""Prompt sources: text, JSONL, CSV, TSV, Parquet and the lab's lists, as a stream of records in bounded memory.
+"""Prompt sources: text, JSONL, CSV, TSV, Parquet and the lab's own lists, as a stream of records in bounded memory.
 
 A record is {"prompt": text, ...}: normalised text, and beside it what the source says about it (GenEval's tag, include
 and exclude, and any other plain value). A line that cannot be a prompt is named, counted and skipped.
@@ -18,11 +18,13 @@ from typing import BinaryIO
 
 from dmdr.config import fingerprint
 from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
 
 LONGEST = 4096  # bytes of a line, without its end
 MOST_BAD = 0.01  # of the lines; more, and the file is not what the config says it is
 NAMED = 10  # bad lines that are told one by one
+WORLDS = {"lab": lab_prompts, "fashion": fashion_prompts}  # WORLD:train and WORLD:held-out
 GENEVAL = ("include", "exclude")  # its lists of objects; everything else that is kept is a plain value
 DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069\ufeff]")  # bidirectional overrides and byte order marks
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
@@ -67,8 +69,8 @@ def read(source: str, column: str, lines: Lines) -> Iterator[dict]:
         ConfigError: a kind of file that is not read here, or one without `column`.
         DataError: the file is empty, or more than 1 % of it is bad.
     """
-    if source.startswith("lab:"):
-        yield from _records(((number, each["prompt"], each) for number, each in enumerate(_lab(source), 1)), lines)
+    if _is_list(source):
+        yield from _records(((number, each["prompt"], each) for number, each in enumerate(_list(source), 1)), lines)
     else:
         path = _path(source)
         with path.open("rb") as file:
@@ -78,8 +80,8 @@ def read(source: str, column: str, lines: Lines) -> Iterator[dict]:
 
 def digest(source: str) -> str:
     """sha256 of a source's content."""
-    if source.startswith("lab:"):
-        return fingerprint(_lab(source))
+    if _is_list(source):
+        return fingerprint(_list(source))
     with _path(source).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -90,9 +92,14 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join("".join(kept).split()))
 
 
-def _lab(source: str) -> tuple[dict, ...]:
+def _is_list(source: str) -> bool:
+    return source.partition(":")[0] in WORLDS and ":" in source
+
+
+def _list(source: str) -> tuple[dict, ...]:
+    world, _, name = source.partition(":")
     try:
-        return lab_prompts(source.removeprefix("lab:"))
+        return WORLDS[world](name)
     except ValueError as error:
         raise ConfigError(f"prompt source {source}: {error}") from error
 
@@ -100,7 +107,8 @@ def _lab(source: str) -> tuple[dict, ...]:
 def _path(source: str) -> Path:
     path = Path(source)
     if path.suffix.lower() not in READERS:
-        raise ConfigError(f"prompt source {source} must be lab:train, lab:held-out or end in {', '.join(READERS)}")
+        lists = ", ".join(f"{world}:{name}" for world in WORLDS for name in ("train", "held-out"))
+        raise ConfigError(f"prompt source {source} must be {lists} or end in {', '.join(READERS)}")
     if not path.is_file():
         raise InputMissing(f"prompt source {source} is not a file; correct prompts.sources or prompts.evaluation")
     return path

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdr import teacher
-from dmdr.backbones import Backbone
 from dmdr.backbones.scores import FAKE, STUDENT, SharedBase
-from dmdr.config import Training
+from dmdr.config import RL, Training, Watch
 from dmdr.promptset import PromptSet
-from dmdr.rl.refl import ReFL
+from dmdr.rl import Algorithm
 from dmdr.state import TrainState, fill
 from dmdr.train import Run, train
+from dmdr.watch import Watcher, exported, facts
 from stages import Context, Stopped
 from stages.device import device
 
@@ -30,13 +30,15 @@ def fit(
     training: Training,
     *,
     start: Path | None = None,
-    rl: Callable[[Backbone], tuple[ReFL, float]] | None = None,
+    rl: tuple[Callable[[SharedBase], Algorithm], RL] | None = None,
+    distribution_matching: bool = True,
+    watch: Watch | None = None,
 ) -> dict:
     """Train the student of `context` and write it into context.out; returns the last figures.
 
     Args:
         start: output of the stage to start from; None starts from the teacher.
-        rl: makes the RL algorithm, and says its weight.
+        rl: makes the RL algorithm; its settings.
 
     Raises:
         DataError: the start or a checkpoint is of another model.
@@ -52,6 +54,12 @@ def fit(
     if start is not None:
         fill(base.student_parameters, base.own(STUDENT, load_file(start / EMA_FILE)), f"student of {start.name}")
         fill(base.fake_parameters, base.own(FAKE, load_file(start / FAKE_FILE)), f"fake score of {start.name}")
+    algorithm = None
+    if rl is not None:
+        make, settings = rl
+        if settings.needs_reference():
+            base.keep_reference()  # before a checkpoint moves the student on
+        algorithm = make(base), settings
     state = TrainState(base, training, ema=config.student.ema)
     checkpoints = context.artifact.checkpoints(config.execution.keep_checkpoints)
     found = checkpoints.newest()
@@ -60,12 +68,16 @@ def fit(
         context.progress.say(f"continues from its checkpoint after update {state.update}")
 
     folder, like = context.input("prompts"), backbone.network.device
-    algorithm, weight = rl(backbone) if rl else (None, 0.0)
+    prompts, times = PromptSet(folder, "train"), backbone.student_times(config.student.steps).to(like)
+    watcher = watch and Watcher(
+        watch, base, prompts=prompts, times=times, seed=config.seed, batch_size=training.batch_size,
+        say=context.progress.say,
+    )  # fmt: skip
     run = Run(
-        stage=stage, seed=config.seed, training=training, base=base, prompts=PromptSet(folder, "train"),
-        unconditional=backbone.collate([PromptSet.unconditional(folder)]),
-        times=backbone.student_times(config.student.steps).to(like),
-        guidance_scale=config.teacher.guidance_scale, rl=algorithm, rl_weight=weight,
+        stage=stage, seed=config.seed, training=training, base=base, prompts=prompts,
+        unconditional=backbone.collate([PromptSet.unconditional(folder)]), times=times,
+        guidance_scale=config.teacher.guidance_scale, rl=algorithm,
+        distribution_matching=distribution_matching, watch=watcher,
     )  # fmt: skip
     saved = state.update
 
@@ -82,9 +94,12 @@ def fit(
 
     if not train(run, state, checkpoint=checkpoint, report=report, stop=context.stop):
         raise Stopped(f"stopped after update {state.update} of {training.updates}; repeat the command to go on")
+    if state.update < training.updates:
+        context.progress.say(f"ended by {stage}.watch after update {state.update} of {training.updates}, and kept")
     write(context, base, state)
-    last = state.rows[-1]
-    return {"updates": state.update, **{key: last[key] for key in last if key in SHOWN or key.startswith("reward/")}}
+    last = state.rows[state.update - 1]  # a watched stage has one more, without a reward
+    found = {key: last[key] for key in last if key in SHOWN or key.startswith("reward/")}
+    return {"updates": state.update, **found, **({"watch": facts(watch, state)} if watch else {})}
 
 
 def write(context: Context, base: SharedBase, state: TrainState) -> None:
@@ -96,8 +111,10 @@ def write(context: Context, base: SharedBase, state: TrainState) -> None:
         save_file({name: value.detach().cpu().contiguous() for name, value in portable.items()}, out / file)
 
     save(STUDENT_FILE, STUDENT, base.student_parameters)
-    save(EMA_FILE, STUDENT, state.ema)
+    ema, of_update = exported(state)
+    save(EMA_FILE, STUDENT, ema)
     save(FAKE_FILE, FAKE, base.fake_parameters)
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state.rows), encoding="utf-8")
-    facts = {"form": student.form, "steps": student.steps, "lora_rank": student.lora_rank, "ema": student.ema}
-    (out / "student.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    what = {"form": student.form, "steps": student.steps, "lora_rank": student.lora_rank, "ema": student.ema}
+    text = json.dumps({**what, "ema_update": of_update}, indent=2)
+    (out / "student.json").write_text(text + "\n", encoding="utf-8")

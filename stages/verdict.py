@@ -18,9 +18,16 @@ def word(low: float | None, high: float | None) -> str:
 
 
 def deciding(scorecard: dict) -> str:
-    """The metric a verdict is about: the first the student did not train on, else the first."""
-    held_out = [each["name"] for each in scorecard["metrics"] if not each["trained_on"]]
+    """The metric a verdict is about: the first that was not trained on, else the first. Diversity never decides."""
+    held_out = [
+        each["name"] for each in scorecard["metrics"] if not each["trained_on"] and not is_diversity(each["name"])
+    ]
     return held_out[0] if held_out else scorecard["metrics"][0]["name"]
+
+
+def is_diversity(metric: str) -> bool:
+    """Whether a figure tells how much a prompt's images differ, which is no merit by itself."""
+    return metric.startswith("diversity/")
 
 
 def verdicts(scorecard: dict) -> list[dict[str, str]]:

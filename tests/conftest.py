@@ -54,6 +54,47 @@ def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionXLPipeline with random weights (16x16 pixels, 8x8x4 latents), saved by diffusers itself."""
+    import torch
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2),
+            attention_head_dim=(2, 2), norm_num_groups=4, cross_attention_dim=32, use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            in_channels=3, out_channels=3, latent_channels=4, sample_size=16, block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
+            norm_num_groups=4, scaling_factor=1.5,
+        )  # fmt: skip
+        first = _text_encoder()
+        pipeline = StableDiffusionXLPipeline(
+            unet=unet, vae=vae, text_encoder=CLIPTextModel(first.config), tokenizer=_byte_tokenizer(),
+            text_encoder_2=_text_encoder(), tokenizer_2=_byte_tokenizer(),
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading",
+                steps_offset=1,
+            ),
+        )  # fmt: skip
+    folder = tmp_path_factory.mktemp("teacher") / "tiny-sdxl"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["sd3", "sdxl"])
+def tiny_folder(request: pytest.FixtureRequest) -> Path:
+    """A tiny teacher of each family in turn: flow, denoising."""
+    return request.getfixturevalue(f"tiny_{request.param}_folder")
+
+
 def _byte_tokenizer():
     """A CLIPTokenizer whose vocabulary is the 256 bytes, inside and at the end of a word, and no merges."""
     from tokenizers.pre_tokenizers import ByteLevel
@@ -119,7 +160,7 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
             "student": {"steps": 2},
             "fake_score": {"lora_rank": 4},
             "cold_start": {**training, "dynamic": {"updates": 2}},
-            "joint": {**training, "rl": {"weight": 0.5, "rewards": {"lab-conv": 1.0}}},
+            "joint": {**training, "rl": {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}},
             "evaluate": {"metrics": ["lab-mixer"], "batch_size": 4},
             "execution": {"device": "cpu", "checkpoint_every": 1},
             **changes,

@@ -2,6 +2,7 @@
 
 Each state is reached by its own sampling loop from its own noise; the fake score is run once for the score and again
 for its loss; real-cond and real-uncond are two calls; a batch is a loop over its samples. Slow on purpose.
+Both families, from the papers' own formulas: rectified flow, and DDPM with alpha_bar by its definition.
 """
 
 from __future__ import annotations
@@ -11,6 +12,30 @@ import torch
 from dmdr.backbones import Conditioning
 from dmdr.backbones.scores import FAKE, SharedBase
 from dmdr.update import Renoise
+
+
+def mixed(base: SharedBase, x0: torch.Tensor, noise: torch.Tensor, t: float) -> torch.Tensor:
+    """x_t."""
+    if base.backbone.family == "sd3":
+        return (1 - t) * x0 + t * noise
+    a = alpha_bar(t)
+    return a**0.5 * x0 + (1 - a) ** 0.5 * noise
+
+
+def clean(base: SharedBase, x_t: torch.Tensor, prediction: torch.Tensor, t: float) -> torch.Tensor:
+    """x0 from velocity or noise."""
+    if base.backbone.family == "sd3":
+        return x_t - t * prediction
+    a = alpha_bar(t)
+    return (x_t - (1 - a) ** 0.5 * prediction) / a**0.5
+
+
+def alpha_bar(t: float) -> float:
+    """Of Stable Diffusion's schedule at the timestep nearest to t in (0, 1]."""
+    product = 1.0
+    for k in range(round(t * 1000)):
+        product *= 1 - (0.00085**0.5 + k / 999 * (0.012**0.5 - 0.00085**0.5)) ** 2
+    return product
 
 
 def one(c: Conditioning, index: int) -> Conditioning:
@@ -26,25 +51,27 @@ def simulate(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: tor
         for index in range(step):
             x0 = base.student(x, times[index].reshape(1), mine)
             after = times[index + 1]
-            x = (1 - after) * x0 + after * noises[index + 1, trajectory : trajectory + 1]
+            x = mixed(base, x0, noises[index + 1, trajectory : trajectory + 1], after.item())
     return x, times[step].reshape(1), mine
 
 
 def fake_x0(base: SharedBase, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning, scale: float) -> torch.Tensor:
     with base.wearing(FAKE, scale) as network:
-        return x_t - t.view(-1, 1, 1, 1) * base.backbone.predict(network, x_t, t, c)
+        return clean(base, x_t, base.backbone.predict(network, x_t, t, c), t.item())
 
 
 def fake_loss(base: SharedBase, states: list, renoise: Renoise) -> torch.Tensor:
-    """mean |v - (noise - x0)|^2 of the fake score on fresh student samples."""
+    """mean |prediction - target|^2 of the fake score on fresh student samples."""
     total = 0.0
     for index, (x, t, c) in enumerate(states):
         with torch.no_grad():
             x0 = base.student(x, t, c)
         level, noise = renoise.t[index : index + 1], renoise.noise[index : index + 1]
-        x_t = (1 - level.item()) * x0 + level.item() * noise
-        velocity = (x_t - fake_x0(base, x_t, level, c, base.fake_scale)) / level.view(-1, 1, 1, 1)
-        total = total + (velocity - (noise - x0)).pow(2).mean() / len(states)
+        x_t = mixed(base, x0, noise, level.item())
+        with base.wearing(FAKE, base.fake_scale) as network:
+            prediction = base.backbone.predict(network, x_t, level, c)
+        target = noise - x0 if base.backbone.family == "sd3" else noise
+        total = total + (prediction - target).pow(2).mean() / len(states)
     return total
 
 
@@ -63,7 +90,7 @@ def student_loss(
         x0 = base.student(x, t, c)
         with torch.no_grad():
             level, noise = renoise.t[index : index + 1], renoise.noise[index : index + 1]
-            x_t = (1 - level.item()) * x0 + level.item() * noise
+            x_t = mixed(base, x0, noise, level.item())
             real_c = fake_x0(base, x_t, level, c, scale)
             real_u = fake_x0(base, x_t, level, unconditional, scale)
             real = real_u + guidance_scale * (real_c - real_u)

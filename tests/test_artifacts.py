@@ -347,6 +347,85 @@ def test_kill_while_sealing_on_s3(s3: str, tmp_path: Path, rng: random.Random) -
         check(artifact, tmp_path / f"cache{trial}", files)
 
 
+# Adoption: one run takes over what another made
+
+
+def test_an_adopted_artifact_is_the_same_artifact(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
+    files = contents(rng)
+    theirs = sealed(bench.artifact("maker"), tmp_path / "out", files)
+    ours = bench.artifact("r").adopt(bench.artifact("maker"), IDENTITY, INPUTS)
+    assert ours == bench.artifact("r").record()
+    check(bench.artifact("r"), tmp_path / "cache", files)
+    assert ours == {**theirs, "run": "r", "adopted_from": "maker"}, "the same fingerprint, facts and cost"
+    assert bench.artifact("r").claim(IDENTITY, INPUTS) == ours, "a sealed stage is skipped"
+    again = bench.artifact("third").adopt(bench.artifact("r"), IDENTITY, INPUTS)
+    assert (again["fingerprint"], again["adopted_from"]) == (theirs["fingerprint"], "maker")
+    bench.put("maker/cold_start/metrics.jsonl", b"changed later")
+    check(bench.artifact("r"), tmp_path / "cache-2", files)  # a copy, not a link
+
+
+def test_another_result_is_not_adopted(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
+    maker = bench.artifact("maker")
+    assert bench.artifact().adopt(maker, IDENTITY, INPUTS) is None, "nothing is there"
+    assert maker.claim(IDENTITY, INPUTS) is None
+    assert bench.artifact().adopt(maker, IDENTITY, INPUTS) is None, "not sealed"
+    sealed(maker, tmp_path / "out", contents(rng))
+    assert bench.artifact().adopt(maker, {**IDENTITY, "seed": 1}, INPUTS) is None
+    assert bench.artifact().adopt(maker, IDENTITY, {"teacher": "cd" * 32}) is None
+    assert bench.artifact(stage="joint").adopt(maker, IDENTITY, INPUTS) is None
+    assert {name.split("/")[0] for name in bench.names()} == {"maker"}, "nothing was written"
+    bench.artifact().claim({**IDENTITY, "seed": 1}, INPUTS)
+    with pytest.raises(ConfigError, match="seed is 1 there, 0 here"):
+        bench.artifact().adopt(maker, IDENTITY, INPUTS)
+
+
+def test_a_damaged_artifact_is_not_adopted(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
+    files = contents(rng)
+    sealed(bench.artifact("maker"), tmp_path / "out", files)
+    name = rng.choice(sorted(files))
+    harmed(bench, f"maker/cold_start/{name}", rng.choice(["bit", "truncated", "missing"]), rng)
+    with pytest.raises(DataError, match=f"maker/cold_start/{name} is (damaged|missing)"):
+        bench.artifact().adopt(bench.artifact("maker"), IDENTITY, INPUTS)
+    assert bench.artifact().record() is None
+
+
+ADOPTS = """
+import json, sys
+from stages.artifacts import Artifact
+url, identity, inputs = sys.argv[1], *map(json.loads, sys.argv[2:])
+print("go", flush=True)
+Artifact(url, "r", "cold_start").adopt(Artifact(url, "maker", "cold_start"), identity, inputs)
+"""
+
+
+def test_kill_while_adopting(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
+    """Nothing, or all of it; and the same command again makes it whole."""
+    files = {f"f{n}": rng.randbytes(20_000) for n in range(12)}
+    theirs = sealed(bench.artifact("maker"), tmp_path / "out", files)
+    command = [sys.executable, "-c", ADOPTS, bench.url, json.dumps(IDENTITY), json.dumps(INPUTS)]
+    for trial in range(3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
+            assert child.stdout.readline() == b"go\n"
+            time.sleep(rng.uniform(0.0, 0.3))
+            child.kill()
+        if bench.artifact().record() is not None:
+            check(bench.artifact(), tmp_path / f"cache-{trial}", files)
+    ours = bench.artifact().adopt(bench.artifact("maker"), IDENTITY, INPUTS)
+    assert ours["fingerprint"] == theirs["fingerprint"]
+    check(bench.artifact(), tmp_path / "cache", files)
+
+
+def test_only_the_wanted_files_are_fetched(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
+    sealed(bench.artifact(), tmp_path / "out", contents(rng))
+    bench.put("r/cold_start/student.safetensors", b"damaged, but nobody asked")
+    folder = bench.artifact().fetch(tmp_path / "cache", only=lambda name: name.endswith(".jsonl"))
+    assert (folder / "metrics.jsonl").is_file()
+    if not bench.root:
+        assert [path.name for path in folder.rglob("*.*")] == ["metrics.jsonl"]
+    with pytest.raises(DataError, match="student.safetensors is damaged"):
+        bench.artifact().fetch(tmp_path / "all")
+
+
 # Checkpoints
 
 

@@ -45,7 +45,17 @@ def sealed(store: Path, stage: str, tmp_path: Path) -> Artifact:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["rum"], ["run"], ["run", "a.yaml", "--sore", "x"], ["pull", "r", "joints", "x"]]
+    "arguments",
+    [
+        [],
+        ["rum"],
+        ["run"],
+        ["run", "a.yaml", "--sore", "x"],
+        ["pull", "r", "joints", "x"],
+        ["tables"],
+        ["tables", "t.yaml", "--seeds", "-1"],
+        ["tables", "t.yaml", "--seeds", "one"],
+    ],  # fmt: skip
 )
 def test_a_wrong_command_line_exits_with_64(arguments: list[str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stop:
@@ -80,6 +90,17 @@ def test_run_refuses_bad_input_in_one_line(
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_tables_refuses_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    spec = tmp_path / "t.yaml"
+    spec.write_text("tabel: T\n")
+    for arguments, code in (([str(spec)], 64), (["no-such.yaml"], 66)):
+        assert cli.main(["tables", *arguments, "--store", str(tmp_path / "store")]) == code
+        error = capsys.readouterr().err
+        assert error.startswith("dmdr: table ")
+        assert error.count("\n") == 1
     assert not (tmp_path / "store").exists()
 
 

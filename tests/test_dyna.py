@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from scipy import stats
 
 from dmdr.config import Dynamic
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.losses import distribution_matching, fake_score
-from dmdr.path import FlowPath
+from dmdr.path import FlowPath, VPPath
 from dmdr.rollout import generator_for, noise_for
 
 DYNAMIC = Dynamic(updates=40, real_scale=0.75, renoise=(4.0, 1.5))
@@ -46,15 +47,35 @@ def test_levels_follow_their_beta(update):
     assert np.allclose(squeezed, 0.02 + 0.96 * levels, atol=1e-6)
 
 
-def test_path_round_trips():
-    path, generator = FlowPath(), torch.Generator().manual_seed(2)
+def scaled_linear() -> torch.Tensor:
+    """alpha_bar of Stable Diffusion's schedule, from its definition."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0)
+
+
+@pytest.mark.parametrize("path", [FlowPath(), VPPath(scaled_linear())], ids=["flow", "vp"])
+def test_path_round_trips(path):
+    generator = torch.Generator().manual_seed(2)
     x0, noise = (torch.randn(5, 4, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     t = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
-    x_t, velocity = path.renoise(x0, noise, t), path.target(x0, noise)
-    assert torch.equal(x_t[0], x0[0]) and torch.equal(x_t[-1], noise[-1])
-    assert torch.allclose(path.to_x0(x_t, velocity, t), x0)
-    halfway = path.step(x_t, velocity, t, t / 2)
+    x_t, prediction = path.renoise(x0, noise, t), path.target(x0, noise)
+    assert torch.equal(x_t[0], x0[0])
+    assert torch.allclose(path.to_x0(x_t, prediction, t), x0)
+    halfway = path.step(x_t, prediction, t, t / 2)
     assert torch.allclose(halfway, path.renoise(x0, noise, t / 2))
+    signal, spread = path.signal_and_spread(t)
+    assert (signal.diff() < 0).all() and (spread.diff() > 0).all() and spread[-1] > 0.99
+
+
+def test_vp_path_is_that_of_ddpm():
+    """The oracle is diffusers' DDPMScheduler, timestep by timestep."""
+    ddpm = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    path, generator = VPPath(ddpm.alphas_cumprod), torch.Generator().manual_seed(4)
+    x0, noise = (torch.randn(4, 4, 8, 8, generator=generator) for _ in range(2))
+    k = torch.tensor([0, 249, 500, 999])
+    t = (k + 1) / 1000
+    assert torch.equal(path.timestep(t), k) and torch.equal(path.timestep(t + 4e-4), k)
+    assert torch.allclose(path.renoise(x0, noise, t), ddpm.add_noise(x0, noise, k), atol=1e-6)
 
 
 def test_noise_is_a_function_of_its_key_alone():

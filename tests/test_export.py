@@ -22,6 +22,7 @@ from stages import Stopped, export
 from tests.trained_run import context_for, full_student, lora_student, run_stage, trained_run
 
 PROMPTS = ["a red circle", "a cat that wears a hat"]
+PART = {"tiny-sd3": "transformer", "tiny-sdxl": "unet"}
 ELSEWHERE = """
 import sys
 class Absent:
@@ -41,25 +42,25 @@ save_file({{"images": images.contiguous()}}, out)
 """
 
 
-def exported(student: Path, tiny_sd3_folder: Path, folder: Path, steps: int):
-    backbone = teacher.load(tiny_sd3_folder)
+def exported(student: Path, tiny_folder: Path, folder: Path, steps: int):
+    backbone = teacher.load(tiny_folder)
     load_student(backbone.network, student)
     save_pipeline(backbone, backbone.network, steps, folder)
     return backbone
 
 
 @pytest.mark.parametrize("make", [full_student, lora_student])
-def test_folder_draws_the_students_images(make, tiny_sd3_folder, tmp_path):
-    backbone = exported(make(tmp_path / "joint", tiny_sd3_folder), tiny_sd3_folder, tmp_path / "pipeline", steps=2)
+def test_folder_draws_the_students_images(make, tiny_folder, tmp_path):
+    backbone = exported(make(tmp_path / "joint", tiny_folder), tiny_folder, tmp_path / "pipeline", steps=2)
     assert parity(backbone, backbone.network, 2, tmp_path / "pipeline", seed=0) <= 1e-4
-    untouched = teacher.load(tiny_sd3_folder)
+    untouched = teacher.load(tiny_folder)
     with pytest.raises(DataError, match="does not draw the student's images"):  # and the check can tell
         parity(untouched, untouched.network, 2, tmp_path / "pipeline", seed=0)
 
 
-def test_folder_needs_no_code_of_ours(tiny_sd3_folder, tmp_path):
+def test_folder_needs_no_code_of_ours(tiny_folder, tmp_path):
     steps, folder = 4, tmp_path / "pipeline"
-    backbone = exported(full_student(tmp_path / "joint", tiny_sd3_folder), tiny_sd3_folder, folder, steps)
+    backbone = exported(full_student(tmp_path / "joint", tiny_folder), tiny_folder, folder, steps)
     code = ELSEWHERE.format(prompts=PROMPTS)
     out = tmp_path / "images.safetensors"
     command = [sys.executable, "-I", "-c", code, str(folder), str(steps), str(out)]
@@ -83,18 +84,18 @@ def test_teacher_without_t5_exports_a_folder_that_loads(tiny_sd3_folder, tmp_pat
     assert parity(backbone, backbone.network, 2, tmp_path / "pipeline", seed=0) <= 1e-4
 
 
-def test_weights_stay_float32_and_exact(tiny_sd3_folder, tmp_path):
-    student = full_student(tmp_path / "joint", tiny_sd3_folder)
-    exported(student, tiny_sd3_folder, tmp_path / "pipeline", steps=2)
+def test_weights_stay_float32_and_exact(tiny_folder, tmp_path):
+    student = full_student(tmp_path / "joint", tiny_folder)
+    exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
     there = teacher.load(tmp_path / "pipeline", text=False).network.state_dict()
     assert all(torch.equal(weight, there[name]) for name, weight in load_file(student / WEIGHTS).items())
     assert {weight.dtype for weight in there.values()} == {torch.float32}
 
 
-def test_lora_alone_on_the_teacher_draws_the_same(tiny_sd3_folder, tmp_path):
-    student = lora_student(tmp_path / "joint", tiny_sd3_folder)
-    exported(student, tiny_sd3_folder, tmp_path / "pipeline", steps=2)
-    save_lora(teacher.load(tiny_sd3_folder), student / WEIGHTS, tmp_path / "lora")
+def test_lora_alone_on_the_teacher_draws_the_same(tiny_folder, tmp_path):
+    student = lora_student(tmp_path / "joint", tiny_folder)
+    exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
+    save_lora(teacher.load(tiny_folder), student / WEIGHTS, tmp_path / "lora")
     assert (tmp_path / "lora" / LORA_FILE).is_file()
 
     def images(pipe):
@@ -103,23 +104,23 @@ def test_lora_alone_on_the_teacher_draws_the_same(tiny_sd3_folder, tmp_path):
         return pipe(PROMPTS, num_inference_steps=2, guidance_scale=1.0, output_type="latent").images
 
     fused = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
-    plain = DiffusionPipeline.from_pretrained(tiny_sd3_folder, scheduler=fused.scheduler)
+    plain = DiffusionPipeline.from_pretrained(tiny_folder, scheduler=fused.scheduler)
     without = images(plain)
     plain.load_lora_weights(tmp_path / "lora")
     assert (images(plain) - images(fused)).abs().max() < 1e-4
     assert (without - images(fused)).abs().max() > 1e-2
 
 
-def test_no_adapter_remains_in_a_fused_folder(tiny_sd3_folder, tmp_path):
-    exported(lora_student(tmp_path / "joint", tiny_sd3_folder), tiny_sd3_folder, tmp_path / "pipeline", steps=2)
-    (file,) = (tmp_path / "pipeline" / "transformer").glob("*.safetensors")
+def test_no_adapter_remains_in_a_fused_folder(tiny_folder, tmp_path):
+    exported(lora_student(tmp_path / "joint", tiny_folder), tiny_folder, tmp_path / "pipeline", steps=2)
+    (file,) = (tmp_path / "pipeline").joinpath(PART[tiny_folder.name]).glob("*.safetensors")
     assert not [name for name in load_file(file) if "lora" in name or "base_layer" in name]
 
 
 @pytest.mark.parametrize("make", [full_student, lora_student])
-def test_foreign_or_damaged_weights_are_refused(make, tiny_sd3_folder, tmp_path):
-    student = make(tmp_path / "joint", tiny_sd3_folder)
-    weights, network = load_file(student / WEIGHTS), teacher.load(tiny_sd3_folder).network
+def test_foreign_or_damaged_weights_are_refused(make, tiny_folder, tmp_path):
+    student = make(tmp_path / "joint", tiny_folder)
+    weights, network = load_file(student / WEIGHTS), teacher.load(tiny_folder).network
     save_file({f"other.{name}": weight for name, weight in weights.items()}, student / WEIGHTS)
     with pytest.raises(DataError, match="not a student of this teacher"):
         load_student(network, student)
@@ -129,15 +130,15 @@ def test_foreign_or_damaged_weights_are_refused(make, tiny_sd3_folder, tmp_path)
 
 
 @pytest.mark.parametrize("student", [{"steps": 2}, {"steps": 1, "form": "lora", "lora_rank": 4}])
-def test_stage_exports_with_provenance(student, tiny_config, tiny_sd3_folder, tmp_path):
-    config = load(tiny_config(student=student))
+def test_stage_exports_with_provenance(student, tiny_config, tiny_folder, tmp_path):
+    config = load(tiny_config(student=student, teacher={"path": str(tiny_folder), "guidance_scale": 3.0, "steps": 3}))
     store = trained_run(config, tmp_path / "store")
     folder = run_stage(config, store, "export")
     assert (folder / "lora" / LORA_FILE).is_file() == (config.student.form == "lora")
 
     facts = json.loads((folder / "provenance.json").read_text())
     assert facts["parity"] <= 1e-4
-    assert facts["teacher"] == {"name": tiny_sd3_folder.name, "digest": teacher.digest(tiny_sd3_folder)}
+    assert facts["teacher"] == {"name": tiny_folder.name, "digest": teacher.digest(tiny_folder)}
     assert (facts["nfe"], facts["rewards"]) == (config.student.steps, {"lab-conv": 1.0})
     assert facts["prompts"]["counts"]["train"] == 14
     assert set(facts["stages"]) == {"prompts", "cold_start", "joint"}

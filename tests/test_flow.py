@@ -1,4 +1,4 @@
-"""The flow `dmdr` on Prefect's own engine: what is tried again, what is not, and who decides that a stage is done."""
+"""The flows on Prefect's own engine: what is tried again, what is not, and who decides that a stage is done."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from prefect.testing.utilities import prefect_test_harness
 
+from flows import cli
 from flows.dmdr import RETRY_DELAYS, StageFailed, stage
+from flows.lab_tables import lab_tables
 from stages.artifacts import Artifact
 
 # The tasks run on their own here, outside of a flow.
@@ -54,3 +57,41 @@ def test_a_store_that_refuses_is_tried_again(
 def test_a_stage_is_done_when_its_seal_is_there(tiny_config: Callable[..., Path], tmp_path: Path):
     stage("prompts", str(tiny_config()), "tiny", str(tmp_path / "store"))
     assert Artifact(str(tmp_path / "store"), "tiny", "prompts").record() is not None
+
+
+def test_rows_of_a_table_share_their_stages_and_go_on(
+    tiny_config: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    """Two rows that differ in evaluation alone: the second copies the first one's prompts; again: only the page."""
+    models = {"guided": "teacher", "plain": "naive teacher"}
+    rows = [{"name": name, "label": name, "model": model} for name, model in models.items()]
+    claim = {"claim": "guidance helps", "higher": "guided", "lower": "plain", "figures": ["lab-mixer"]}
+    table = {
+        "table": "T", "title": "t", "runs": "t", "base": str(tiny_config()), "seeds": [0], "rows": rows,
+        "columns": [{"metric": "lab-mixer"}], "claims": [claim],
+    }  # fmt: skip
+    spec, store, page = tmp_path / "t.yaml", tmp_path / "store", tmp_path / "page.html"
+    spec.write_text(yaml.safe_dump(table))
+    lab_tables(str(spec), store=str(store), out=str(page))
+    records = {
+        (row, stage): Artifact(str(store), f"t-{row}-seed0", stage).record()
+        for row in ("guided", "plain") for stage in ("prompts", "evaluate")
+    }  # fmt: skip
+    assert records["plain", "prompts"]["adopted_from"] == "t-guided-seed0"
+    assert records["plain", "prompts"]["fingerprint"] == records["guided", "prompts"]["fingerprint"]
+    assert "adopted_from" not in records["plain", "evaluate"]
+    assert "2 of 2 runs finished" in page.read_text()
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {"t-guided-seed0.yaml", "t-plain-seed0.yaml"}
+
+    first = page.read_text()
+    page.unlink()
+    capfd.readouterr()
+    assert cli.main(["tables", str(spec), "--store", str(store), "--out", str(page)]) == 0
+    assert page.read_text() == first
+    told = capfd.readouterr()
+    assert "all 2 runs are sealed already" in told.out
+    assert "starting Prefect" not in told.err
+    table["changes"] = {"teacher.steps": 4}  # the names belong to the first table now
+    spec.write_text(yaml.safe_dump(table))
+    assert cli.main(["tables", str(spec), "--store", str(store), "--out", str(page)]) == 64
+    assert "teacher.steps is 3 there, 4 here" in capfd.readouterr().err

@@ -123,7 +123,7 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_flows_import_without_torch():
-    code = "import flows.dmdr, flows.cli, flows.run, flows.store, flows.publish, flows.launch.process"
+    code = "import flows.dmdr, flows.lab_tables, flows.cli, flows.run, flows.store, flows.publish, flows.launch.process"
     assert not loaded_after(code) & {"torch", "diffusers", "transformers"}
 
 

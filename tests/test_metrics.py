@@ -13,7 +13,8 @@ from dmdr.errors import ConfigError
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import images_for
 from dmdr.metrics import judge, load
-from dmdr.metrics.intervals import RESAMPLES, differences, intervals, resampled_means
+from dmdr.metrics.diversity import diversity
+from dmdr.metrics.intervals import RESAMPLES, differences, intervals, over_seeds, resampled_means
 from dmdr.metrics.lab_checker import LabChecker
 from dmdr.metrics.scorecard import Model, Scores, scorecard
 
@@ -65,6 +66,36 @@ def test_pairing_sees_a_small_lead_through_prompt_noise():
     assert paired.low == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(("between_seeds", "between_prompts"), [(0.0, 0.3), (0.05, 0.1), (0.2, 0.1)])
+def test_intervals_over_seeds_cover_the_truth_with_three_of_them(between_seeds: float, between_prompts: float):
+    rng = np.random.default_rng(11)
+    trials, covered = 500, 0
+    for _ in range(trials):
+        seeds, prompts = between_seeds * rng.normal(size=(3, 1)), between_prompts * rng.normal(size=(1, 80))
+        found = over_seeds(0.5 + seeds + prompts + 0.3 * rng.normal(size=(3, 80)))
+        covered += found.low <= 0.5 <= found.high
+    assert 0.90 <= covered / trials <= 0.99
+
+
+def test_an_interval_over_seeds_is_students_t_where_only_one_kind_varies():
+    of_seeds, of_prompts = np.array([0.2, 0.5, 0.8]), np.array([0.1, 0.4, 0.9, 0.2, 0.3])
+    for scores, each, t in (
+        (
+            np.repeat(of_seeds[:, None], 5, axis=1),
+            of_seeds,
+            4.3027,
+        ),  # tables of Student's t, 2 and 4 degrees of freedom
+        (np.repeat(of_prompts[None], 3, axis=0), of_prompts, 2.7764),
+        (of_prompts[None], of_prompts, 2.7764),  # one seed
+    ):
+        found = over_seeds(scores)
+        half = t * each.std(ddof=1) / len(each) ** 0.5
+        assert found == pytest.approx((each.mean(), each.mean() - half, each.mean() + half), abs=1e-4)
+    assert over_seeds(np.full((3, 4), 0.5)) == (0.5, 0.5, 0.5)
+    assert over_seeds(np.full((1, 1), 0.5)) == (0.5, -np.inf, np.inf)
+    assert np.isnan(over_seeds(np.array([[0.5, np.nan]]))).all()
+
+
 def test_checker_passes_true_renders_and_fails_others():
     records = list(lab_prompts("held-out")[:60])
     figures, lines = judge(LabChecker(), renders(records), records)
@@ -110,6 +141,18 @@ def test_a_broken_image_is_not_a_number_everywhere():
     assert card["paired"][0]["difference"] is None
     assert card["tags"]["strict"]["student"]["overall"] is None
     json.dumps(card, allow_nan=False)
+
+
+def test_diversity_is_zero_of_equal_images_and_one_of_black_and_white():
+    black, white = torch.zeros(3, 4, 4), torch.ones(3, 4, 4)
+    broken = torch.full((3, 4, 4), float("nan"))
+    of_prompts = [white, white, white], [black, white, white], [black, broken, white]
+    images = torch.stack([torch.stack(each) for each in of_prompts])
+    found = diversity(
+        images, {"up": lambda x: torch.stack([x[:, 0, 0, 0], 1 - x[:, 0, 0, 0]], dim=1)}
+    )  # at right angles
+    assert found["diversity/pixels"] == pytest.approx([0, 2 / 3, np.nan], nan_ok=True)
+    assert found["diversity/up"] == pytest.approx([0, 2 / 3, np.nan], nan_ok=True)
 
 
 def test_prompts_without_metadata_are_left_out_and_counted():

@@ -14,12 +14,16 @@ from safetensors.torch import load_file
 
 from dmdr import rewards, teacher
 from dmdr.config import Config, load
+from dmdr.errors import InputMissing
 from dmdr.export import WEIGHTS
 from dmdr.lab.prompts import lab_prompts
 from dmdr.promptset import PromptSet
-from dmdr.rollout import student_sample, teacher_sample
+from dmdr.rollout import noise_for, student_sample, teacher_sample
 from stages import Stopped, evaluate
-from stages.evaluate import noises_for, spread
+from stages.evaluate import spread
+from stages.exam import noises_for
+from stages.inputs import inputs
+from tests.conftest import PROMPTS
 from tests.trained_run import context_for, run_stage, trained_run
 
 METRICS = ["lab-mixer", "lab-conv"]
@@ -94,10 +98,108 @@ def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def test_without_a_cold_start_three_models_are_compared(config, store):
+@pytest.mark.parametrize(
+    ("models", "needed"),
+    [
+        (["cold start"], {"prompts", "cold_start"}),
+        (["teacher", "cold start"], {"prompts", "cold_start"}),
+        (["naive teacher"], {"prompts"}),
+        (["student", "teacher"], {"prompts", "export"}),
+    ],
+)
+def test_a_part_of_the_models_needs_a_part_of_the_stages(tiny_config, tmp_path, models, needed):
+    """The stages that are not read are not there at all; the figures are those of the whole comparison."""
+    config = load(tiny_config(evaluate={"metrics": METRICS, "batch_size": 4, "models": models}))
+    store = trained_run(config, tmp_path / "store")
+    run_stage(config, store, "export")
+    expected = by_hand(config, store)
+    for stage in {"cold_start", "joint", "export"} - needed:
+        shutil.rmtree(store / "tiny" / stage)
+    folder = run_stage(config, store, "evaluate")
+    assert set(inputs(config, "evaluate", str(store), "tiny")) == {"teacher", *needed}
+    card = json.loads((folder / "scorecard.json").read_text())
+    assert [model["name"] for model in card["models"]] == models
+    for each in card["metrics"]:
+        assert each["mean"] == pytest.approx(expected[each["name"]][each["model"]].mean(), abs=1e-5)
+        assert each["trained_on"] == (each["name"] == "lab-conv" and "student" in models)
+    assert [(pair["a"], pair["b"]) for pair in card["paired"]] == [(models[0], b) for _ in METRICS for b in models[1:]]
+    html = (folder / "report.html").read_text()
+    assert html.count("<img ") == 6 * len(models)
+    assert ("The lead of the" in html) == (len(models) > 1)
+    assert ("loss_dm" in html) == bool(needed & {"cold_start"})
+
+
+def test_a_compared_model_must_be_there(config, store):
     shutil.rmtree(store / "tiny" / "cold_start")
-    card = json.loads((run_stage(config, store, "evaluate") / "scorecard.json").read_text())
-    assert [model["name"] for model in card["models"]] == ["student", "teacher", "naive teacher"]
+    with pytest.raises(InputMissing, match="needs cold_start"):
+        run_stage(config, store, "evaluate")
+
+
+def test_scores_are_there_prompt_by_prompt(config, store):
+    folder = run_stage(config, store, "evaluate")
+    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    expected = by_hand(config, store)
+    texts = PromptSet(store / "tiny" / "prompts", "evaluation").records(range(6))
+    assert [(line["index"], line["prompt"]) for line in lines] == [(n, each["prompt"]) for n, each in enumerate(texts)]
+    for metric, by_model in expected.items():
+        for model, values in by_model.items():
+            found = [line["scores"][model][metric] for line in lines]
+            assert found == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_several_images_a_prompt(tiny_config, tmp_path):
+    """Figures are means over a prompt's images, the first of which is the only one of a single seed."""
+    pages = {}
+    for seeds in (1, 3):
+        settings = {"metrics": METRICS, "batch_size": 4, "models": ["student", "teacher"], "seeds": seeds}
+        config = load(tiny_config(evaluate=settings))
+        store = trained_run(config, tmp_path / f"store-{seeds}")
+        run_stage(config, store, "export")
+        pages[seeds] = run_stage(config, store, "evaluate")
+    lines = [json.loads(line) for line in (pages[3] / "scores.jsonl").read_text().splitlines()]
+    for model in ("student", "teacher"):
+        first, *more = drawn(config, store, model)
+        expected = np.mean([rewards.load("lab-conv")(each, PROMPTS[14:]).numpy() for each in (first, *more)], axis=0)
+        assert [line["scores"][model]["lab-conv"] for line in lines] == pytest.approx(expected.tolist(), abs=1e-5)
+        for n, line in enumerate(lines):  # distances, image by image
+            trio = [images[n].clamp(0, 1) for images in (first, *more)]
+            vectors = [rewards.load("lab-mixer").embed_images(image[None])[0] for image in trio]
+            pairs = [(0, 1), (0, 2), (1, 2)]
+            pixels = np.mean([float(((trio[a] - trio[b]) ** 2).mean()) ** 0.5 for a, b in pairs])
+            cosine = np.mean([1 - float(vectors[a] @ vectors[b]) for a, b in pairs])
+            assert line["scores"][model]["diversity/pixels"] == pytest.approx(pixels, abs=1e-5)
+            assert line["scores"][model]["diversity/lab-mixer"] == pytest.approx(cosine, abs=1e-5)
+            assert "diversity/lab-conv" not in line["scores"][model]  # trained on
+            shown = [folder / "images" / model / f"{n:05d}" / "samples" / "0000.png" for folder in pages.values()]
+            assert np.array_equal(*(np.asarray(Image.open(path)) for path in shown))
+            want = (first[n].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
+            assert np.abs(np.asarray(Image.open(shown[0]), dtype=float) - want).max() <= 1
+    card = json.loads((pages[3] / "scorecard.json").read_text())
+    assert "3 images each" in (pages[3] / "report.html").read_text()
+    assert {each["name"] for each in card["metrics"]} == {*METRICS, "diversity/pixels", "diversity/lab-mixer"}
+
+
+def drawn(config: Config, store: Path, model: str) -> list[torch.Tensor]:
+    """The images of all evaluation prompts, once for each of three seeds, from noise that is keyed here by hand."""
+    prompts = PromptSet(store / "tiny" / "prompts", "evaluation")
+    backbone = teacher.load(teacher.resolve(config.teacher.path))
+    student = teacher.load(store / "tiny" / "export" / "pipeline").network
+    c = backbone.collate(prompts.items(range(6)))
+    empty = backbone.collate(backbone.encode([""])[0])
+    found = []
+    for number in range(3):
+
+        def noise(n: int, step: int, more: tuple[int, ...] = (number,) if number else ()) -> torch.Tensor:
+            return noise_for(3, "evaluate", n, step, *more, shape=backbone.latent_shape)
+
+        noises = torch.stack([torch.stack([noise(n, step) for n in range(6)]) for step in range(2)])
+        if model == "student":
+            x0 = student_sample(backbone, student, c, backbone.student_times(2), noises)
+        else:
+            times = backbone.teacher_times(3)
+            x0 = teacher_sample(backbone, c, empty, guidance_scale=3.0, times=times, noise=noises[0])
+        found.append(backbone.decode(x0))
+    return found
 
 
 def test_geneval_tasks_on_the_lab_teacher(tiny_config, tmp_path):
@@ -140,7 +242,7 @@ def test_stage_stops_between_batches(config, store):
     context = context_for(config, store, "evaluate", stop=lambda: next(answers))
     with pytest.raises(Stopped):
         evaluate.run(context)
-    assert list(context.out.iterdir()) == []
+    assert not (context.out / "scorecard.json").exists()
 
 
 def test_noise_is_each_prompts_own():

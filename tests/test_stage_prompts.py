@@ -213,7 +213,12 @@ def test_a_quote_that_never_closes_costs_one_field(tmp_path: Path) -> None:
         ("empty.csv", b"prompt,x\n", DataError, "is empty"),
         ("other.csv", b"text,x\na,b\n", ConfigError, "no column 'prompt', it has 'text', 'x'"),
         ("other.tsv", b"text\tx\na\tb\n", ConfigError, "no column 'prompt'"),
-        ("kind.docx", b"", ConfigError, "must be lab:train, lab:held-out or end in .txt"),
+        (
+            "kind.docx",
+            b"",
+            ConfigError,
+            "must be lab:train, lab:held-out, fashion:train, fashion:held-out or end in .txt",
+        ),
         ("gone.txt", None, InputMissing, "is not a file"),
     ],
 )

@@ -37,8 +37,8 @@ def steps_saved(store: Path, stage: str) -> set[str]:
     return {path.parent.name for path in (store / "tiny" / stage / "checkpoints").glob("*/manifest.json")}
 
 
-@pytest.mark.parametrize("form", ["full", "lora"])
-def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, form):
+@pytest.mark.parametrize(("form", "family"), [("full", "sd3"), ("lora", "sdxl")])
+def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request, form, family):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -47,7 +47,11 @@ def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, form):
         "fake_score": {"learning_rate": 1e-3}, "dynamic": {"updates": 8},
     }  # fmt: skip
     student = {"steps": 2, "form": form, "lora_rank": 4 if form == "lora" else None}
-    config = tiny_config(run="tiny", cold_start=training, student=student, execution={"checkpoint_every": 1})
+    path = str(request.getfixturevalue(f"tiny_{family}_folder"))
+    config = tiny_config(
+        run="tiny", cold_start=training, student=student, execution={"checkpoint_every": 1},
+        teacher={"path": path, "guidance_scale": 3.0},
+    )  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for store in (whole, killed):
         finish("prompts", config, store)

@@ -43,15 +43,18 @@ def gradients(parameters: dict) -> dict[str, torch.Tensor]:
 
 def assert_close(ours: dict, theirs: dict) -> None:
     assert ours.keys() == theirs.keys() and ours
+    largest = max(float(g.abs().max()) for g in theirs.values())
+    assert largest > 1e-5, "gradients too small to tell"
     for name in ours:
-        assert torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-7), name  # 1e-5 was asked; float64 allows more
-    assert max(float(g.abs().max()) for g in ours.values()) > 1e-4, "gradients too small to tell"
+        assert float((ours[name] - theirs[name]).abs().max()) < 1e-5 * largest, (
+            name
+        )  # the asked tolerance; alpha_bar is float32
 
 
 @pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
 @pytest.mark.parametrize("real_scale", [0.0, 0.6])
-def test_gradients_equal_the_naive_loop(tiny_sd3_folder, rank, real_scale):
-    base = shared_base(tiny_sd3_folder, rank)
+def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale):
+    base = shared_base(tiny_folder, rank)
     backbone, steps, count, batch_size = base.backbone, 4, 3, 4
     c = backbone.collate(backbone.encode(PROMPTS[:count])[0])
     unconditional = backbone.collate(backbone.encode([""])[0])

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from dmdr.path import FlowPath
+from dmdr.path import Path
 
 Item = dict[str, torch.Tensor]  # one prompt's conditioning, unpadded: each tensor's first dimension is its own
 Conditioning = dict[str, torch.Tensor]  # a batch of them, batch first
@@ -17,7 +17,7 @@ class Backbone(Protocol):
     """A teacher's network with the conventions of its family."""
 
     family: str
-    path: FlowPath
+    path: Path
     network: torch.nn.Module  # the frozen transformer or UNet
     latent_shape: tuple[int, int, int]  # C, H, W
     lora_targets: tuple[str, ...]  # module names that a LoRA adapts

@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from dmdr.backbones import Backbone, Conditioning
 from dmdr.rollout import guided
 
-FAKE, STUDENT = "fake_score", "student"
+FAKE, STUDENT, REFERENCE = "fake_score", "student", "reference"
 
 
 class SharedBase:
@@ -88,6 +88,26 @@ class SharedBase:
         if not self.student_is_lora:
             return self.backbone.predict_x0(self.student_network, x_t, t, c)
         with self.wearing(STUDENT) as network:
+            return self.backbone.predict_x0(network, x_t, t, c)
+
+    def keep_reference(self) -> None:
+        """Freeze the student as it is now: the reference of RL from here on."""
+        if not self.student_is_lora:
+            self.reference_network = copy.deepcopy(self.student_network).requires_grad_(False)
+            return
+        rank = next(iter(self.student_parameters.values())).shape[0]
+        self._add_lora(REFERENCE, rank)
+        kept = self._named(self.backbone.network, f".{REFERENCE}.")
+        with torch.no_grad():
+            for name, parameter in self.student_parameters.items():
+                kept[name.replace(f".{STUDENT}.", f".{REFERENCE}.")].copy_(parameter)
+
+    @torch.no_grad()
+    def reference(self, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        """The reference's x0 (B, C, H, W)."""
+        if not self.student_is_lora:
+            return self.backbone.predict_x0(self.reference_network, x_t, t, c)
+        with self.wearing(REFERENCE) as network:
             return self.backbone.predict_x0(network, x_t, t, c)
 
     def fake(self, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:

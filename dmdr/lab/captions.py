@@ -2,12 +2,14 @@
 
 Stable Diffusion 3 begins with text encoders that others have taught; the lab has nobody to do so. Linear heads read
 the scene back out of what the transformer will be given: the whole scene from the pooled state, each thing from the
-context at its noun. The heads are thrown away.
+context at its noun. The heads are thrown away. What there is to read, a world says in its `Captions`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,9 +25,25 @@ THING = (1 + len(SHAPES), 1 + len(COLORS), 1 + max(COUNTS))  # shape, colour, co
 SCENE = (*THING, *THING, 1 + len(RELATIONS))  # two things in the order of the caption, and how they stand
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer over bytes whose merges make each word of the training prompts one token."""
-    words = sorted({word for record in lab_prompts("train") for word in record["prompt"].split()})
+@dataclass(frozen=True)
+class Captions:
+    """A world's training prompts and how to read them.
+
+    scene_of: a record as classes, one below each of the sizes `scene`. things_of: the things that its caption names, in
+    the caption's order, each as classes below the sizes `thing`. nouns: the words at which things stand, one a thing.
+    """
+
+    records: tuple[dict, ...]
+    scene: tuple[int, ...]
+    scene_of: Callable[[dict], list[int]]
+    thing: tuple[int, ...]
+    things_of: Callable[[dict], list[list[int]]]
+    nouns: tuple[str, ...]
+
+
+def build_tokenizer(folder: Path, records: tuple[dict, ...]) -> CLIPTokenizer:
+    """A CLIP tokenizer over bytes whose merges make each word of the records' prompts one token."""
+    words = sorted({word for record in records for word in record["prompt"].split()})
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(
@@ -77,6 +95,14 @@ def scene_classes(record: dict) -> list[int]:
     return [*named[0], *(named[1] if len(named) > 1 else (0,) * len(THING)), *(relations or [0])]
 
 
+def lab_captions() -> Captions:
+    """The captions of the world of shapes."""
+    return Captions(
+        lab_prompts("train"), SCENE, scene_classes, THING, lambda record: list(map(thing_classes, things(record))),
+        nouns=(*SHAPES, *PLURALS.values()),
+    )  # fmt: skip
+
+
 def parsed(states: torch.Tensor, head: torch.nn.Linear, classes: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
     """Cross-entropy of the classes (B, len(sizes)) read from states (B, D) by one linear head, summed over `sizes`."""
     logits = head(states).split(sizes, dim=1)
@@ -84,19 +110,19 @@ def parsed(states: torch.Tensor, head: torch.nn.Linear, classes: torch.Tensor, s
 
 
 def train_text_encoders(
-    tokenizer: CLIPTokenizer, recipe: dict, width: int, log
+    tokenizer: CLIPTokenizer, captions: Captions, recipe: dict, width: int, log
 ) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
     """Two encoders whose states side by side name what the training captions ask for."""
-    records = lab_prompts("train")
+    records = captions.records
     ids = tokenizer([r["prompt"] for r in records], padding="max_length", return_tensors="pt").input_ids
-    scenes = torch.tensor([scene_classes(record) for record in records])
-    named = torch.tensor([thing_classes(thing) for record in records for thing in things(record)])
-    nouns = tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in (*SHAPES, *PLURALS.values())])
+    scenes = torch.tensor([captions.scene_of(record) for record in records])
+    named = torch.tensor([classes for record in records for classes in captions.things_of(record)])
+    nouns = tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in captions.nouns])
     where = torch.isin(ids, torch.tensor(nouns))  # in the order of `named`, row by row
     thing_of = torch.full(ids.shape, -1).masked_scatter(where, torch.arange(len(named)))
 
     encoders = torch.nn.ModuleList(text_encoder(tokenizer, width) for _ in range(2))
-    heads = torch.nn.ModuleList(torch.nn.Linear(2 * width, sum(sizes)) for sizes in (SCENE, THING))
+    heads = torch.nn.ModuleList(torch.nn.Linear(2 * width, sum(sizes)) for sizes in (captions.scene, captions.thing))
     optimizer = torch.optim.AdamW([*encoders.parameters(), *heads.parameters()], lr=recipe["lr"], fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], recipe["steps"], pct_start=0.1)
     for step in range(recipe["steps"]):
@@ -105,8 +131,8 @@ def train_text_encoders(
         pooled = torch.cat([each.text_embeds for each in states], dim=-1)
         context = torch.cat([each.hidden_states[-2] for each in states], dim=-1)  # the layer that SD3 reads
         at_noun = where[chosen]
-        loss_scene = parsed(pooled, heads[0], scenes[chosen], SCENE)
-        loss_thing = parsed(context[at_noun], heads[1], named[thing_of[chosen][at_noun]], THING)
+        loss_scene = parsed(pooled, heads[0], scenes[chosen], captions.scene)
+        loss_thing = parsed(context[at_noun], heads[1], named[thing_of[chosen][at_noun]], captions.thing)
         optimizer.zero_grad()
         (loss_scene + loss_thing).backward()
         optimizer.step()

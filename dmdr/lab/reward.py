@@ -1,34 +1,56 @@
-"""How the lab's rewards were built: contrastive learning on spoilt renders, against captions wrong in one thing.
+"""How the lab's rewards were built: contrastive learning on spoilt images, against captions wrong in one thing.
 
 Each image is scored against its own caption, five hard negatives (one colour, shape, count or relation changed, or
-two colours swapped) and the captions of the other images in the batch.
+two colours swapped) and the captions of the other images in the batch. `lab-conv`, which is there to be climbed, also
+learns to like no drawing that went wrong (`damage.py`), and more noise than the others. The second world has its own
+hard negatives.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from dmdr.lab.damage import damaged_images
 from dmdr.lab.prompts import TEMPLATES, lab_prompts
 from dmdr.lab.renders import drawn
 from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
-from dmdr.rewards.lab import LabReward
+from dmdr.rewards.lab import WIDTHS, LabReward
 
 NEGATIVES = 5
 RECIPES = {
-    "lab-conv": {"seed": 10, "renders": 65536, "steps": 6000, "batch": 64, "lr": 2e-3},
+    "lab-conv": {
+        "seed": 10, "renders": 65536, "steps": 8000, "batch": 64, "lr": 2e-3, "noise": 0.5, "damaged": True,
+        "widths": [48, 64, 96, 128],
+    },
     "lab-mixer": {"seed": 20, "renders": 65536, "steps": 10000, "batch": 64, "lr": 2e-3},
-}
+}  # fmt: skip
 
 
-def spoil(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Noise, blur and contrast of random strength on images (B, 3, H, W) in [0, 1]."""
+class World(NamedTuple):
+    """What rewards learn from.
+
+    prompts: "train" or "held-out" to its records. drawn: (list, count, rng) to records of a list and an image of each,
+    (count, 3, 32, 32) uint8. wrong_caption: (record, rng) to a caption that is false of each of its images. damaged:
+    (records, rng) to an image of each that went wrong.
+    """
+
+    prompts: Callable[[str], tuple[dict, ...]]
+    drawn: Callable[[str, int, np.random.Generator], tuple[list[dict], torch.Tensor]]
+    wrong_caption: Callable[[dict, np.random.Generator], str]
+    damaged: Callable[[list[dict], np.random.Generator], torch.Tensor] | None = None
+
+
+def spoil(images: torch.Tensor, generator: torch.Generator, noise: float) -> torch.Tensor:
+    """Noise up to a standard deviation, blur and contrast of random strength on images (B, 3, H, W) in [0, 1]."""
     count = len(images)
 
     def strength() -> torch.Tensor:
@@ -37,7 +59,7 @@ def spoil(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     images = torch.lerp(images, blurred, strength() * (strength() < 0.5))
     images = (images - 0.5) * (0.8 + 0.4 * strength()) + 0.5
-    return images + torch.randn(images.shape, generator=generator) * 0.2 * strength() ** 2
+    return images + torch.randn(images.shape, generator=generator) * noise * strength() ** 2
 
 
 def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
@@ -68,33 +90,43 @@ def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
 
 
 def build_reward(name: str, folder: Path, log) -> None:
+    """A reward of the world of shapes, from its recipe."""
+    fit_reward(name, RECIPES[name], World(lab_prompts, drawn, wrong_caption, damaged_images), folder, log)
+
+
+def fit_reward(name: str, recipe: dict, world: World, folder: Path, log) -> None:
     """Train from the recipe; saves NAME.safetensors (float16) and NAME.json (vocabulary, recipe, scores)."""
-    recipe = RECIPES[name]
     rng, generator = np.random.default_rng(recipe["seed"]), torch.Generator().manual_seed(recipe["seed"])
     torch.manual_seed(recipe["seed"])
-    vocabulary = sorted({word for record in lab_prompts("train") for word in record["prompt"].split()})
-    reward = LabReward(name, vocabulary)
-    records, images = drawn("train", recipe["renders"], rng)
+    vocabulary = sorted({word for record in world.prompts("train") for word in record["prompt"].split()})
+    reward = LabReward(name, vocabulary, recipe.get("widths", WIDTHS))
+    records, images = world.drawn("train", recipe["renders"], rng)
+    broken = world.damaged(records, rng) if recipe.get("damaged") else None
+    noise = recipe.get("noise", 0.2)
     optimizer = torch.optim.AdamW(reward.parameters(), lr=recipe["lr"], weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], recipe["steps"], pct_start=0.05)
     for step in range(recipe["steps"]):
         chosen = rng.integers(len(records), size=recipe["batch"])
-        batch = spoil(images[chosen].float() / 255, generator)
+        batch = spoil(images[chosen].float() / 255, generator, noise)
         image = reward.embed_images(batch)
         own = reward.embed_captions([records[i]["prompt"] for i in chosen])
-        wrong = reward.embed_captions([wrong_caption(records[i], rng) for i in chosen for _ in range(NEGATIVES)])
+        wrong = reward.embed_captions([world.wrong_caption(records[i], rng) for i in chosen for _ in range(NEGATIVES)])
         temperature = reward.log_temperature.exp()
         across = image @ own.T * temperature
         against = torch.einsum("bd,bnd->bn", image, wrong.view(len(image), NEGATIVES, -1)) * temperature
         labels = torch.arange(len(image))
         loss = F.cross_entropy(torch.cat([across, against], dim=1), labels) + 0.5 * F.cross_entropy(across.T, labels)
+        if broken is not None:  # the same caption, a drawing of it that went wrong
+            worse = reward.embed_images(spoil(broken[chosen].float() / 255, generator, noise))
+            pair = torch.stack([(image * own).sum(1), (worse * own).sum(1)], dim=1) * temperature
+            loss = loss + F.cross_entropy(pair, torch.zeros_like(labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
         if step % 100 == 0:
             log(f"{name} {step}/{recipe['steps']} loss {loss.item():.3f}")
-    card = {"recipe": recipe, "held_out_accuracy": accuracy(reward.eval()), "vocabulary": vocabulary}
+    card = {"recipe": recipe, "held_out_accuracy": accuracy(reward.eval(), world), "vocabulary": vocabulary}
     log(f"{name}: right caption above its {NEGATIVES} wrong ones on held-out prompts: {card['held_out_accuracy']:.3f}")
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.half().contiguous() for key, value in reward.state_dict().items()}
@@ -103,12 +135,13 @@ def build_reward(name: str, folder: Path, log) -> None:
 
 
 @torch.no_grad()
-def accuracy(reward: LabReward) -> float:
-    """How often, on clean renders of held-out prompts, the right caption scores above five wrong ones."""
+def accuracy(reward: LabReward, world: World) -> float:
+    """How often, on clean images of held-out prompts, the right caption scores above five wrong ones."""
     rng = np.random.default_rng(99)
-    records, images = drawn("held-out", 1200, rng)
+    records, images = world.drawn("held-out", 1200, rng)
     right = reward(images.float() / 255, [record["prompt"] for record in records])
     best = torch.full_like(right, -1.0)
     for _ in range(NEGATIVES):
-        best = torch.maximum(best, reward(images.float() / 255, [wrong_caption(record, rng) for record in records]))
+        wrong = reward(images.float() / 255, [world.wrong_caption(record, rng) for record in records])
+        best = torch.maximum(best, wrong)
     return float((right > best).float().mean())

@@ -150,7 +150,7 @@ def article(word: str) -> str:
 
 
 def phrase(need: dict) -> str:
-    """"a red circle", "three circles"."""
+    """ "a red circle", "three circles"."""
     color = need.get("color", "")
     if need["count"] > 1:
         return " ".join(filter(None, (COUNTS[need["count"]], color, PLURALS[need["class"]])))

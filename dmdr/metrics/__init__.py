@@ -9,6 +9,7 @@ import torch
 
 from dmdr import rewards
 from dmdr.errors import ConfigError
+from dmdr.metrics.fashion_judge import FashionJudge
 from dmdr.metrics.lab_checker import LabChecker
 from dmdr.metrics.reward import RewardMetric
 
@@ -28,14 +29,17 @@ class Metric(Protocol):
         """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and B lines of GenEval's results.jsonl, or None."""
 
 
+JUDGES = {"lab-checker": LabChecker, "fashion-judge": FashionJudge}
+
+
 def load(names: tuple[str, ...], records: list[dict], device: str = "cpu") -> list[Metric]:
-    """The metrics of `evaluate.metrics`: lab-checker, or a reward's name, each able to judge these prompts.
+    """The metrics of `evaluate.metrics`: lab-checker, fashion-judge or a reward's name; each can judge these prompts.
 
     Raises:
         ConfigError: an unknown or repeated name, or prompts that a metric cannot judge.
     """
     metrics: list[Metric] = [
-        LabChecker() if name == "lab-checker" else RewardMetric(rewards.load(name, device)) for name in names
+        JUDGES[name]() if name in JUDGES else RewardMetric(rewards.load(name, device)) for name in names
     ]
     figures = [figure for metric in metrics for figure in metric.figures]
     repeated = sorted({figure for figure in figures if figures.count(figure) > 1})

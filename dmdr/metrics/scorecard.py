@@ -38,12 +38,20 @@ class Scores:
 
 
 def scorecard(
-    run: str, models: list[Model], *, scores: dict[str, Scores], trained_on: set[str], prompts: int, seed: int
+    run: str,
+    models: list[Model],
+    *,
+    scores: dict[str, Scores],
+    trained_on: set[str],
+    prompts: int,
+    seed: int,
+    images: int = 1,
 ) -> dict:
     """The scorecard as JSON data: a number that is not finite is null, and `broken` counts its prompts.
 
-    scores: figure -> its Scores, whose models are `models` in their order, the student first. prompts: how many were
-    sampled; a figure's n is smaller where it judges only some. seed: of the resamples.
+    scores: figure -> its Scores, whose models are `models` in their order; the first is compared with all others.
+    prompts: how many were sampled, `images` of each, over which a score is the mean; a figure's n is smaller where it
+    judges only some. seed: of the resamples.
     """
     metrics, paired, tags = [], [], {}
     for figure, each in scores.items():
@@ -59,12 +67,13 @@ def scorecard(
             paired.append(
                 {"metric": figure, "a": models[0].name, "b": model.name, "difference": ends.pop("mean"), **ends}
             )
-        if any(each.tags):
+        if any(each.tags) and not figure.startswith("diversity/"):
             tags[figure] = {model.name: by_tag(each.by_model[model.name], each.tags) for model in models}
     return {
         "schema": SCHEMA,
         "run": run,
         "prompts": prompts,
+        "images_per_prompt": images,
         "intervals": {"method": "percentile bootstrap over prompts, 95 %", "resamples": RESAMPLES, "seed": seed},
         "models": [asdict(model) | {"nfe": model.nfe} for model in models],
         "metrics": metrics,

@@ -9,6 +9,7 @@ import torch
 from dmdr.errors import ConfigError
 
 LAB = ("lab-conv", "lab-mixer")
+FASHION = ("fashion-conv", "fashion-mixer")
 
 
 class Reward(Protocol):
@@ -29,6 +30,6 @@ def load(name: str, device: str = "cpu") -> Reward:
     """
     from dmdr.rewards import lab
 
-    if name not in LAB:
-        raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join(LAB)}")
+    if name not in (*LAB, *FASHION):
+        raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join((*LAB, *FASHION))}")
     return lab.load(name, device)

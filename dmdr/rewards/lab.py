@@ -1,12 +1,14 @@
-"""The lab's two rewards: tiny dual encoders of image and caption, score = cosine of the two.
+"""The rewards of the lab's two worlds: tiny dual encoders of image and caption, score = cosine of the two.
 
-`lab-conv` (convolutions and a GRU) is there to train on; `lab-mixer` (MLP-Mixer and word windows, another seed) is held
-out. `dmdr.lab.reward` built them. Neither saw a held-out prompt, and the checker had no part in either.
+`lab-conv` and `fashion-conv` (convolutions and a GRU) are there to train on; `lab-mixer` and `fashion-mixer` (MLP-Mixer
+and word windows, another seed) are held out. `dmdr.lab.reward` and `dmdr.lab.fashion.reward` built them. None saw a
+held-out prompt, and the worlds' judges had no part in any.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 FOLDER = Path(__file__).parents[1] / "lab" / "rewards"
 SIZE, LENGTH = 32, 14  # pixels a side; words of a caption that are read
 PAD, UNKNOWN = 0, 1
+WIDTHS = (32, 48, 64, 96)  # of the convolutions
 
 
 class Words:
@@ -34,13 +37,13 @@ class Words:
 class ConvImage(nn.Module):
     """Four strided convolutions; the last map is flattened, so that place and number survive."""
 
-    def __init__(self, out: int) -> None:
+    def __init__(self, out: int, widths: Sequence[int]) -> None:
         super().__init__()
-        widths, layers = (3, 32, 48, 64, 96), []
-        for before, after in zip(widths, widths[1:], strict=False):
+        layers: list[nn.Module] = []
+        for before, after in zip((3, *widths), widths, strict=False):
             stride = 1 if before == 3 else 2
             layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.SiLU()]
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 128), nn.SiLU(), nn.Linear(128, out))
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, 128), nn.SiLU(), nn.Linear(128, out))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.net(images)
@@ -103,16 +106,19 @@ class WindowText(nn.Module):
 
 
 class LabReward(nn.Module):
-    """cos(image, caption) in [-1, 1]; images of any size are resized to 32x32, differentiably."""
+    """cos(image, caption) in [-1, 1]; images of any size are resized to 32x32, differentiably.
+
+    A name ends in its architecture: -conv, whose convolutions have `widths` channels, or -mixer.
+    """
 
     differentiable = True
 
-    def __init__(self, name: str, vocabulary: list[str]) -> None:
+    def __init__(self, name: str, vocabulary: list[str], widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
         self.name, self.words = name, Words(vocabulary)
         count, out = len(vocabulary) + 2, 96
-        conv = name == "lab-conv"
-        self.image = ConvImage(out) if conv else MixerImage(out)
+        conv = name.endswith("-conv")
+        self.image = ConvImage(out, widths) if conv else MixerImage(out)
         self.text = RecurrentText(count, out) if conv else WindowText(count, out)
         self.log_temperature = nn.Parameter(torch.tensor(2.5))  # of the contrastive loss; the score has none
 
@@ -133,6 +139,6 @@ class LabReward(nn.Module):
 def load(name: str, device: str) -> LabReward:
     """One of the shipped rewards, frozen, in float32."""
     card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    reward = LabReward(name, card["vocabulary"])
+    reward = LabReward(name, card["vocabulary"], card["recipe"].get("widths", WIDTHS))
     reward.load_state_dict({key: value.float() for key, value in load_file(FOLDER / f"{name}.safetensors").items()})
     return reward.requires_grad_(False).eval().to(device)

@@ -3,34 +3,45 @@
 1. A few-step student predicts x0 at each of its N steps, so the gradient reaches any of them directly (DMDR, 4.3);
    no step near the end is singled out.
 2. Several rewards are summed with their configured shares before the loss.
+3. Its usual regulariser, for RL without distribution matching, is the pretraining loss. There are no images to pretrain
+   on here: the student of the cold start, which is what the paper's P_fake_ref is, says what to predict at each state.
 """
 
 from __future__ import annotations
 
 import torch
 
-from dmdr import losses, rewards
-from dmdr.backbones import Backbone
+from dmdr import losses
+from dmdr.backbones.scores import SharedBase
 from dmdr.config import ReFL as ReFLConfig
-from dmdr.errors import ConfigError
+from dmdr.rewards.mixture import Mixture
+from dmdr.rl import Figures, Objective
+from dmdr.rollout import States
+from dmdr.update import Batch
 
 
 class ReFL:
     """The RL loss of a batch: -mean reward of the decoded x0.
 
     Raises:
-        ConfigError: a reward is unknown or has no gradient.
+        ConfigError: a reward is unknown, has no gradient, or is broken.
     """
 
-    def __init__(self, config: ReFLConfig, backbone: Backbone) -> None:
-        self.backbone, self.shares = backbone, config.rewards
-        self.rewards = {name: rewards.load(name, device=str(backbone.network.device)) for name in config.rewards}
-        flat = [name for name, reward in self.rewards.items() if not reward.differentiable]
-        if flat:
-            raise ConfigError(f"joint.rl.rewards: ReFL needs a gradient and {', '.join(flat)} has none; use another")
+    group_size, unused, inner_updates = 1, 1.0, 1
 
-    def __call__(self, x0: torch.Tensor, prompts: list[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        images = self.backbone.decode(x0)
-        scores_B = {name: reward(images, prompts) for name, reward in self.rewards.items()}
-        total_B = sum(self.shares[name] * score_B for name, score_B in scores_B.items())
-        return losses.refl(total_B), {f"reward/{name}": each.detach().mean() for name, each in scores_B.items()}
+    def __init__(self, config: ReFLConfig, base: SharedBase) -> None:
+        self.base, self.pretraining = base, config.pretraining
+        self.reward = Mixture(config.rewards, base.backbone, differentiable=True)
+
+    def look(self, states: States, prompts: list[str]) -> Objective:
+        def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
+            images = self.base.backbone.decode(x0)
+            rewards_B, figures = self.reward(images, [prompts[i] for i in batch.trajectory.tolist()])
+            total = losses.refl(rewards_B)
+            if self.pretraining:
+                regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))
+                figures["loss_reference"] = regulariser.detach()
+                total = total + self.pretraining * regulariser
+            return total, figures
+
+        return Objective(loss, torch.arange(states.x0.shape[1])[:, None])

@@ -1,12 +1,13 @@
-"""SD3 against plain diffusers: the same images from the same noise, for teacher and student, null tokens folded."""
+"""Each family against plain diffusers: the same images from the same noise, for teacher and student."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
 from dmdr import teacher
+from dmdr.errors import DataError
 from dmdr.rollout import noise_for, student_sample, teacher_sample
 
 PROMPTS = [
@@ -15,10 +16,14 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["with T5", "without T5"])
-def plain(request, tiny_sd3_folder):
-    without = {"text_encoder_3": None, "tokenizer_3": None} if request.param == "without T5" else {}
-    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder, **without)
+@pytest.fixture(scope="module", params=["sd3", "sd3 without T5", "sdxl", "sdxl that encodes the empty prompt"])
+def plain(request, tiny_sd3_folder, tiny_sdxl_folder):
+    family, _, special = request.param.partition(" ")
+    changes = {
+        "without T5": {"text_encoder_3": None, "tokenizer_3": None},  # null tokens are folded
+        "that encodes the empty prompt": {"force_zeros_for_empty_prompt": False},
+    }.get(special, {})
+    pipe = DiffusionPipeline.from_pretrained({"sd3": tiny_sd3_folder, "sdxl": tiny_sdxl_folder}[family], **changes)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -48,7 +53,7 @@ def test_teacher_equals_its_own_pipeline(backbone, plain, guidance_scale):
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_student_equals_its_exported_pipeline(backbone, plain, steps):
-    exported = StableDiffusion3Pipeline(**{**plain.components, "scheduler": backbone.student_scheduler(steps)})
+    exported = backbone.pipeline(backbone.network, backbone.student_scheduler(steps))
     exported.set_progress_bar_config(disable=True)
     start = noise_for(4, "start", shape=(2, *backbone.latent_shape))
     torch.manual_seed(11)
@@ -58,21 +63,31 @@ def test_student_equals_its_exported_pipeline(backbone, plain, steps):
     torch.manual_seed(11)  # the pipeline draws the renoising noise from torch's global generator
     noises = torch.stack([start, *(torch.randn_like(start) for _ in range(steps - 1))])
     items, _ = backbone.encode(PROMPTS)
-    ours = student_sample(
-        backbone, backbone.network, backbone.collate(items), backbone.student_times(steps), noises
-    )
+    ours = student_sample(backbone, backbone.network, backbone.collate(items), backbone.student_times(steps), noises)
     assert (ours - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_student_times_are_the_shifted_linspace(backbone, steps):
-    t, shift = torch.linspace(1, 0, steps + 1, dtype=torch.float64), 3.0
+def test_student_times_are_the_official_ones(backbone, steps):
+    """Flow: the shifted linspace of the official demo. SDXL: DMD2's even timesteps, 999, 749, 499, 249 for four."""
+    shift = 3.0 if backbone.family == "sd3" else 1.0
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     assert torch.allclose(backbone.student_times(steps).double(), shift * t / (1 + (shift - 1) * t), atol=3e-3)
 
 
 def test_decode_equals_the_pipeline(backbone, plain):
     latents = noise_for(5, "latents", shape=(2, *backbone.latent_shape))
-    theirs = plain("x", latents=latents.clone(), num_inference_steps=1, guidance_scale=1.0, output_type="latent").images
-    decoded = plain.vae.decode(theirs / plain.vae.config.scaling_factor + plain.vae.config.shift_factor).sample
+    theirs = plain(
+        PROMPTS, latents=latents.clone(), num_inference_steps=1, guidance_scale=1.0, output_type="latent"
+    ).images
+    shift = plain.vae.config.shift_factor or 0.0
+    decoded = plain.vae.decode(theirs / plain.vae.config.scaling_factor + shift).sample
     expected = plain.image_processor.postprocess(decoded.detach(), output_type="pt")
     assert torch.allclose(backbone.decode(theirs), expected, atol=1e-5)
+
+
+def test_a_teacher_that_predicts_something_else_is_refused(tiny_sdxl_folder, tmp_path):
+    scheduler = EulerDiscreteScheduler(prediction_type="v_prediction")
+    DiffusionPipeline.from_pretrained(tiny_sdxl_folder, scheduler=scheduler).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="predicts v_prediction .*give another teacher"):
+        teacher.load(tmp_path)

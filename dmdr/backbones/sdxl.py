@@ -1,0 +1,109 @@
+"""Stable Diffusion XL: UNet2DConditionModel, noise prediction, two CLIP encoders.
+
+1. The student's times are those that the exported LCMScheduler itself computes for `num_inference_steps=N` when it
+   thinks that its original schedule had N steps: 999, 749, 499, 249 of 1000 for N = 4, which are DMD2's. Its boundary
+   scaling is 1 to within 1e-6 there, so that a step is: predict x0, renoise with fresh noise.
+2. The unconditional embedding follows the pipeline's `force_zeros_for_empty_prompt`: zeros in SDXL-Base.
+3. Size conditioning is what diffusers takes by default: the image's own size, no crop.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
+from diffusers.utils import logging
+
+from dmdr.backbones import Conditioning, Item
+from dmdr.errors import DataError
+from dmdr.path import VPPath
+
+
+class SDXL:
+    """A StableDiffusionXLPipeline as the method sees it. Frozen; on the device of its UNet.
+
+    Raises:
+        DataError: the UNet does not predict noise.
+    """
+
+    family = "sdxl"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
+        kind = pipe.scheduler.config.get("prediction_type", "epsilon")
+        if kind != "epsilon":
+            raise DataError(
+                f"teacher predicts {kind} (scheduler_config.json, prediction_type); DMDR distils SDXL teachers that "
+                "predict epsilon, as SDXL-Base does: give another teacher"
+            )
+        self.pipe = pipe
+        self.network = pipe.unet.requires_grad_(False).eval()
+        pipe.vae.requires_grad_(False).eval()
+        config = pipe.unet.config
+        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
+        self.path = VPPath(self._euler().alphas_cumprod)
+
+    def _euler(self) -> EulerDiscreteScheduler:
+        return EulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
+        """{"context": (77, D), "pooled": (1, P)} for each prompt."""
+        pipe, logger = self.pipe, logging.get_logger("diffusers")
+        longest = pipe.tokenizer.model_max_length
+        truncated = sum(len(ids) > longest for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # diffusers prints the cut text of each prompt; the count is reported instead
+        context, _, pooled, _ = pipe.encode_prompt(
+            prompts, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
+        )
+        logger.setLevel(level)
+        if pipe.config.force_zeros_for_empty_prompt:
+            said = torch.tensor([prompt != "" for prompt in prompts], device=context.device)
+            context, pooled = context * said[:, None, None], pooled * said[:, None]
+        return [{"context": c.cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)], truncated
+
+    def collate(self, items: list[Item]) -> Conditioning:
+        """context (B, 77, D), pooled (B, P)."""
+        like = {"device": self.network.device, "dtype": self.network.dtype}
+        context = torch.stack([item["context"] for item in items])
+        pooled = torch.cat([item["pooled"] for item in items])
+        return {"context": context.to(**like), "pooled": pooled.to(**like)}
+
+    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        side = self.latent_shape[1] * self.pipe.vae_scale_factor
+        size = x_t.new_tensor([side, side, 0, 0, side, side]).expand(len(x_t), -1)  # original, crop, target
+        return network(
+            x_t, self.path.timestep(t), c["context"],
+            added_cond_kwargs={"text_embeds": c["pooled"], "time_ids": size},
+        ).sample  # fmt: skip
+
+    def predict_x0(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        return self.path.to_x0(x_t, self.predict(network, x_t, t, c), t)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        vae = self.pipe.vae
+        return (vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+    def teacher_times(self, steps: int) -> torch.Tensor:
+        return self._times(self._euler(), steps)
+
+    def student_times(self, steps: int) -> torch.Tensor:
+        return self._times(self.student_scheduler(steps), steps)
+
+    def _times(self, scheduler: EulerDiscreteScheduler | LCMScheduler, steps: int) -> torch.Tensor:
+        scheduler.set_timesteps(steps)
+        times = (scheduler.timesteps.float() + 1) / self.path.timesteps
+        return torch.cat([times, torch.zeros(1)])
+
+    def student_scheduler(self, steps: int) -> LCMScheduler:
+        config = self._euler().config
+        return LCMScheduler(
+            num_train_timesteps=config.num_train_timesteps, beta_start=config.beta_start, beta_end=config.beta_end,
+            beta_schedule=config.beta_schedule, trained_betas=config.trained_betas, original_inference_steps=steps,
+        )  # fmt: skip
+
+    def pipeline(self, network: torch.nn.Module, scheduler: LCMScheduler) -> StableDiffusionXLPipeline:
+        return StableDiffusionXLPipeline(
+            **{**self.pipe.components, "unet": network, "scheduler": scheduler},
+            force_zeros_for_empty_prompt=self.pipe.config.force_zeros_for_empty_prompt,
+        )

@@ -1,0 +1,51 @@
+"""How the lab's AutoencoderKL was built: 32x32x3 -> 8x8x8, L1 plus a KL term.
+
+The KL is strong enough that the decoder draws crisp shapes from imprecise latents: a small network learns to place and
+name shapes long before it learns to draw their edges.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from dmdr.lab.fitting import schedule
+
+
+def autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=8, sample_size=32, block_out_channels=(16, 32, 32),
+        norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1, mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+
+
+def train_vae(images: torch.Tensor, recipe: dict, log) -> AutoencoderKL:
+    """The autoencoder, with the shift and scale that give its active latent channels zero mean and unit variance.
+
+    images: (R, 3, 32, 32) uint8.
+    """
+    vae = autoencoder()
+    optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=0.0, fused=True)
+    for step, rate, chosen in schedule(recipe, len(images)):
+        optimizer.param_groups[0]["lr"] = rate
+        pixels = images[chosen].float() / 127.5 - 1
+        posterior = vae.encode(pixels).latent_dist
+        loss = F.l1_loss(vae.decode(posterior.sample()).sample, pixels) + recipe["kl"] * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 0:
+            log(f"vae {step}/{recipe['steps']} loss {loss.item():.4f}")
+    means = encoded(vae.eval(), images[:512])
+    spread = means.std(dim=(0, 2, 3))
+    active = means[:, spread > 0.25 * spread.max()]  # the KL leaves some channels without information
+    vae.register_to_config(shift_factor=float(active.mean()), scaling_factor=float(1 / active.std()))
+    return vae
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Means of the latents (R, 8, 8, 8), neither shifted nor scaled, of images (R, 3, 32, 32) uint8."""
+    return torch.cat([vae.encode(part.float() / 127.5 - 1).latent_dist.mode() for part in images.split(256)])

@@ -1,0 +1,100 @@
+"""How the lab's denoising teacher was built: a complete, tiny StableDiffusionXLPipeline on the flow teacher's parts.
+
+1. Text encoders and autoencoder are the flow teacher's, so that the two families differ in the network alone. Their
+   contexts stand side by side as in SDXL, the pooled state is the second's.
+2. SDXL's pipeline knows no shift of the latents: the shift moves into the 1x1 convolutions around them.
+3. UNet2DConditionModel by noise prediction under SDXL's own schedule, at uniform timesteps (DDPM, Ho et al. 2020).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from dmdr import teacher
+from dmdr.backbones.sdxl import SDXL
+from dmdr.lab.autoencoder import encoded
+from dmdr.lab.fitting import fit_network
+from dmdr.lab.renders import drawn
+
+PARTS = "lab:flow"
+RECIPE = {
+    "seed": 1,
+    "parts": PARTS,
+    "renders": 65536,
+    "unet": {
+        "steps": 14000, "stop": 9000, "batch": 64, "lr": 2e-3, "warmup": 200, "betas": [0.9, 0.99],
+        "weight_decay": 0.01, "clip": 1.0, "ema": 0.999, "drop_prompt": 0.1,
+    },
+}  # fmt: skip
+
+
+def unet(context: int, pooled: int) -> UNet2DConditionModel:
+    """2.5 M parameters, two levels (8x8 and 4x4), attention on both. context, pooled: widths of the conditioning."""
+    size_width = 8  # of each of the six numbers of size conditioning
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(48, 96), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=4, norm_num_groups=8, cross_attention_dim=context, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=size_width,
+        projection_class_embeddings_input_dim=6 * size_width + pooled,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
+    """The same autoencoder whose latents need a scaling factor only."""
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    moved = AutoencoderKL(**{**config, "use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None})
+    channels, shift = vae.config.latent_channels, vae.config.shift_factor
+    before, after = torch.zeros(2 * channels), torch.full((channels,), shift)
+    before[:channels] = -shift  # of the means; the log variances stay
+    moved.load_state_dict(
+        {
+            **vae.state_dict(),
+            "quant_conv.weight": torch.eye(2 * channels)[..., None, None], "quant_conv.bias": before,
+            "post_quant_conv.weight": torch.eye(channels)[..., None, None], "post_quant_conv.bias": after,
+        }
+    )  # fmt: skip
+    return moved.eval()
+
+
+def without_projection(encoder: CLIPTextModelWithProjection) -> CLIPTextModel:
+    """The same encoder as the class that SDXL's first one has."""
+    plain = CLIPTextModel(encoder.config)
+    plain.load_state_dict(encoder.text_model.state_dict())
+    return plain.eval()
+
+
+def build_denoising(folder: Path, log, recipe: dict = RECIPE) -> None:
+    """Train the UNet from the recipe and save the pipeline as float16 safetensors under `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe["seed"])
+    parts = teacher.load(teacher.resolve(recipe["parts"])).pipe
+    pipe = StableDiffusionXLPipeline(
+        vae=without_shift(parts.vae), text_encoder=without_projection(parts.text_encoder), tokenizer=parts.tokenizer,
+        text_encoder_2=parts.text_encoder_2, tokenizer_2=parts.tokenizer_2,
+        unet=unet(2 * parts.text_encoder.config.hidden_size, parts.text_encoder_2.config.projection_dim),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading",
+            steps_offset=1,
+        ),  # stabilityai/stable-diffusion-xl-base-1.0
+    )  # fmt: skip
+    log(f"drawing {recipe['renders']} renders")
+    records, images = drawn("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
+    x0 = encoded(pipe.vae, images) * pipe.vae.config.scaling_factor
+
+    def levels(count: int) -> torch.Tensor:
+        return torch.randint(1, 1001, (count,)) / 1000
+
+    prompts = [record["prompt"] for record in records]
+    fit_network(SDXL(pipe), prompts, x0, recipe["unet"], log, levels=levels)
+    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    for config in folder.glob("text_encoder*/config.json"):  # transformers would load float16, diffusers float32
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")

@@ -1,0 +1,36 @@
+"""How the rewards of tinted garments were built: as the lab's (`dmdr.lab.reward`), on garments of the train split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dmdr.lab.fashion.prompts import fashion_prompts
+from dmdr.lab.fashion.wardrobe import dressed
+from dmdr.lab.fashion.world import CLASSES, caption
+from dmdr.lab.prompts import TEMPLATES
+from dmdr.lab.reward import World, fit_reward
+from dmdr.lab.world import COLORS
+
+RECIPES = {
+    "fashion-conv": {"seed": 30, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3},
+    "fashion-mixer": {"seed": 40, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3},
+}
+
+
+def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
+    """A caption with another colour or another class, as often the one as the other."""
+    (need,) = metadata["include"]
+    key, values = [("color", list(COLORS)), ("class", CLASSES)][rng.integers(2)]
+    wrong = {**need, key: str(rng.choice([value for value in values if value != need[key]]))}
+    return str(rng.choice(TEMPLATES)).format(caption({"include": [wrong]}))
+
+
+def build_fashion_reward(name: str, folder: Path, log) -> None:
+    """One of RECIPES.
+
+    Raises:
+        InputMissing: Fashion-MNIST is not installed.
+    """
+    fit_reward(name, RECIPES[name], World(fashion_prompts, dressed, wrong_caption), folder, log)

@@ -1,0 +1,94 @@
+"""How the lab's flow teacher was built: a complete, tiny StableDiffusion3Pipeline, trained on renders of the world.
+
+1. Tokenizer and text encoders that already understand the captions, as Stable Diffusion 3's do (`captions.py`).
+2. An AutoencoderKL (`autoencoder.py`).
+3. SD3Transformer2DModel by conditional flow matching on a fixed set of encoded renders of training prompts.
+4. A silent T5, because plain `from_pretrained` refuses a folder without one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+from dmdr.backbones.sd3 import SD3
+from dmdr.backbones.silent_t5 import silent_t5
+from dmdr.lab.autoencoder import encoded, train_vae
+from dmdr.lab.captions import Captions, build_tokenizer, lab_captions, train_text_encoders
+from dmdr.lab.fitting import fit_network
+from dmdr.lab.renders import drawn
+
+WIDTH = 96
+RECIPE = {
+    "seed": 0,
+    "renders": 65536,
+    "text": {"steps": 800, "batch": 128, "lr": 3e-3},
+    "vae": {"steps": 3000, "batch": 32, "lr": 3e-3, "warmup": 100, "kl": 1e-5},
+    "transformer": {
+        "steps": 16000, "batch": 64, "lr": 2e-3, "warmup": 100, "betas": [0.9, 0.99], "weight_decay": 0.01,
+        "clip": 1.0, "ema": 0.999, "drop_prompt": 0.1, "t_logit_mean": 0.5, "t_logit_std": 1.2,
+    },
+}  # fmt: skip
+
+
+@torch.no_grad()
+def transformer() -> SD3Transformer2DModel:
+    """1.3 M parameters; blocks and output start at zero (adaLN-Zero, Peebles & Xie 2023), not as in diffusers."""
+    network = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=8, out_channels=8, num_layers=4, attention_head_dim=WIDTH // 4,
+        num_attention_heads=4, joint_attention_dim=WIDTH, caption_projection_dim=WIDTH, pooled_projection_dim=WIDTH,
+        pos_embed_max_size=8, qk_norm="rms_norm",
+    )  # fmt: skip
+    norms = [norm for block in network.transformer_blocks for norm in (block.norm1, block.norm1_context)]
+    for layer in (network.proj_out, *(norm.linear for norm in (*norms, network.norm_out))):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    return network
+
+
+def fit_transformer(
+    pipe: StableDiffusion3Pipeline, prompts: list[str], images: torch.Tensor, recipe: dict, log
+) -> None:
+    """Flow matching with logit-normal levels; images (R, 3, 32, 32) uint8."""
+    config = pipe.vae.config
+    x0 = (encoded(pipe.vae, images) - config.shift_factor) * config.scaling_factor
+
+    def levels(count: int) -> torch.Tensor:
+        return torch.sigmoid(torch.randn(count) * recipe["t_logit_std"] + recipe["t_logit_mean"])
+
+    fit_network(SD3(pipe), prompts, x0, recipe, log, levels=levels)
+
+
+def build_flow(folder: Path, log, recipe: dict = RECIPE) -> None:
+    """Train everything from the recipe and save the pipeline as float16 safetensors under `folder`."""
+    log(f"drawing {recipe['renders']} renders")
+    records, images = drawn("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
+    build_pipeline(folder, [record["prompt"] for record in records], images, lab_captions(), recipe, log)
+
+
+def build_pipeline(
+    folder: Path, prompts: list[str], images: torch.Tensor, captions: Captions, recipe: dict, log
+) -> None:
+    """Train on images (R, 3, 32, 32) uint8 and what each shows, in a world of these captions; save under `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe["seed"])
+    tokenizer = build_tokenizer(folder / "tokenizer", captions.records)
+    encoders = train_text_encoders(tokenizer, captions, recipe["text"], WIDTH // 2, log)
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=train_vae(images, recipe["vae"], log),
+        text_encoder=encoders[0], tokenizer=tokenizer, text_encoder_2=encoders[1], tokenizer_2=copy.deepcopy(tokenizer),
+        text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+    fit_transformer(pipe, prompts, images, recipe["transformer"], log)
+    t5, t5_tokenizer = silent_t5(WIDTH)
+    pipe.register_modules(text_encoder_3=t5, tokenizer_3=t5_tokenizer)
+    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    for config in folder.glob("text_encoder*/config.json"):  # transformers would load float16, diffusers float32
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")

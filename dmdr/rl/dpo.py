@@ -1,0 +1,57 @@
+"""DPO: direct preference optimization (Rafailov et al. 2023) on the student's own samples.
+
+1. Winner and loser are the best and the worst of a group by reward; no pair is collected beforehand.
+2. The preference is over actions: at each renoising step the likelihood ratio to the reference of the winner's action
+   against that of the loser's (D3PO, Yang et al. 2024), exact here. Diffusion-DPO (Wallace et al. 2024) bounds the same
+   ratio by denoising errors, because a multi-step teacher's is out of reach.
+3. Likelihoods are averaged over the elements of a latent, as in grpo.py; `beta` counts in that unit.
+4. The reference is the student of the cold start. It is DPO's own regulariser, with distribution matching or without.
+
+P pairs of one step each, B states.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dmdr import losses
+from dmdr.backbones.scores import SharedBase
+from dmdr.config import DPO as DPOConfig
+from dmdr.rewards.mixture import Mixture
+from dmdr.rl import Figures, Objective, actions, log_prob
+from dmdr.rollout import States
+from dmdr.update import Batch
+
+
+class DPO:
+    """The RL loss of a batch of pairs: states 2i and 2i + 1 are of one step, the winner's first.
+
+    Raises:
+        ConfigError: a reward is unknown or broken.
+    """
+
+    inner_updates = 1
+
+    def __init__(self, config: DPOConfig, base: SharedBase) -> None:
+        self.base, self.beta, self.group_size = base, config.beta, config.group_size
+        self.unused = config.group_size / 2
+        self.reward = Mixture(config.rewards, base.backbone, differentiable=False)
+
+    def look(self, states: States, prompts: list[str]) -> Objective:
+        rewards_PG, figures = self.reward.of_samples(states.x0[-1], prompts, self.group_size)
+        first = torch.arange(0, len(prompts), self.group_size)
+        winner, loser = rewards_PG.argmax(1).cpu(), rewards_PG.argmin(1).cpu()
+        ranked = rewards_PG.amax(1) > rewards_PG.amin(1)  # a group without a best teaches nothing
+        path = self.base.backbone.path
+
+        def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
+            acts, x_next, t_next = actions(states, batch)
+            reference = self.base.reference(batch.x_t, batch.t, batch.c)[acts]
+            gain = log_prob(path, x_next, x0[acts], t_next) - log_prob(path, x_next, reference, t_next)
+            gain_w_P, gain_l_P = (gain / x0[0].numel()).view(-1, 2).unbind(1)
+            group = batch.trajectory[acts][::2] // self.group_size
+            total = losses.dpo(gain_w_P, gain_l_P, self.beta, ranked[group])
+            prefers = (gain_w_P.detach() > gain_l_P.detach()).float()
+            return total, {**figures, "prefers_winner": prefers.sum() / max(len(prefers), 1)}
+
+        return Objective(loss, torch.stack([first + winner, first + loser], dim=1))

@@ -1,0 +1,60 @@
+"""GRPO: group relative policy optimization (Shao et al. 2024) on the renoising steps of the few-step sampler.
+
+1. Flow-GRPO (Liu et al. 2025) turns an ODE into an SDE to have a policy; the few-step sampler is one already.
+2. As in its code, the ratio is of likelihoods averaged over the elements of a latent: with a real model's 262,144 of
+   them the ratio of the likelihoods themselves is 0 or infinite after one update.
+3. The rollout is of the student that is updated, so the ratio is 1 in the first of `inner_updates` and clips later.
+4. Distribution matching takes the place of the KL to the reference (DMDR, 3.2), which is there for RL alone.
+
+P prompts, G images of each, B states of which A were followed by an action.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dmdr import losses
+from dmdr.backbones.scores import SharedBase
+from dmdr.config import GRPO as GRPOConfig
+from dmdr.rewards.mixture import Mixture
+from dmdr.rl import Figures, Objective, actions, log_prob
+from dmdr.rollout import States
+from dmdr.update import Batch
+
+
+class GRPO:
+    """The RL loss of a batch: the clipped surrogate over the actions of its states.
+
+    Raises:
+        ConfigError: a reward is unknown or broken.
+    """
+
+    unused = 1.0
+
+    def __init__(self, config: GRPOConfig, base: SharedBase) -> None:
+        self.base, self.kl, self.clip_range = base, config.kl, config.clip_range
+        self.group_size, self.inner_updates = config.group_size, config.inner_updates
+        self.reward = Mixture(config.rewards, base.backbone, differentiable=False)
+
+    def look(self, states: States, prompts: list[str]) -> Objective:
+        rewards_PG, figures = self.reward.of_samples(states.x0[-1], prompts, self.group_size)
+        advantages_M = losses.advantages(rewards_PG).flatten()
+        path = self.base.backbone.path
+
+        def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
+            acts, x_next, t_next = actions(states, batch)
+            new_A = log_prob(path, x_next, x0[acts], t_next)
+            old_A = log_prob(path, x_next, batch.x0[acts], t_next)
+            log_ratio_A = (new_A - old_A) / x0[0].numel()
+            total = losses.grpo(log_ratio_A, advantages_M[batch.trajectory[acts]], self.clip_range)
+            clipped = ((log_ratio_A.detach().exp() - 1).abs() > self.clip_range).float()
+            found = {**figures, "clipped": clipped.sum() / max(len(clipped), 1)}
+            if self.kl:
+                reference = self.base.reference(batch.x_t, batch.t, batch.c)
+                signal, spread = path.signal_and_spread(t_next)
+                regulariser = losses.gaussian_kl(x0[acts], reference[acts], signal / spread)
+                found["loss_reference"] = regulariser.detach()
+                total = total + self.kl * regulariser
+            return total, found
+
+        return Objective(loss, torch.arange(len(prompts))[:, None])

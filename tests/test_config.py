@@ -1,0 +1,78 @@
+"""What a config refuses about RL, the watch and the models compared: one line that names the key and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dmdr.config import identity, load
+from dmdr.errors import ConfigError
+
+REFL = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}
+GRPO = {**REFL, "algorithm": "grpo"}
+DPO = {**REFL, "algorithm": "dpo"}
+WATCH = {"reward": "lab-mixer"}
+
+
+@pytest.fixture
+def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
+    """The tiny config with changes to its joint stage and, by keyword, to whole sections."""
+
+    def write(joint: dict, **sections: dict) -> Path:
+        path = tiny_config()
+        data = yaml.safe_load(path.read_text())
+        data["joint"] |= joint
+        for name, section in sections.items():
+            data[name] = {**data[name], **section}
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("joint", "sections", "message"),
+    [
+        ({"rl": {"weight": 1.0, "rewards": {"lab-conv": 1.0}}}, {}, "joint.rl.algorithm is missing; one of refl, dpo"),
+        ({"rl": {**REFL, "algorithm": "ppo"}}, {}, "joint.rl.algorithm is ppo; one of refl, dpo, grpo"),
+        ({"rl": {**GRPO, "group_size": 1}}, {}, "joint.rl.group_size: .*greater than or equal to 2, got 1"),
+        ({"rl": {**DPO, "group_size": 1}}, {}, "joint.rl.group_size: .*greater than or equal to 2, got 1"),
+        ({"rl": {**GRPO, "grup_size": 4}}, {}, "unknown key joint.rl.grup_size; did you mean group_size"),
+        ({"rl": {**REFL, "group_size": 4}}, {}, "unknown key joint.rl.group_size; known keys: .*pretraining"),
+        ({"rl": {**GRPO, "clip_range": 0.1}}, {}, "clip_range does nothing with inner_updates 1.*inner_updates to 2"),
+        ({"rl": {**REFL, "weight": 0.0}}, {}, "joint.rl.weight: .*greater than 0, got 0.0"),
+        ({"rl": DPO, "batch_size": 3}, {}, "joint.batch_size is 3; DPO trains on pairs, so make it even"),
+        ({"rl": GRPO}, {"student": {"steps": 1}}, "grpo learns from the renoising steps and student.steps 1 has none"),
+        ({"rl": DPO}, {"student": {"steps": 1}}, "dpo learns from the renoising steps and student.steps 1 has none"),
+        ({"rl": None, "distribution_matching": False}, {}, "joint.rl is missing: nothing would be trained"),
+        ({"rl": {**REFL, "weight_is": "matched"}, "distribution_matching": False}, {}, "needs distribution_matching"),
+        ({"rl": REFL, "watch": {"reward": "lab-conv"}}, {}, "lab-conv is trained on; watch one that is held out"),
+        ({"rl": REFL, "watch": {**WATCH, "on_alarm": "cry"}}, {}, "joint.watch.on_alarm: .*off.*warn.*stop"),
+        ({"rl": REFL}, {"evaluate": {"models": ["student", "student"]}}, "evaluate.models names one twice"),
+        ({"rl": REFL}, {"evaluate": {"models": ["pupil"]}}, "evaluate.models.0: .*'pupil'"),
+    ],
+)  # fmt: skip
+def test_refused_in_one_line(changed, joint, sections, message):
+    with pytest.raises(ConfigError, match=message) as refusal:
+        load(changed(joint, **sections))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("rl", [REFL, GRPO, {**GRPO, "inner_updates": 2, "clip_range": 0.1}, DPO, None])
+def test_every_row_of_table_5_is_a_config(changed, rl):
+    config = load(changed({"rl": rl}))
+    if rl is None:
+        assert config.joint.rl is None
+        return
+    assert config.joint.rl.algorithm == rl["algorithm"] and config.joint.distribution_matching
+    alone = load(changed({"rl": rl, "distribution_matching": False}))
+    assert identity(alone, "joint") != identity(config, "joint"), "another result, another identity"
+    assert identity(alone, "cold_start") == identity(config, "cold_start"), "both start from the same cold start"
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configs_that_ship_are_valid(path):
+    assert load(path).run == path.stem

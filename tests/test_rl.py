@@ -1,0 +1,375 @@
+"""ReFL, DPO and GRPO: known answers on closed forms, gradients against independent oracles, what each costs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal, kl_divergence
+
+from dmdr import config, losses, rewards, teacher
+from dmdr.backbones.scores import SharedBase
+from dmdr.config import Joint, Optimizer
+from dmdr.errors import ConfigError
+from dmdr.path import FlowPath, VPPath
+from dmdr.rl import actions, log_prob
+from dmdr.rl.dpo import DPO
+from dmdr.rl.grpo import GRPO
+from dmdr.rl.refl import ReFL
+from dmdr.rollout import noise_for
+from dmdr.state import TrainState
+from dmdr.train import Run, chosen, prompt_order, rolled_out, window
+from dmdr.update import select
+
+PROMPTS = ["a red circle", "two blue squares", "a green cross", "a yellow triangle above a red circle"]
+PATHS = {"flow": FlowPath(), "vp": VPPath(torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0))}
+MAKE = {
+    "refl": (ReFL, config.ReFL, {}),
+    "dpo": (DPO, config.DPO, {"group_size": 4}),
+    "grpo": (GRPO, config.GRPO, {"group_size": 4}),
+}
+
+
+class Prompts:
+    """A few prompts in memory, as PromptSet gives them."""
+
+    def __init__(self, backbone) -> None:
+        self.encoded, _ = backbone.encode(PROMPTS)
+
+    def __len__(self) -> int:
+        return len(PROMPTS)
+
+    def items(self, indices):
+        return [self.encoded[index] for index in indices]
+
+    def records(self, indices):
+        return [{"prompt": PROMPTS[index]} for index in indices]
+
+
+def settings(algorithm: str, **changes):
+    _, kind, defaults = MAKE[algorithm]
+    return kind(**{"algorithm": algorithm, "weight": 1.0, "rewards": {"lab-conv": 1.0}, **defaults, **changes})
+
+
+def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True, **changes) -> tuple[Run, TrainState]:
+    """A run of that algorithm on a tiny teacher in float64, and its fresh state."""
+    backbone = teacher.load(folder)
+    prompts, empty = Prompts(backbone), backbone.encode([""])[0]
+    base = SharedBase(backbone, fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0)
+    base.keep_reference()
+    rl = settings(algorithm, **changes)
+    made_of = MAKE[algorithm][0](rl, base)
+    networks = (backbone.network, base.student_network, backbone.pipe.vae, *made_of.reward.rewards.values())
+    for network in (*networks, *([] if rank else [base.reference_network])):
+        network.double()
+    optimizer = Optimizer(learning_rate=1e-2)
+    training = Joint(
+        updates=4, batch_size=6, fake_updates=3, student=optimizer, fake_score=optimizer, rl=rl,
+        distribution_matching=distil,
+    )  # fmt: skip
+    run = Run(
+        stage="joint", seed=0, training=training, base=base, prompts=prompts,
+        unconditional=backbone.collate(empty), times=backbone.student_times(4).double(), guidance_scale=2.0,
+        rl=(made_of, rl), distribution_matching=distil,
+    )  # fmt: skip
+    return run, TrainState(base, training, ema=0.5)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_log_probabilities_are_those_of_torch(path):
+    generator = torch.Generator().manual_seed(3)
+    x0, x_next = (torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    t = torch.tensor([0.3, 0.7, 0.9], dtype=torch.float64)
+    ours = log_prob(path, x_next, x0, t)
+    for index in range(3):
+        signal, spread = (float(each[index]) for each in path.signal_and_spread(t))
+        policy = Independent(Normal(signal * x0[index], torch.full_like(x0[index], spread)), 3)
+        assert float(ours[index]) == pytest.approx(float(policy.log_prob(x_next[index])), abs=1e-6)
+
+
+def test_gaussian_kl_is_that_of_torch():
+    generator = torch.Generator().manual_seed(4)
+    x0, reference = (torch.randn(2, 1, 3, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    signal, spread = torch.tensor([0.4, 0.9]).double(), torch.tensor([0.8, 0.2]).double()
+    policies = [Normal(signal.view(-1, 1, 1, 1) * each, spread.view(-1, 1, 1, 1)) for each in (x0, reference)]
+    assert float(losses.gaussian_kl(x0, reference, signal / spread)) == pytest.approx(
+        float(kl_divergence(*policies).mean())
+    )
+
+
+def test_advantages_are_standard_scores_and_exactly_zero_in_a_tie():
+    found = losses.advantages(torch.tensor([[1.0, 2.0, 3.0], [0.1, 0.1, 0.1]]))
+    assert found[0].tolist() == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)], rel=1e-3)
+    assert found[1].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [(1, 2, -2, -2), (1.5, 2, -2.2, 0), (1.5, -2, 3, 3), (0.5, -2, 1.8, 0), (0.5, 2, -1, -1)],
+)  # fmt: skip
+def test_the_clipped_ratio_by_hand(ratio, advantage, loss, slope):
+    log_ratio = torch.tensor([math.log(ratio)], requires_grad=True)
+    found = losses.grpo(log_ratio, torch.tensor([float(advantage)]), 0.1)
+    found.backward()
+    assert float(found) == pytest.approx(loss) and float(log_ratio.grad) == pytest.approx(slope)
+
+
+def test_grpo_ascends_the_reward_of_a_gaussian_policy():
+    """Reward -x^2 under N(mu, 1): the gradient of the surrogate, on average, is that of E[x^2] = mu^2 + 1."""
+    generator = torch.Generator().manual_seed(5)
+    mu = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    x = 0.8 + torch.randn(4000, 50, generator=generator, dtype=torch.float64)
+    rewards_PG = -(x**2)
+    centred = rewards_PG - rewards_PG.mean(1, keepdim=True)  # without the division, which changes the length alone
+    log_ratio = Normal(mu, 1.0).log_prob(x) - Normal(mu.detach(), 1.0).log_prob(x)
+    losses.grpo(log_ratio.flatten(), centred.flatten(), 0.2).backward()
+    assert float(mu.grad) == pytest.approx(2 * 0.8 * 49 / 50, abs=0.02)  # a group's own mean takes 1 / G away
+
+
+def test_preferences_of_two_images():
+    """At the reference the loss is log 2 and the slope beta / 2; swapping winner and loser flips its sign."""
+    for gains, sign in (((0, 1), 1.0), ((1, 0), -1.0)):
+        gain = torch.zeros(2, requires_grad=True)
+        loss = losses.dpo(gain[gains[0]][None], gain[gains[1]][None], 3.0, torch.tensor([True]))
+        loss.backward()
+        assert float(loss.detach()) == pytest.approx(math.log(2))
+        assert gain.grad.tolist() == pytest.approx([-1.5 * sign, 1.5 * sign])
+    sure = losses.dpo(torch.tensor([2.0]), torch.tensor([-1.0]), 3.0, torch.tensor([True]))
+    assert float(sure) == pytest.approx(math.log1p(math.exp(-9.0)))
+    assert float(losses.dpo(torch.tensor([2.0]), torch.tensor([-1.0]), 3.0, torch.tensor([False]))) == 0
+
+
+def prepared(run: Run, *, moved: float = 0.0):
+    """(x0 as a leaf, batch, objective) of one window, x0 moved away from the rollout's by noise."""
+    states, c, texts = rolled_out(run, 0)
+    objective = run.rl[0].look(states, texts)
+    _, (batch, *_) = chosen(run, 0, states, c, objective)
+    noise = noise_for(9, "moved", shape=tuple(batch.x0.shape)).double()
+    return (batch.x0 + moved * noise).requires_grad_(True), batch, objective, states
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
+def test_policy_gradient_is_the_weighted_score_function(tiny_folder, algorithm):
+    """d log pi / d x0 = signal (x_next - signal x0) / spread^2, weighted by advantage or by the sigmoid."""
+    run, _ = made(tiny_folder, algorithm, **({"beta": 5.0} if algorithm == "dpo" else {}))
+    x0, batch, objective, states = prepared(run)
+    loss, _ = objective.loss(x0, batch)
+    loss.backward()
+    images = run.base.backbone.decode(states.x0[-1])
+    (reward,) = run.rl[0].reward.rewards.values()
+    r = reward(
+        images, [PROMPTS[i] for i in prompt_order(0, "joint", 0, len(images) // 4, len(PROMPTS)) for _ in range(4)]
+    )
+    groups = r.view(-1, 4)
+    advantage = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, correction=0, keepdim=True) + 1e-4)).flatten()
+    acting = [row for row in range(len(x0)) if batch.step[row] < 3]
+    assert 0 < len(acting) < len(x0) or algorithm == "dpo"
+    for row in range(len(x0)):
+        if row not in acting:
+            assert not x0.grad[row].any(), "the last step is no action"
+            continue
+        step, trajectory = int(batch.step[row]), int(batch.trajectory[row])
+        signal, spread = (float(v) for v in run.base.backbone.path.signal_and_spread(states.times[step + 1]))
+        score = signal * (states.x_t[step + 1, trajectory] - signal * batch.x0[row]) / spread**2 / x0[0].numel()
+        if algorithm == "grpo":
+            expected = -advantage[trajectory] * score / len(acting)
+        else:
+            best = groups[trajectory // 4].argmax() == trajectory % 4
+            expected = (-1 if best else 1) * 2.5 * score / (len(acting) / 2)
+        assert torch.allclose(x0.grad[row], expected, rtol=1e-4, atol=1e-12)
+
+
+class Constant(torch.nn.Module):
+    """A reward of one number for every image."""
+
+    name, differentiable = "constant", True
+
+    def __init__(self, value: float = 0.7, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.value, self.shape = value, shape
+
+    def forward(self, images, prompts):
+        return torch.full(self.shape or (len(images),), self.value)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
+def test_equal_rewards_give_exactly_no_gradient(tiny_folder, algorithm):
+    run, _ = made(tiny_folder, algorithm)
+    run.rl[0].reward.rewards["lab-conv"] = Constant()
+    x0, batch, objective, _ = prepared(run)
+    objective.loss(x0, batch)[0].backward()
+    assert x0.grad.abs().max() == 0
+
+
+def test_swapping_winner_and_loser_flips_the_gradient(tiny_folder):
+    run, _ = made(tiny_folder, "dpo", group_size=2)
+    found = []
+    for share in (1.0, -1.0):
+        run.rl[0].reward.shares["lab-conv"] = share
+        x0, batch, objective, states = prepared(run)
+        found.append(torch.zeros_like(states.x_t))
+        objective.loss(x0, batch)[0].backward()
+        found[-1][batch.step, batch.trajectory] = x0.grad
+    assert found[0].abs().max() > 0 and torch.allclose(found[0], -found[1], rtol=1e-9)
+
+
+def test_refl_gradient_equals_finite_differences(tiny_folder):
+    run, _ = made(tiny_folder, "refl", rewards={"lab-conv": 1.0, "lab-mixer": 0.5}, pretraining=0.3)
+    x0, batch, objective, _ = prepared(run, moved=0.1)
+    objective.loss(x0, batch)[0].backward()
+    direction = noise_for(6, "direction", shape=tuple(x0.shape)).double()
+    h = 1e-6
+    with torch.no_grad():
+        up, down = (objective.loss(x0 + sign * h * direction, batch)[0] for sign in (1, -1))
+    assert float((x0.grad * direction).sum()) == pytest.approx(float((up - down) / (2 * h)), rel=1e-4, abs=1e-10)
+
+
+def test_refl_loss_is_minus_the_weighted_mean_reward(tiny_folder):
+    run, _ = made(tiny_folder, "refl", rewards={"lab-conv": 1.0, "lab-mixer": 0.5})
+    x0, batch, objective, _ = prepared(run)
+    loss, figures = objective.loss(x0, batch)
+    order = prompt_order(0, "joint", 0, 4, len(PROMPTS))
+    texts = [PROMPTS[order[i]] for i in batch.trajectory]
+    by_hand = {name: reward(run.base.backbone.decode(x0), texts) for name, reward in run.rl[0].reward.rewards.items()}
+    assert float(loss) == pytest.approx(-float((by_hand["lab-conv"] + 0.5 * by_hand["lab-mixer"]).mean()))
+    for name, scores in by_hand.items():
+        assert float(figures[f"reward/{name}"]) == pytest.approx(float(scores.mean()))
+        assert float(figures[f"reward_std/{name}"]) == pytest.approx(float(scores.std(correction=0)))
+
+
+@pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
+def test_the_reference_stays_while_the_student_moves(tiny_folder, rank):
+    run, state = made(tiny_folder, "dpo", rank=rank)
+    base = run.base
+    x_t = noise_for(1, "x", shape=(2, *base.backbone.latent_shape)).double()
+    t, c = torch.tensor([0.9, 0.5]).double(), base.backbone.collate(run.prompts.items([0, 1]))
+    before = base.reference(x_t, t, c)
+    assert torch.allclose(base.student(x_t, t, c), before, atol=1e-12)
+    window(run, state)
+    assert torch.equal(base.reference(x_t, t, c), before)
+    assert not torch.allclose(base.student(x_t, t, c), before, atol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", MAKE)
+def test_rl_alone_runs_no_score_and_leaves_the_fake_score(tiny_folder, algorithm):
+    run, state = made(tiny_folder, algorithm, distil=False)
+    fake = {name: p.detach().clone() for name, p in run.base.fake_parameters.items()}
+    student = {name: p.detach().clone() for name, p in run.base.student_parameters.items()}
+    figures = window(run, state)
+    assert all(torch.equal(fake[name], p) for name, p in run.base.fake_parameters.items())
+    assert any(not torch.equal(student[name], p) for name, p in run.base.student_parameters.items())
+    assert "loss_dm" not in figures and "loss_fake" not in figures and math.isfinite(figures["loss_rl"])
+
+
+@pytest.mark.parametrize(("algorithm", "more"), [("refl", 0), ("grpo", 0), ("dpo", 1)])
+def test_rl_costs_no_forward_but_dpos_reference(tiny_sd3_folder, algorithm, more):
+    """Forwards of a window: the rollout's N, K - 1 + 1 of the fake score, one of the student, one of real (CFG)."""
+    run, state = made(tiny_sd3_folder, algorithm)
+    calls = []
+    networks = {run.base.backbone.network, run.base.student_network, run.base.reference_network}
+    hooks = [each.register_forward_hook(lambda *_: calls.append(1)) for each in networks]
+    window(run, state)
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) == 4 + 3 + 1 + 1 + more
+
+
+@pytest.mark.parametrize("algorithm", MAKE)
+def test_a_matched_weight_makes_the_two_gradients_equally_long(tiny_sd3_folder, algorithm):
+    run, state = made(tiny_sd3_folder, algorithm, weight=0.5, weight_is="matched")
+    first = window(run, state)
+    assert first["rl_weight"] * first["grad_rl"] == pytest.approx(0.5 * first["grad_dm"])
+    state.advance(first)
+    second = window(run, state)
+    assert second["rl_weight"] == pytest.approx(first["rl_weight"]) and "grad_rl" not in second
+    assert state.info()["rl_weight"] == pytest.approx(first["rl_weight"]), "a resumed run must not match again"
+
+
+@pytest.mark.parametrize("algorithm", MAKE)
+def test_a_resumed_run_ends_with_the_same_bits(tiny_folder, algorithm):
+    """Three updates at once, or one, then two by a new process's state: student, EMA, fake score and weight."""
+    how = {"weight_is": "matched", **({"inner_updates": 2, "clip_range": 1e-3} if algorithm == "grpo" else {})}
+    run, whole = made(tiny_folder, algorithm, **how)
+    advance(run, whole, 3)
+    first, state = made(tiny_folder, algorithm, **how)
+    advance(first, state, 1)
+    saved = {name: value.detach().clone() for name, value in state.tensors().items()}, state.info()
+    second, resumed = made(tiny_folder, algorithm, **how)
+    resumed.restore(*saved)
+    advance(second, resumed, 2)
+    assert resumed.info() == whole.info()
+    found, expected = resumed.tensors(), whole.tensors()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def advance(run: Run, state: TrainState, updates: int) -> None:
+    for _ in range(updates):
+        state.advance(window(run, state))
+
+
+def test_the_ratio_moves_and_clips_in_inner_updates(tiny_sd3_folder):
+    run, state = made(tiny_sd3_folder, "grpo", inner_updates=2, clip_range=1e-6)
+    assert window(run, state)["clipped"] > 0
+    once, state = made(tiny_sd3_folder, "grpo")
+    assert window(once, state)["clipped"] == 0
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
+def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
+    run, _ = made(tiny_sd3_folder, algorithm)
+    states, c, texts = rolled_out(run, 0)
+    objective = run.rl[0].look(states, texts)
+    assert len(texts) % 4 == 0 and all(len(set(texts[i : i + 4])) == 1 for i in range(0, len(texts), 4))
+    assert len({states.x_t[0, i].sum().item() for i in range(len(texts))}) == len(texts), "each its own noise"
+    fakes, students = chosen(run, 0, states, c, objective)
+    assert [len(batch.t) for batch in (*fakes, *students)] == [6, 6, 6]
+    if algorithm == "dpo":
+        step, group = students[0].step.view(-1, 2), students[0].trajectory.view(-1, 2) // 4
+        assert torch.equal(step[:, 0], step[:, 1]) and torch.equal(group[:, 0], group[:, 1])
+
+
+def test_actions_are_what_the_sampler_drew(tiny_sd3_folder):
+    run, _ = made(tiny_sd3_folder, "grpo")
+    states, c, _ = rolled_out(run, 0)
+    batch = select(states, c, torch.arange(states.x0[:, :, 0, 0, 0].numel()))
+    acts, x_next, t_next = actions(states, batch)
+    count = states.x0.shape[1]
+    assert acts.tolist() == [True] * 3 * count + [False] * count
+    noise = noise_for(0, "joint", "rollout", 0, shape=tuple(states.x0.shape)).double()[1:].flatten(0, 1)
+    assert torch.allclose(x_next, run.base.backbone.path.renoise(batch.x0[acts], noise, t_next))
+
+
+def broken(monkeypatch, reward) -> None:
+    monkeypatch.setattr(rewards, "load", lambda name, device: reward)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [(Constant(float("nan")), "broken gives .*nan"), (Constant(shape=(2, 1)), r"broken gives \(2, 1\) for 3 images")],
+    ids=["nan", "shape"],
+)
+@pytest.mark.parametrize("algorithm", MAKE)
+def test_a_broken_reward_is_refused_before_the_first_step(tiny_sd3_folder, monkeypatch, reward, message, algorithm):
+    broken(monkeypatch, reward)
+    base = SharedBase(teacher.load(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
+    with pytest.raises(ConfigError, match=message):
+        MAKE[algorithm][0](settings(algorithm, rewards={"broken": 1.0}), base)
+
+
+def test_refl_refuses_a_reward_without_gradient_and_the_others_take_it(tiny_sd3_folder, monkeypatch):
+    reward = Constant()
+    reward.differentiable = False
+    broken(monkeypatch, reward)
+    base = SharedBase(teacher.load(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
+    with pytest.raises(ConfigError, match="flat has none; use another reward, or algorithm: grpo or dpo"):
+        ReFL(settings("refl", rewards={"flat": 1.0}), base)
+    GRPO(settings("grpo", rewards={"flat": 1.0}), base)
+
+
+def test_prompts_come_once_an_epoch_whatever_the_window():
+    whole = prompt_order(5, "joint", 0, 70, 23)
+    assert sorted(whole[:23]) == sorted(whole[23:46]) == list(range(23)) and whole[:23] != whole[23:46]
+    pieces = [index for start in range(0, 70, 7) for index in prompt_order(5, "joint", start, 7, 23)]
+    assert pieces == whole
+    assert prompt_order(5, "cold_start", 0, 23, 23) != whole[:23]
