@@ -42,7 +42,8 @@ class Teacher(Section):
 
 
 class Prompts(Section):
-    """Where prompts come from: .txt, .jsonl, .csv, .tsv or .parquet files, or the lab's lab:train and lab:held-out."""
+    """Where prompts come from: .txt, .jsonl, .csv, .tsv or .parquet files, or the lists of the lab's two worlds:
+    lab:train, lab:held-out, fashion:train and fashion:held-out."""
 
     sources: tuple[Address, ...] = Field(min_length=1, strict=False)
     column: str = Field("prompt", min_length=1)  # of jsonl, csv, tsv and parquet

@@ -23,7 +23,7 @@ from dmdr.rollout import student_sample
 
 WEIGHTS = "student_ema.safetensors"  # of a training stage: what is exported and evaluated
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
-PROBES = ("a red circle", "two blue squares above a green cross", "")  # prompts of the parity check
+PROBES = ("a red circle", "two blue squares above a green cross", "a photo of three trees")  # of the parity check
 TOLERANCE = 1e-4  # greatest absolute difference of latents, whose standard deviation is about 1
 
 

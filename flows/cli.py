@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         from dmdr.lab.build import main as build
 
         if rest[:1] != ["build"]:
-            commands.error("the lab has one command: dmdr lab build {teacher|rewards} --out DIR")
+            commands.error("the lab has one command: dmdr lab build WHAT --out DIR; see dmdr lab build --help")
         return build(rest[1:])
     if rest:
         commands.error(f"unknown arguments: {' '.join(rest)}; see dmdr {given.command} --help")

@@ -42,7 +42,7 @@ def run(context: Context) -> dict:
     """
     config, folder = context.config, context.input("prompts")
     prompts = PromptSet(folder, "evaluation")
-    indices = spread(len(prompts), config.evaluate.limit)
+    indices = prompts.spread(config.evaluate.limit or len(prompts))
     records = prompts.records(indices)
     metrics = load(config.evaluate.metrics, records, device(config))
     backbone = teacher.load(teacher.resolve(config.teacher.path), device(config), text=False)
@@ -81,12 +81,6 @@ def embeddings(metrics: list[Metric], trained_on: set[str]) -> dict[str, Callabl
     rewards = [metric.reward for metric in metrics if isinstance(metric, RewardMetric)]
     held_out = [each for each in rewards if isinstance(each, LabReward) and each.name not in trained_on]
     return {each.name: each.embed_images for each in held_out}
-
-
-def spread(count: int, limit: int | None) -> list[int]:
-    """At most `limit` indices below `count`, evenly spaced and ascending."""
-    wanted = min(count, limit or count)
-    return [place * count // wanted for place in range(wanted)]
 
 
 def tags_of(records: list[dict]) -> list[str | None]:

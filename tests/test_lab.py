@@ -185,11 +185,11 @@ def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_refused():
 
 
 def test_no_training_code_imports_the_checker():
-    """It judges only: metrics and the record of a teacher's scores know it, and nothing else does."""
+    """It judges only: its metric knows it, and nothing else does."""
     root = Path(teacher.__file__).parent
     knows = {
         file.relative_to(root).as_posix()
         for file in root.rglob("*.py")
         if any(line.startswith(("from dmdr.lab.checker", "import dmdr.lab.checker")) for line in file.open())
     }
-    assert knows == {"lab/scores.py", "metrics/lab_checker.py"}
+    assert knows == {"metrics/lab_checker.py"}

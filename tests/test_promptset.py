@@ -82,3 +82,10 @@ def test_a_folder_that_is_no_prompt_set(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-3])
     with pytest.raises(DataError, match="train-00000"):
         PromptSet(tmp_path, "train")
+
+
+@pytest.mark.parametrize(("count", "limit", "places"), [(10, 100, list(range(10))), (1000, 4, [0, 250, 500, 750])])
+def test_a_limit_spreads_over_all_prompts(tmp_path, count, limit, places):
+    records = [{"prompt": str(number)} for number in range(count)]
+    write_shard(tmp_path, "train", 0, records, [{"context": torch.zeros(1, 2)} for _ in records])
+    assert PromptSet(tmp_path, "train").spread(limit) == places

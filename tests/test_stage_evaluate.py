@@ -20,7 +20,6 @@ from dmdr.lab.prompts import lab_prompts
 from dmdr.promptset import PromptSet
 from dmdr.rollout import noise_for, student_sample, teacher_sample
 from stages import Stopped, evaluate
-from stages.evaluate import spread
 from stages.exam import noises_for
 from stages.inputs import inputs
 from tests.conftest import PROMPTS
@@ -251,9 +250,3 @@ def test_noise_is_each_prompts_own():
     assert together.shape == (4, 2, *shape)
     assert torch.equal(together[:2, 1:], noises_for(5, [7], steps=2, shape=shape))  # fewer steps start alike
     assert not torch.equal(together[:, 0], together[:, 1])
-
-
-def test_a_limit_spreads_over_all_prompts():
-    assert spread(10, None) == list(range(10))
-    assert spread(10, 100) == list(range(10))
-    assert spread(1000, 4) == [0, 250, 500, 750]

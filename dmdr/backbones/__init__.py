@@ -25,6 +25,7 @@ class Backbone(Protocol):
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """Text to conditioning, as the family's own pipeline does it, less the padding that `collate` can rebuild.
 
+        The empty prompt stands for no prompt: it gives what the pipeline uses as the unconditional half of CFG.
         Returns the items and how many prompts were longer than the encoder reads.
         """
 

@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     """Build, printing a line every hundred steps; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="dmdr lab build",
-        description="Train anew, on two idle cores, a teacher of the lab (about 50 minutes, fashion 20), the rewards "
-        "of a world (20, fashion 5) or the classifier of fashion's judge (2). All of fashion needs the Debian package "
+        description="Train anew, on two idle cores, a teacher of the lab (about 50 minutes, fashion 10), the rewards "
+        "of a world (20, fashion 8) or the classifier of fashion's judge (3). All of fashion needs the Debian package "
         "dataset-fashion-mnist.",
     )
     parser.add_argument("what", choices=(*TEACHERS, *OTHERS))

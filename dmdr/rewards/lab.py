@@ -1,14 +1,14 @@
-"""The rewards of the lab's two worlds: tiny dual encoders of image and caption, score = cosine of the two.
+"""The rewards of the lab's two worlds: tiny dual encoders of image and caption, and the probability that they match.
 
 `lab-conv` and `fashion-conv` (convolutions and a GRU) are there to train on; `lab-mixer` and `fashion-mixer` (MLP-Mixer
-and word windows, another seed) are held out. `dmdr.lab.reward` and `dmdr.lab.fashion.reward` built them. None saw a
-held-out prompt, and the worlds' judges had no part in any.
+and word windows, another seed) are held out. `dmdr.lab.reward` and `dmdr.lab.fashion.reward` built them. None saw an
+image of a held-out prompt (as a wrong caption of another image it may have met one), and the worlds' judges had no part
+in any.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,6 @@ from torch import nn
 FOLDER = Path(__file__).parents[1] / "lab" / "rewards"
 SIZE, LENGTH = 32, 14  # pixels a side; words of a caption that are read
 PAD, UNKNOWN = 0, 1
-WIDTHS = (32, 48, 64, 96)  # of the convolutions
 
 
 class Words:
@@ -37,13 +36,13 @@ class Words:
 class ConvImage(nn.Module):
     """Four strided convolutions; the last map is flattened, so that place and number survive."""
 
-    def __init__(self, out: int, widths: Sequence[int]) -> None:
+    def __init__(self, out: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in zip((3, *widths), widths, strict=False):
+        widths, layers = (3, 32, 48, 64, 96), []
+        for before, after in zip(widths, widths[1:], strict=False):
             stride = 1 if before == 3 else 2
             layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.SiLU()]
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, 128), nn.SiLU(), nn.Linear(128, out))
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 128), nn.SiLU(), nn.Linear(128, out))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.net(images)
@@ -106,19 +105,19 @@ class WindowText(nn.Module):
 
 
 class LabReward(nn.Module):
-    """cos(image, caption) in [-1, 1]; images of any size are resized to 32x32, differentiably.
+    """sigmoid(scale cos(image, caption) + bias) in [0, 1]; images of any size are resized to 32x32, differentiably.
 
-    A name ends in its architecture: -conv, whose convolutions have `widths` channels, or -mixer.
+    A name ends in its architecture: -conv or -mixer.
     """
 
     differentiable = True
 
-    def __init__(self, name: str, vocabulary: list[str], widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, name: str, vocabulary: list[str], scale: float = 1.0, bias: float = 0.0) -> None:
         super().__init__()
-        self.name, self.words = name, Words(vocabulary)
+        self.name, self.words, self.scale, self.bias = name, Words(vocabulary), scale, bias
         count, out = len(vocabulary) + 2, 96
         conv = name.endswith("-conv")
-        self.image = ConvImage(out, widths) if conv else MixerImage(out)
+        self.image = ConvImage(out) if conv else MixerImage(out)
         self.text = RecurrentText(count, out) if conv else WindowText(count, out)
         self.log_temperature = nn.Parameter(torch.tensor(2.5))  # of the contrastive loss; the score has none
 
@@ -133,12 +132,13 @@ class LabReward(nn.Module):
         return F.normalize(self.text(self.words(captions).to(self.log_temperature.device)), dim=-1)
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        return (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)
+        cosine = (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)
+        return torch.sigmoid(self.scale * cosine + self.bias)
 
 
 def load(name: str, device: str) -> LabReward:
     """One of the shipped rewards, frozen, in float32."""
     card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    reward = LabReward(name, card["vocabulary"], card["recipe"].get("widths", WIDTHS))
+    reward = LabReward(name, card["vocabulary"], card["scale"], card["bias"])
     reward.load_state_dict({key: value.float() for key, value in load_file(FOLDER / f"{name}.safetensors").items()})
     return reward.requires_grad_(False).eval().to(device)
