@@ -208,7 +208,9 @@ PUSHES = {  # what the student is moved by: the loss, the setting that listens t
 @pytest.mark.parametrize("figure", PUSHES)
 def test_a_student_moved_by_hand_sets_off_its_alarm_alone(bench, figure):
     loss_of, settings, falls = PUSHES[figure]
-    watcher, reward, backbone = bench.watcher(**settings), rewards.load(HELD_OUT), bench.base.backbone
+    watcher, backbone = bench.watcher(**settings), bench.base.backbone
+    reward = watcher.reward
+    reward.scale, reward.bias = 4.0, 0.0  # as shipped, it is sure that these images of an untrained teacher are wrong
     c = backbone.collate(watcher.prompts.items(range(8)))
     texts = [record["prompt"] for record in watcher.prompts.records(range(8))]
     optimizer = torch.optim.Adam(
@@ -266,7 +268,7 @@ JOINT = {
     "fake_score": {"learning_rate": 1e-3}, "rl": {"algorithm": "refl", "weight": 5.0, "rewards": {"lab-conv": 1.0}},
 }  # fmt: skip
 WATCHED = {"every": 3, "reward": HELD_OUT, "prompts": 5, "seeds": 2, "export": "best", "on_alarm": "off", **DEAF}
-STUDENTS = {  # seed 2 and these rates put the best look in the middle of the stage
+STUDENTS = {  # seed 1 and these rates put the best look in the middle of the stage
     "full": ({"steps": 2, "ema": 0.5}, 1e-3),
     "lora": ({"steps": 2, "ema": 0.5, "form": "lora", "lora_rank": 4}, 1e-2),
 }
@@ -278,7 +280,7 @@ class Stage:
     def __init__(self, write: Callable[..., Path], folder: Path, form: str) -> None:
         student, rate = STUDENTS[form]
         self.rate, self.folder = rate, folder
-        self.write = partial(write, seed=2, student=student)
+        self.write = partial(write, seed=1, student=student)
         for stage in ("prompts", "cold_start"):
             run_stage(load(self.write()), folder / "begun", stage)
 
