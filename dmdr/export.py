@@ -24,7 +24,8 @@ from dmdr.rollout import student_sample
 WEIGHTS = "student_ema.safetensors"  # of a training stage: what is exported and evaluated
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
 PROBES = ("a red circle", "two blue squares above a green cross", "a photo of three trees")  # of the parity check
-TOLERANCE = 1e-4  # greatest absolute difference of latents, whose standard deviation is about 1
+TOLERANCE = 1e-3  # greatest absolute difference of latents, whose standard deviation is about 1: float32 leaves 1e-5,
+# in a student that RL alone has driven far 1.5e-4, and a wrong scheduler or weight 0.1 and more
 
 
 def load_student(network: torch.nn.Module, folder: Path) -> dict:
