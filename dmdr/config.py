@@ -1,21 +1,10 @@
-"""What a run is: one YAML file, read strictly and checked as a whole before anything is loaded.
-
-Everything except `execution` is identity: it names the result, together with the digests of the inputs. Addresses say
-where an input lies, not what it is; its digest stands for it. `execution` never changes a result.
-"""
+"""What a run is: its sections, immutable and strict, and the combinations that are impossible. No torch."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from dmdr.errors import ConfigError, InputMissing
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STAGES = ("prompts", "cold_start", "joint", "export", "evaluate")  # in data order
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run, as it stands in paths and in Kubernetes labels
@@ -28,9 +17,6 @@ class Section(BaseModel):
     """A part of the config: immutable, no unknown keys, no number given as text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-S = TypeVar("S", bound=Section)
 
 
 class Teacher(Section):
@@ -253,110 +239,3 @@ class Config(Section):
                 "none; set algorithm: refl, or 2 steps or more"
             )
         return self
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice."""
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ConfigError(f"key {key!r} is given twice, again on line {node.start_mark.line + 1}; keep one")
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def load(path: str | Path) -> Config:
-    """Read and check a config file.
-
-    Raises:
-        InputMissing: there is no such file.
-        ConfigError: it is not YAML, has an unknown key, a value out of range or an impossible combination.
-    """
-    return check(read(path, "config", "the ones that come with DMDR are in configs/"), Config, f"config {path}")
-
-
-def read(path: str | Path, what: str, where: str) -> dict:
-    """The mapping in a YAML file. For complaints, `what` it is and `where` to look for others."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputMissing(f"{what} {path} does not exist; {where}")
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{what} {path}: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{what} {path} must be a mapping of sections, found {type(data).__name__}")
-    return data
-
-
-def check(data: dict, kind: type[S], name: str) -> S:
-    """A mapping as what it is to be; every complaint begins with `name`."""
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{name}: {'; '.join(_explain(each, kind) for each in error.errors())}") from error
-
-
-ALGORITHMS = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}
-
-
-def _explain(error: dict, root: type[BaseModel]) -> str:
-    """One pydantic error as one clause; an unknown key names the nearest known one."""
-    loc = [part for part in error["loc"] if part not in ALGORITHMS]
-    where = ".".join(map(str, loc))
-    if error["type"] == "extra_forbidden":
-        section = root
-        for part in error["loc"][:-1]:
-            if part in ALGORITHMS:
-                section = ALGORITHMS[part]
-            elif str(part) in section.model_fields:
-                annotation = section.model_fields[str(part)].annotation
-                nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
-                section = next((a for a in nested if issubclass(a, BaseModel)), section)
-        near = difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(section.model_fields)}"
-        return f"unknown key {where}; {hint}"
-    if error["type"] == "union_tag_not_found":
-        return f"{where}.algorithm is missing; one of {', '.join(ALGORITHMS)}"
-    if error["type"] == "union_tag_invalid":
-        return f"{where}.algorithm is {error['ctx']['tag']}; one of {', '.join(ALGORITHMS)}"
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
-
-
-NEEDS = {  # the settings each stage reads, and so the ones that name its result
-    "prompts": ("seed", "prompts"),
-    "cold_start": ("seed", "teacher.guidance_scale", "student", "fake_score", "cold_start"),
-    "joint": ("seed", "teacher.guidance_scale", "student", "fake_score", "joint"),
-    "export": ("student",),
-    "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
-}
-ADDRESSES = ("teacher.path", "prompts.sources", "prompts.evaluation")  # the digests of what lies there count instead
-
-
-def identity(config: Config, stage: str) -> dict[str, object]:
-    """The settings that name a stage's result, flat ("student.steps": 4); addresses and execution are left out."""
-    flat = _flat("", config.model_dump(mode="json"))
-    needed = {key for key in flat for need in NEEDS[stage] if key == need or key.startswith(f"{need}.")}
-    return {key: flat[key] for key in sorted(needed.difference(ADDRESSES))}
-
-
-def _flat(prefix: str, value: object) -> dict[str, object]:
-    if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flat(f"{prefix}.{key}".strip("."), inner).items()}
-    return {prefix: value}
-
-
-def fingerprint(data: object) -> str:
-    """sha256 of canonical JSON; equal data, equal fingerprint, on any machine."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()

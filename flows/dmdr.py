@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import deployment
 from prefect.tasks import Task
 
-from dmdr.config import load
+from dmdr.config_file import load
 from flows import publish
 from flows.launch import process
 from stages.artifacts import Artifact

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from prefect import flow, get_run_logger
 from prefect.runtime import deployment
 
-from dmdr.config import identity
+from dmdr.identity import identity
 from flows import publish
 from flows.dmdr import StageFailed, stage
 from flows.tables import prepared, write_page

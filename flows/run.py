@@ -13,8 +13,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dmdr.config import STAGES, Config, identity, load
+from dmdr.config import STAGES, Config
+from dmdr.config_file import load
 from dmdr.errors import StoreError
+from dmdr.identity import identity
 from flows.scorecard import as_text
 from flows.tables import is_finished, prepared, write_page
 from stages.artifacts import Artifact

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmdr.config import identity
+from dmdr.identity import identity
 from stages.artifacts import Artifact
 from stages.inputs import inputs
 from stages.tables import spec as specs

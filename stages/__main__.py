@@ -37,8 +37,10 @@ from importlib import metadata  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
-from dmdr.config import STAGES, fingerprint, identity, load  # noqa: E402
+from dmdr.config import STAGES  # noqa: E402
+from dmdr.config_file import load  # noqa: E402
 from dmdr.errors import ConfigError, DataError, InputMissing, NonFinite, StoreError  # noqa: E402
+from dmdr.identity import fingerprint, identity  # noqa: E402
 from stages import Context, Stopped  # noqa: E402
 from stages.artifacts import Artifact  # noqa: E402
 from stages.inputs import inputs  # noqa: E402

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from dmdr.config import NAME, fingerprint
+from dmdr.config import NAME
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
+from dmdr.identity import fingerprint
 from stages.folder import Folder
 from stages.layout import CHECKPOINTS, CLAIM, RECORD, digest
 from stages.remote import Remote

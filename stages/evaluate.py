@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from dmdr import teacher
-from dmdr.config import Config, identity
+from dmdr.config import Config
+from dmdr.identity import identity
 from dmdr.metrics import Metric, load
 from dmdr.metrics.reward import RewardMetric
 from dmdr.metrics.scorecard import Scores, scorecard

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from dmdr import teacher
-from dmdr.config import identity
 from dmdr.export import WEIGHTS, load_student, parity, save_lora, save_pipeline
+from dmdr.identity import identity
 from stages import Context, Stopped, provenance
 from stages.device import device
 from stages.model_card import card

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dmdr.config import fingerprint
 from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.identity import fingerprint
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmdr.config import identity, load
+from dmdr.config_file import load
 from dmdr.errors import ConfigError
+from dmdr.identity import identity
 
 REFL = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}
 GRPO = {**REFL, "algorithm": "grpo"}

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from dmdr import teacher
-from dmdr.config import load
+from dmdr.config_file import load
 from dmdr.errors import DataError
 from dmdr.export import LORA_FILE, WEIGHTS, load_student, parity, save_lora, save_pipeline
 from dmdr.rollout import student_sample

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dmdr import rewards, teacher
-from dmdr.config import Config, load
+from dmdr.config import Config
+from dmdr.config_file import load
 from dmdr.errors import InputMissing
 from dmdr.export import WEIGHTS
 from dmdr.lab.prompts import lab_prompts

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from dmdr import teacher
-from dmdr.config import Config, Prompts, load
+from dmdr.config import Config, Prompts
+from dmdr.config_file import load
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.promptset import PromptSet
 from stages import Context, Stopped, prompts, sources

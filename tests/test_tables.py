@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from dmdr.config import load as load_config
+from dmdr.config_file import load as load_config
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.lab.prompts import lab_prompts
 from dmdr.metrics import load as load_metrics

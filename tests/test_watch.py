@@ -21,7 +21,8 @@ from trained_run import run_stage
 
 from dmdr import rewards, teacher
 from dmdr.backbones.scores import SharedBase
-from dmdr.config import Optimizer, Training, Watch, load
+from dmdr.config import Optimizer, Training, Watch
+from dmdr.config_file import load
 from dmdr.errors import ConfigError
 from dmdr.promptset import PromptSet
 from dmdr.rollout import noise_for, student_sample

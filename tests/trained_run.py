@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from dmdr import teacher
-from dmdr.config import Config, identity
+from dmdr.config import Config
 from dmdr.export import WEIGHTS
+from dmdr.identity import identity
 from stages import Context
 from stages.artifacts import Artifact
 from stages.inputs import inputs

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from dmdr.config import Config, check, read
+from dmdr.config import Config
+from dmdr.config_file import check, read
 from dmdr.errors import ConfigError
 from stages.tables.spec import Changes, Row, Spec, Variant
 

@@ -1,0 +1,38 @@
+"""What names a stage's result: the settings that it reads, together with the digests of its inputs.
+
+Addresses say where an input lies, not what it is; its digest stands for it. `execution` never changes a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from dmdr.config import Config
+
+NEEDS = {  # the settings each stage reads, and so the ones that name its result
+    "prompts": ("seed", "prompts"),
+    "cold_start": ("seed", "teacher.guidance_scale", "student", "fake_score", "cold_start"),
+    "joint": ("seed", "teacher.guidance_scale", "student", "fake_score", "joint"),
+    "export": ("student",),
+    "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
+}
+ADDRESSES = ("teacher.path", "prompts.sources", "prompts.evaluation")  # the digests of what lies there count instead
+
+
+def identity(config: Config, stage: str) -> dict[str, object]:
+    """The settings that name a stage's result, flat ("student.steps": 4); addresses and execution are left out."""
+    flat = _flat("", config.model_dump(mode="json"))
+    needed = {key for key in flat for need in NEEDS[stage] if key == need or key.startswith(f"{need}.")}
+    return {key: flat[key] for key in sorted(needed.difference(ADDRESSES))}
+
+
+def _flat(prefix: str, value: object) -> dict[str, object]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, inner in value.items() for k, v in _flat(f"{prefix}.{key}".strip("."), inner).items()}
+    return {prefix: value}
+
+
+def fingerprint(data: object) -> str:
+    """sha256 of canonical JSON; equal data, equal fingerprint, on any machine."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
