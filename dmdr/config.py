@@ -112,6 +112,9 @@ class ReFL(RL):
     """Reward feedback learning: the reward's gradient through the decoder."""
 
     algorithm: Literal["refl"]
+    # what of the reward is ascended: itself, or its log, for rewards that are probabilities (those of the lab are):
+    # a probability is as flat where all is wrong as where all is right, its log only where all is right
+    map: Literal["linear", "log"] = "linear"
     pretraining: float = Field(0.0, ge=0)  # weight of its usual regulariser, where distribution matching is off
 
     def needs_reference(self) -> bool:

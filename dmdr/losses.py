@@ -29,8 +29,13 @@ def fake_score(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def refl(rewards: torch.Tensor) -> torch.Tensor:
-    """L = -mean reward, differentiated through reward, decoder and student (ReFL, algorithm 1, without its map)."""
+    """L = -mean reward, differentiated through reward, decoder and student (ReFL, algorithm 1; linear map)."""
     return -rewards.mean()
+
+
+def refl_log(rewards: torch.Tensor) -> torch.Tensor:
+    """L = -mean log reward, of rewards above 0 (ReFL, algorithm 1; the log as its map phi)."""
+    return -rewards.clamp(min=torch.finfo(rewards.dtype).tiny).log().mean()
 
 
 def pretraining(x0: torch.Tensor, x0_reference: torch.Tensor) -> torch.Tensor:

@@ -70,7 +70,7 @@ def test_student_equals_its_exported_pipeline(backbone, plain, steps):
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_student_times_are_the_official_ones(backbone, steps):
     """Flow: the shifted linspace of the official demo. SDXL: DMD2's even timesteps, 999, 749, 499, 249 for four."""
-    shift = 3.0 if backbone.family == "sd3" else 1.0
+    shift = backbone.pipe.scheduler.config.get("shift", 1.0)
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     assert torch.allclose(backbone.student_times(steps).double(), shift * t / (1 + (shift - 1) * t), atol=3e-3)
 

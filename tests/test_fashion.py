@@ -196,6 +196,7 @@ def test_wrong_captions_are_wrong_in_one_thing():
         need = record["include"][0]
         assert ((need["color"] in words) + (need["class"] in words)) == 1
         assert len(words & set(COLORS)) == 1 == len(words & set(CLASSES))
+        assert not any({color, name} <= words for color, name in HELD_OUT_PAIRS)
 
 
 @pytest.mark.parametrize("name", rewards.FASHION)

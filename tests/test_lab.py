@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from dmdr.lab.checker import check, detect
 from dmdr.lab.denoising import build_denoising
 from dmdr.lab.flow import build_flow
 from dmdr.lab.prompts import HELD_OUT_PAIRS, lab_prompts
-from dmdr.lab.reward import wrong_caption
-from dmdr.lab.world import Thing, images_for, relative_position, render
+from dmdr.lab.reward import attacked, contrastive, wrong_caption
+from dmdr.lab.world import PLURALS, Thing, images_for, relative_position, render
 
 TAGS = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
 
@@ -162,6 +163,28 @@ def test_text_encoders_name_what_captions_ask_for():
         one_hot = torch.nn.functional.one_hot(classes[:, place]).float()
         found = (asked @ torch.linalg.lstsq(states, one_hot).solution).argmax(1)
         assert (found == right[:, place]).float().mean() > 0.98, name
+
+
+def test_wrong_captions_bring_in_no_held_out_pair():
+    """A reward that met those as wrong captions alone would learn that they are always wrong."""
+    rng = np.random.default_rng(5)
+    for record in lab_prompts("train")[:1500]:
+        words = wrong_caption(record, rng).split()
+        pairs = {(color, noun) for color, noun in itertools.pairwise(words)}
+        assert not pairs & {(c, form) for c, s in HELD_OUT_PAIRS for form in (s, PLURALS[s])}, " ".join(words)
+        assert " ".join(words) != record["prompt"]
+
+
+def test_attacks_stay_within_their_radius_and_raise_the_loss():
+    reward = rewards.load("lab-conv")
+    rng, records = np.random.default_rng(6), list(lab_prompts("train"))[:24]
+    images = torch.from_numpy(images_for(records, rng)).permute(0, 3, 1, 2).float() / 255
+    asked = [[r["prompt"], *(wrong_caption(r, rng) for _ in range(5))] for r in records]
+    captions = torch.stack([reward.embed_captions(each) for each in asked])
+    moved = attacked(reward, images, captions, radius=0.3)
+    assert (moved - images).flatten(1).norm(dim=1).max() <= 0.3 + 1e-5
+    assert contrastive(reward, moved, captions) > contrastive(reward, images, captions) + 0.01
+    assert torch.equal(attacked(reward, images, captions, radius=0.0), images)
 
 
 @pytest.mark.parametrize("name", rewards.LAB)

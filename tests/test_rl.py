@@ -216,8 +216,9 @@ def test_swapping_winner_and_loser_flips_the_gradient(tiny_folder):
     assert found[0].abs().max() > 0 and torch.allclose(found[0], -found[1], rtol=1e-9)
 
 
-def test_refl_gradient_equals_finite_differences(tiny_folder):
-    run, _ = made(tiny_folder, "refl", rewards={"lab-conv": 1.0, "lab-mixer": 0.5}, pretraining=0.3)
+@pytest.mark.parametrize("phi", ["linear", "log"])
+def test_refl_gradient_equals_finite_differences(tiny_folder, phi):
+    run, _ = made(tiny_folder, "refl", rewards={"lab-conv": 1.0, "lab-mixer": 0.5}, pretraining=0.3, map=phi)
     x0, batch, objective, _ = prepared(run, moved=0.1)
     objective.loss(x0, batch)[0].backward()
     direction = noise_for(6, "direction", shape=tuple(x0.shape)).double()
@@ -228,14 +229,15 @@ def test_refl_gradient_equals_finite_differences(tiny_folder):
     assert abs(slope) > 1e-4 and slope == pytest.approx(float((up - down) / (2 * h)), rel=1e-4)
 
 
-def test_refl_loss_is_minus_the_weighted_mean_reward(tiny_folder):
-    run, _ = made(tiny_folder, "refl", rewards={"lab-conv": 1.0, "lab-mixer": 0.5})
+@pytest.mark.parametrize(("phi", "mapped"), [("linear", lambda r: r), ("log", torch.log)])
+def test_refl_loss_is_minus_the_mean_mapped_reward(tiny_folder, phi, mapped):
+    run, _ = made(tiny_folder, "refl", rewards={"lab-conv": 1.0, "lab-mixer": 0.5}, map=phi)
     x0, batch, objective, _ = prepared(run)
     loss, figures = objective.loss(x0, batch)
     order = prompt_order(0, "joint", 0, 4, len(PROMPTS))
     texts = [PROMPTS[order[i]] for i in batch.trajectory]
     by_hand = {name: reward(run.base.backbone.decode(x0), texts) for name, reward in run.rl[0].reward.rewards.items()}
-    assert float(loss) == pytest.approx(-float((by_hand["lab-conv"] + 0.5 * by_hand["lab-mixer"]).mean()))
+    assert float(loss) == pytest.approx(-float(mapped(by_hand["lab-conv"] + 0.5 * by_hand["lab-mixer"]).mean()))
     for name, scores in by_hand.items():
         assert float(figures[f"reward/{name}"]) == pytest.approx(float(scores.mean()))
         assert float(figures[f"reward_std/{name}"]) == pytest.approx(float(scores.std(correction=0)))
@@ -368,6 +370,15 @@ def test_refl_refuses_a_reward_without_gradient_and_the_others_take_it(tiny_sd3_
     with pytest.raises(ConfigError, match="flat has none; use another reward, or algorithm: grpo or dpo"):
         ReFL(settings("refl", rewards={"flat": 1.0}), base)
     GRPO(settings("grpo", rewards={"flat": 1.0}), base)
+
+
+@pytest.mark.parametrize(("value", "share"), [(-0.2, 1.0), (0.0, 1.0), (0.7, -1.0)])
+def test_refl_refuses_the_log_of_what_is_not_above_0(tiny_sd3_folder, monkeypatch, value, share):
+    broken(monkeypatch, Constant(value))
+    base = SharedBase(teacher.load(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
+    with pytest.raises(ConfigError, match="joint.rl.map: log needs rewards and shares above 0"):
+        ReFL(settings("refl", rewards={"constant": share}, map="log"), base)
+    ReFL(settings("refl", rewards={"constant": share}), base)
 
 
 def test_prompts_come_once_an_epoch_whatever_the_window():

@@ -49,14 +49,14 @@ def contents(tag: str) -> Iterator[dict]:
             yield {"tag": tag, "include": [need(a, c), need(b, d)]}
 
 
-def unseen(metadata: dict) -> bool:
-    """Whether it names a held-out colour-shape pair."""
-    return any((need.get("color"), need["class"]) in HELD_OUT_PAIRS for need in metadata["include"])
+def unseen(metadata: dict) -> set[tuple[str, str]]:
+    """The held-out colour-shape pairs that it names."""
+    return {(need.get("color"), need["class"]) for need in metadata["include"]} & HELD_OUT_PAIRS
 
 
 def record(metadata: dict, template: str) -> dict:
     """One prompt: {prompt, tag, include, exclude?, unseen}."""
-    return {"prompt": template.format(caption(metadata)), **metadata, "unseen": unseen(metadata)}
+    return {"prompt": template.format(caption(metadata)), **metadata, "unseen": bool(unseen(metadata))}
 
 
 @cache

@@ -2,6 +2,7 @@
 
 Each image is scored against its own caption, five hard negatives (one colour, shape, count or relation changed, or
 two colours swapped) and the captions of the other images in the batch. The second world has its own hard negatives.
+What RL climbs in the world of shapes, lab-conv, is trained against attacks besides, for the sake of its gradient.
 Then the cosine becomes a probability: logistic regression on right captions against wrong ones (SigLIP, Zhai et al.
 2023, learns the two numbers along the way). RL on the bare cosine climbs where nothing is to be gained, on images that
 are right already; a probability is level there.
@@ -21,15 +22,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from scipy.optimize import minimize
 
-from dmdr.lab.prompts import TEMPLATES, lab_prompts
+from dmdr.lab.prompts import TEMPLATES, lab_prompts, unseen
 from dmdr.lab.renders import drawn
 from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
 from dmdr.rewards.lab import LabReward
 
-NEGATIVES = 5
+NEGATIVES, ATTACKS = 5, 2
 RECIPES = {
-    "lab-conv": {"seed": 10, "renders": 65536, "steps": 6000, "batch": 64, "lr": 2e-3},
-    "lab-mixer": {"seed": 20, "renders": 65536, "steps": 10000, "batch": 64, "lr": 2e-3},
+    "lab-conv": {"seed": 10, "renders": 65536, "steps": 4000, "batch": 64, "lr": 2e-3, "radius": 0.3},
+    "lab-mixer": {"seed": 20, "renders": 65536, "steps": 10000, "batch": 64, "lr": 2e-3, "radius": 0.0},
 }
 
 
@@ -59,7 +60,17 @@ def spoil(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
-    """A caption that is false of every render of `metadata`, in one thing only."""
+    """A caption that is false of every render of `metadata`, in one thing only.
+
+    It brings in no held-out pair: a reward that meets those as wrong captions alone learns that they are wrong.
+    """
+    while unseen(wrong := altered(metadata, rng)) - unseen(metadata):
+        pass
+    return str(rng.choice(TEMPLATES)).format(caption(wrong))
+
+
+def altered(metadata: dict, rng: np.random.Generator) -> dict:
+    """Metadata that differs in one thing, and is false of every render of what is given."""
     wrong = copy.deepcopy({key: metadata[key] for key in ("tag", "include")})
     needs = wrong["include"]
     need = needs[rng.integers(len(needs))]
@@ -82,7 +93,7 @@ def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
         needs[1]["position"] = [str(rng.choice([each for each in RELATIONS if each != relation])), 0]
     else:
         needs[0]["color"], needs[1]["color"] = needs[1].get("color"), needs[0].get("color")
-    return str(rng.choice(TEMPLATES)).format(caption(wrong))
+    return wrong
 
 
 def build_reward(name: str, folder: Path, log) -> None:
@@ -102,14 +113,11 @@ def fit_reward(name: str, recipe: dict, world: World, folder: Path, log) -> None
     for step in range(recipe["steps"]):
         chosen = rng.integers(len(records), size=recipe["batch"])
         batch = spoil(images[chosen].float() / 255, generator)
-        image = reward.embed_images(batch)
         own = reward.embed_captions([records[i]["prompt"] for i in chosen])
         wrong = reward.embed_captions([world.wrong_caption(records[i], rng) for i in chosen for _ in range(NEGATIVES)])
-        temperature = reward.log_temperature.exp()
-        across = image @ own.T * temperature
-        against = torch.einsum("bd,bnd->bn", image, wrong.view(len(image), NEGATIVES, -1)) * temperature
-        labels = torch.arange(len(image))
-        loss = F.cross_entropy(torch.cat([across, against], dim=1), labels) + 0.5 * F.cross_entropy(across.T, labels)
+        captions = torch.cat([own[:, None], wrong.view(len(own), NEGATIVES, -1)], dim=1)
+        batch = attacked(reward, batch, captions.detach(), recipe["radius"])
+        loss = contrastive(reward, batch, captions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,6 +132,31 @@ def fit_reward(name: str, recipe: dict, world: World, folder: Path, log) -> None
     weights = {key: value.half().contiguous() for key, value in reward.state_dict().items()}
     save_file(weights, folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def contrastive(reward: LabReward, images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+    """Each image against its own caption, its wrong ones and the other images' own; captions (B, 1 + NEGATIVES, D)."""
+    image, temperature = reward.embed_images(images), reward.log_temperature.exp()
+    across = image @ captions[:, 0].T * temperature
+    against = torch.einsum("bd,bnd->bn", image, captions[:, 1:]) * temperature
+    labels = torch.arange(len(image))
+    return F.cross_entropy(torch.cat([across, against], dim=1), labels) + 0.5 * F.cross_entropy(across.T, labels)
+
+
+def attacked(reward: LabReward, images: torch.Tensor, captions: torch.Tensor, radius: float) -> torch.Tensor:
+    """The worst images (B, 3, H, W) that ATTACKS steps of ascent find within `radius` of each (L2; Madry et al. 2018).
+
+    A reward that these do not fool has gradients that draw things rather than noise (Santurkar et al. 2019), and
+    ReFL follows nothing else.
+    """
+    offset = torch.zeros_like(images)
+    for _ in range(ATTACKS if radius else 0):
+        offset.requires_grad_()
+        (ascent,) = torch.autograd.grad(contrastive(reward, images + offset, captions), offset)
+        step = ascent / (ascent.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1e-12) * radius * 1.25 / ATTACKS
+        offset = (offset + step).detach()
+        offset = offset * (radius / offset.flatten(1).norm(dim=1).clamp(min=radius)).view(-1, 1, 1, 1)
+    return images + offset
 
 
 @torch.no_grad()

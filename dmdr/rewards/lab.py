@@ -2,8 +2,7 @@
 
 `lab-conv` and `fashion-conv` (convolutions and a GRU) are there to train on; `lab-mixer` and `fashion-mixer` (MLP-Mixer
 and word windows, another seed) are held out. `dmdr.lab.reward` and `dmdr.lab.fashion.reward` built them. None saw an
-image of a held-out prompt (as a wrong caption of another image it may have met one), and the worlds' judges had no part
-in any.
+image of a held-out prompt, or a held-out pair in any caption, and the worlds' judges had no part in any.
 """
 
 from __future__ import annotations

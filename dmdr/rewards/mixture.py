@@ -12,13 +12,15 @@ PROBES = ["a red circle", "two blue squares", ""]
 
 
 class Mixture:
-    """sum of share times reward. `differentiable` demands that every reward has a gradient.
+    """sum of share times reward. `differentiable` demands a gradient of every reward, `positive` that it has a log.
 
     Raises:
-        ConfigError: a reward is unknown, lacks the gradient, or answers a probe with another shape or no number.
+        ConfigError: a reward is unknown, lacks what is demanded, or answers a probe with another shape or no number.
     """
 
-    def __init__(self, shares: dict[str, float], backbone: Backbone, *, differentiable: bool) -> None:
+    def __init__(
+        self, shares: dict[str, float], backbone: Backbone, *, differentiable: bool, positive: bool = False
+    ) -> None:
         self.shares, self.backbone = shares, backbone
         self.rewards = {name: rewards.load(name, device=str(backbone.network.device)) for name in shares}
         flat = [name for name, reward in self.rewards.items() if not reward.differentiable]
@@ -39,6 +41,11 @@ class Mixture:
             if not found.isfinite().all():
                 raise ConfigError(
                     f"joint.rl.rewards: {name} gives {found.tolist()} for three plain images; use another"
+                )
+            if positive and (shares[name] <= 0 or not (found > 0).all()):
+                raise ConfigError(
+                    f"joint.rl.map: log needs rewards and shares above 0, and {name}, share {shares[name]:g}, gives "
+                    f"{found.tolist()} for three plain images; use map: linear"
                 )
 
     def __call__(self, images: torch.Tensor, prompts: list[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

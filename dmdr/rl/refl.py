@@ -2,7 +2,7 @@
 
 1. A few-step student predicts x0 at each of its N steps, so the gradient reaches any of them directly (DMDR, 4.3);
    no step near the end is singled out.
-2. Several rewards are summed with their configured shares before the loss.
+2. Several rewards are summed with their configured shares, then mapped (ReFL's phi), before the loss.
 3. Its usual regulariser, for RL without distribution matching, is the pretraining loss. There are no images to pretrain
    on here: the student of the cold start, which is what the paper's P_fake_ref is, says what to predict at each state.
 """
@@ -21,23 +21,24 @@ from dmdr.update import Batch
 
 
 class ReFL:
-    """The RL loss of a batch: -mean reward of the decoded x0.
+    """The RL loss of a batch: minus the mean mapped reward of the decoded x0.
 
     Raises:
-        ConfigError: a reward is unknown, has no gradient, or is broken.
+        ConfigError: a reward is unknown, has no gradient or, for its log, is not above 0, or is broken.
     """
 
     group_size, unused, inner_updates = 1, 1.0, 1
 
     def __init__(self, config: ReFLConfig, base: SharedBase) -> None:
         self.base, self.pretraining = base, config.pretraining
-        self.reward = Mixture(config.rewards, base.backbone, differentiable=True)
+        self.reward = Mixture(config.rewards, base.backbone, differentiable=True, positive=config.map == "log")
+        self.loss = {"linear": losses.refl, "log": losses.refl_log}[config.map]
 
     def look(self, states: States, prompts: list[str]) -> Objective:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             images = self.base.backbone.decode(x0)
             rewards_B, figures = self.reward(images, [prompts[i] for i in batch.trajectory.tolist()])
-            total = losses.refl(rewards_B)
+            total = self.loss(rewards_B)
             if self.pretraining:
                 regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))
                 figures["loss_reference"] = regulariser.detach()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmdr.lab.fashion.prompts import fashion_prompts
+from dmdr.lab.fashion.prompts import HELD_OUT_PAIRS, fashion_prompts
 from dmdr.lab.fashion.wardrobe import dressed
 from dmdr.lab.fashion.world import CLASSES, caption
 from dmdr.lab.prompts import TEMPLATES
@@ -14,16 +14,17 @@ from dmdr.lab.reward import World, fit_reward
 from dmdr.lab.world import COLORS
 
 RECIPES = {
-    "fashion-conv": {"seed": 30, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3},
-    "fashion-mixer": {"seed": 40, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3},
+    "fashion-conv": {"seed": 30, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3, "radius": 0.0},
+    "fashion-mixer": {"seed": 40, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3, "radius": 0.0},
 }
 
 
 def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
-    """A caption with another colour or another class, as often the one as the other."""
+    """A caption with another colour or another class, as often the one as the other, and never a held-out pair."""
     (need,) = metadata["include"]
     key, values = [("color", list(COLORS)), ("class", CLASSES)][rng.integers(2)]
-    wrong = {**need, key: str(rng.choice([value for value in values if value != need[key]]))}
+    others = [{**need, key: value} for value in values if value != need[key]]
+    wrong = rng.choice([each for each in others if (each["color"], each["class"]) not in HELD_OUT_PAIRS])
     return str(rng.choice(TEMPLATES)).format(caption({"include": [wrong]}))
 
 

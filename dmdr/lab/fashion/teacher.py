@@ -21,6 +21,7 @@ GARMENT = (len(CLASSES), len(COLORS))
 RECIPE = {
     "seed": 2,
     "images": 65536,
+    "shift": 3.0,
     "text": {"steps": 300, "batch": 128, "lr": 3e-3},
     "vae": {"steps": 1500, "batch": 32, "lr": 3e-3, "warmup": 100, "kl": 1e-5},
     "transformer": {
