@@ -25,6 +25,7 @@ class Teacher(Section):
     path: Address  # a diffusers folder, or lab:flow for the teacher that ships with the lab
     guidance_scale: float = Field(ge=1.0)  # classifier-free guidance, in the real score and in evaluation; 1 is off
     steps: Positive = 25  # of evaluation ("DMDR, Table 1")
+    resolution: Positive | None = None  # of the images, in pixels a side; None: the family's own
 
 
 class Prompts(Section):

@@ -96,14 +96,16 @@ def parity(backbone: Backbone, network: torch.nn.Module, steps: int, folder: Pat
         start = torch.randn(len(PROBES), *backbone.latent_shape).to(network.device)
         torch.manual_seed(seed)  # diffusers renoises from torch's global generator, which we then follow draw by draw
         theirs = pipe(
-            list(PROBES), num_inference_steps=steps, guidance_scale=1.0, latents=start.clone(), output_type="latent"
-        ).images
+            list(PROBES), num_inference_steps=steps, guidance_scale=backbone.plain_guidance, output_type="latent",
+            height=backbone.resolution, width=backbone.resolution, latents=backbone.to_pipeline(start.clone()),
+        ).images  # fmt: skip
         torch.manual_seed(seed)
-        noises = torch.stack([start, *(torch.randn_like(start) for _ in range(steps - 1))])
+        like = backbone.to_pipeline(start)
+        noises = torch.stack([start, *(backbone.from_pipeline(torch.randn_like(like)) for _ in range(steps - 1))])
     items, _ = backbone.encode(list(PROBES))
     times = backbone.student_times(steps).to(network.device)
     ours = student_sample(backbone, network, backbone.collate(items), times, noises)
-    difference = (ours - theirs).abs().max().item()
+    difference = (ours - backbone.from_pipeline(theirs)).abs().max().item()
     if not difference <= TOLERANCE:
         raise DataError(
             f"the exported folder does not draw the student's images: latents differ by {difference:.2e}, allowed "

@@ -12,9 +12,9 @@ from dmdr.config import Config
 
 NEEDS = {  # the settings each stage reads, and so the ones that name its result
     "prompts": ("seed", "prompts"),
-    "cold_start": ("seed", "teacher.guidance_scale", "student", "fake_score", "cold_start"),
-    "joint": ("seed", "teacher.guidance_scale", "student", "fake_score", "joint"),
-    "export": ("student",),
+    "cold_start": ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "cold_start"),
+    "joint": ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "joint"),
+    "export": ("student", "teacher.resolution"),
     "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
 }
 ADDRESSES = ("teacher.path", "prompts.sources", "prompts.evaluation")  # the digests of what lies there count instead

@@ -82,10 +82,13 @@ def guided(
 ) -> torch.Tensor:
     """Classifier-free guidance: u + scale (c - u) of raw predictions, both halves in one call; scale 1 costs one half.
 
+    A network that guidance was distilled into is told the scale instead.
     `unconditional` holds one row, the empty prompt; it is repeated for the batch.
     """
     if scale == 1.0:
         return backbone.predict(network, x_t, t, c)
+    if backbone.guidance_is_input:
+        return backbone.predict(network, x_t, t, {**c, "guidance": torch.full_like(c["guidance"], scale)})
     both = {key: torch.cat([value, unconditional[key].expand_as(value)]) for key, value in c.items()}
     with_prompt, without = backbone.predict(network, torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
     return without + scale * (with_prompt - without)

@@ -39,24 +39,30 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def load(folder: Path, device: str = "cpu", *, text: bool = True):
+def load(folder: Path, device: str = "cpu", *, text: bool = True, resolution: int | None = None):
     """The Backbone of a teacher folder, frozen, in float32; `text=False` leaves the text encoders on disk.
 
+    resolution: of its images in pixels a side; None: the family's own.
+
     Raises:
-        DataError: a family that DMDR does not know, or a damaged tensor file.
+        DataError: a family that DMDR does not know, a damaged tensor file, or a resolution that it does not have.
     """
     import torch
-    from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
+    from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline
     from diffusers.utils import logging
     from safetensors import SafetensorError, safe_open
     from transformers.utils import logging as transformers_logging
 
+    from dmdr.backbones.flux import Flux
     from dmdr.backbones.sd3 import SD3
     from dmdr.backbones.sdxl import SDXL
+    from dmdr.backbones.z_image import ZImage
 
     families = {
         "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, SD3),
         "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, SDXL),
+        "ZImagePipeline": (ZImagePipeline, ZImage),
+        "FluxPipeline": (FluxPipeline, Flux),
     }
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -82,4 +88,4 @@ def load(folder: Path, device: str = "cpu", *, text: bool = True):
         pipe = pipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **without)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"teacher {folder} does not load: {' '.join(str(error).split())}") from error
-    return backbone(pipe.to(device))
+    return backbone(pipe.to(device), resolution)

@@ -24,11 +24,11 @@ class Contestant:
     sample: Callable[[Conditioning, torch.Tensor], torch.Tensor]
 
 
-def models(config: Config) -> list[Model]:
+def models(config: Config, backbone: Backbone) -> list[Model]:
     """The columns of the scorecard, in the order of `evaluate.models`. The naive teacher has the student's NFE."""
     steps, teacher = config.student.steps, config.teacher
     known = {name: Model(name, steps, 1.0) for name in ("student", "naive teacher", "cold start")}
-    known["teacher"] = Model("teacher", teacher.steps, teacher.guidance_scale)
+    known["teacher"] = Model("teacher", teacher.steps, teacher.guidance_scale, backbone.guidance_is_input)
     return [known[name] for name in config.evaluate.models]
 
 
@@ -56,7 +56,7 @@ def contestants(
 
         return Contestant(model, sample)
 
-    for model in models(config):
+    for model in models(config, backbone):
         if model.name == "student":
             yield few_steps(model, teacher.load(made("export") / "pipeline", device, text=False).network)
         elif model.name == "cold start":

@@ -46,11 +46,13 @@ def run(context: Context) -> dict:
     indices = prompts.spread(config.evaluate.limit or len(prompts))
     records = prompts.records(indices)
     metrics = load(config.evaluate.metrics, records, device(config))
-    backbone = teacher.load(teacher.resolve(config.teacher.path), device(config), text=False)
+    backbone = teacher.load(
+        teacher.resolve(config.teacher.path), device(config), text=False, resolution=config.teacher.resolution
+    )
     rows = {place: Row(records[place]["prompt"], records[place].get("tag")) for place in chosen(tags_of(records))}
     exam = Exam(backbone, prompts, indices, records, metrics, embeddings(metrics, trained_on(config)), rows)
 
-    compared = models(config)
+    compared = models(config, backbone)
     found: dict[str, dict[str, np.ndarray]] = {}
     field = contestants(
         config, backbone, unconditional=backbone.collate([PromptSet.unconditional(folder)]), made=context.input
@@ -103,7 +105,11 @@ def annotate(exam: Exam, found: dict[str, dict[str, np.ndarray]]) -> None:
 def write_scores(context: Context, exam: Exam, scores: dict[str, Scores]) -> None:
     """scores.jsonl: a prompt a line, with the mean over its images by model and figure; null is not a number."""
     lines: list[dict] = [
-        {"index": index, "prompt": record["prompt"], "scores": {model.name: {} for model in models(context.config)}}
+        {
+            "index": index,
+            "prompt": record["prompt"],
+            "scores": {model.name: {} for model in models(context.config, exam.backbone)},
+        }
         for index, record in zip(exam.indices, exam.records, strict=True)
     ]
     for figure, each in scores.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from dmdr import teacher
+from dmdr.backbones import Backbone
 from dmdr.export import WEIGHTS, load_student, parity, save_lora, save_pipeline
 from dmdr.identity import identity
 from stages import Context, Stopped, provenance
@@ -21,7 +22,7 @@ def run(context: Context) -> dict:
     """
     config, trained = context.config, context.input("joint")
     steps = config.student.steps
-    backbone = teacher.load(teacher.resolve(config.teacher.path), device(config))
+    backbone = teacher.load(teacher.resolve(config.teacher.path), device(config), resolution=config.teacher.resolution)
     if config.student.form == "lora":
         save_lora(backbone, trained / WEIGHTS, context.out / "lora")
     load_student(backbone.network, trained)
@@ -32,7 +33,7 @@ def run(context: Context) -> dict:
         raise Stopped("stopped; nothing was kept, repeat the command to begin anew")
     context.progress.update(2, 3)
     difference = parity(backbone, backbone.network, steps, folder, seed=config.seed)
-    facts = describe(context, difference)
+    facts = describe(context, backbone, difference)
     (folder / "README.md").write_text(card(facts), encoding="utf-8")
     text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False)
     (context.out / "provenance.json").write_text(text + "\n", encoding="utf-8")
@@ -40,7 +41,7 @@ def run(context: Context) -> dict:
     return {"steps": steps, "parity": difference}
 
 
-def describe(context: Context, difference: float) -> dict:
+def describe(context: Context, backbone: Backbone, difference: float) -> dict:
     """The data of provenance.json."""
     config, sealed = context.config, provenance.records(context)
     return {
@@ -53,6 +54,12 @@ def describe(context: Context, difference: float) -> dict:
         "prompts": {"fingerprint": sealed["prompts"]["fingerprint"], "counts": sealed["prompts"]["facts"]},
         "student": config.student.model_dump(mode="json"),
         "nfe": config.student.steps,
+        "call": {
+            "num_inference_steps": config.student.steps,
+            "guidance_scale": backbone.plain_guidance,
+            "height": backbone.resolution,
+            "width": backbone.resolution,
+        },
         "rewards": dict(config.joint.rl.rewards) if config.joint.rl else {},
         "parity": difference,
         "stages": {stage: provenance.summary(record) for stage, record in sealed.items()},

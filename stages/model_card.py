@@ -7,6 +7,7 @@ def card(facts: dict) -> str:
     """Markdown for `provenance.json`'s data, with the front matter that model hubs read."""
     student, teacher, steps = facts["student"], facts["teacher"], facts["student"]["steps"]
     rewards = ", ".join(f"{name} (weight {weight:g})" for name, weight in facts["rewards"].items()) or "none"
+    call = ", ".join(f"{name}={value:g}" for name, value in facts["call"].items())
     counts = ", ".join(f"{name} {value:,}" for name, value in facts["prompts"]["counts"].items())
     return f"""---
 library_name: diffusers
@@ -24,12 +25,12 @@ once). It draws an image in {steps} network forward{"s" * (steps > 1)} ({steps} 
 ```python
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("pipeline")  # this folder
-image = pipe("a red circle", num_inference_steps={steps}, guidance_scale=1.0).images[0]
+image = pipe("a red circle", {call}).images[0]
 image.save("image.png")
 ```
 
-Give both numbers as above: the scheduler in this folder is made for exactly {steps} step{"s" * (steps > 1)}, and
-guidance is already in the weights.{_lora(facts)}
+Give the numbers as above: the scheduler in this folder is made for exactly {steps} step{"s" * (steps > 1)} at this
+size, and guidance is already in the weights.{_lora(facts)}
 
 ## Licence
 

@@ -46,7 +46,9 @@ def fit(
         Stopped: SIGTERM arrived; a checkpoint holds everything done.
     """
     config = context.config
-    backbone = teacher.load(teacher.resolve(config.teacher.path), device(config), text=False)
+    backbone = teacher.load(
+        teacher.resolve(config.teacher.path), device(config), text=False, resolution=config.teacher.resolution
+    )
     base = SharedBase(
         backbone, fake_rank=config.fake_score.lora_rank, fake_scale=config.fake_score.scale,
         student_rank=config.student.lora_rank, seed=config.seed,

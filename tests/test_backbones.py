@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
 from dmdr import teacher
+from dmdr.backbones.scores import SharedBase
 from dmdr.errors import DataError
 from dmdr.rollout import noise_for, student_sample, teacher_sample
+from dmdr.update import Renoise, rollout, select, update_student
 
 PROMPTS = [
     "a red circle",
-    "two blue squares left of a green cross, and a tail of words that only a much longer reader would read to its end",
+    "two blue squares left of a green cross" + ", and a tail of words that only a much longer reader reads" * 9,
 ]
+RESOLUTION = 16
 
 
-@pytest.fixture(scope="module", params=["sd3", "sd3 without T5", "sdxl", "sdxl that encodes the empty prompt"])
-def plain(request, tiny_sd3_folder, tiny_sdxl_folder):
+@pytest.fixture(
+    scope="module",
+    params=["sd3", "sd3 without T5", "sdxl", "sdxl that encodes the empty prompt", "z_image", "flux", "flux schnell"],
+)
+def plain(request):
     family, _, special = request.param.partition(" ")
     changes = {
         "without T5": {"text_encoder_3": None, "tokenizer_3": None},  # null tokens are folded
         "that encodes the empty prompt": {"force_zeros_for_empty_prompt": False},
     }.get(special, {})
-    pipe = DiffusionPipeline.from_pretrained({"sd3": tiny_sd3_folder, "sdxl": tiny_sdxl_folder}[family], **changes)
+    pipe = DiffusionPipeline.from_pretrained(request.getfixturevalue(f"tiny_{family}_folder"), **changes)
+    if special == "schnell":  # its transformer takes no guidance
+        config = {**pipe.transformer.config, "guidance_embeds": False}
+        pipe.register_modules(transformer=type(pipe.transformer).from_config(config))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -32,7 +44,19 @@ def plain(request, tiny_sd3_folder, tiny_sdxl_folder):
 def backbone(plain, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     plain.save_pretrained(folder)
-    return teacher.load(folder)
+    return teacher.load(folder, resolution=RESOLUTION)
+
+
+def drawn_by(pipe: DiffusionPipeline, backbone, latents: torch.Tensor, steps: int, scale: float) -> torch.Tensor:
+    """The latents that the family's own pipeline ends with; `scale` as all of DMDR has it, 1 for no guidance."""
+    asked = {"guidance_scale": scale - 1.0 if backbone.family == "z-image" else scale}
+    if backbone.family == "flux" and not backbone.guidance_is_input:
+        asked = {"true_cfg_scale": scale, "negative_prompt": [""] * len(PROMPTS)}
+    found = pipe(
+        list(PROMPTS), num_inference_steps=steps, latents=backbone.to_pipeline(latents.clone()), output_type="latent",
+        height=RESOLUTION, width=RESOLUTION, **asked,
+    ).images  # fmt: skip
+    return backbone.from_pipeline(found)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
@@ -44,11 +68,24 @@ def test_teacher_equals_its_own_pipeline(backbone, plain, guidance_scale):
         backbone, backbone.collate(items), backbone.collate(empty), guidance_scale=guidance_scale,
         times=backbone.teacher_times(6), noise=noise,
     )  # fmt: skip
-    theirs = plain(
-        PROMPTS, num_inference_steps=6, guidance_scale=guidance_scale, latents=noise.clone(), output_type="latent"
-    ).images
+    theirs = drawn_by(plain, backbone, noise, 6, guidance_scale)
     assert truncated == 1
     assert (ours - theirs).abs().max() < 1e-4
+    assert (ours - noise).abs().max() > 1e-2
+
+
+def test_guidance_and_prompt_matter(backbone):
+    """Or the equality above would hold of a network that sees neither."""
+    noise = noise_for(3, "teacher", shape=(1, *backbone.latent_shape)).expand(2, -1, -1, -1)
+    items, empty = backbone.encode(PROMPTS)[0], backbone.collate(backbone.encode([""])[0])
+    made = [
+        teacher_sample(
+            backbone, backbone.collate(items), empty, guidance_scale=scale, times=backbone.teacher_times(2), noise=noise
+        )
+        for scale in (1.0, 4.0)
+    ]
+    assert (made[0] - made[1]).abs().max() > 1e-3
+    assert (made[0][0] - made[0][1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -57,33 +94,59 @@ def test_student_equals_its_exported_pipeline(backbone, plain, steps):
     exported.set_progress_bar_config(disable=True)
     start = noise_for(4, "start", shape=(2, *backbone.latent_shape))
     torch.manual_seed(11)
-    theirs = exported(
-        PROMPTS, num_inference_steps=steps, guidance_scale=1.0, latents=start.clone(), output_type="latent"
-    ).images
-    torch.manual_seed(11)  # the pipeline draws the renoising noise from torch's global generator
-    noises = torch.stack([start, *(torch.randn_like(start) for _ in range(steps - 1))])
-    items, _ = backbone.encode(PROMPTS)
-    ours = student_sample(backbone, backbone.network, backbone.collate(items), backbone.student_times(steps), noises)
+    theirs = drawn_by(exported, backbone, start, steps, 1.0)
+    torch.manual_seed(11)  # the pipeline draws the renoising noise, in its own layout, from torch's global generator
+    packed = backbone.to_pipeline(start)
+    noises = [start, *(backbone.from_pipeline(torch.randn_like(packed)) for _ in range(steps - 1))]
+    c, times = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.student_times(steps)
+    ours = student_sample(backbone, backbone.network, c, times, torch.stack(noises))
     assert (ours - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_student_times_are_the_official_ones(backbone, steps):
     """Flow: the shifted linspace of the official demo. SDXL: DMD2's even timesteps, 999, 749, 499, 249 for four."""
-    shift = backbone.pipe.scheduler.config.get("shift", 1.0)
+    config = backbone.pipe.scheduler.config
+    shift = config.get("shift", 1.0)
+    if config.get("use_dynamic_shifting"):  # 16 tokens, on the line through (256, 0.5) and (4096, 1.15)
+        shift = math.exp(0.5 - 240 * 0.65 / 3840)
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     assert torch.allclose(backbone.student_times(steps).double(), shift * t / (1 + (shift - 1) * t), atol=3e-3)
 
 
 def test_decode_equals_the_pipeline(backbone, plain):
     latents = noise_for(5, "latents", shape=(2, *backbone.latent_shape))
-    theirs = plain(
-        PROMPTS, latents=latents.clone(), num_inference_steps=1, guidance_scale=1.0, output_type="latent"
-    ).images
     shift = plain.vae.config.shift_factor or 0.0
-    decoded = plain.vae.decode(theirs / plain.vae.config.scaling_factor + shift).sample
+    decoded = plain.vae.decode(latents / plain.vae.config.scaling_factor + shift).sample
     expected = plain.image_processor.postprocess(decoded.detach(), output_type="pt")
-    assert torch.allclose(backbone.decode(theirs), expected, atol=1e-5)
+    assert torch.allclose(backbone.decode(latents), expected, atol=1e-5)
+    assert expected.shape == (2, 3, RESOLUTION, RESOLUTION)
+
+
+@pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
+def test_a_window_of_training_moves_student_and_fake_score(backbone, rank):
+    """All families run the same update; none has code of its own for it."""
+    base = SharedBase(copy.deepcopy(backbone), fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0)
+    items, empty = backbone.encode(PROMPTS)[0], backbone.collate(backbone.encode([""])[0])
+    c, times = backbone.collate(items), backbone.student_times(2)
+    states = rollout(base, c, times, noise_for(6, "rollout", shape=(2, 2, *backbone.latent_shape)))
+    batch = select(states, c, torch.tensor([0, 3]))
+    roles = (base.student_parameters, base.fake_parameters)
+    before = [{name: value.detach().clone() for name, value in role.items()} for role in roles]
+    figures = update_student(
+        base, batch, empty, Renoise(torch.tensor([0.4, 0.8]), noise_for(7, "renoise", shape=tuple(batch.x0.shape))),
+        tuple(torch.optim.SGD(role.values(), 0.1) for role in roles), guidance_scale=4.0, real_scale=0.5, rl=None,
+        clips=(1.0, 1.0),
+    )  # fmt: skip
+    assert all(float(value) > 0 for value in figures.values()), figures
+    for role, old in zip(roles, before, strict=True):
+        assert any(not torch.equal(value, old[name]) for name, value in role.items())
+
+
+def test_a_resolution_that_the_family_does_not_have_is_refused(backbone, plain, tmp_path):
+    plain.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="teacher.resolution 17 is not a multiple of .*; the nearest is 16"):
+        teacher.load(tmp_path, text=False, resolution=17)
 
 
 def test_a_teacher_that_predicts_something_else_is_refused(tiny_sdxl_folder, tmp_path):

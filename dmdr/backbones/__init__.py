@@ -20,7 +20,10 @@ class Backbone(Protocol):
     path: Path
     network: torch.nn.Module  # the frozen transformer or UNet
     latent_shape: tuple[int, int, int]  # C, H, W
+    resolution: int  # of the images, in pixels a side
     lora_targets: tuple[str, ...]  # module names that a LoRA adapts
+    guidance_is_input: bool  # the network takes the guidance scale, as "guidance" (B,) of its conditioning; no CFG
+    plain_guidance: float  # the guidance_scale at which the family's own pipeline runs no guidance
 
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """Text to conditioning, as the family's own pipeline does it, less the padding that `collate` can rebuild.
@@ -49,6 +52,12 @@ class Backbone(Protocol):
 
     def student_scheduler(self, steps: int) -> SchedulerMixin:
         """The scheduler of the exported pipeline."""
+
+    def to_pipeline(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, H, W) as the family's own pipeline takes them."""
+
+    def from_pipeline(self, latents: torch.Tensor) -> torch.Tensor:
+        """The reverse of `to_pipeline`."""
 
     def pipeline(self, network: torch.nn.Module, scheduler: SchedulerMixin) -> DiffusionPipeline:
         """The teacher's pipeline with another network and scheduler."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from diffusers.utils import logging
 
 from dmdr.backbones import Conditioning, Item
+from dmdr.backbones.latent import Latent, unheard
 from dmdr.backbones.null_tokens import NullTokenAttention
 from dmdr.backbones.silent_t5 import silent_t5
 from dmdr.path import FlowPath
@@ -22,34 +22,31 @@ T5_TOKENS = 256  # max_sequence_length, the default of StableDiffusion3Pipeline.
 TIMESTEPS = 1000.0  # the network's time is t * 1000
 
 
-class SD3:
-    """A StableDiffusion3Pipeline as the method sees it. Frozen; on the device of its transformer."""
+class SD3(Latent):
+    """A StableDiffusion3Pipeline as the method sees it."""
 
     family = "sd3"
     path = FlowPath()
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
-    def __init__(self, pipe: StableDiffusion3Pipeline) -> None:
-        self.pipe = pipe
-        self.network = pipe.transformer.requires_grad_(False).eval()
-        self.network.set_attn_processor(NullTokenAttention())
-        pipe.vae.requires_grad_(False).eval()
+    def __init__(self, pipe: StableDiffusion3Pipeline, resolution: int | None = None) -> None:
         config = pipe.transformer.config
-        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
+        super().__init__(
+            pipe, pipe.transformer, channels=config.in_channels, side=config.sample_size, multiple=config.patch_size,
+            resolution=resolution,
+        )  # fmt: skip
+        self.network.set_attn_processor(NullTokenAttention())
         self.context_tokens = pipe.tokenizer_max_length + T5_TOKENS
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """{"context": (L, D), "pooled": (1, P)} for each prompt; equal tokens at the end of context are kept once."""
-        pipe, logger = self.pipe, logging.get_logger("diffusers")
-        longest = self.pipe.tokenizer_max_length
+        pipe, longest = self.pipe, self.pipe.tokenizer_max_length
         truncated = sum(len(ids) > longest for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # diffusers prints the cut text of each prompt; the count is reported instead
-        context, _, pooled, _ = pipe.encode_prompt(
-            prompts, None, None, do_classifier_free_guidance=False, device=pipe.text_encoder.device
-        )
-        logger.setLevel(level)
+        with unheard():
+            context, _, pooled, _ = pipe.encode_prompt(
+                prompts, None, None, do_classifier_free_guidance=False, device=pipe.text_encoder.device
+            )
         return [
             {"context": fold(c).cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)
         ], truncated
@@ -68,14 +65,6 @@ class SD3:
             hidden_states=x_t, timestep=t * TIMESTEPS, encoder_hidden_states=c["context"],
             pooled_projections=c["pooled"], joint_attention_kwargs={"null_tokens": null_tokens},
         ).sample  # fmt: skip
-
-    def predict_x0(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
-        return self.path.to_x0(x_t, self.predict(network, x_t, t, c), t)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        vae = self.pipe.vae
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
 
     def teacher_times(self, steps: int) -> torch.Tensor:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import torch
 from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
-from diffusers.utils import logging
 
 from dmdr.backbones import Conditioning, Item
+from dmdr.backbones.latent import Latent, unheard
 from dmdr.errors import DataError
 from dmdr.path import VPPath
 
 
-class SDXL:
-    """A StableDiffusionXLPipeline as the method sees it. Frozen; on the device of its UNet.
+class SDXL(Latent):
+    """A StableDiffusionXLPipeline as the method sees it.
 
     Raises:
         DataError: the UNet does not predict noise.
@@ -28,18 +28,18 @@ class SDXL:
     family = "sdxl"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
+    def __init__(self, pipe: StableDiffusionXLPipeline, resolution: int | None = None) -> None:
         kind = pipe.scheduler.config.get("prediction_type", "epsilon")
         if kind != "epsilon":
             raise DataError(
                 f"teacher predicts {kind} (scheduler_config.json, prediction_type); DMDR distils SDXL teachers that "
                 "predict epsilon, as SDXL-Base does: give another teacher"
             )
-        self.pipe = pipe
-        self.network = pipe.unet.requires_grad_(False).eval()
-        pipe.vae.requires_grad_(False).eval()
         config = pipe.unet.config
-        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
+        super().__init__(
+            pipe, pipe.unet, channels=config.in_channels, side=config.sample_size,
+            multiple=2 ** (len(config.block_out_channels) - 1), resolution=resolution,
+        )  # fmt: skip
         self.path = VPPath(self._euler().alphas_cumprod)
 
     def _euler(self) -> EulerDiscreteScheduler:
@@ -48,15 +48,12 @@ class SDXL:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """{"context": (77, D), "pooled": (1, P)} for each prompt."""
-        pipe, logger = self.pipe, logging.get_logger("diffusers")
-        longest = pipe.tokenizer.model_max_length
+        pipe, longest = self.pipe, self.pipe.tokenizer.model_max_length
         truncated = sum(len(ids) > longest for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # diffusers prints the cut text of each prompt; the count is reported instead
-        context, _, pooled, _ = pipe.encode_prompt(
-            prompts, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
-        )
-        logger.setLevel(level)
+        with unheard():
+            context, _, pooled, _ = pipe.encode_prompt(
+                prompts, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
+            )
         if pipe.config.force_zeros_for_empty_prompt:
             said = torch.tensor([prompt != "" for prompt in prompts], device=context.device)
             context, pooled = context * said[:, None, None], pooled * said[:, None]
@@ -70,19 +67,12 @@ class SDXL:
         return {"context": context.to(**like), "pooled": pooled.to(**like)}
 
     def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
-        side = self.latent_shape[1] * self.pipe.vae_scale_factor
+        side = self.resolution
         size = x_t.new_tensor([side, side, 0, 0, side, side]).expand(len(x_t), -1)  # original, crop, target
         return network(
             x_t, self.path.timestep(t), c["context"],
             added_cond_kwargs={"text_embeds": c["pooled"], "time_ids": size},
         ).sample  # fmt: skip
-
-    def predict_x0(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
-        return self.path.to_x0(x_t, self.predict(network, x_t, t, c), t)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        vae = self.pipe.vae
-        return (vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
     def teacher_times(self, steps: int) -> torch.Tensor:
         return self._times(self._euler(), steps)

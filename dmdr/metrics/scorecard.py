@@ -14,15 +14,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Model:
-    """One contestant. nfe: forwards of the network an image; guidance doubles them."""
+    """One contestant. nfe: forwards of the network an image; guidance doubles them, unless it is an input."""
 
     name: str
     steps: int
     guidance_scale: float
+    guidance_is_input: bool = False
 
     @property
     def nfe(self) -> int:
-        return self.steps * (2 if self.guidance_scale > 1 else 1)
+        return self.steps * (2 if self.guidance_scale > 1 and not self.guidance_is_input else 1)
 
 
 @dataclass(frozen=True)
