@@ -45,7 +45,8 @@ def load(folder: Path, device: str = "cpu", *, text: bool = True, resolution: in
     resolution: of its images in pixels a side; None: the family's own.
 
     Raises:
-        DataError: a family that DMDR does not know, a damaged tensor file, or a resolution that it does not have.
+        DataError: a family that DMDR does not know, a damaged file, a tensor that is missing or of another shape, or a
+            resolution that the family does not have.
     """
     import torch
     from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline
@@ -81,11 +82,47 @@ def load(folder: Path, device: str = "cpu", *, text: bool = True, resolution: in
     pipeline, backbone = families[name]
     texts = {part for part in index if part.startswith(("text_encoder", "tokenizer"))}
     absent = {part for part in texts if index[part] == [None, None]}  # diffusers wants to be told
-    without = dict.fromkeys(absent if text else texts)
+    given = dict.fromkeys(absent if text else texts)
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        pipe = pipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **without)
+        if text:
+            encoders = {part for part in texts - absent if part.startswith("text_encoder")}
+            given |= {part: _text_encoder(folder, part, index[part]) for part in encoders}
+        pipe = pipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **given)
+    except DataError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"teacher {folder} does not load: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split()).split(" If you want to instead")[0]
+        raise DataError(f"teacher {folder} does not load: {said}") from error
+    for part, module in pipe.components.items():
+        if isinstance(module, torch.nn.Module):
+            _whole(folder, part, {name for name, value in module.state_dict().items() if value.is_meta})
     return backbone(pipe.to(device), resolution)
+
+
+def _text_encoder(folder: Path, part: str, kind: tuple[str, str]):
+    """A text encoder, with the care that diffusers does not take: where a tensor is missing it goes on with noise."""
+    import torch
+    import transformers
+
+    encoder, found = getattr(transformers, kind[1]).from_pretrained(
+        folder / part,
+        dtype=torch.float32,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    _whole(folder, part, found["missing_keys"])
+    for name, there, wanted in found["mismatched_keys"]:
+        raise DataError(
+            f"teacher {folder}: {part} has {name} of shape {tuple(there)}, its config.json asks for {tuple(wanted)}; "
+            "fetch the teacher again"
+        )
+    return encoder
+
+
+def _whole(folder: Path, part: str, missing: set[str]) -> None:
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"teacher {folder}: {part} lacks the tensor {min(missing)}{more}; fetch the teacher again")
