@@ -22,7 +22,7 @@ class Section(BaseModel):
 class Teacher(Section):
     """The frozen multi-step model and how it is sampled when it is the yardstick."""
 
-    path: Address  # a diffusers folder, or lab:flow for the teacher that ships with the lab
+    path: Address  # a diffusers folder, hub:OWNER/NAME@COMMIT, or a teacher that ships with the lab, as lab:flow
     guidance_scale: float = Field(ge=1.0)  # classifier-free guidance, in the real score and in evaluation; 1 is off
     steps: Positive = 25  # of evaluation ("DMDR, Table 1")
     resolution: Positive | None = None  # of the images, in pixels a side; None: the family's own

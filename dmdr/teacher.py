@@ -1,31 +1,67 @@
-"""Finding, fingerprinting and loading a teacher: a diffusers pipeline folder, or the one that ships with the lab."""
+"""Finding, fingerprinting and loading a teacher: a diffusers folder, a revision on a model hub, or one of the lab's."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 
-from dmdr.errors import DataError, InputMissing
+from dmdr.errors import ConfigError, DataError, InputMissing
 
 LAB = Path(__file__).parent / "lab" / "teachers"
+HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
+PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors")
+OTHER_FORMS = ("*.fp16.*", "*/*.non_ema.*", "*/flax_*", "*/openvino_*")  # of the same weights, in many repositories
 
 
 def resolve(path: str) -> Path:
-    """The folder behind a config's teacher.path; "lab:NAME" is a teacher of the lab.
+    """The folder behind a config's teacher.path: a folder, "lab:NAME" of the lab, or "hub:OWNER/NAME@COMMIT".
+
+    What a hub has is fetched into its library's cache (HF_HOME) once; the pinned commit is the same teacher for ever.
 
     Raises:
-        InputMissing: no such folder.
+        ConfigError: a hub's teacher is not pinned to a commit.
+        InputMissing: no such folder, or the hub does not give it.
         DataError: the folder is not a diffusers pipeline.
     """
+    if path.startswith("hub:"):
+        return _pipeline_folder(path, _fetched(path))
     folder = LAB / path.removeprefix("lab:") if path.startswith("lab:") else Path(path)
     if not folder.is_dir():
         have = ", ".join(sorted(f"lab:{each.name}" for each in LAB.iterdir())) if LAB.is_dir() else "none"
         raise InputMissing(f"teacher.path {path}: no such folder; give a diffusers folder or one of the lab's: {have}")
+    return _pipeline_folder(path, folder)
+
+
+def _pipeline_folder(path: str, folder: Path) -> Path:
     if not (folder / "model_index.json").is_file():
         raise DataError(f"teacher.path {path} has no model_index.json; save the pipeline there with save_pretrained")
     return folder
+
+
+def _fetched(path: str) -> Path:
+    """The pipeline's files of a hub's commit, in the cache."""
+    pinned = HUB.fullmatch(path)
+    if not pinned:
+        raise ConfigError(
+            f"teacher.path {path} is not hub:OWNER/NAME@COMMIT; pin the commit, 40 hex digits, so that the teacher "
+            "stays the same"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            pinned["repo"], revision=pinned["commit"], allow_patterns=PIPELINE_FILES, ignore_patterns=OTHER_FORMS
+        )
+    except (OSError, ValueError) as error:  # no network, no such commit, no permission, no space
+        said = " ".join(str(error).split())[:200]
+        raise InputMissing(
+            f"teacher.path {path} cannot be fetched ({type(error).__name__}: {said}); check the name and the network, "
+            "accept its licence and set HF_TOKEN if it is gated, or fetch it elsewhere and give the folder"
+        ) from error
+    return Path(folder)
 
 
 @functools.cache  # a run asks for it at each stage

@@ -22,8 +22,8 @@ def settings(sealed: dict[str, dict], own: dict[str, object]) -> dict[str, objec
 
 
 def teacher_name(path: str) -> str:
-    """A teacher by a name that means something elsewhere: lab:flow, or its folder's own name."""
-    return path if path.startswith("lab:") else Path(path).name
+    """A teacher by a name that means something elsewhere: lab:flow, hub:OWNER/NAME@COMMIT, or its folder's own name."""
+    return path if path.startswith(("lab:", "hub:")) else Path(path).name
 
 
 def summary(record: dict) -> dict[str, object]:

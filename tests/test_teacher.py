@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dmdr import teacher
-from dmdr.errors import DataError, InputMissing
+from dmdr.errors import ConfigError, DataError, InputMissing
 
 NETWORK = {"sd3": "transformer", "sdxl": "unet", "z_image": "transformer", "flux": "transformer"}
 
@@ -81,3 +90,96 @@ def test_what_is_no_teacher_is_named(tmp_path):
         teacher.resolve(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="no model_index.json; save the pipeline there"):
         teacher.resolve(str(tmp_path))
+
+
+def test_a_pinned_commit_comes_from_the_hub_once(tiny_sd3_folder, tmp_path):
+    """A small hub over HTTP has files that a pipeline does not need; the second time there is no network."""
+    commit, home = "0123456789abcdef0123456789abcdef01234567", tmp_path / "home"
+    repository = Path(shutil.copytree(tiny_sd3_folder, tmp_path / "repository"))
+    for spare in ("sd3.safetensors", "transformer/diffusion_pytorch_model.fp16.safetensors", "README.md"):
+        (repository / spare).write_bytes(b"not to be fetched")
+    with hub({("small", "teacher", commit): repository}) as (address, asked):
+        found = resolved_elsewhere(f"hub:small/teacher@{commit}", home, address)
+        assert found.returncode == 0, found.stderr
+        folder = Path(found.stdout.strip())
+        assert teacher.digest(folder) == teacher.digest(tiny_sd3_folder)
+        assert not any("sd3.safetensors" in each or "fp16" in each or "README" in each for each in asked)
+        gone = resolved_elsewhere(f"hub:small/teacher@{'f' * 40}", home, address)
+    again = resolved_elsewhere(f"hub:small/teacher@{commit}", home, None)
+    assert again.stdout == found.stdout
+    lost = resolved_elsewhere(f"hub:small/other@{commit}", home, None)
+    for failed in (gone, lost):
+        assert failed.stderr.strip().splitlines()[-1].startswith("dmdr.errors.InputMissing: teacher.path hub:small/")
+        assert "cannot be fetched" in failed.stderr and "set HF_TOKEN" in failed.stderr
+
+
+@pytest.mark.parametrize("path", ["hub:small/teacher", "hub:small/teacher@main", "hub:teacher@" + "0" * 40])
+def test_a_teacher_of_a_hub_must_be_pinned(path):
+    with pytest.raises(ConfigError, match="pin the commit, 40 hex digits"):
+        teacher.resolve(path)
+
+
+def resolved_elsewhere(path: str, home: Path, address: str | None) -> subprocess.CompletedProcess:
+    """`teacher.resolve` in a process of its own, for the hub's library reads its settings at import; None: offline."""
+    settings = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    if address:
+        settings |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    code = "import sys; from dmdr import teacher; print(teacher.resolve(sys.argv[1]))"
+    command = [sys.executable, "-c", code, path]
+    return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120)
+
+
+@contextmanager
+def hub(repositories: dict[tuple[str, str, str], Path]) -> Iterator[tuple[str, list[str]]]:
+    """What a model hub answers, for repositories by owner, name and commit; its address and the paths it was asked."""
+    asked: list[str] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def say(self, code: int, content: bytes, **headers: str) -> None:
+            self.send_response(code)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            parts = unquote(self.path.partition("?")[0]).strip("/").split("/")
+            if parts[:2] == ["api", "models"]:
+                owner, name, kind, commit = *parts[2:5], parts[5]
+            else:
+                owner, name, kind, commit = parts[:4]
+            folder = repositories.get((owner, name, commit))
+            if folder is None:
+                return self.say(404, b"", X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id: " + commit)
+            files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+            if kind == "revision":
+                siblings = [{"rfilename": file} for file in files]
+                content = {"_id": "1", "id": f"{owner}/{name}", "sha": commit, "private": False, "siblings": siblings}
+                return self.say(200, json.dumps(content).encode(), Content_Type="application/json")
+            if kind == "tree":
+                tree = [
+                    {"type": "file", "path": file, "size": (folder / file).stat().st_size, "oid": oid(folder / file)}
+                    for file in files
+                ]
+                return self.say(200, json.dumps(tree).encode(), Content_Type="application/json")
+            file = folder.joinpath(*parts[4:])
+            return self.say(200, file.read_bytes(), ETag=f'"{oid(file)}"', X_Repo_Commit=commit)
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def oid(file: Path) -> str:
+    return hashlib.sha1(file.read_bytes()).hexdigest()
