@@ -217,6 +217,7 @@ class Execution(Section):
     """How a run is carried out. Nothing here changes a bit of the result."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     checkpoint_every: Positive = 50  # student updates
     keep_checkpoints: int = Field(2, ge=2)  # the newest may be damaged
 

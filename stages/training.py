@@ -53,6 +53,8 @@ def fit(
         backbone, fake_rank=config.fake_score.lora_rank, fake_scale=config.fake_score.scale,
         student_rank=config.student.lora_rank, seed=config.seed,
     )  # fmt: skip
+    if config.execution.gradient_checkpointing:
+        base.recompute_activations()
     if start is not None:
         fill(base.student_parameters, base.own(STUDENT, load_file(start / EMA_FILE)), f"student of {start.name}")
         fill(base.fake_parameters, base.own(FAKE, load_file(start / FAKE_FILE)), f"fake score of {start.name}")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
-from dmdr import teacher
+from dmdr import losses, teacher
 from dmdr.backbones.scores import SharedBase
 from dmdr.errors import DataError
 from dmdr.rollout import noise_for, student_sample, teacher_sample
-from dmdr.update import Renoise, rollout, select, update_student
+from dmdr.update import Renoise, Weighted, rollout, select, update_student
 
 PROMPTS = [
     "a red circle",
@@ -125,22 +125,33 @@ def test_decode_equals_the_pipeline(backbone, plain):
 
 @pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
 def test_a_window_of_training_moves_student_and_fake_score(backbone, rank):
-    """All families run the same update; none has code of its own for it."""
-    base = SharedBase(copy.deepcopy(backbone), fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0)
-    items, empty = backbone.encode(PROMPTS)[0], backbone.collate(backbone.encode([""])[0])
-    c, times = backbone.collate(items), backbone.student_times(2)
-    states = rollout(base, c, times, noise_for(6, "rollout", shape=(2, 2, *backbone.latent_shape)))
-    batch = select(states, c, torch.tensor([0, 3]))
-    roles = (base.student_parameters, base.fake_parameters)
-    before = [{name: value.detach().clone() for name, value in role.items()} for role in roles]
-    figures = update_student(
-        base, batch, empty, Renoise(torch.tensor([0.4, 0.8]), noise_for(7, "renoise", shape=tuple(batch.x0.shape))),
-        tuple(torch.optim.SGD(role.values(), 0.1) for role in roles), guidance_scale=4.0, real_scale=0.5, rl=None,
-        clips=(1.0, 1.0),
-    )  # fmt: skip
-    assert all(float(value) > 0 for value in figures.values()), figures
-    for role, old in zip(roles, before, strict=True):
-        assert any(not torch.equal(value, old[name]) for name, value in role.items())
+    """All families run the same update, none has code of its own for it; recomputed activations change no bit."""
+    ends, kept = [], []
+    for recompute in (False, True):
+        base = SharedBase(copy.deepcopy(backbone), fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0)
+        if recompute:
+            base.recompute_activations()
+        c, empty = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.collate(backbone.encode([""])[0])
+        noises = noise_for(6, "rollout", shape=(2, 2, *backbone.latent_shape))
+        states = rollout(base, c, backbone.student_times(2), noises)
+        batch = select(states, c, torch.tensor([0, 3]))
+        levels = Renoise(torch.tensor([0.4, 0.8]), noise_for(7, "renoise", shape=tuple(batch.x0.shape)))
+        roles = (base.student_parameters, base.fake_parameters)
+        before = [{name: value.detach().clone() for name, value in role.items()} for role in roles]
+        rl = Weighted(lambda x0, _, base=base: (losses.refl(base.backbone.decode(x0).mean(dim=(1, 2, 3))), {}), 0.5)
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+            figures = update_student(
+                base, batch, empty, levels, tuple(torch.optim.SGD(role.values(), 0.1) for role in roles),
+                guidance_scale=4.0, real_scale=0.5, rl=rl, clips=(1.0, 1.0),
+            )  # fmt: skip
+        assert figures["grad_student"] > 0 and figures["grad_fake"] > 0 and figures["loss_dm"] > 0, figures
+        for role, old in zip(roles, before, strict=True):
+            assert any(not torch.equal(value, old[name]) for name, value in role.items())
+        ends.append({name: value.detach() for role in roles for name, value in role.items()})
+        kept.append(sum(saved))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert kept[1] < kept[0], kept
 
 
 def test_a_resolution_that_the_family_does_not_have_is_refused(backbone, plain, tmp_path):

@@ -48,6 +48,14 @@ class SharedBase:
         self.fake_parameters = self._named(base, f".{FAKE}.")
         self.student_parameters = self._named(self.student_network, f".{STUDENT}." if self.student_is_lora else "")
 
+    def recompute_activations(self) -> None:
+        """Keep only what enters each block, and run the block again in the backward pass: memory for a third more work.
+
+        The decoder that ReFL's gradient goes through does so too. The result is the same bit for bit.
+        """
+        for network in (self.backbone.network, self.student_network, self.backbone.pipe.vae):
+            network.enable_gradient_checkpointing()
+
     def _add_lora(self, name: str, rank: int) -> None:
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.backbone.lora_targets))
         with warnings.catch_warnings():
