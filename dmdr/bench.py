@@ -11,10 +11,10 @@ import argparse
 import time
 
 import torch
-from diffusers import SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmdr import losses, teacher
+from dmdr.architectures import ARCHITECTURES
 from dmdr.backbones import Backbone, Conditioning
 from dmdr.backbones.null_tokens import NullTokenAttention
 from dmdr.backbones.scores import SharedBase
@@ -23,11 +23,6 @@ from dmdr.rollout import backward_simulation
 from dmdr.update import Renoise, rollout, select, trajectories, update_fake_score, update_student
 
 GUIDANCE = 7.0
-SD3_MEDIUM = {  # stabilityai/stable-diffusion-3-medium, transformer/config.json
-    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
-    "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
-}  # fmt: skip
 
 
 class Case:
@@ -133,8 +128,7 @@ class _OnMeta(SD3):
     """SD3-Medium's transformer without weights, text encoders or VAE: enough to count its work."""
 
     def __init__(self, layers: int) -> None:
-        with torch.device("meta"):
-            self.network = SD3Transformer2DModel(**SD3_MEDIUM, num_layers=layers).requires_grad_(False)
+        self.network = ARCHITECTURES["SD3-Medium"].on_meta(num_layers=layers)
         self.network.set_attn_processor(NullTokenAttention())
         self.latent_shape = (16, 128, 128)
         self.context_tokens = 77 + 256
@@ -156,7 +150,10 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=5, help="fake-score updates per student update")
     parser.add_argument("--no-time", action="store_true", help="count only")
     arguments = parser.parse_args()
-    print(f"forward-equivalents per student update, K={arguments.k}, CFG on (F = one forward at the training batch)")
+    print(f"{'network':<14}{'parameters':>16}{'TFLOP a forward, 1,024 px':>28}")
+    for name, each in ARCHITECTURES.items():
+        print(f"{name:<14}{each.parameters():>16,}{each.flops() / 1e12:>28.2f}", flush=True)
+    print(f"\nforward-equivalents per student update, K={arguments.k}, CFG on (F = one forward at the training batch)")
     print(f"{'network':<12}{'student':<9}{'N':>2}{'ours':>8}{'naive':>8}{'ratio':>8}")
     for name, make in (("lab", lab), ("SD3-Medium", sd3_medium)):
         for rank in (None, 64):

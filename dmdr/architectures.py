@@ -1,0 +1,103 @@
+"""The networks of the real teachers without their weights: from their published configs, on the meta device.
+
+Shapes are computed there and numbers are not, so that parameters and work are exact and cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import (
+    FluxTransformer2DModel,
+    ModelMixin,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+SD3_COMMON = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
+    "joint_attention_dim": 4096, "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
+}  # fmt: skip
+SD3_MEDIUM = {**SD3_COMMON, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
+SD35_LARGE = {
+    **SD3_COMMON, "num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"
+}  # fmt: skip
+SDXL = {
+    "sample_size": 128, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "layers_per_block": 2,
+    "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10), "cross_attention_dim": 2048,
+    "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+Z_IMAGE: dict = {}  # diffusers' defaults are its config
+FLUX_DEV = {"guidance_embeds": True}  # the rest of it are diffusers' defaults
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A published network. inputs: (B, latent side, text tokens) -> what its forward takes, on the default device."""
+
+    network: type[ModelMixin]
+    config: dict
+    inputs: Callable[[int, int, int], dict]
+    tokens: int  # of a prompt, as its pipeline pads it; of Z-Image's, which pads to 32s, a middling prompt
+
+    def on_meta(self, **changes: object) -> ModelMixin:
+        """The network, frozen, without weights; `changes` to its config."""
+        with torch.device("meta"):
+            return self.network(**{**self.config, **changes}).requires_grad_(False)
+
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.on_meta().parameters())
+
+    def flops(self, side: int = 128) -> int:
+        """Of one forward of one image, attention counted; 128 is the latent side of 1,024 pixels."""
+        network = self.on_meta()
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(**self.inputs(1, side, self.tokens))
+        return counter.get_total_flops()
+
+
+def _sd3(batch: int, side: int, tokens: int) -> dict:
+    return {
+        "hidden_states": torch.empty(batch, 16, side, side), "timestep": torch.empty(batch),
+        "encoder_hidden_states": torch.empty(batch, tokens, 4096), "pooled_projections": torch.empty(batch, 2048),
+    }  # fmt: skip
+
+
+def _sdxl(batch: int, side: int, tokens: int) -> dict:
+    added = {"text_embeds": torch.empty(batch, 1280), "time_ids": torch.empty(batch, 6)}
+    return {
+        "sample": torch.empty(batch, 4, side, side), "timestep": torch.empty(batch),
+        "encoder_hidden_states": torch.empty(batch, tokens, 2048), "added_cond_kwargs": added,
+    }  # fmt: skip
+
+
+def _flux(batch: int, side: int, tokens: int) -> dict:
+    patches = (side // 2) ** 2
+    return {
+        "hidden_states": torch.empty(batch, patches, 64), "timestep": torch.empty(batch),
+        "encoder_hidden_states": torch.empty(batch, tokens, 4096), "pooled_projections": torch.empty(batch, 768),
+        "guidance": torch.empty(batch), "img_ids": torch.empty(patches, 3), "txt_ids": torch.empty(tokens, 3),
+    }  # fmt: skip
+
+
+def _z_image(batch: int, side: int, tokens: int) -> dict:
+    return {
+        "x": [torch.empty(16, 1, side, side)] * batch, "t": torch.empty(batch),
+        "cap_feats": [torch.empty(tokens, 2560)] * batch,
+    }  # fmt: skip
+
+
+ARCHITECTURES = {
+    "SDXL": Architecture(UNet2DConditionModel, SDXL, _sdxl, 77),
+    "SD3-Medium": Architecture(SD3Transformer2DModel, SD3_MEDIUM, _sd3, 77 + 256),
+    "SD3.5-Large": Architecture(SD3Transformer2DModel, SD35_LARGE, _sd3, 77 + 256),
+    "Z-Image": Architecture(ZImageTransformer2DModel, Z_IMAGE, _z_image, 96),
+    "FLUX.1-dev": Architecture(FluxTransformer2DModel, FLUX_DEV, _flux, 512),
+}
