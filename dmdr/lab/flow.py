@@ -27,7 +27,7 @@ WIDTH = 96
 RECIPE = {
     "seed": 0,
     "renders": 65536,
-    "shift": 1.0,  # the last of four steps at t = 0.25; at 0.5, where shift 3 puts it, 32 pixels a side are still open
+    "shift": 1.0,  # four steps at 1, 0.75, 0.5, 0.25: students scored 0.457 to 0.477, with 3 0.430 (398 prompts)
     "text": {"steps": 800, "batch": 128, "lr": 3e-3},
     "vae": {"steps": 3000, "batch": 32, "lr": 3e-3, "warmup": 100, "kl": 1e-5},
     "transformer": {

@@ -146,8 +146,8 @@ def contrastive(reward: LabReward, images: torch.Tensor, captions: torch.Tensor)
 def attacked(reward: LabReward, images: torch.Tensor, captions: torch.Tensor, radius: float) -> torch.Tensor:
     """The worst images (B, 3, H, W) that ATTACKS steps of ascent find within `radius` of each (L2; Madry et al. 2018).
 
-    A reward that these do not fool has gradients that draw things rather than noise (Santurkar et al. 2019), and
-    ReFL follows nothing else.
+    A classifier that these do not fool has gradients that draw things rather than noise (Santurkar et al. 2019), and
+    ReFL follows nothing else. Whether it helps here is not settled: runs with and without were not told apart.
     """
     offset = torch.zeros_like(images)
     for _ in range(ATTACKS if radius else 0):
