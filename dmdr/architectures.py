@@ -40,11 +40,11 @@ FLUX_DEV = {"guidance_embeds": True}  # the rest of it are diffusers' defaults
 
 @dataclass(frozen=True)
 class Architecture:
-    """A published network. inputs: (B, latent side, text tokens) -> what its forward takes, on the default device."""
+    """A published network. inputs: (latent side, text tokens) -> what its forward takes for one image."""
 
     network: type[ModelMixin]
     config: dict
-    inputs: Callable[[int, int, int], dict]
+    inputs: Callable[[int, int], dict]
     tokens: int  # of a prompt, as its pipeline pads it; of Z-Image's, which pads to 32s, a middling prompt
 
     def on_meta(self, **changes: object) -> ModelMixin:
@@ -59,38 +59,38 @@ class Architecture:
         """Of one forward of one image, attention counted; 128 is the latent side of 1,024 pixels."""
         network = self.on_meta()
         with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(**self.inputs(1, side, self.tokens))
+            network(**self.inputs(side, self.tokens))
         return counter.get_total_flops()
 
 
-def _sd3(batch: int, side: int, tokens: int) -> dict:
+def _sd3(side: int, tokens: int) -> dict:
     return {
-        "hidden_states": torch.empty(batch, 16, side, side), "timestep": torch.empty(batch),
-        "encoder_hidden_states": torch.empty(batch, tokens, 4096), "pooled_projections": torch.empty(batch, 2048),
+        "hidden_states": torch.empty(1, 16, side, side), "timestep": torch.empty(1),
+        "encoder_hidden_states": torch.empty(1, tokens, 4096), "pooled_projections": torch.empty(1, 2048),
     }  # fmt: skip
 
 
-def _sdxl(batch: int, side: int, tokens: int) -> dict:
-    added = {"text_embeds": torch.empty(batch, 1280), "time_ids": torch.empty(batch, 6)}
+def _sdxl(side: int, tokens: int) -> dict:
+    added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
     return {
-        "sample": torch.empty(batch, 4, side, side), "timestep": torch.empty(batch),
-        "encoder_hidden_states": torch.empty(batch, tokens, 2048), "added_cond_kwargs": added,
+        "sample": torch.empty(1, 4, side, side), "timestep": torch.empty(1),
+        "encoder_hidden_states": torch.empty(1, tokens, 2048), "added_cond_kwargs": added,
     }  # fmt: skip
 
 
-def _flux(batch: int, side: int, tokens: int) -> dict:
+def _flux(side: int, tokens: int) -> dict:
     patches = (side // 2) ** 2
     return {
-        "hidden_states": torch.empty(batch, patches, 64), "timestep": torch.empty(batch),
-        "encoder_hidden_states": torch.empty(batch, tokens, 4096), "pooled_projections": torch.empty(batch, 768),
-        "guidance": torch.empty(batch), "img_ids": torch.empty(patches, 3), "txt_ids": torch.empty(tokens, 3),
+        "hidden_states": torch.empty(1, patches, 64), "timestep": torch.empty(1),
+        "encoder_hidden_states": torch.empty(1, tokens, 4096), "pooled_projections": torch.empty(1, 768),
+        "guidance": torch.empty(1), "img_ids": torch.empty(patches, 3), "txt_ids": torch.empty(tokens, 3),
     }  # fmt: skip
 
 
-def _z_image(batch: int, side: int, tokens: int) -> dict:
+def _z_image(side: int, tokens: int) -> dict:
     return {
-        "x": [torch.empty(16, 1, side, side)] * batch, "t": torch.empty(batch),
-        "cap_feats": [torch.empty(tokens, 2560)] * batch,
+        "x": [torch.empty(16, 1, side, side)], "t": torch.empty(1),
+        "cap_feats": [torch.empty(tokens, 2560)],
     }  # fmt: skip
 
 

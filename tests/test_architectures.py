@@ -18,10 +18,9 @@ def test_parameters_are_the_published_ones(name):
 @pytest.mark.parametrize("side", [64, 128])
 def test_flops_are_those_of_the_joint_transformer(name, width, layers, side):
     """By hand, 2 a multiply-add: a block has 12 d^2 weights for each image token and as many for each text token (the
-    last block only the 3 d^2 of q, k, v for text), and attends from all tokens to all."""
+    last block only the 3 d^2 of q, k, v for text), and attends from all tokens to all, in the last block too."""
     image, text = (side // 2) ** 2, 333
     blocks = 12 * width**2 * (layers * image + (layers - 1) * text) + 3 * width**2 * text
-    # the last block has no text queries to answer for, but joint attention computes them all
     attention = layers * 2 * (image + text) ** 2 * width
     ends = image * width * (64 + 64) + text * width * 4096
     modulation = (layers * 6 + (layers - 1) * 6 + 2 + 2) * width**2

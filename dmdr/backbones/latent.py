@@ -107,9 +107,9 @@ class Shifted(Latent):
 
 
 @contextmanager
-def unheard(name: str = "diffusers") -> Iterator[None]:
-    """Without the warnings of a library that prints the cut text of each prompt; the count is reported instead."""
-    logger = logging.get_logger(name)
+def unheard() -> Iterator[None]:
+    """Without diffusers' warnings, which print the cut text of each prompt; the count is reported instead."""
+    logger = logging.get_logger("diffusers")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
