@@ -4,7 +4,7 @@ CONFIG ?= configs/lab-flow.yaml
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint bench lock setup clean
+.PHONY: run test lint bench parity-hpsv2 lock setup clean
 
 run: setup ## the whole pipeline on the lab teacher; again: what is sealed is skipped
 	@$(BIN)/dmdr run $(CONFIG)
@@ -21,10 +21,14 @@ bench: setup ## what a student update costs
 setup:
 	@./setup.sh
 
+parity-hpsv2: setup ## our HPSv2.1 beside the hpsv2 package, which is fetched into build/
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target build/hpsv2 hpsv2==1.2.0 clint args
+	@$(BIN)/python tests/parity/hpsv2_package.py build/hpsv2
+
 lock: setup ## requirements.lock from requirements.in; takes no package newer than it must
 	@$(BIN)/uv pip compile -q --system-certs --python-version 3.11 --no-header --no-annotate --no-emit-find-links \
 		--no-emit-index-url --override overrides.txt requirements.in -o requirements.lock
-	@sed -i 's/+cpu$$//' requirements.lock
+	@sed -i -E 's/\+cpu$$//; /^(cuda|nvidia|triton)/d' requirements.lock # setup.sh leaves CUDA's to torch itself
 
 clean:
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

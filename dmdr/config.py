@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dmdr.weights import OF_REWARD
 
 STAGES = ("prompts", "cold_start", "joint", "export", "evaluate")  # in data order
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run, as it stands in paths and in Kubernetes labels
@@ -194,13 +197,14 @@ class Joint(Training):
         return self
 
 
+JUDGES = ("lab-checker", "fashion-judge")  # metrics that are no reward
 MODELS = ("student", "teacher", "naive teacher", "cold start")
 
 
 class Evaluate(Section):
     """The scorecard: held-out prompts, the same noise for student, teacher and naive teacher."""
 
-    metrics: tuple[str, ...] = Field(min_length=1, strict=False)  # lab-checker, or the name of a reward
+    metrics: tuple[str, ...] = Field(min_length=1, strict=False)  # one of JUDGES, or the name of a reward
     limit: Positive | None = None  # prompts; None takes all of them
     batch_size: Positive = 64
     models: tuple[Literal[MODELS], ...] = Field(MODELS, min_length=1, strict=False)  # who is compared
@@ -234,7 +238,34 @@ class Config(Section):
     cold_start: Training
     joint: Joint
     evaluate: Evaluate
+    weights: dict[str, Address] = Field({})  # of reward models: a file, a folder or hub:OWNER/NAME@COMMIT[/FILE]
     execution: Execution = Execution()
+
+    def rewards(self, stage: str) -> set[str]:
+        """The rewards that a stage runs: joint trains on some and watches one, evaluate reports some."""
+        if stage == "joint":
+            return {
+                *(self.joint.rl.rewards if self.joint.rl else ()),
+                *({self.joint.watch.reward} if self.joint.watch else ()),
+            }
+        return set(self.evaluate.metrics).difference(JUDGES) if stage == "evaluate" else set()
+
+    @model_validator(mode="after")
+    def _rewards_are_known(self) -> Config:
+        asked = self.rewards("joint") | self.rewards("evaluate")
+        for name in sorted(asked.difference(OF_REWARD)):
+            known = (*OF_REWARD, *JUDGES) if name in self.evaluate.metrics else (*OF_REWARD,)
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"DMDR has {', '.join(known)}"
+            raise ValueError(f"unknown reward {name}; {hint}")
+        read = {weights for name in asked for weights in OF_REWARD[name]}
+        idle = sorted(set(self.weights) - read)
+        if idle:
+            raise ValueError(
+                f"weights.{idle[0]} is read by no reward of this config, which read "
+                f"{', '.join(sorted(read)) or 'none'}; drop it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sampler_has_a_policy(self) -> Config:

@@ -14,7 +14,7 @@ P prompts, S images of each, B images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -74,6 +74,7 @@ class Watcher:
         prompts: the training prompts; `config.prompts` of them are drawn, evenly spread.
         times: (N + 1,) of the student, on its device.
         batch_size: images that are drawn at once, at least one prompt's.
+        weights: where those of the reward lie, if not at their pinned addresses.
 
     Raises:
         ConfigError: there is no reward of that name.
@@ -89,9 +90,10 @@ class Watcher:
         seed: int,
         batch_size: int,
         say: Callable[[str], None],
+        weights: Mapping[str, str] | None = None,
     ) -> None:
         self.config, self.base, self.prompts, self.times, self.seed = config, base, prompts, times, seed
-        self.reward = rewards.load(config.reward, str(base.backbone.network.device))
+        self.reward = rewards.load(config.reward, str(base.backbone.network.device), weights)
         self.at_once, self.say = max(1, batch_size // config.seeds), say
 
     def look(self, state: TrainState, *, last: bool) -> Seen:

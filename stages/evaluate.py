@@ -45,7 +45,7 @@ def run(context: Context) -> dict:
     prompts = PromptSet(folder, "evaluation")
     indices = prompts.spread(config.evaluate.limit or len(prompts))
     records = prompts.records(indices)
-    metrics = load(config.evaluate.metrics, records, device(config))
+    metrics = load(config.evaluate.metrics, records, device(config), config.weights)
     backbone = teacher.load(
         teacher.resolve(config.teacher.path), device(config), text=False, resolution=config.teacher.resolution
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dmdr import teacher
+from dmdr import teacher, weights
 from dmdr.config import Config
 from dmdr.errors import InputMissing
 from stages import sources
@@ -23,7 +23,7 @@ def upstream(config: Config, stage: str) -> tuple[str, ...]:
 
 
 def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
-    """name -> fingerprint: the teacher, the prompt sources of the stage prompts, the stages before.
+    """name -> fingerprint: the teacher, the prompt sources of the stage prompts, weights of rewards, the stages before.
 
     Raises:
         InputMissing: the teacher or a prompt file does not exist, or a stage before is not sealed.
@@ -33,6 +33,7 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
         found |= {f"source:{index}": sources.digest(source) for index, source in enumerate(config.prompts.sources)}
         if config.prompts.evaluation is not None:
             found["evaluation"] = sources.digest(config.prompts.evaluation)
+    found |= weights.digests(config.rewards(stage), config.weights)
     for before in upstream(config, stage):
         artifact = Artifact(store, run, before)
         record = artifact.record()

@@ -20,7 +20,7 @@ def run(context: Context) -> dict:
     rl = None
     if joint.rl is not None:
         algorithm = ALGORITHMS[joint.rl.algorithm]
-        rl = (lambda base: algorithm(joint.rl, base)), joint.rl
+        rl = (lambda base: algorithm(joint.rl, base, context.config.weights)), joint.rl
     return fit(
         context, "joint", joint, start=context.input("cold_start"), rl=rl,
         distribution_matching=joint.distribution_matching, watch=joint.watch,

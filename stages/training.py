@@ -75,7 +75,7 @@ def fit(
     prompts, times = PromptSet(folder, "train"), backbone.student_times(config.student.steps).to(like)
     watcher = watch and Watcher(
         watch, base, prompts=prompts, times=times, seed=config.seed, batch_size=training.batch_size,
-        say=context.progress.say,
+        say=context.progress.say, weights=config.weights,
     )  # fmt: skip
     run = Run(
         stage=stage, seed=config.seed, training=training, base=base, prompts=prompts,

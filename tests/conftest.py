@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dmdr import torchvision_shim
+
+torchvision_shim.install()  # before a test imports a library that imports torchvision
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only get in each other's way
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

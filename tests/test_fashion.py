@@ -225,7 +225,7 @@ def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_told_all():
     conv, mixer = (rewards.load(name) for name in rewards.FASHION)
     assert not {n for n, _ in conv.image.named_parameters()} & {n for n, _ in mixer.image.named_parameters()}
     with pytest.raises(ConfigError, match="lab-conv, lab-mixer, fashion-conv, fashion-mixer"):
-        rewards.load("pickscore")
+        rewards.load("lab-cnov")
 
 
 def test_shipped_teacher_is_small_plain_and_imperfect():

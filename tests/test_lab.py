@@ -204,7 +204,7 @@ def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_refused():
     conv, vit = (rewards.load(name) for name in rewards.LAB)
     assert not {n for n, _ in conv.image.named_parameters()} & {n for n, _ in vit.image.named_parameters()}
     with pytest.raises(ConfigError, match="lab-conv, lab-mixer"):
-        rewards.load("pickscore")
+        rewards.load("lab-cnov")
 
 
 def test_no_training_code_imports_the_checker():

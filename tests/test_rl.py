@@ -346,7 +346,7 @@ def test_actions_are_what_the_sampler_drew(tiny_sd3_folder):
 
 
 def broken(monkeypatch, reward) -> None:
-    monkeypatch.setattr(rewards, "load", lambda name, device: reward)
+    monkeypatch.setattr(rewards, "load", lambda name, device, addresses: reward)
 
 
 @pytest.mark.parametrize(

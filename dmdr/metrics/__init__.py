@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -32,14 +33,18 @@ class Metric(Protocol):
 JUDGES = {"lab-checker": LabChecker, "fashion-judge": FashionJudge}
 
 
-def load(names: tuple[str, ...], records: list[dict], device: str = "cpu") -> list[Metric]:
+def load(
+    names: tuple[str, ...], records: list[dict], device: str = "cpu", addresses: Mapping[str, str] | None = None
+) -> list[Metric]:
     """The metrics of `evaluate.metrics`: lab-checker, fashion-judge or a reward's name; each can judge these prompts.
+
+    addresses: the config's `weights`, where they are not the pinned ones.
 
     Raises:
         ConfigError: an unknown or repeated name, or prompts that a metric cannot judge.
     """
     metrics: list[Metric] = [
-        JUDGES[name]() if name in JUDGES else RewardMetric(rewards.load(name, device)) for name in names
+        JUDGES[name]() if name in JUDGES else RewardMetric(rewards.load(name, device, addresses)) for name in names
     ]
     figures = [figure for metric in metrics for figure in metric.figures]
     repeated = sorted({figure for figure in figures if figures.count(figure) > 1})

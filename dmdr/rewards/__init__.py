@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
+from dmdr import weights
 from dmdr.errors import ConfigError
-
-LAB = ("lab-conv", "lab-mixer")
-FASHION = ("fashion-conv", "fashion-mixer")
+from dmdr.weights import FASHION, LAB
 
 
 class Reward(Protocol):
@@ -22,14 +22,21 @@ class Reward(Protocol):
         """images (B, 3, H, W) in [0, 1] -> (B,) float32."""
 
 
-def load(name: str, device: str = "cpu") -> Reward:
+def load(name: str, device: str = "cpu", addresses: Mapping[str, str] | None = None) -> Reward:
     """The reward of that name, frozen.
+
+    addresses: the config's `weights`, where they are not the pinned ones.
 
     Raises:
         ConfigError: there is none.
+        InputMissing: its weights are not where they should be.
+        DataError: its weights are damaged, or another model's.
     """
-    from dmdr.rewards import lab
+    from dmdr.rewards import aesthetic, lab, open_clip, pickscore
 
-    if name not in (*LAB, *FASHION):
-        raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join((*LAB, *FASHION))}")
-    return lab.load(name, device)
+    if name in (*LAB, *FASHION):
+        return lab.load(name, device)
+    loaders = {**open_clip.LOADERS, "pickscore": pickscore.load, "aesthetic": aesthetic.load}
+    if name not in loaders:
+        raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join(weights.OF_REWARD)}")
+    return loaders[name](*(weights.resolve(each, addresses or {}) for each in weights.OF_REWARD[name]), device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from dmdr import rewards
@@ -14,15 +16,24 @@ PROBES = ["a red circle", "two blue squares", ""]
 class Mixture:
     """sum of share times reward. `differentiable` demands a gradient of every reward, `positive` that it has a log.
 
+    weights: where those of the rewards lie, if not at their pinned addresses.
+
     Raises:
         ConfigError: a reward is unknown, lacks what is demanded, or answers a probe with another shape or no number.
+        InputMissing, DataError: its weights are missing, or damaged.
     """
 
     def __init__(
-        self, shares: dict[str, float], backbone: Backbone, *, differentiable: bool, positive: bool = False
+        self,
+        shares: dict[str, float],
+        backbone: Backbone,
+        *,
+        differentiable: bool,
+        positive: bool = False,
+        weights: Mapping[str, str] | None = None,
     ) -> None:
         self.shares, self.backbone = shares, backbone
-        self.rewards = {name: rewards.load(name, device=str(backbone.network.device)) for name in shares}
+        self.rewards = {name: rewards.load(name, str(backbone.network.device), weights) for name in shares}
         flat = [name for name, reward in self.rewards.items() if not reward.differentiable]
         if differentiable and flat:
             raise ConfigError(

@@ -12,6 +12,8 @@ P pairs of one step each, B states.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from dmdr import losses
@@ -32,10 +34,10 @@ class DPO:
 
     inner_updates = 1
 
-    def __init__(self, config: DPOConfig, base: SharedBase) -> None:
+    def __init__(self, config: DPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
         self.base, self.beta, self.group_size = base, config.beta, config.group_size
         self.unused = config.group_size / 2
-        self.reward = Mixture(config.rewards, base.backbone, differentiable=False)
+        self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
 
     def look(self, states: States, prompts: list[str]) -> Objective:
         rewards_PG, figures = self.reward.of_samples(states.x0[-1], prompts, self.group_size)

@@ -11,6 +11,8 @@ P prompts, G images of each, B states of which A were followed by an action.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from dmdr import losses
@@ -31,10 +33,10 @@ class GRPO:
 
     unused = 1.0
 
-    def __init__(self, config: GRPOConfig, base: SharedBase) -> None:
+    def __init__(self, config: GRPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
         self.base, self.kl, self.clip_range = base, config.kl, config.clip_range
         self.group_size, self.inner_updates = config.group_size, config.inner_updates
-        self.reward = Mixture(config.rewards, base.backbone, differentiable=False)
+        self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
 
     def look(self, states: States, prompts: list[str]) -> Objective:
         rewards_PG, figures = self.reward.of_samples(states.x0[-1], prompts, self.group_size)

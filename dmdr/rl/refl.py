@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from dmdr import losses
@@ -29,9 +31,11 @@ class ReFL:
 
     group_size, unused, inner_updates = 1, 1.0, 1
 
-    def __init__(self, config: ReFLConfig, base: SharedBase) -> None:
+    def __init__(self, config: ReFLConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
         self.base, self.pretraining = base, config.pretraining
-        self.reward = Mixture(config.rewards, base.backbone, differentiable=True, positive=config.map == "log")
+        self.reward = Mixture(
+            config.rewards, base.backbone, differentiable=True, positive=config.map == "log", weights=weights
+        )
         self.loss = {"linear": losses.refl, "log": losses.refl_log}[config.map]
 
     def look(self, states: States, prompts: list[str]) -> Objective:

@@ -1,0 +1,45 @@
+"""Fetching from a model hub, pinned to a commit: the same files for ever. No torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dmdr.errors import ConfigError, InputMissing
+
+ADDRESS = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})(?:/(?P<file>\S+))?")
+
+
+def is_hub(address: str) -> bool:
+    return address.startswith("hub:")
+
+
+def fetched(key: str, address: str, *, files: tuple[str, ...], but: tuple[str, ...] = ()) -> Path:
+    """What hub:OWNER/NAME@COMMIT, or one file of it, hub:OWNER/NAME@COMMIT/FILE, holds: in the library's cache.
+
+    Args:
+        key: of the config, for complaints.
+        files: patterns of what is wanted of a whole repository. but: and of what is not.
+
+    Raises:
+        ConfigError: no commit is pinned.
+        InputMissing: the hub does not give it.
+    """
+    pinned = ADDRESS.fullmatch(address)
+    if not pinned:
+        raise ConfigError(
+            f"{key} {address} is not hub:OWNER/NAME@COMMIT; pin the commit, 40 hex digits, so that it stays the same"
+        )
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    repo, commit, file = pinned["repo"], pinned["commit"], pinned["file"]
+    try:
+        if file is not None:
+            return Path(hf_hub_download(repo, file, revision=commit))
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=list(files), ignore_patterns=list(but)))
+    except (OSError, ValueError) as error:  # no network, no such commit or file, no permission, no space
+        said = " ".join(str(error).split())[:200]
+        raise InputMissing(
+            f"{key} {address} cannot be fetched ({type(error).__name__}: {said}); check the name and the network, "
+            "accept its licence and set HF_TOKEN if it is gated, or fetch it elsewhere and give the path"
+        ) from error

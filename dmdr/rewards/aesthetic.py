@@ -1,0 +1,61 @@
+"""LAION's aesthetic score, version 2 (Schuhmann et al. 2022): an MLP on CLIP ViT-L/14's image features, 1 to 10.
+
+1. The MLP has no activations (its dropouts are off), so it is one affine map: w and b are multiplied out in float64.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from dmdr.errors import DataError
+from dmdr.rewards.checkpoint import tensors
+from dmdr.rewards.transformers_clip import TransformersCLIP
+
+LAYERS = (0, 2, 4, 6, 7)  # the linear ones of its nn.Sequential
+
+
+class Aesthetic:
+    """b + w . e of the normalised image features e; the prompt has no part in it.
+
+    Raises:
+        DataError: the weights are damaged, or are another model's.
+    """
+
+    name, differentiable = "aesthetic", True
+
+    def __init__(self, head: Path, clip: TransformersCLIP, device: str) -> None:
+        self.clip = clip
+        weight, bias = affine(head)
+        width = clip.model.config.projection_dim
+        if len(weight) != width:
+            raise DataError(
+                f"weights {head} take {len(weight)} features, the CLIP gives {width}; give the one they fit"
+            )
+        self.weight, self.bias = weight.float().to(device), bias.float().to(device)
+
+    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        half = images.is_cuda and torch.is_grad_enabled()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            features = self.clip.encode_images(images)
+        return F.normalize(features.float(), dim=-1) @ self.weight + self.bias
+
+
+def affine(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """w (D,) and b () in float64 of the five linear layers in a file."""
+    found = tensors(path)
+    try:
+        layers = [(found[f"layers.{n}.weight"].double(), found[f"layers.{n}.bias"].double()) for n in LAYERS]
+        weight, bias = layers[0]
+        for next_weight, next_bias in layers[1:]:
+            weight, bias = next_weight @ weight, next_weight @ bias + next_bias
+        return weight.squeeze(0), bias.squeeze(0)
+    except (KeyError, RuntimeError) as error:
+        raise DataError(f"weights {path} are not the aesthetic predictor's ({error}); fetch them again") from error
+
+
+def load(head: Path, clip: Path, device: str) -> Aesthetic:
+    """head: the MLP's file; clip: a folder of transformers."""
+    return Aesthetic(head, TransformersCLIP(clip, device), device)

@@ -1,0 +1,62 @@
+"""What the rewards that compare an image with its prompt share: two encoders, and each prompt's features kept.
+
+1. Text features are computed once: those of the last KEPT prompts stay on the device, 4 KiB each at width 1024.
+2. On a GPU the image encoder runs in bfloat16 where a gradient is wanted, which follows the reward and does not report
+   it; scores that are compared are float32.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+KEPT = 65_536  # prompts
+
+Encoder = Callable[[torch.Tensor], torch.Tensor]
+
+
+class DualEncoder:
+    """`scale` times the cosine of image and prompt features.
+
+    Args:
+        encode_images: (B, 3, H, W) in [0, 1] -> (B, D), differentiable.
+        encode_prompts: B prompts -> (B, D).
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        name: str,
+        encode_images: Encoder,
+        encode_prompts: Callable[[list[str]], torch.Tensor],
+        scale: float,
+    ) -> None:
+        self.name, self.encode_images, self.encode_prompts, self.scale = name, encode_images, encode_prompts, scale
+        self.features: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return self.scale * (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, D) float32, length 1."""
+        half = images.is_cuda and torch.is_grad_enabled()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            features = self.encode_images(images)
+        return F.normalize(features.float(), dim=-1)
+
+    @torch.no_grad()
+    def embed_captions(self, prompts: list[str]) -> torch.Tensor:
+        """-> (B, D) float32, length 1."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.features]
+        if new:
+            self.features.update(zip(new, F.normalize(self.encode_prompts(new).float(), dim=-1), strict=True))
+        for prompt in prompts:
+            self.features.move_to_end(prompt)
+        wanted = torch.stack([self.features[prompt] for prompt in prompts])
+        while len(self.features) > KEPT:
+            self.features.popitem(last=False)
+        return wanted

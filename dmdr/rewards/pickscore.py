@@ -1,0 +1,21 @@
+"""PickScore (Kirstain et al. 2023): CLIP ViT-H/14 tuned on which of two images people picked.
+
+Its score is logit_scale times the cosine, about 20 to 23.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmdr.rewards.dual_encoder import DualEncoder
+from dmdr.rewards.transformers_clip import TransformersCLIP
+
+
+def load(path: Path, device: str) -> DualEncoder:
+    """From a folder of transformers.
+
+    Raises:
+        DataError: the folder is damaged, or is another model's.
+    """
+    clip = TransformersCLIP(path, device)
+    return DualEncoder("pickscore", clip.encode_images, clip.encode_prompts, clip.model.logit_scale.exp().item())

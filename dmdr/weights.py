@@ -1,0 +1,73 @@
+"""Every reward by name, and where its weights lie: pinned on a model hub, or where the config says. No torch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from dmdr import hub
+from dmdr.errors import InputMissing
+
+PINNED = {  # set of weights -> its address when the config names no other
+    "dfn-clip": "hub:apple/DFN5B-CLIP-ViT-H-14@5c8f2637bc994346b98cc52a3f752b8abc632ca7/open_clip_pytorch_model.bin",
+    "hpsv2.1": "hub:xswu/HPSv2@697403c78157020a1ae59d23f111aa58ced35b0a/HPS_v2.1_compressed.pt",
+    "pickscore": "hub:yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800",
+    "aesthetic": "hub:trl-lib/ddpo-aesthetic-predictor@cf4bd10345610935a80a5d3be9a3133c50f121e4/aesthetic-model.pth",
+    "clip-vit-large-patch14": "hub:openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "clip-score": "hub:laion/CLIP-ViT-g-14-laion2B-s12B-b42K@4b0305adc6802b2632e11cbe6606a9bdd43d35c9/"
+    "open_clip_pytorch_model.bin",
+}
+LAB, FASHION = ("lab-conv", "lab-mixer"), ("fashion-conv", "fashion-mixer")
+OF_REWARD = {  # every reward -> the sets of weights that it reads; those of the lab's worlds ship with DMDR
+    "dfn-clip": ("dfn-clip",),
+    "hpsv2.1": ("hpsv2.1",),
+    "pickscore": ("pickscore",),
+    "aesthetic": ("aesthetic", "clip-vit-large-patch14"),
+    "clip-score": ("clip-score",),
+    **dict.fromkeys((*LAB, *FASHION), ()),
+}
+FILES = ("*.json", "*.txt", "model.safetensors")  # of a whole repository
+
+
+def address(name: str, addresses: Mapping[str, str]) -> str:
+    """Of a set of weights: the config's, or the pinned one."""
+    return addresses.get(name, PINNED[name])
+
+
+def resolve(name: str, addresses: Mapping[str, str]) -> Path:
+    """The file or folder of a set of weights; what a hub has is fetched into its library's cache once.
+
+    Raises:
+        ConfigError: an address on a hub that names no commit.
+        InputMissing: nothing is there.
+    """
+    found = address(name, addresses)
+    if hub.is_hub(found):
+        return hub.fetched(f"weights.{name}", found, files=FILES)
+    path = Path(found)
+    if not path.exists():
+        raise InputMissing(
+            f"weights.{name} {found} does not exist; give the file or folder, or leave it out and DMDR fetches "
+            f"{PINNED[name]}"
+        )
+    return path
+
+
+@functools.cache  # a run asks at each stage, and these are gigabytes
+def digest(path: Path) -> str:
+    """sha256 of a file, or over the (relative path, sha256) of every file of a folder."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(each for each in path.rglob("*") if each.is_file()):
+        total.update(f"{file.relative_to(path).as_posix()} {digest(file)}\n".encode())
+    return total.hexdigest()
+
+
+def digests(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
+    """The digest of each set of weights that these rewards read, for a stage's inputs."""
+    needed = sorted({name for reward in rewards for name in OF_REWARD[reward]})
+    return {f"weights:{name}": digest(resolve(name, addresses)) for name in needed}

@@ -1,0 +1,354 @@
+"""Reward models as their libraries run them: preprocessing, scores and gradients on tiny models of the real classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from open_clip.transform import image_transform
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as vision
+from trained_run import context_for, run_stage
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+from dmdr import metrics, rewards, weights
+from dmdr.config import JUDGES
+from dmdr.config_file import load
+from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.rewards import open_clip as open_clip_rewards
+from dmdr.rewards.aesthetic import affine
+from dmdr.rewards.preprocess import CLIP_MEAN, CLIP_STD, cropped, normalized, padded, squashed
+from stages.artifacts import Artifact
+from stages.inputs import inputs
+
+SIZES = [(224, 224), (300, 200), (97, 256), (512, 512), (1024, 768)]
+PROMPTS = ["a red cat", "two dogs under a table", "a red cat", "水彩画 of a fox 🦊"]
+
+
+def photo(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Smooth colours with a hard edge: what antialiasing and padding get wrong is visible.
+
+    Neither black nor white: where a bicubic overshoots, bytes would clamp it.
+    """
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(64, 192, (7, 5, 3), dtype=np.uint8))
+    picture = np.array(small.resize((width, height), Image.Resampling.BICUBIC))
+    picture[height // 3 : height // 2, : width // 2] = 200
+    return Image.fromarray(picture)
+
+
+def tensor(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.fixture
+def tiny_open_clip(tmp_path):
+    """A folder in open_clip's layout, and the model in it."""
+
+    def make(seed: int = 0, name: str = "clip", width: int = 32):
+        config = {
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 32, "layers": 2, "width": width, "head_width": 16, "patch_size": 8},
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        }
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**config).eval()
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+        torch.save({"state_dict": model.state_dict()}, folder / "open_clip_pytorch_model.bin")
+        return folder, model
+
+    return make
+
+
+@pytest.fixture
+def tiny_transformers_clip(tmp_path):
+    """A CLIPModel folder of transformers, with open_clip's vocabulary as the real ones have."""
+
+    def make(name: str = "hf", seed: int = 0):
+        torch.manual_seed(seed)
+        text = CLIPTextConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
+            vocab_size=49408, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+        )  # fmt: skip
+        vision_tower = CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
+            image_size=32, patch_size=8,
+        )  # fmt: skip
+        config = CLIPConfig(text_config=text.to_dict(), vision_config=vision_tower.to_dict(), projection_dim=16)
+        model = CLIPModel(config).eval()
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        tokenizer = open_clip.SimpleTokenizer()
+        merges = "\n".join(" ".join(pair) for pair in tokenizer.bpe_ranks)
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+        (folder / "vocab.json").write_text(json.dumps(specials(tokenizer.encoder)), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+        return folder, model
+
+    return make
+
+
+def specials(vocabulary: dict[str, int]) -> dict[str, int]:
+    """open_clip's names of the two special tokens to transformers'."""
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    return {names.get(word, word): number for word, number in vocabulary.items()}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_hpsv2_preprocess_is_the_packages(size):
+    """hpsv2 1.2.0 on current libraries: to tensor, longest side by torchvision's antialiased bicubic, zero padding."""
+    picture = photo(*size)
+    image = vision.to_tensor(picture)
+    scale = 224 / max(size)
+    height, width = (round(side * scale) for side in size)
+    small = vision.resize(image, [height, width], InterpolationMode.BICUBIC, antialias=True)
+    down, right = 224 - height, 224 - width
+    framed = vision.pad(small, [right // 2, down // 2, right - right // 2, down - down // 2], fill=0)
+    expected = vision.normalize(framed, CLIP_MEAN, CLIP_STD)
+    torch.testing.assert_close(normalized(padded(tensor(picture), 224))[0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("ours", "mode"), [(cropped, "shortest"), (squashed, "squash")])
+def test_preprocess_is_open_clips_but_for_its_rounding_to_bytes(size, ours, mode):
+    picture = photo(*size)
+    theirs = image_transform(
+        224, is_train=False, mean=CLIP_MEAN, std=CLIP_STD, resize_mode=mode, interpolation="bicubic"
+    )
+    found = normalized(ours(tensor(picture), 224))[0]
+    assert (found - theirs(picture)).abs().max() < 2.1 / 255 / min(CLIP_STD)  # each of two passes rounds
+
+
+def test_architectures_are_in_open_clips_list():
+    for kind in open_clip_rewards.KINDS.values():
+        config = open_clip.get_model_config(kind.architecture)
+        assert config["vision_cfg"]["image_size"] == 224
+    assert open_clip.get_model_config(open_clip_rewards.KINDS["dfn-clip"].architecture)["quick_gelu"] is True
+    assert "quick_gelu" not in open_clip.get_model_config(open_clip_rewards.KINDS["hpsv2.1"].architecture)
+
+
+@pytest.mark.parametrize("name", open_clip_rewards.KINDS)
+def test_score_is_100_times_open_clips_cosine(tiny_open_clip, name):
+    folder, model = tiny_open_clip()
+    reward = rewards.load(name, addresses={name: str(folder)})
+    images = torch.cat([tensor(photo(40, 40, seed)) for seed in range(4)])
+    shape = {"hpsv2.1": padded, "dfn-clip": squashed, "clip-score": cropped}[name]
+    with torch.no_grad():
+        image = F.normalize(model.encode_image(normalized(shape(images, 32))), dim=-1)
+        text = F.normalize(model.encode_text(open_clip.tokenize(PROMPTS)), dim=-1)
+    torch.testing.assert_close(reward(images, PROMPTS), 100 * (image * text).sum(-1), atol=1e-4, rtol=1e-5)
+    assert reward.name == name and reward.differentiable
+
+
+def test_a_single_file_has_the_architecture_of_its_reward(tiny_open_clip, monkeypatch):
+    folder, model = tiny_open_clip()
+    small = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    open_clip.factory._MODEL_CONFIGS["tiny-for-test"] = small
+    kind = replace(open_clip_rewards.KINDS["hpsv2.1"], architecture="tiny-for-test")
+    monkeypatch.setitem(open_clip_rewards.KINDS, "hpsv2.1", kind)
+    try:
+        file = folder / "open_clip_pytorch_model.bin"
+        ours, whole = (rewards.load("hpsv2.1", addresses={"hpsv2.1": str(path)}) for path in (file, folder))
+        images = torch.cat([tensor(photo(48, 32, seed)) for seed in range(4)])
+        assert torch.equal(ours(images, PROMPTS), whole(images, PROMPTS))
+    finally:
+        del open_clip.factory._MODEL_CONFIGS["tiny-for-test"]
+
+
+def test_prompts_are_encoded_once_and_the_oldest_forgotten(tiny_open_clip, monkeypatch):
+    monkeypatch.setattr("dmdr.rewards.dual_encoder.KEPT", 4)
+    folder, _ = tiny_open_clip()
+    reward = rewards.load("dfn-clip", addresses={"dfn-clip": str(folder)})
+    encoded, encode = [], reward.encode_prompts
+    reward.encode_prompts = lambda prompts: encoded.extend(prompts) or encode(prompts)
+    images = tensor(photo(32, 32)).expand(4, -1, -1, -1)
+    first = reward(images, PROMPTS)
+    assert sorted(encoded) == sorted(set(PROMPTS))  # 3: one stands twice
+    assert torch.equal(reward(images, PROMPTS), first) and len(encoded) == 3
+    reward(images[:2], ["a", "b"])
+    assert len(reward.features) == 4 and len(encoded) == 5
+    torch.testing.assert_close(reward(images, PROMPTS), first)  # in another batch, so not to the bit
+    assert len(encoded) == 6  # the one that had been forgotten
+
+
+def test_gradient_reaches_the_pixels_and_is_that_of_the_score(tiny_open_clip):
+    """Against finite differences in the image's own direction, in float64 on a smooth image."""
+    folder, _ = tiny_open_clip()
+    reward = rewards.load("hpsv2.1", addresses={"hpsv2.1": str(folder)})
+    images = tensor(photo(48, 48)).requires_grad_()
+    reward(images, ["a red cat"]).sum().backward()
+    direction = F.normalize(images.grad.flatten(), dim=0).view_as(images)
+    with torch.no_grad():
+        step = 0.5
+        up, down = (reward(images + sign * step * direction, ["a red cat"]).item() for sign in (1, -1))
+    slope = (up - down) / (2 * step)
+    assert slope == pytest.approx(images.grad.norm().item(), rel=0.02)
+
+
+def test_pickscore_is_what_transformers_computes(tiny_transformers_clip):
+    folder, model = tiny_transformers_clip()
+    reward = rewards.load("pickscore", addresses={"pickscore": str(folder)})
+    pictures = [photo(32, 32, seed) for seed in range(4)]  # no resizing: the processors agree but for it
+    pixels = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)(pictures, return_tensors="pt").pixel_values
+    tokens = open_clip.tokenize(PROMPTS)  # padded by 0 behind the end, where a causal encoder does not look
+    with torch.no_grad():
+        found = model(input_ids=tokens, pixel_values=pixels)
+    ours = reward(torch.cat([tensor(each) for each in pictures]), PROMPTS)
+    torch.testing.assert_close(ours, found.logits_per_image.diag(), atol=2e-4, rtol=1e-4)
+
+
+def test_a_long_prompt_is_cut_where_the_encoder_ends(tiny_transformers_clip, tiny_open_clip):
+    hf, clip = tiny_transformers_clip()[0], tiny_open_clip()[0]
+    image = tensor(photo(32, 32))
+    for name, folder in (("pickscore", hf), ("hpsv2.1", clip)):
+        reward = rewards.load(name, addresses={name: str(folder)})
+        assert reward(image, ["cat " * 500]).isfinite().all()
+        assert torch.equal(reward(image, ["cat " * 500]), reward(image, ["cat " * 500 + "dog"]))
+
+
+def predictor(width: int, seed: int = 0) -> torch.nn.Sequential:
+    """LAION's MLP, whose dropouts are off."""
+    torch.manual_seed(seed)
+    widths = (width, 1024, 128, 64, 16, 1)
+    layers = [torch.nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    drop = torch.nn.Dropout
+    return torch.nn.Sequential(layers[0], drop(0.2), layers[1], drop(0.2), layers[2], drop(0.1), *layers[3:]).eval()
+
+
+def test_aesthetic_is_the_mlp_multiplied_out(tiny_transformers_clip, tmp_path):
+    folder, model = tiny_transformers_clip()
+    mlp, head = predictor(16), tmp_path / "aesthetic-model.pth"
+    torch.save({f"layers.{key}": value for key, value in mlp.state_dict().items()}, head)
+    addresses = {"aesthetic": str(head), "clip-vit-large-patch14": str(folder)}
+    reward = rewards.load("aesthetic", addresses=addresses)
+    images = torch.cat([tensor(photo(32, 32, seed)) for seed in range(4)]).requires_grad_()
+    with torch.no_grad():
+        features = F.normalize(model.get_image_features(pixel_values=normalized(images)).pooler_output, dim=-1)
+        expected = mlp(features).squeeze(-1)
+    found = reward(images, PROMPTS)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    found.sum().backward()
+    assert images.grad.isfinite().all() and images.grad.abs().max() > 0
+    vector = F.normalize(torch.randn(7, 16, dtype=torch.float64), dim=-1)
+    weight, bias = affine(head)
+    torch.testing.assert_close(vector @ weight + bias, mlp.double()(vector).squeeze(-1), atol=1e-7, rtol=1e-6)
+
+
+def test_what_is_wrong_with_weights_is_said_in_one_line(tiny_open_clip, tiny_transformers_clip, tmp_path):
+    folder, _ = tiny_open_clip()
+    file = folder / "open_clip_pytorch_model.bin"
+
+    def from_(name: str, path) -> None:
+        rewards.load(name, addresses={name: str(path)})
+
+    with pytest.raises(InputMissing, match="weights.dfn-clip nowhere does not exist; .*hub:apple/DFN5B"):
+        from_("dfn-clip", "nowhere")
+    with pytest.raises(ConfigError, match="weights.dfn-clip hub:a/b is not hub:OWNER/NAME@COMMIT"):
+        from_("dfn-clip", "hub:a/b")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputMissing, match="open_clip_config.json"):
+        from_("dfn-clip", empty)
+    with pytest.raises(DataError, match="not a CLIPModel"):
+        from_("pickscore", empty)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        from_("dfn-clip", folder)
+    other, model = tiny_open_clip(name="other", width=48)
+    tensors = model.state_dict()
+    torch.save(tensors, file)
+    with pytest.raises(DataError, match=r"visual\.\S+ is \(.*48.*of another model"):
+        from_("dfn-clip", folder)
+    right = dict(tiny_open_clip(name="right")[1].state_dict())
+    del right["ln_final.weight"]
+    torch.save(right, file)
+    with pytest.raises(DataError, match="lack ln_final.weight"):
+        from_("dfn-clip", folder)
+    hf, _ = tiny_transformers_clip()
+    head = tmp_path / "head.pth"
+    torch.save({f"layers.{k}": v for k, v in predictor(768).state_dict().items()}, head)
+    with pytest.raises(DataError, match="takes? 768 features, the CLIP gives 16"):
+        rewards.load("aesthetic", addresses={"aesthetic": str(head), "clip-vit-large-patch14": str(hf)})
+
+
+def test_an_archive_that_would_run_code_is_refused(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "written"), "w"))
+
+    file = tmp_path / "weights.pt"
+    torch.save({"state_dict": Harmful()}, file)
+    with pytest.raises(DataError, match="cannot be read"):
+        rewards.load("hpsv2.1", addresses={"hpsv2.1": str(file)})
+    assert not (tmp_path / "written").exists()
+
+
+def test_every_address_is_pinned_and_every_name_has_a_loader():
+    assert all(weights.hub.ADDRESS.fullmatch(address) for address in weights.PINNED.values())
+    assert {name for needed in weights.OF_REWARD.values() for name in needed} == set(weights.PINNED)
+    assert set(metrics.JUDGES) == set(JUDGES)
+    for name, needed in weights.OF_REWARD.items():
+        with pytest.raises(InputMissing) if needed else nullcontext():
+            rewards.load(name, addresses=dict.fromkeys(weights.PINNED, "nowhere"))
+
+
+@pytest.fixture
+def weights_of(tiny_open_clip, tiny_transformers_clip, tmp_path) -> dict[str, str]:
+    """A tiny model of the real class for every reward that has weights."""
+    head = tmp_path / "aesthetic-model.pth"
+    torch.save({f"layers.{key}": value for key, value in predictor(16).state_dict().items()}, head)
+    folders = {name: tiny_open_clip(seed, name)[0] for seed, name in enumerate(open_clip_rewards.KINDS)}
+    folders |= {name: tiny_transformers_clip(name, 5)[0] for name in ("pickscore", "clip-vit-large-patch14")}
+    return {name: str(path) for name, path in {**folders, "aesthetic": head}.items()}
+
+
+@pytest.mark.parametrize("algorithm", ["refl", "grpo"])
+def test_a_run_trains_on_some_and_reports_all(tiny_config, tmp_path, weights_of, algorithm):
+    every = [name for name, needed in weights.OF_REWARD.items() if needed]
+    training = yaml.safe_load(tiny_config().read_text())["joint"]
+    shares = {"dfn-clip": 1.0, "hpsv2.1": 1.0}
+    group = {} if algorithm == "refl" else {"group_size": 2}
+    rl = {"algorithm": algorithm, "weight": 1.0, "weight_is": "matched", "rewards": shares, **group}
+    watch = {"reward": "pickscore", "every": 1, "prompts": 2}
+    config = load(
+        tiny_config(
+            joint={**training, "rl": rl, "watch": watch}, weights=weights_of,
+            evaluate={"metrics": every, "batch_size": 4},
+        )
+    )  # fmt: skip
+    for stage in ("prompts", "cold_start", "joint", "export"):
+        run_stage(config, tmp_path / "runs", stage)
+    card = json.loads((run_stage(config, tmp_path / "runs", "evaluate") / "scorecard.json").read_text())
+    assert {metric["name"] for metric in card["metrics"]} == set(every)
+    assert {metric["name"] for metric in card["metrics"] if metric["trained_on"]} == set(shares)
+    used = Artifact(str(tmp_path / "runs"), "tiny", "joint").record()["inputs"]
+    assert {name for name in used if name.startswith("weights:")} == {f"weights:{n}" for n in (*shares, "pickscore")}
+
+    moved = shutil.copytree(weights_of["dfn-clip"], tmp_path / "elsewhere")
+    same = config.model_copy(update={"weights": {**weights_of, "dfn-clip": str(moved)}})
+    assert inputs(same, "joint", str(tmp_path / "runs"), "tiny") == used
+    other = config.model_copy(update={"weights": {**weights_of, "dfn-clip": weights_of["clip-score"]}})
+    with pytest.raises(ConfigError, match="weights:dfn-clip"):
+        context_for(other, tmp_path / "runs", "joint")
+
+
+def test_a_config_names_rewards_and_weights_that_exist(tiny_config):
+    training = yaml.safe_load(tiny_config().read_text())["joint"]
+    with pytest.raises(ConfigError, match="unknown reward dnf-clip; did you mean dfn-clip?"):
+        load(tiny_config(joint={**training, "rl": {**training["rl"], "rewards": {"dnf-clip": 1.0}}}))
+    with pytest.raises(ConfigError, match="unknown reward lab-cheker; did you mean lab-checker?"):
+        load(tiny_config(evaluate={"metrics": ["lab-cheker"]}))
+    with pytest.raises(ConfigError, match=r"weights.dfn-clip is read by no reward of this config, which read none"):
+        load(tiny_config(weights={"dfn-clip": "somewhere"}))
