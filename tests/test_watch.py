@@ -369,7 +369,7 @@ def test_the_report_draws_a_look_where_it_was_taken(tmp_path):
 
 
 def test_an_unknown_watched_reward_is_refused(stage):
-    with pytest.raises(ConfigError, match="unknown reward 'beauty'"):
+    with pytest.raises(ConfigError, match="unknown reward beauty; DMDR has"):
         stage.run("unknown", watch={**WATCHED, "reward": "beauty"})
 
 

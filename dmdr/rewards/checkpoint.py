@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from dmdr.errors import DataError
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, in float32; a torch archive is read with weights_only, which runs no code of its own.
+    """The tensors of a file, in float32. An archive is read by open_clip with weights_only: it runs no code of its own.
 
     Raises:
         DataError: the file is damaged, or holds something else.
     """
+    from open_clip.factory import load_state_dict
+
     try:
-        if path.suffix == ".safetensors":
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            found = found.get("state_dict", found)
-        return {key.removeprefix("module."): value.float() for key, value in found.items()}
-    except (SafetensorError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        return {key: value.float() for key, value in load_state_dict(str(path), weights_only=True).items()}
+    except Exception as error:  # each format has errors of its own
         said = " ".join(str(error).split())[:200]
         raise DataError(
             f"weights {path} ({path.stat().st_size:,} bytes) cannot be read ({type(error).__name__}: {said}); fetch "
