@@ -218,9 +218,11 @@ class Evaluate(Section):
 
 
 class Execution(Section):
-    """How a run is carried out. Nothing here changes a bit of the result."""
+    """How a run is carried out. Nothing here changes the result: with one process not a bit of it, and several differ
+    from one by the order in which they add."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: Positive = 1  # of a training stage on this machine, one a GPU; the batch is split over them
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     checkpoint_every: Positive = 50  # student updates
     keep_checkpoints: int = Field(2, ge=2)  # the newest may be damaged

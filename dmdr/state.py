@@ -5,11 +5,12 @@ There is no random state: noise, prompts and order are functions of (seed, stage
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
+from dmdr import distributed
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import Optimizer, Training
 from dmdr.errors import DataError
@@ -48,32 +49,39 @@ class TrainState:
         """
         self.update += 1
         decay = min(self.ema_decay, (1 - 1 / self.update) ** 3)
-        student = [self.networks["student"][name] for name in self.ema]
-        torch._foreach_lerp_(list(self.ema.values()), student, 1 - decay)
+        student = [distributed.local(self.networks["student"][name]) for name in self.ema]
+        torch._foreach_lerp_([distributed.local(average) for average in self.ema.values()], student, 1 - decay)
         self.rows.append(row)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the student is its EMA: they exchange their memory, so that nothing is copied and no bit changes."""
+        """Inside, the student is its EMA: they exchange their numbers, one tensor after another, and no bit changes."""
         self._exchange()
         try:
             yield
         finally:
             self._exchange()
 
+    @torch.no_grad()
     def _exchange(self) -> None:
         for name, average in self.ema.items():
-            parameter = self.networks["student"][name]
-            parameter.data, average.data = average.data, parameter.data
+            ours, theirs = distributed.local(self.networks["student"][name]), distributed.local(average)
+            kept = ours.clone()
+            ours.copy_(theirs)
+            theirs.copy_(kept)
 
     def keep_best(self) -> None:
         """Remember the EMA as it is now."""
         if not self.best_ema:
             self.best_ema = {name: torch.empty_like(average) for name, average in self.ema.items()}
-        torch._foreach_copy_(list(self.best_ema.values()), list(self.ema.values()))
+        for name, average in self.ema.items():
+            distributed.local(self.best_ema[name]).copy_(distributed.local(average))
 
     def tensors(self) -> Named:
-        """Everything as one flat dict: role/param/name, role/exp_avg/name, ..., ema/name, best_ema/name."""
+        """Everything as one flat dict: role/param/name, role/exp_avg/name, ..., ema/name, best_ema/name.
+
+        Of what is split over the ranks these are this rank's rows; what is not, the first rank alone has.
+        """
         flat = {f"ema/{name}": value for name, value in self.ema.items()}
         flat |= {f"best_ema/{name}": value for name, value in self.best_ema.items()}
         for role, parameters in self.networks.items():
@@ -81,39 +89,54 @@ class TrainState:
                 flat[f"{role}/param/{name}"] = parameter.detach()
                 for key, value in self.optimizers[role].state[parameter].items():
                     flat[f"{role}/{key}/{name}"] = value
-        return flat
+        return {name: distributed.local(value) for name, value in flat.items() if distributed.has_rows(value)}
 
     def info(self) -> dict:
         return {"update": self.update, "rl_weight": self.rl_weight, "rows": self.rows}
 
     @torch.no_grad()
-    def restore(self, tensors: Named, info: dict) -> None:
+    def restore(self, tensors: Mapping[str, torch.Tensor], info: dict) -> None:
         """Become the state that was saved; the next update continues from it.
 
         Raises:
             DataError: the tensors are of another model.
         """
         self.update, self.rl_weight, self.rows = info["update"], info["rl_weight"], list(info["rows"])
-        ema = {name: tensors[f"ema/{name}"] for name in self.ema if f"ema/{name}" in tensors}
-        fill(self.ema, ema, "checkpoint's EMA")
-        best = {name: tensors[f"best_ema/{name}"] for name in self.ema if f"best_ema/{name}" in tensors}
-        if best:
+        fill(self.ema, Below("ema/", tensors), "checkpoint's EMA")
+        if best := Below("best_ema/", tensors):
             self.keep_best()
             fill(self.best_ema, best, "checkpoint's best EMA")
         for role, parameters in self.networks.items():
-            prefix = f"{role}/param/"
-            saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            fill(parameters, saved, f"checkpoint's {role}")
+            fill(parameters, Below(f"{role}/param/", tensors), f"checkpoint's {role}")
             for name, parameter in parameters.items():
                 keys = {key: f"{role}/{key}/{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
                 if keys["step"] in tensors:
-                    moments = {key: tensors[path].to(parameter.device).clone() for key, path in keys.items()}
+                    moments = {key: torch.empty_like(parameter) for key in keys if key != "step"}
+                    for key, moment in moments.items():
+                        distributed.take(moment, tensors[keys[key]])
                     self.optimizers[role].state[parameter] = {**moments, "step": tensors[keys["step"]].clone()}
 
 
+class Below(Mapping):
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+
+    def __init__(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.prefix, self.tensors = prefix, tensors
+        self.names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[self.prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 @torch.no_grad()
-def fill(parameters: Named, saved: Named, what: str) -> None:
-    """Copy tensors into parameters of the same names and shapes.
+def fill(parameters: Named, saved: Mapping[str, torch.Tensor], what: str) -> None:
+    """Copy whole tensors into parameters of the same names and shapes, of which this rank may hold some rows.
 
     Raises:
         DataError: a name or a shape differs; `what` names the source.
@@ -123,7 +146,8 @@ def fill(parameters: Named, saved: Named, what: str) -> None:
         found = f"missing {missing[:3]}" if missing else f"unknown {unknown[:3]}"
         raise DataError(f"{what} does not fit this model: {found}; was it made with another teacher, form or rank?")
     for name, parameter in parameters.items():
-        if parameter.shape != saved[name].shape:
-            shapes = f"{tuple(saved[name].shape)}, the model has {tuple(parameter.shape)}"
+        found = saved[name]
+        if parameter.shape != found.shape:
+            shapes = f"{tuple(found.shape)}, the model has {tuple(parameter.shape)}"
             raise DataError(f"{what} does not fit this model: {name} is {shapes}; another teacher, form or rank?")
-        parameter.copy_(saved[name])
+        distributed.take(parameter, found)

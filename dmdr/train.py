@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
+from dmdr import distributed
 from dmdr.backbones import Conditioning
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import RL, Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
-from dmdr.errors import NonFinite
+from dmdr.errors import ConfigError, NonFinite
 from dmdr.promptset import PromptSet
 from dmdr.rl import Algorithm, Objective
 from dmdr.rollout import States, generator_for, noise_for
@@ -103,9 +104,9 @@ def window(run: Run, state: TrainState) -> dict[str, float]:
 
     def renoise(part: int, batch: Batch) -> Renoise:
         generator = generator_for(run.seed, run.stage, "levels", update, part)
-        t = renoise_levels(beta, training.renoise_range, len(batch.t), generator)
-        noise = noise_for(run.seed, run.stage, "renoise", update, part, shape=tuple(batch.x0.shape))
-        return Renoise(t.to(batch.x0), noise.to(batch.x0))
+        t = renoise_levels(beta, training.renoise_range, batch.of, generator)
+        noise = noise_for(run.seed, run.stage, "renoise", update, part, shape=(batch.of, *batch.x0.shape[1:]))
+        return Renoise(t[batch.rows].to(batch.x0), noise[batch.rows].to(batch.x0))
 
     if not run.distribution_matching:
         rl = Weighted(objective.loss, run.rl[1].weight)
@@ -124,8 +125,9 @@ def window(run: Run, state: TrainState) -> dict[str, float]:
         )  # fmt: skip
         if run.rl:
             state.rl_weight = float(figures["rl_weight"])
+    renoise_mean = distributed.total(levels.t.mean() * batch.share)
     figures = {name: float(value) for name, value in figures.items()}
-    return {**figures, "real_scale": scale, "renoise_mean": float(levels.t.mean())}
+    return {**figures, "real_scale": scale, "renoise_mean": float(renoise_mean)}
 
 
 def weighted(config: RL, objective: Objective, state: TrainState) -> Weighted:
@@ -136,18 +138,52 @@ def weighted(config: RL, objective: Objective, state: TrainState) -> Weighted:
 
 
 def rolled_out(run: Run, update: int) -> tuple[States, Conditioning, list[str]]:
-    """The rollout of one window: N states of M trajectories, their conditioning and the text of each."""
-    training, steps = run.training, len(run.times) - 1
-    group, spare = (run.rl[0].group_size, run.rl[0].unused * run.rl[0].inner_updates) if run.rl else (1, 1.0)
-    count = trajectories(training.batch_size, training.fake_updates, steps, group_size=group, student_batches=spare)
-    prompts = count // group
+    """The rollout of one window: N states of M trajectories, their conditioning and the text of each.
+
+    Each rank rolls out the trajectories of its share of the prompts; then all have all states.
+    """
+    steps, (prompts, group) = len(run.times) - 1, groups(run)
+    count = prompts * group
     order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
     indices = [index for index in order for _ in range(group)]
     backbone = run.base.backbone
     c = backbone.collate(run.prompts.items(indices))
     noises = noise_for(run.seed, run.stage, "rollout", update, shape=(steps, count, *backbone.latent_shape))
-    states = rollout(run.base, c, run.times, noises.to(run.times))
-    return states, c, [record["prompt"] for record in run.prompts.records(indices)]
+    share = distributed.share(prompts)
+    mine = slice(share.start * group, share.stop * group)
+    c_mine = {key: value[mine] for key, value in c.items()}
+    part = rollout(run.base, c_mine, run.times, noises[:, mine].to(run.times))
+    x_t, x0 = (distributed.gather(each.transpose(0, 1)).transpose(0, 1) for each in (part.x_t, part.x0))
+    return States(part.times, x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
+
+
+def groups(run: Run) -> tuple[int, int]:
+    """How many prompts a window rolls out, and how many trajectories of each."""
+    group, spare = (run.rl[0].group_size, run.rl[0].unused * run.rl[0].inner_updates) if run.rl else (1, 1.0)
+    count = trajectories(
+        run.training.batch_size, run.training.fake_updates, len(run.times) - 1, group_size=group, student_batches=spare
+    )
+    return count // group, group
+
+
+def check_split(run: Run) -> None:
+    """Whether every rank has something to do in every part of an update.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    ranks, size, (prompts, group) = distributed.ranks(), run.training.batch_size, groups(run)
+    block = run.rl[0].block if run.rl else 1
+    if size // block < ranks:
+        raise ConfigError(
+            f"{run.stage}.batch_size {size} cannot be split over {ranks} processes"
+            f"{f' in blocks of {block}' if block > 1 else ''}; make it {ranks * block} or more, or use fewer processes"
+        )
+    if prompts < ranks:
+        raise ConfigError(
+            f"{run.stage}.batch_size {size} needs {prompts} {'prompt' if prompts == 1 else 'prompts'} an update"
+            f"{f' of {group} images' if group > 1 else ''}, fewer than {ranks} processes; raise it, or use fewer"
+        )
 
 
 def chosen(
@@ -157,6 +193,7 @@ def chosen(
     batch_size, (steps, count) = run.training.batch_size, states.x0.shape[:2]
     inner = run.rl[0].inner_updates if run.rl else 1
     blocks = torch.arange(count)[:, None] if objective is None else objective.blocks
+    kept = 1, blocks.shape[1]  # together on one rank, of the fake score and of the student
 
     def shuffled(name: str, total: int) -> torch.Tensor:  # so that no batch is one prompt at N steps
         return torch.randperm(total, generator=generator_for(run.seed, run.stage, name, update))
@@ -166,7 +203,8 @@ def chosen(
     step, block = order // len(blocks), order % len(blocks)
     student_pairs = (step[:, None] * count + blocks[block]).flatten().split(batch_size)[:inner]
     device = run.times.device
-    return tuple([select(states, c, pairs.to(device)) for pairs in each] for each in (fake_pairs, student_pairs))
+    both = zip((fake_pairs, student_pairs), kept, strict=True)
+    return tuple([select(states, c, pairs.to(device), block) for pairs in each] for each, block in both)
 
 
 def prompt_order(seed: int, stage: str, start: int, count: int, total: int) -> list[int]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dmdr import losses
+from dmdr import distributed, losses
 from dmdr.backbones import Conditioning
 from dmdr.backbones.scores import STUDENT, SharedBase
 from dmdr.rollout import States, backward_simulation
@@ -26,7 +26,8 @@ from dmdr.rollout import States, backward_simulation
 
 @dataclass(frozen=True)
 class Batch:
-    """B states out of a window: x_t and x0 (B, C, H, W), t (B,), conditioning; the step and trajectory of each (B,)."""
+    """This rank's states out of those of a batch: x_t and x0 (B, C, H, W), t (B,), conditioning; the step and
+    trajectory of each (B,). `rows` are theirs among the `of` states of all ranks."""
 
     x_t: torch.Tensor
     x0: torch.Tensor
@@ -34,9 +35,16 @@ class Batch:
     c: Conditioning
     step: torch.Tensor
     trajectory: torch.Tensor
+    rows: slice
+    of: int
+
+    @property
+    def share(self) -> float:
+        """What turns the mean over these states into their part of the mean over the states of all ranks."""
+        return len(self.t) / self.of
 
 
-RLLoss = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+RLLoss = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]  # a part, figures of all ranks
 
 
 @dataclass(frozen=True)
@@ -68,16 +76,18 @@ def trajectories(
 
 
 def rollout(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor) -> States:
-    """Backward simulation of the current student: N states of each trajectory."""
+    """Backward simulation of the current student: N states of each trajectory of `noises` (N, M, C, H, W)."""
     return backward_simulation(lambda x_t, t: base.student(x_t, t, c), base.backbone, times=times, noises=noises)
 
 
-def select(states: States, c: Conditioning, pairs: torch.Tensor) -> Batch:
-    """The states with flat index `pairs` (B,) into (N steps x M trajectories)."""
-    step, trajectory = pairs // states.x0.shape[1], pairs % states.x0.shape[1]
+def select(states: States, c: Conditioning, pairs: torch.Tensor, block: int = 1) -> Batch:
+    """Of the states with flat index `pairs` into (N steps x M trajectories), this rank's share in whole blocks."""
+    blocks = distributed.share(len(pairs) // block)
+    rows = slice(blocks.start * block, blocks.stop * block)
+    step, trajectory = pairs[rows] // states.x0.shape[1], pairs[rows] % states.x0.shape[1]
     chosen = {key: value[trajectory] for key, value in c.items()}
     x_t, x0 = states.x_t[step, trajectory], states.x0[step, trajectory]
-    return Batch(x_t, x0, states.times[step], chosen, step, trajectory)
+    return Batch(x_t, x0, states.times[step], chosen, step, trajectory, rows, of=len(pairs))
 
 
 def update_fake_score(
@@ -87,8 +97,9 @@ def update_fake_score(
     path = base.backbone.path
     x_t = path.renoise(batch.x0, renoise.noise, renoise.t)
     prediction = base.fake(x_t, renoise.t, batch.c)
-    loss = losses.fake_score(prediction, path.target(batch.x0, renoise.noise))
-    return {"loss_fake": loss.detach(), "grad_fake": _descend(loss, base.fake_parameters, optimizer, clip)}
+    loss = losses.fake_score(prediction, path.target(batch.x0, renoise.noise)) * batch.share
+    grad_fake = _descend(loss, base.fake_parameters, optimizer, clip)
+    return {**distributed.totals({"loss_fake": loss.detach()}), "grad_fake": grad_fake}
 
 
 def update_student(
@@ -105,6 +116,8 @@ def update_student(
 ) -> dict[str, torch.Tensor]:
     """L = L_dmd + weight L_rl (DMDR, equation 2) for the student, and the window's last step of the fake score.
 
+    Figures are those of the batch of all ranks.
+
     Args:
         optimizers, clips: of the student, of the fake score.
         rl: None for distillation only.
@@ -117,11 +130,11 @@ def update_student(
     x0_real = base.real_x0(x_t, renoise.t, batch.c, unconditional, guidance_scale=guidance_scale, lora_scale=real_scale)
     prediction = base.fake(x_t, renoise.t, batch.c)
     x0_fake = path.to_x0(x_t, prediction.detach(), renoise.t)
-    loss_fake = losses.fake_score(prediction, path.target(sample, renoise.noise))
+    loss_fake = losses.fake_score(prediction, path.target(sample, renoise.noise)) * batch.share
     grad_fake = _descend(loss_fake, base.fake_parameters, optimizers[1], clips[1])
 
-    loss_dm = losses.distribution_matching(x0, x0_real, x0_fake)
-    loss, figures = loss_dm, {}
+    loss_dm = losses.distribution_matching(x0, x0_real, x0_fake) * batch.share
+    loss, figures, parts = loss_dm, {}, {"loss_dm": loss_dm.detach(), "loss_fake": loss_fake.detach()}
     if rl is not None:
         loss_rl, figures = rl.loss(x0, batch)
         with base.wearing(STUDENT, float(base.student_is_lora)):
@@ -129,14 +142,13 @@ def update_student(
                 _matched(loss_dm, loss_rl, base.student_parameters) if rl.matched else {"rl_weight": torch.ones(())}
             )
         weight["rl_weight"] = weight["rl_weight"] * rl.weight
-        figures = {"loss_rl": loss_rl.detach(), **figures, **weight}
+        figures, parts = {**figures, **weight}, {**parts, "loss_rl": loss_rl.detach()}
         loss = loss + weight["rl_weight"] * loss_rl
     with base.wearing(STUDENT, float(base.student_is_lora)):
         grad_student = _descend(loss, base.student_parameters, optimizers[0], clips[0])
-    return {
-        "loss_dm": loss_dm.detach(), **figures, "loss_fake": loss_fake.detach(),
-        "grad_student": grad_student, "grad_fake": grad_fake,
-    }  # fmt: skip
+    found = distributed.totals(parts)
+    loss_fake = found.pop("loss_fake")
+    return {**found, **figures, "loss_fake": loss_fake, "grad_student": grad_student, "grad_fake": grad_fake}
 
 
 def update_student_by_rl(
@@ -146,7 +158,7 @@ def update_student_by_rl(
     loss_rl, figures = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
     with base.wearing(STUDENT, float(base.student_is_lora)):
         grad_student = _descend(rl.weight * loss_rl, base.student_parameters, optimizer, clip)
-    return {"loss_rl": loss_rl.detach(), **figures, "grad_student": grad_student}
+    return {**distributed.totals({"loss_rl": loss_rl.detach()}), **figures, "grad_student": grad_student}
 
 
 def _matched(
@@ -156,7 +168,9 @@ def _matched(
 
     def length(loss: torch.Tensor) -> torch.Tensor:
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        return torch.nn.utils.get_total_norm([each for each in found if each is not None])
+        gradients = [each for each in found if each is not None]
+        distributed.sum_in_place(gradients)
+        return torch.nn.utils.get_total_norm(gradients)
 
     grad_dm, grad_rl = length(loss_dm), length(loss_rl)
     ratio = torch.where(grad_rl > 0, grad_dm / grad_rl, torch.zeros_like(grad_rl))
@@ -166,9 +180,10 @@ def _matched(
 def _descend(
     loss: torch.Tensor, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
 ) -> torch.Tensor:
-    """Backward, clip, step; returns the gradient norm before clipping."""
+    """Backward, sum over the ranks, clip, step; returns the gradient norm before clipping."""
     optimizer.zero_grad()
     loss.backward()
+    distributed.sum_in_place(each.grad for each in parameters.values() if each.grad is not None)
     norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
     optimizer.step()
     return norm

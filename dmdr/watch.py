@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from dmdr import rewards
+from dmdr import distributed, rewards
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import Watch
 from dmdr.promptset import PromptSet
@@ -117,6 +117,10 @@ class Watcher:
         backbone, seeds = self.base.backbone, self.config.seeds
         shape = (len(self.times) - 1, *backbone.latent_shape)
         indices = self.prompts.spread(self.config.prompts)
+        total, each = len(indices), -(-len(indices) // distributed.ranks())
+        mine = slice(distributed.rank() * each, (distributed.rank() + 1) * each)
+        # the last rank may lack some: it draws others again and drops them, because networks may run on all ranks only
+        indices = (indices[mine] + indices * each)[:each]
         found: list[Row] = []
         for start in range(0, len(indices), self.at_once):
             drawn = [index for index in indices[start : start + self.at_once] for _ in range(seeds)]
@@ -128,9 +132,19 @@ class Watcher:
             scores = scored(self.reward, images, texts)
             parts = zip(images.split(seeds), scores.split(seeds), strict=True)
             found += [of_prompt(images_S, scores_S) for images_S, scores_S in parts]
+        found = of_all_ranks(found)[:total]
         present = {name: [row[name] for row in found if name in row] for name in (REWARD, DIVERSITY, SATURATION)}
         means = {name: math.fsum(values) / len(values) for name, values in present.items() if values}
         return {**means, NON_FINITE: math.fsum(row[NON_FINITE] for row in found) / len(found)}
+
+
+def of_all_ranks(rows: list[Row]) -> list[Row]:
+    """The rows of all ranks, one rank's after another's."""
+    if distributed.ranks() == 1:
+        return rows
+    table = [[row.get(name, math.nan) for name in FIGURES] for row in rows]
+    every = distributed.gather(torch.tensor(table, dtype=torch.float64)).tolist()
+    return [{name: value for name, value in zip(FIGURES, row, strict=True) if not math.isnan(value)} for row in every]
 
 
 def scored(reward: Reward, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Sealed already? Say so and stop. Otherwise run the stage, then seal it. Resuming is the same command again.
 Exit codes: 0 sealed; 64 config or command line, 65 data, 66 input missing (do not retry); 70 internal or non-finite,
 74 the store or the disk, 75 checkpointed after SIGTERM (retry).
+With `execution.processes` above 1 a training stage becomes as many processes; see ranks.py.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from dmdr.config import STAGES  # noqa: E402
 from dmdr.config_file import load  # noqa: E402
 from dmdr.errors import ConfigError, DataError, InputMissing, NonFinite, StoreError  # noqa: E402
 from dmdr.identity import fingerprint, identity  # noqa: E402
-from stages import Context, Stopped  # noqa: E402
+from stages import Context, Stopped, ranks  # noqa: E402
 from stages.artifacts import Artifact  # noqa: E402
 from stages.inputs import inputs  # noqa: E402
 from stages.layout import digest  # noqa: E402
@@ -89,12 +90,18 @@ def execute(stage: str, config_path: str, run: str | None, store: str) -> None:
     began = time.monotonic()
     config = load(config_path)
     artifact = Artifact(store, config.run if run is None else run, stage)
+    processes, first = ranks.count(config, stage), not ranks.rank()
     asked = identity(config, stage)
-    if artifact.claim(asked, inputs(config, stage, store, artifact.run)) is not None:
-        print(f"{stage}: sealed already at {artifact.address}")
+    record = artifact.claim(asked, inputs(config, stage, store, artifact.run)) if first else artifact.record()
+    if record is not None:
+        if first:
+            print(f"{stage}: sealed already at {artifact.address}")
         return
 
     stop_if_asked()
+    if processes > 1:
+        arguments = [stage, "--config", config_path, "--run", artifact.run, "--store", store]
+        sys.exit(ranks.run(processes, arguments, asked_to_stop))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells of torchvision, which nothing here needs
     from stages.progress import Progress
 
@@ -102,16 +109,21 @@ def execute(stage: str, config_path: str, run: str | None, store: str) -> None:
     from stages.device import device
 
     stop_if_asked()
+    ranks.join(device(config))
     work = artifact.workspace()
     out = work / "out"
     out.mkdir()
     context = Context(
-        config=config, artifact=artifact, out=out, cache=work / "inputs", progress=Progress(stage),
+        config=config, artifact=artifact, out=out, cache=work / "inputs", progress=Progress(stage, shown=first),
         stop=lambda: bool(asked_to_stop),
     )  # fmt: skip
     facts = module.run(context)
+    if not first:
+        return
     seconds = time.monotonic() - began
     made = {"code": code(), "device": device(config), "duration_s": round(seconds, 3), "cost": cost()}
+    if ranks.rank() is not None:
+        made["processes"] = int(os.environ["WORLD_SIZE"])
     artifact.seal(out, facts=facts, made=made)
     print(f"{stage}: sealed at {artifact.address} after {seconds:.1f} s")
 
@@ -156,6 +168,10 @@ def main(arguments: list[str]) -> int:
 
 
 def tell(stage: str, message: object) -> None:
+    if ranks.rank():
+        if isinstance(message, (ConfigError, NonFinite, Stopped)):
+            return  # all ranks meet these; the first tells
+        stage = f"{stage}, rank {ranks.rank()}"
     print(f"{stage}: {' '.join(str(message).split())}", file=sys.stderr)
 
 

@@ -11,16 +11,18 @@ EVERY = 10.0  # seconds between two lines of a log
 
 
 class Progress:
-    """Writes to stderr; stdout is for results."""
+    """Writes to stderr; stdout is for results. Of several ranks only one is `shown`."""
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
+    def __init__(self, stage: str, *, shown: bool = True) -> None:
+        self.stage, self.shown = stage, shown
         self._bar: tqdm | None = None
         self._first: tuple[int, float] | None = None  # (done, when): a resumed stage does not begin at 0
         self._told = time.monotonic()
 
     def update(self, done: int, total: int, **figures: float) -> None:
         """`done` of `total` steps; figures are shown beside them."""
+        if not self.shown:
+            return
         shown = {name: f"{value:.4g}" for name, value in figures.items()}
         if sys.stderr.isatty():
             self._draw(done, total, shown)
@@ -37,8 +39,9 @@ class Progress:
 
     def say(self, line: str) -> None:
         """One line now, above the bar if there is one."""
-        tqdm.write(f"{self.stage}: {line}", file=sys.stderr)
-        sys.stderr.flush()
+        if self.shown:
+            tqdm.write(f"{self.stage}: {line}", file=sys.stderr)
+            sys.stderr.flush()
 
     def _draw(self, done: int, total: int, shown: dict[str, str]) -> None:
         if self._bar is None:

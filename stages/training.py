@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdr import teacher
+from dmdr import distributed, teacher
 from dmdr.backbones.scores import FAKE, STUDENT, SharedBase
 from dmdr.config import RL, Training, Watch
 from dmdr.promptset import PromptSet
 from dmdr.rl import Algorithm
 from dmdr.state import TrainState, fill
-from dmdr.train import Run, train
+from dmdr.train import Run, check_split, train
 from dmdr.watch import Watcher, exported, facts
 from stages import Context, Stopped
 from stages.device import device
@@ -41,6 +41,7 @@ def fit(
         rl: makes the RL algorithm; its settings.
 
     Raises:
+        ConfigError: the batch cannot be split over the processes.
         DataError: the start or a checkpoint is of another model.
         NonFinite: training diverged.
         Stopped: SIGTERM arrived; a checkpoint holds everything done.
@@ -83,6 +84,7 @@ def fit(
         guidance_scale=config.teacher.guidance_scale, rl=algorithm,
         distribution_matching=distribution_matching, watch=watcher,
     )  # fmt: skip
+    check_split(run)
     saved = state.update
 
     def checkpoint(now: bool) -> None:
@@ -96,7 +98,10 @@ def fit(
         shown = {key: value for key, value in row.items() if key in SHOWN or key.startswith("reward/")}
         context.progress.update(state.update, training.updates, **shown)
 
-    if not train(run, state, checkpoint=checkpoint, report=report, stop=context.stop):
+    def stop() -> bool:
+        return distributed.any_rank(context.stop())
+
+    if not train(run, state, checkpoint=checkpoint, report=report, stop=stop):
         raise Stopped(f"stopped after update {state.update} of {training.updates}; repeat the command to go on")
     if state.update < training.updates:
         context.progress.say(f"ended by {stage}.watch after update {state.update} of {training.updates}, and kept")
@@ -112,7 +117,8 @@ def write(context: Context, base: SharedBase, state: TrainState) -> None:
 
     def save(file: str, role: str, values: dict[str, torch.Tensor]) -> None:
         portable = base.portable(role, values)
-        save_file({name: value.detach().cpu().contiguous() for name, value in portable.items()}, out / file)
+        if distributed.rank() == 0:
+            save_file({name: value.detach().cpu().contiguous() for name, value in portable.items()}, out / file)
 
     save(STUDENT_FILE, STUDENT, base.student_parameters)
     ema, of_update = exported(state)

@@ -18,7 +18,9 @@ from typing import Protocol
 
 import torch
 
+from dmdr import distributed
 from dmdr.path import Path, per_sample
+from dmdr.rewards.mixture import Mixture
 from dmdr.rollout import States
 from dmdr.update import Batch
 
@@ -27,7 +29,8 @@ Figures = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one window, before its weight: (x0 (B, C, H, W), batch) -> (scalar, figures to log).
+    """The loss of one window, before its weight: (x0 (B, C, H, W), batch) -> (scalar, figures to log). The scalar is
+    this rank's part of the mean over all ranks; figures are of all ranks.
 
     blocks (P, g): trajectories whose states of one step must stand in one batch; they alone are trained on.
     """
@@ -42,6 +45,7 @@ class Algorithm(Protocol):
     group_size: int  # images of one prompt in a rollout
     unused: float  # trajectories rolled out for each one that is trained on
     inner_updates: int  # student updates on one rollout
+    block: int  # trajectories whose states of one step must stand in one batch
 
     def look(self, states: States, prompts: list[str]) -> Objective:
         """states: N steps of M trajectories, groups one after another; prompts: of the M trajectories."""
@@ -59,3 +63,34 @@ def actions(states: States, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, t
     acts = batch.step < len(states.times) - 1
     after = batch.step[acts] + 1
     return acts, states.x_t[after, batch.trajectory[acts]], states.times[after]
+
+
+def share(acts: torch.Tensor) -> torch.Tensor:
+    """What turns a mean over these actions (B,) into their part of the mean over the actions of all ranks."""
+    count = acts.sum()
+    return count / distributed.total(count).clamp(min=1)
+
+
+def rewarded(reward: Mixture, states: States, prompts: list[str], group_size: int) -> tuple[torch.Tensor, Figures]:
+    """The rewards (P, G) of the samples of all groups, each group scored by one rank, and their figures."""
+    groups = distributed.share(len(prompts) // group_size)
+    mine = slice(groups.start * group_size, groups.stop * group_size)
+    rewards_PG, figures = reward.of_samples(states.x0[-1, mine], prompts[mine], group_size)
+    return distributed.gather(rewards_PG), of_all_ranks(figures, rewards_PG.numel())
+
+
+def of_all_ranks(figures: Figures, count: int) -> Figures:
+    """reward/NAME and reward_std/NAME of `count` samples here, as those of the samples of all ranks."""
+    if distributed.ranks() == 1:
+        return figures
+    means = {name: each.double() for name, each in figures.items() if name.startswith("reward/")}
+    spreads = {name: figures[name.replace("reward/", "reward_std/")].double() for name in means}
+    moments = {name: torch.stack([mean, spreads[name].square() + mean.square()]) for name, mean in means.items()}
+    weight = count / distributed.total(torch.tensor(count)).item()
+    sums = distributed.total(torch.stack(list(moments.values())) * weight)
+    found = dict(zip(means, sums[:, 0], strict=True))
+    of_squares = dict(zip(means, sums[:, 1], strict=True))
+    return found | {
+        name.replace("reward/", "reward_std/"): (of_squares[name] - mean.square()).clamp(min=0).sqrt()
+        for name, mean in found.items()
+    }

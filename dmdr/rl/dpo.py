@@ -16,11 +16,11 @@ from collections.abc import Mapping
 
 import torch
 
-from dmdr import losses
+from dmdr import distributed, losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import DPO as DPOConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl import Figures, Objective, actions, log_prob
+from dmdr.rl import Figures, Objective, actions, log_prob, rewarded, share
 from dmdr.rollout import States
 from dmdr.update import Batch
 
@@ -32,7 +32,7 @@ class DPO:
         ConfigError: a reward is unknown or broken.
     """
 
-    inner_updates = 1
+    inner_updates, block = 1, 2
 
     def __init__(self, config: DPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
         self.base, self.beta, self.group_size = base, config.beta, config.group_size
@@ -40,7 +40,7 @@ class DPO:
         self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
 
     def look(self, states: States, prompts: list[str]) -> Objective:
-        rewards_PG, figures = self.reward.of_samples(states.x0[-1], prompts, self.group_size)
+        rewards_PG, figures = rewarded(self.reward, states, prompts, self.group_size)
         first = torch.arange(0, len(prompts), self.group_size)
         winner, loser = rewards_PG.argmax(1).cpu(), rewards_PG.argmin(1).cpu()
         ranked = rewards_PG.amax(1) > rewards_PG.amin(1)  # a group without a best teaches nothing
@@ -52,8 +52,9 @@ class DPO:
             gain = log_prob(path, x_next, x0[acts], t_next) - log_prob(path, x_next, reference, t_next)
             gain_w_P, gain_l_P = (gain / x0[0].numel()).view(-1, 2).unbind(1)
             group = batch.trajectory[acts][::2] // self.group_size
-            total = losses.dpo(gain_w_P, gain_l_P, self.beta, ranked[group])
+            part = losses.dpo(gain_w_P, gain_l_P, self.beta, ranked[group]) * share(acts)
             prefers = (gain_w_P.detach() > gain_l_P.detach()).float()
-            return total, {**figures, "prefers_winner": prefers.sum() / max(len(prefers), 1)}
+            found = {"prefers_winner": prefers.sum() / max(len(prefers), 1) * share(acts)}
+            return part, {**figures, **distributed.totals(found)}
 
         return Objective(loss, torch.stack([first + winner, first + loser], dim=1))

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 
 import torch
 
-from dmdr import losses
+from dmdr import distributed, losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import GRPO as GRPOConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl import Figures, Objective, actions, log_prob
+from dmdr.rl import Figures, Objective, actions, log_prob, rewarded, share
 from dmdr.rollout import States
 from dmdr.update import Batch
 
@@ -31,7 +31,7 @@ class GRPO:
         ConfigError: a reward is unknown or broken.
     """
 
-    unused = 1.0
+    unused, block = 1.0, 1
 
     def __init__(self, config: GRPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
         self.base, self.kl, self.clip_range = base, config.kl, config.clip_range
@@ -39,7 +39,7 @@ class GRPO:
         self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
 
     def look(self, states: States, prompts: list[str]) -> Objective:
-        rewards_PG, figures = self.reward.of_samples(states.x0[-1], prompts, self.group_size)
+        rewards_PG, figures = rewarded(self.reward, states, prompts, self.group_size)
         advantages_M = losses.advantages(rewards_PG).flatten()
         path = self.base.backbone.path
 
@@ -48,15 +48,15 @@ class GRPO:
             new_A = log_prob(path, x_next, x0[acts], t_next)
             old_A = log_prob(path, x_next, batch.x0[acts], t_next)
             log_ratio_A = (new_A - old_A) / x0[0].numel()
-            total = losses.grpo(log_ratio_A, advantages_M[batch.trajectory[acts]], self.clip_range)
+            part = losses.grpo(log_ratio_A, advantages_M[batch.trajectory[acts]], self.clip_range)
             clipped = ((log_ratio_A.detach().exp() - 1).abs() > self.clip_range).float()
-            found = {**figures, "clipped": clipped.sum() / max(len(clipped), 1)}
+            found = {"clipped": clipped.sum() / max(len(clipped), 1) * share(acts)}
             if self.kl:
                 reference = self.base.reference(batch.x_t, batch.t, batch.c)
                 signal, spread = path.signal_and_spread(t_next)
                 regulariser = losses.gaussian_kl(x0[acts], reference[acts], signal / spread)
-                found["loss_reference"] = regulariser.detach()
-                total = total + self.kl * regulariser
-            return total, found
+                found["loss_reference"] = regulariser.detach() * share(acts)
+                part = part + self.kl * regulariser
+            return part * share(acts), {**figures, **distributed.totals(found)}
 
         return Objective(loss, torch.arange(len(prompts))[:, None])

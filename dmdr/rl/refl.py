@@ -13,11 +13,11 @@ from collections.abc import Mapping
 
 import torch
 
-from dmdr import losses
+from dmdr import distributed, losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import ReFL as ReFLConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl import Figures, Objective
+from dmdr.rl import Figures, Objective, of_all_ranks
 from dmdr.rollout import States
 from dmdr.update import Batch
 
@@ -29,7 +29,7 @@ class ReFL:
         ConfigError: a reward is unknown, has no gradient or, for its log, is not above 0, or is broken.
     """
 
-    group_size, unused, inner_updates = 1, 1.0, 1
+    group_size, unused, inner_updates, block = 1, 1.0, 1, 1
 
     def __init__(self, config: ReFLConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
         self.base, self.pretraining = base, config.pretraining
@@ -42,11 +42,11 @@ class ReFL:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             images = self.base.backbone.decode(x0)
             rewards_B, figures = self.reward(images, [prompts[i] for i in batch.trajectory.tolist()])
-            total = self.loss(rewards_B)
+            figures, total = of_all_ranks(figures, len(rewards_B)), self.loss(rewards_B)
             if self.pretraining:
                 regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))
-                figures["loss_reference"] = regulariser.detach()
+                figures |= distributed.totals({"loss_reference": regulariser.detach() * batch.share})
                 total = total + self.pretraining * regulariser
-            return total, figures
+            return total * batch.share, figures
 
         return Objective(loss, torch.arange(states.x0.shape[1])[:, None])

@@ -9,16 +9,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from threading import Thread
 
+from stages.ranks import die_with_parent
+
 GRACE = 60  # seconds a stage has for its last step and its checkpoint
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run(command: list[str], say: Callable[[str], None] | None) -> int:
@@ -31,7 +30,7 @@ def run(command: list[str], say: Callable[[str], None] | None) -> int:
     errors = None if say is None else subprocess.STDOUT
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, text=True, errors="replace", process_group=0,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=_die_with_parent(),
+        env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=die_with_parent(),
     )  # fmt: skip
     reader = Thread(target=_forward, args=(child, say), daemon=True)
     reader.start()
@@ -59,11 +58,3 @@ def _stop(child: subprocess.Popen[str]) -> None:
     except BaseException:  # too long, or asked to stop a second time; the caller raises what came first
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """What the child runs before exec. libc is loaded here: after a fork nothing may take a lock."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

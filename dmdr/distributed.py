@@ -1,0 +1,132 @@
+"""Several processes (ranks) that train one model: who does what of a batch, and sums over all of them.
+
+1. The batch is global: what is drawn for it does not depend on the number of ranks. Each rank takes a part of it, and a
+   loss inside an update is the rank's part of the global mean, so that sums over the ranks are what one process has.
+2. Gradients are summed once, after the backward pass, in few large messages. An update runs the networks several times
+   and goes backward twice, which hooks on each forward (torch's DistributedDataParallel) do not allow for.
+3. Without a group of processes everything here is the identity, at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+LONGEST = timedelta(minutes=60)  # that the others wait for one rank: to load, to write a checkpoint
+MESSAGE = 2**25  # elements that are summed at once
+
+
+def join(device: str, local_rank: int) -> None:
+    """Enter the group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name, on the GPU of this rank if on any."""
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=LONGEST)
+
+
+def leave() -> None:
+    """Leave the group together with the others."""
+    if dist.is_initialized():
+        wait()
+        dist.destroy_process_group()
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait() -> None:
+    """For all ranks to come here."""
+    if ranks() > 1:
+        total(torch.zeros(()))  # unlike barrier(), it needs no GPU
+
+
+def share(count: int) -> slice:
+    """Which of `count` things are this rank's: neighbours, as many as anybody else's or one fewer."""
+    return slice(count * rank() // ranks(), count * (rank() + 1) // ranks())
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks, without a graph."""
+    if ranks() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value
+
+
+def totals(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The sums over all ranks of scalars, in one message."""
+    if ranks() == 1:
+        return values
+    return dict(zip(values, total(torch.stack([value.detach() for value in values.values()])), strict=True))
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is up on some rank; all get the same answer."""
+    return bool(total(torch.tensor(float(flag))))
+
+
+def gather(part: torch.Tensor) -> torch.Tensor:
+    """The parts of all ranks, one after another along the first dimension; lengths may differ. No graph."""
+    if ranks() == 1:
+        return part
+    lengths = torch.zeros(ranks(), dtype=torch.int64)
+    lengths[rank()] = len(part)
+    lengths = total(lengths).tolist()
+    padded = part.new_zeros(max(lengths), *part.shape[1:])
+    padded[: len(part)] = part.detach()
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([each[:length] for each, length in zip(parts, lengths, strict=True)])
+
+
+def sum_in_place(tensors: Iterable[torch.Tensor]) -> None:
+    """Replace each tensor by its sum over all ranks; the same ones, in the same order, on each."""
+    if ranks() == 1:
+        return
+    message: list[torch.Tensor] = []
+    for tensor in tensors:
+        if message and sum(map(torch.Tensor.numel, message)) + tensor.numel() > MESSAGE:
+            _sum(message)
+            message = []
+        message.append(tensor)
+    if message:
+        _sum(message)
+
+
+def _sum(message: list[torch.Tensor]) -> None:
+    flat = torch.cat([tensor.flatten() for tensor in message])
+    dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in message])
+    torch._foreach_copy_(message, [part.view_as(tensor) for part, tensor in zip(parts, message, strict=True)])
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of this rank's rows; all of them, where the tensor is not split."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All rows; where they are split, all ranks have to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def has_rows(tensor: torch.Tensor) -> bool:
+    """Whether this rank writes rows of it to a checkpoint; what is not split, only the first does."""
+    return local(tensor).numel() > 0 if isinstance(tensor, DTensor) else rank() == 0
+
+
+def take(tensor: torch.Tensor, found: torch.Tensor) -> None:
+    """Copy this rank's rows out of a whole tensor; FSDP2 deals them out as torch.chunk does."""
+    if isinstance(tensor, DTensor):
+        rows = -(-len(found) // ranks())
+        found = found[rank() * rows : (rank() + 1) * rows]
+    local(tensor).copy_(found)

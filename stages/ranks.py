@@ -1,0 +1,119 @@
+"""A training stage in several processes (ranks) of this machine, one a GPU.
+
+1. `python -m stages` starts them itself, not by torchrun. That turns every exit code into 1, kills ranks 30 s after a
+   SIGTERM, whatever their checkpoint needs, and prints a report of its own over the one line that says what was wrong.
+2. They find in their environment what torchrun would set, so torchrun can start them too; several machines need it.
+3. SIGTERM goes on to all ranks and only raises flags. They compare flags before each update, so all leave together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from dmdr.config import Config
+from dmdr.errors import ConfigError
+
+SPLIT = ("cold_start", "joint")  # the stages that several processes share
+GRACE = 60  # seconds that a rank has to end once another has failed; one that waits for a sum never looks at its flag
+POLL = 0.05  # seconds
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+WORST_FIRST = (64, 65, 66, 74, 70)  # an input that stays bad tells more than the crashes it caused in other ranks
+LEFT = 75
+
+
+def rank() -> int | None:
+    """Which of several ranks this process is; None if it was started alone."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+
+
+def count(config: Config, stage: str) -> int:
+    """How many ranks this stage needs to be started as; 1 where this process is one or can do it alone.
+
+    Raises:
+        ConfigError: torchrun started a stage that runs in one process, or another number than the config asks for.
+    """
+    if rank() is None:
+        return config.execution.processes if stage in SPLIT else 1
+    if stage not in SPLIT and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ConfigError(f"{stage} runs in one process, torchrun started {os.environ['WORLD_SIZE']}; start it alone")
+    here, asked = int(os.environ["LOCAL_WORLD_SIZE"]), config.execution.processes
+    if asked not in (1, here):
+        raise ConfigError(
+            f"execution.processes is {asked}, and torchrun started {here} on this machine; give --nproc-per-node "
+            f"{asked}, or leave execution.processes out"
+        )
+    return 1
+
+
+def join(device: str) -> None:
+    """Make this process one of the ranks, if it is one."""
+    if rank() is not None:
+        from dmdr import distributed
+
+        distributed.join(device, int(os.environ["LOCAL_RANK"]))
+
+
+def run(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int:
+    """`python -m stages` with these arguments as so many ranks; the exit code that tells most.
+
+    asked_to_stop: grows with each signal that this process gets.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"OMP_NUM_THREADS": threads, **os.environ, **shared}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "stages", *arguments], stdin=subprocess.DEVNULL, preexec_fn=die_with_parent(),
+            env={key: str(value) for key, value in {**shared, "RANK": n, "LOCAL_RANK": n}.items()},
+        )
+        for n in range(ranks)
+    ]  # fmt: skip
+    told, deadline = 0, None
+    while any(child.poll() is None for child in children):
+        failed = deadline is None and any(child.poll() for child in children)
+        if failed:
+            deadline = time.monotonic() + GRACE
+        if failed or len(asked_to_stop) > told:
+            told = len(asked_to_stop)
+            _signal(children, signal.SIGTERM)
+        if deadline is not None and time.monotonic() > deadline:
+            _signal(children, signal.SIGKILL)
+        time.sleep(POLL)
+    return verdict([child.returncode for child in children])
+
+
+def _signal(children: list[subprocess.Popen], number: signal.Signals) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def verdict(codes: list[int]) -> int:
+    """One exit code of many; 128 + n where signal n ended a rank and nothing tells more."""
+    bad = [code for code in codes if code]
+    for code in WORST_FIRST:
+        if code in bad:
+            return code
+    others = [code if code > 0 else 128 - code for code in bad if code != LEFT]
+    return others[0] if others else LEFT if bad else 0
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """What a child runs before exec, so that the kernel sends it SIGTERM when this process dies without a word.
+
+    libc is loaded here: after a fork nothing may take a lock.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,149 @@
+"""Training stages in several processes, started for real: the same losses and weights as one process has."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.ranks import verdict
+
+TOLERANCE = 1e-5
+RUN = {"updates": 4, "batch_size": 3, "fake_updates": 3, "dynamic": {"updates": 3}}
+RATES = {"student": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 1e-4}}
+TRAINING = {**RUN, **RATES}
+
+
+def command(stage: str, config: Path, store: Path) -> list[str]:
+    return ["-m", "stages", stage, "--config", str(config), "--store", str(store)]
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+    root = Path(__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def finish(arguments: list[str], code: int = 0) -> str:
+    process = start(arguments)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return err
+
+
+def results(store: Path, stage: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    folder = store / "tiny" / stage
+    weights = {f"{file.stem}/{name}": value for file in folder.glob("*.safetensors")
+               for name, value in load_file(file).items()}  # fmt: skip
+    return weights, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(ours: Path, theirs: Path, stage: str) -> None:
+    """Weights and logged figures, to TOLERANCE of their size."""
+    (weights, rows), (expected, expected_rows) = results(ours, stage), results(theirs, stage)
+    assert weights.keys() == expected.keys() and len(rows) == len(expected_rows)
+    apart = max(float((weights[name] - expected[name]).abs().max()) for name in expected)
+    figures = [(row[key], value) for row, each in zip(rows, expected_rows, strict=True) for key, value in each.items()]
+    relative = max(abs(found - value) / max(1.0, abs(value)) for found, value in figures)
+    print(f"{stage}: weights at most {apart:.2e} apart, figures {relative:.2e}")
+    assert apart < TOLERANCE and relative < TOLERANCE
+
+
+def together(tiny_config: Callable[..., Path], processes: int, **changes: object) -> Path:
+    execution = {"device": "cpu", "checkpoint_every": 2, "processes": processes}
+    return tiny_config(**{"execution": execution, "cold_start": TRAINING, **changes})
+
+
+@pytest.mark.parametrize(
+    ("form", "joint"),
+    [
+        ("full", {"rl": {"algorithm": "refl", "weight": 0.5, "weight_is": "matched", "rewards": {"lab-conv": 1.0}}}),
+        ("lora", {"rl": {"algorithm": "grpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                  "batch_size": 5, "watch": {"every": 2, "reward": "lab-mixer", "prompts": 5}}),
+        ("full", {"rl": {"algorithm": "dpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                  "batch_size": 6, "distribution_matching": False}),
+    ],
+    ids=["refl-matched", "grpo-lora-watched", "dpo-alone"],
+)  # fmt: skip
+def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, joint):
+    """Ranks get 1 and 2 states of a batch of 3; those that were followed by an action differ in number, too."""
+    student = {"steps": 2, "form": form, **({"lora_rank": 4} if form == "lora" else {})}
+    alone, both = tmp_path / "1", tmp_path / "2"
+    for store, processes, stages in ((alone, 1, ("prompts", "cold_start")), (both, 2, ("cold_start",))):
+        config = together(tiny_config, processes, student=student, joint={**TRAINING, **joint})
+        if processes == 2:
+            shutil.copytree(alone / "tiny/prompts", both / "tiny/prompts")
+        for stage in stages:
+            finish(command(stage, config, store))
+    assert_same(both, alone, "cold_start")
+
+    shutil.rmtree(both)
+    shutil.copytree(alone, both)
+    for store, processes in ((alone, 1), (both, 2)):
+        finish(command("joint", together(tiny_config, processes, student=student, joint={**TRAINING, **joint}), store))
+    assert_same(both, alone, "joint")
+
+
+def test_torchrun_may_start_the_ranks(tiny_config, tmp_path):
+    config = together(tiny_config, 1)
+    finish(command("prompts", config, tmp_path))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finish([*torchrun, *command("cold_start", config, tmp_path)])
+    record = json.loads((tmp_path / "tiny/cold_start/record.json").read_text())
+    assert record["processes"] == 2
+    err = finish([*torchrun, *command("export", config, tmp_path)], code=1)
+    assert "it needs joint" in err or "export runs in one process" in err
+
+
+@pytest.mark.parametrize("who", ["all", "one"])
+def test_sigterm_on_any_rank_leaves_one_checkpoint_and_75(tiny_config, tmp_path, who):
+    config = together(tiny_config, 2, cold_start={**TRAINING, "updates": 4000})
+    finish(command("prompts", config, tmp_path))
+    process = start(command("cold_start", config, tmp_path))
+    checkpoints = tmp_path / "tiny/cold_start/checkpoints"
+    while not list(checkpoints.glob("*/manifest.json")) and process.poll() is None:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(process.pid if who == "all" else int(children[1]), signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    newest = max(path.parent.name for path in checkpoints.glob("*/manifest.json"))
+    told = [line for line in err.splitlines() if "stopped after update" in line]
+    assert len(told) == 1 and f"after update {int(newest.removeprefix('step-'))} of 4000" in told[0], err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cold_start": {**TRAINING, "batch_size": 1}}, "cold_start.batch_size 1 cannot be split over 2 processes"),
+        ({"cold_start": {**TRAINING, "batch_size": 2, "fake_updates": 1}}, "needs 1 prompt an update, fewer than 2"),
+    ],
+    ids=["batch", "prompts"],
+)
+def test_what_cannot_be_split_is_refused_in_one_line(tiny_config, tmp_path, changes, said):
+    config = together(tiny_config, 2, **changes)
+    finish(command("prompts", config, tmp_path))
+    err = finish(command("cold_start", config, tmp_path), code=64)
+    assert said in err and err.count("\n") == 1
+    assert not (tmp_path / "tiny/cold_start/record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [([0, 0], 0), ([75, 75], 75), ([70, 65], 65), ([75, 74], 74), ([-9, 70], 70), ([-9, 75], 137), ([0, 75], 75)],
+)
+def test_the_exit_code_that_tells_most(codes, code):
+    assert verdict(codes) == code
