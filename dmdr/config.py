@@ -25,7 +25,9 @@ class Section(BaseModel):
 class Teacher(Section):
     """The frozen multi-step model and how it is sampled when it is the yardstick."""
 
-    path: Address  # a diffusers folder, hub:OWNER/NAME@COMMIT, or a teacher that ships with the lab, as lab:flow
+    # a diffusers folder, hub:OWNER/NAME@COMMIT, a teacher that ships with the lab, as lab:flow, or a .safetensors file
+    path: Address  # in the layout that SDXL and SD3 were published in
+    parts: Address | None = None  # of such a file: a folder or hub: with its configuration and what else it lacks
     guidance_scale: float = Field(ge=1.0)  # classifier-free guidance, in the real score and in evaluation; 1 is off
     steps: Positive = 25  # of evaluation ("DMDR, Table 1")
     resolution: Positive | None = None  # of the images, in pixels a side; None: the family's own
@@ -217,6 +219,30 @@ class Evaluate(Section):
         return self
 
 
+FORMS = ("pipeline", "lora", "weights", "single-file")
+
+
+class Export(Section):
+    """What is written of the student. Each form but lora is as large as the network or larger.
+
+    pipeline: a diffusers folder, which evaluation draws from. lora: a LoRA student's LoRA alone. weights: the network
+    alone under diffusers' names. single-file: network, VAE and text encoders as one file in the layout that SDXL and
+    SD3 were published in, which ComfyUI reads.
+    """
+
+    forms: tuple[Literal[FORMS], ...] | None = Field(None, min_length=1, strict=False)  # None: pipeline, lora if it is
+
+    @model_validator(mode="after")
+    def _forms_fit(self) -> Export:
+        if self.forms and len(set(self.forms)) < len(self.forms):
+            raise ValueError(f"export.forms names one twice: {', '.join(self.forms)}")
+        if self.forms and "single-file" in self.forms and "pipeline" not in self.forms:
+            raise ValueError(
+                "export.forms has single-file without pipeline, whose folder diffusers configures the file by; add it"
+            )
+        return self
+
+
 class Execution(Section):
     """How a run is carried out. Nothing here changes the result: with one process not a bit of it, and several differ
     from one by the order in which they add."""
@@ -241,7 +267,13 @@ class Config(Section):
     joint: Joint
     evaluate: Evaluate
     weights: dict[str, Address] = Field({})  # of reward models: a file, a folder or hub:OWNER/NAME@COMMIT[/FILE]
+    export: Export = Export()
     execution: Execution = Execution()
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that the export is written in."""
+        return self.export.forms or ("pipeline", "lora")[: 1 + (self.student.form == "lora")]
 
     def rewards(self, stage: str) -> set[str]:
         """The rewards that a stage runs: joint trains on some and watches one, evaluate reports some."""
@@ -276,4 +308,27 @@ class Config(Section):
                 f"joint.rl.algorithm {self.joint.rl.algorithm} learns from the renoising steps and student.steps 1 has "
                 "none; set algorithm: refl, or 2 steps or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _student_has_the_forms(self) -> Config:
+        if "lora" in self.forms and self.student.form == "full":
+            raise ValueError("export.forms has lora but student.form is full; take lora out, or set form: lora")
+        if "pipeline" not in self.forms and "student" in self.evaluate.models:
+            raise ValueError(
+                "export.forms lacks pipeline, which evaluate draws the student from; add it, or take student out of "
+                "evaluate.models"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _file_has_parts(self) -> Config:
+        is_file = self.teacher.path.endswith(".safetensors")
+        if is_file and self.teacher.parts is None:
+            raise ValueError(
+                f"teacher.path {self.teacher.path} is one file and teacher.parts is missing; name the diffusers folder "
+                "or hub:OWNER/NAME@COMMIT that gives its configuration, tokenizers and what the file lacks"
+            )
+        if not is_file and self.teacher.parts is not None:
+            raise ValueError("teacher.parts is set but teacher.path is no .safetensors file; drop it")
         return self

@@ -1,8 +1,9 @@
-"""A trained student -> a diffusers folder that needs no code of ours, and the proof that it draws the same images.
+"""A trained student -> forms that need no code of ours; dmdr/parity.py is the proof that each draws the same images.
 
-1. The folder is float32 throughout: the network as it was trained, the other parts as the method loaded them. Mixed
+1. Every form is float32 throughout: the network as it was trained, the other parts as the method loaded them. Mixed
    precision in one folder does not load as one dtype, and half precision is one `.to(torch.float16)` away.
-2. A LoRA student is written twice: fused into its base, and alone in the form of `load_lora_weights`.
+2. A LoRA student is fused into its base in every form but `lora`, which is the LoRA alone for `load_lora_weights`.
+3. What a call has to be told lies in the files themselves: `metadata`, and a scheduler/ beside a network alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,13 +19,17 @@ from transformers.utils import logging as transformers_logging
 
 from dmdr.backbones import Backbone
 from dmdr.errors import DataError
-from dmdr.rollout import student_sample
+from dmdr.original_layout import LAYOUTS, original
 
 WEIGHTS = "student_ema.safetensors"  # of a training stage: what is exported and evaluated
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
-PROBES = ("a red circle", "two blue squares above a green cross", "a photo of three trees")  # of the parity check
-TOLERANCE = 1e-3  # greatest absolute difference of latents, whose standard deviation is about 1: float32 leaves 1e-5,
-# in a student that RL alone has driven far 1.5e-4, and a wrong scheduler or weight 0.1 and more
+NETWORK_FILE = "diffusion_pytorch_model.safetensors"  # the same for a network
+ARCHITECTURES = {  # family -> the model's name in modelspec, the code whose keys a single file has
+    "sdxl": ("stable-diffusion-xl-v1-base", "sgm"),
+    "sd3": ("stable-diffusion-3", "sd3"),
+    "z-image": ("z-image", "diffusers"),
+    "flux": ("flux-1-dev", "diffusers"),
+}
 
 
 def load_student(network: torch.nn.Module, folder: Path) -> dict:
@@ -42,8 +46,11 @@ def load_student(network: torch.nn.Module, folder: Path) -> dict:
         else:
             fuse(network, weights)
     except (SafetensorError, RuntimeError, KeyError) as error:
-        message = " ".join(str(error).split())[:300]
-        raise DataError(f"{folder / WEIGHTS} is not a student of this teacher: {message}; train it again") from error
+        message = " ".join(str(error.args[0]).split())[:300]
+        raise DataError(
+            f"{folder / WEIGHTS} is not a student of this teacher: {message}; give the teacher that it was trained "
+            "from, or train it again"
+        ) from error
     return facts
 
 
@@ -59,62 +66,111 @@ def fuse(network: torch.nn.Module, lora: dict[str, torch.Tensor]) -> None:
     network.requires_grad_(False)
 
 
+def metadata(backbone: Backbone, steps: int, *, title: str, teacher: str) -> dict[str, str]:
+    """What a safetensors file of the student says of itself, `modelspec.*` as other tools read it.
+
+    teacher: its digest.
+    """
+    scheduler, side = backbone.student_scheduler(steps), backbone.resolution
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": ARCHITECTURES[backbone.family][0],
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{side}x{side}",
+        "dmdr.steps": str(steps),
+        "dmdr.timesteps": json.dumps([round(t, 3) for t in backbone.student_timesteps(steps).tolist()]),
+        "dmdr.scheduler": type(scheduler).__name__,
+        "dmdr.scheduler_config": json.dumps(config),
+        "dmdr.guidance_scale": f"{backbone.plain_guidance:g}",
+        "dmdr.resolution": str(side),
+        "dmdr.teacher": teacher,
+    }
+
+
+def write(form: str, backbone: Backbone, weights: Path, steps: int, out: Path, about: dict[str, str]) -> None:
+    """A form of the student into its folder under `out`. The backbone's network is the student.
+
+    weights: the student's own, as they were trained. about: `metadata`.
+    """
+    network, folder = backbone.network, out / form
+    if form == "pipeline":
+        save_pipeline(backbone, network, steps, folder)
+    elif form == "lora":
+        save_lora(backbone, weights, steps, folder, about)
+    elif form == "weights":
+        save_weights(backbone, network, steps, folder, about)
+    else:
+        save_single_file(backbone, network, folder / f"{about['modelspec.title']}.safetensors", about)
+
+
 def save_pipeline(backbone: Backbone, network: torch.nn.Module, steps: int, folder: Path) -> None:
     """The whole diffusers folder: `network` with the few-step scheduler and the teacher's other parts."""
-    _no_bars()
+    no_bars()
     backbone.pipeline(network, backbone.student_scheduler(steps)).save_pretrained(folder, safe_serialization=True)
 
 
-def save_lora(backbone: Backbone, weights: Path, folder: Path) -> None:
-    """The student's LoRA alone, for `load_lora_weights` on the teacher's pipeline.
+def save_lora(backbone: Backbone, weights: Path, steps: int, folder: Path, about: dict[str, str]) -> None:
+    """The student's LoRA alone, for `load_lora_weights` on the teacher's pipeline, and its scheduler.
 
     diffusers names each tensor by the part of the pipeline it belongs to: transformer. or unet.
     """
-    parts = backbone.pipeline(backbone.network, backbone.student_scheduler(1)).components
-    part = next(name for name, component in parts.items() if component is backbone.network)
-    folder.mkdir(parents=True)
-    save_file(
-        {f"{part}.{key}": value for key, value in load_file(weights).items()}, folder / LORA_FILE, {"format": "pt"}
-    )
+    part = network_part(backbone)
+    backbone.student_scheduler(steps).save_pretrained(folder / "scheduler")
+    save_file({f"{part}.{key}": value for key, value in load_file(weights).items()}, folder / LORA_FILE, about)
 
 
-@torch.no_grad()
-def parity(backbone: Backbone, network: torch.nn.Module, steps: int, folder: Path, *, seed: int) -> float:
-    """Greatest absolute difference of latents between our sampler and the folder, loaded afresh by plain diffusers.
+def save_weights(backbone: Backbone, network: torch.nn.Module, steps: int, folder: Path, about: dict[str, str]) -> None:
+    """The network alone, for `from_pretrained` of its class, and its scheduler."""
+    network.save_config(folder)
+    backbone.student_scheduler(steps).save_pretrained(folder / "scheduler")
+    weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
+    save_file(weights, folder / NETWORK_FILE, about)
 
-    Text goes through the folder's own encoders on one side and through `encode` on the other, so that the whole path
-    from prompt to latents is compared.
+
+def save_single_file(backbone: Backbone, network: torch.nn.Module, file: Path, about: dict[str, str]) -> None:
+    """Network, VAE and text encoders as one file in the original layout of the family.
 
     Raises:
-        DataError: the difference is above TOLERANCE or not a number.
+        DataError: a tensor has no place there.
     """
-    _no_bars()
-    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True).to(network.device)
-    pipe.set_progress_bar_config(disable=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        start = torch.randn(len(PROBES), *backbone.latent_shape).to(network.device)
-        torch.manual_seed(seed)  # diffusers renoises from torch's global generator, which we then follow draw by draw
-        theirs = pipe(
-            list(PROBES), num_inference_steps=steps, guidance_scale=backbone.plain_guidance, output_type="latent",
-            height=backbone.resolution, width=backbone.resolution, latents=backbone.to_pipeline(start.clone()),
-        ).images  # fmt: skip
-        torch.manual_seed(seed)
-        like = backbone.to_pipeline(start)
-        noises = torch.stack([start, *(backbone.from_pipeline(torch.randn_like(like)) for _ in range(steps - 1))])
-    items, _ = backbone.encode(list(PROBES))
-    times = backbone.student_times(steps).to(network.device)
-    ours = student_sample(backbone, network, backbone.collate(items), times, noises)
-    difference = (ours - backbone.from_pipeline(theirs)).abs().max().item()
-    if not difference <= TOLERANCE:
-        raise DataError(
-            f"the exported folder does not draw the student's images: latents differ by {difference:.2e}, allowed "
-            f"{TOLERANCE:.0e}; check that diffusers is the version DMDR is installed with, then export again"
-        )
-    return difference
+    file.parent.mkdir(parents=True)
+    weights = original(backbone.family, {**_parts(backbone), network_part(backbone): network.state_dict()})
+    save_file(weights, file, {**about, "modelspec.implementation": ARCHITECTURES[backbone.family][1]})
 
 
-def _no_bars() -> None:
+def check_single_file(backbone: Backbone) -> None:
+    """Ask early, and without a copy of the network, whether `save_single_file` will find a place for every tensor.
+
+    Raises:
+        DataError: it will not.
+    """
+    parts = _parts(backbone)
+    for part in parts.keys() - {"text_encoder"}:  # the only part whose values matter
+        parts[part] = {name: weight.to("meta") for name, weight in parts[part].items()}
+    original(backbone.family, parts)
+
+
+def network_part(backbone: Backbone) -> str:
+    """The name of the network among the parts of its pipeline: transformer or unet."""
+    return next(name for name, part in backbone.pipe.components.items() if part is backbone.network)
+
+
+def absent_texts(backbone: Backbone) -> list[str]:
+    """The text encoders and tokenizers that the teacher lacks, as SD3 may its T5; diffusers wants to be told."""
+    parts = backbone.pipe.components.items()
+    return [name for name, part in parts if part is None and name.startswith(("text_encoder", "tokenizer"))]
+
+
+def _parts(backbone: Backbone) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of each part that the family's original layout has."""
+    parts = {part: backbone.pipe.components[part] for part in LAYOUTS[backbone.family]}
+    return {part: module.state_dict() for part, module in parts.items() if module is not None}
+
+
+def no_bars() -> None:
     """Both libraries draw a bar for each part that they read or write, whatever the log is."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

@@ -14,17 +14,20 @@ NEEDS = {  # the settings each stage reads, and so the ones that name its result
     "prompts": ("seed", "prompts"),
     "cold_start": ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "cold_start"),
     "joint": ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "joint"),
-    "export": ("student", "teacher.resolution"),
+    "export": ("student", "teacher.resolution", "export"),
     "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
 }
-ADDRESSES = ("teacher.path", "prompts.sources", "prompts.evaluation")  # the digests of what lies there count instead
+# the digests of what lies there count instead
+ADDRESSES = ("teacher.path", "teacher.parts", "prompts.sources", "prompts.evaluation")
+YOUNGER = {"export.forms": None}  # than sealed runs: not named at the value that they were made with
 
 
 def identity(config: Config, stage: str) -> dict[str, object]:
-    """The settings that name a stage's result, flat ("student.steps": 4); addresses and execution are left out."""
+    """The settings that name a stage's result, flat ("student.steps": 4), without ADDRESSES and execution."""
     flat = _flat("", config.model_dump(mode="json"))
     needed = {key for key in flat for need in NEEDS[stage] if key == need or key.startswith(f"{need}.")}
-    return {key: flat[key] for key in sorted(needed.difference(ADDRESSES))}
+    named = needed.difference(ADDRESSES, (key for key, value in YOUNGER.items() if flat[key] == value))
+    return {key: flat[key] for key in sorted(named)}
 
 
 def _flat(prefix: str, value: object) -> dict[str, object]:

@@ -1,82 +1,107 @@
-"""Finding, fingerprinting and loading a teacher: a diffusers folder, a revision on a model hub, or one of the lab's."""
+"""Finding, fingerprinting and loading a teacher: a diffusers folder, a revision on a hub, one of the lab's, a file."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import re
 from pathlib import Path
 
-from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr import digests, hub
+from dmdr.config import Teacher
+from dmdr.errors import DataError, InputMissing
+from dmdr.single_file import SingleFile
 
+FAMILIES = {  # class of the pipeline -> family
+    "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusionXLPipeline": "sdxl",
+    "ZImagePipeline": "z-image",
+    "FluxPipeline": "flux",
+}
+ONE_FILE = ("sd3", "sdxl")  # the families of dmdr/original_layout.py
 LAB = Path(__file__).parent / "lab" / "teachers"
-HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
 PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors")
 OTHER_FORMS = ("*.fp16.*", "*/*.non_ema.*", "*/flax_*", "*/openvino_*")  # of the same weights, in many repositories
 
 
-def resolve(path: str) -> Path:
-    """The folder behind a config's teacher.path: a folder, "lab:NAME" of the lab, or "hub:OWNER/NAME@COMMIT".
+def resolve(path: str, parts: str | None = None) -> Path | SingleFile:
+    """What is behind a config's teacher.path: a folder, "lab:NAME" of the lab, "hub:OWNER/NAME@COMMIT", or with
+    teacher.parts a .safetensors file.
 
     What a hub has is fetched into its library's cache (HF_HOME) once; the pinned commit is the same teacher for ever.
 
     Raises:
         ConfigError: a hub's teacher is not pinned to a commit.
-        InputMissing: no such folder, or the hub does not give it.
-        DataError: the folder is not a diffusers pipeline.
+        InputMissing: no such folder or file, or the hub does not give it.
+        DataError: the folder is not a diffusers pipeline, or one of a family that has no files of this kind.
     """
-    if path.startswith("hub:"):
-        return _pipeline_folder(path, _fetched(path))
-    folder = LAB / path.removeprefix("lab:") if path.startswith("lab:") else Path(path)
+    if parts is None:
+        return _folder("teacher.path", path)
+    if not Path(path).is_file():
+        raise InputMissing(f"teacher.path {path}: no such file; give a .safetensors file, or a folder without parts")
+    source = SingleFile(Path(path), _folder("teacher.parts", parts))
+    if family(source) not in ONE_FILE:
+        raise DataError(
+            f"teacher.parts {parts} is of the family {family(source)}; a teacher in one file is one of "
+            f"{', '.join(ONE_FILE)}: give a diffusers folder as teacher.path"
+        )
+    return source
+
+
+def source(asked: Teacher) -> Path | SingleFile:
+    """`resolve` of a config's section."""
+    return resolve(asked.path, asked.parts)
+
+
+def _folder(key: str, path: str) -> Path:
+    if hub.is_hub(path):
+        folder = hub.fetched(key, path, files=PIPELINE_FILES, but=OTHER_FORMS)
+    else:
+        folder = LAB / path.removeprefix("lab:") if path.startswith("lab:") else Path(path)
     if not folder.is_dir():
         have = ", ".join(sorted(f"lab:{each.name}" for each in LAB.iterdir())) if LAB.is_dir() else "none"
-        raise InputMissing(f"teacher.path {path}: no such folder; give a diffusers folder or one of the lab's: {have}")
-    return _pipeline_folder(path, folder)
-
-
-def _pipeline_folder(path: str, folder: Path) -> Path:
+        raise InputMissing(f"{key} {path}: no such folder; give a diffusers folder or one of the lab's: {have}")
     if not (folder / "model_index.json").is_file():
-        raise DataError(f"teacher.path {path} has no model_index.json; save the pipeline there with save_pretrained")
+        raise DataError(f"{key} {path} has no model_index.json; save the pipeline there with save_pretrained")
     return folder
 
 
-def _fetched(path: str) -> Path:
-    """The pipeline's files of a hub's commit, in the cache."""
-    pinned = HUB.fullmatch(path)
-    if not pinned:
-        raise ConfigError(
-            f"teacher.path {path} is not hub:OWNER/NAME@COMMIT; pin the commit, 40 hex digits, so that the teacher "
-            "stays the same"
-        )
-    from huggingface_hub import snapshot_download
+def family(source: Path | SingleFile) -> str:
+    """The family of a teacher, by its index.
 
+    Raises:
+        DataError: one that DMDR does not know.
+    """
+    return FAMILIES[_index(_parts(source))["_class_name"]]
+
+
+def _parts(source: Path | SingleFile) -> Path:
+    return source.parts if isinstance(source, SingleFile) else source
+
+
+def _index(folder: Path) -> dict:
+    """model_index.json of a teacher whose family is known."""
     try:
-        folder = snapshot_download(
-            pinned["repo"], revision=pinned["commit"], allow_patterns=PIPELINE_FILES, ignore_patterns=OTHER_FORMS
-        )
-    except (OSError, ValueError) as error:  # no network, no such commit, no permission, no space
-        said = " ".join(str(error).split())[:200]
-        raise InputMissing(
-            f"teacher.path {path} cannot be fetched ({type(error).__name__}: {said}); check the name and the network, "
-            "accept its licence and set HF_TOKEN if it is gated, or fetch it elsewhere and give the folder"
-        ) from error
-    return Path(folder)
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"teacher {folder}: model_index.json is not JSON ({error}); fetch the teacher again") from error
+    name = index.get("_class_name")
+    if name not in FAMILIES:
+        raise DataError(f"teacher {folder} is a {name}; DMDR knows {', '.join(FAMILIES)}")
+    return index
 
 
-@functools.cache  # a run asks for it at each stage
-def digest(folder: Path) -> str:
-    """sha256 over the (relative path, sha256) of every file: the teacher's identity, wherever the folder lies."""
-    total = hashlib.sha256()
-    for file in sorted(each for each in folder.rglob("*") if each.is_file()):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
-    return total.hexdigest()
+def digest(source: Path | SingleFile) -> str:
+    """sha256 over the (relative path, sha256) of every file: the teacher's identity, wherever the folder lies.
+
+    Of one file with its parts: over the sha256 of the file and the digest of the parts.
+    """
+    if isinstance(source, SingleFile):
+        return hashlib.sha256(f"{digests.digest(source.file)} {digests.digest(source.parts)}\n".encode()).hexdigest()
+    return digests.digest(source)
 
 
-def load(folder: Path, device: str = "cpu", *, text: bool = True, resolution: int | None = None):
-    """The Backbone of a teacher folder, frozen, in float32; `text=False` leaves the text encoders on disk.
+def load(source: Path | SingleFile, device: str = "cpu", *, text: bool = True, resolution: int | None = None):
+    """The Backbone of a teacher, frozen, in float32; `text=False` leaves the text encoders on disk.
 
     resolution: of its images in pixels a side; None: the family's own.
 
@@ -84,30 +109,27 @@ def load(folder: Path, device: str = "cpu", *, text: bool = True, resolution: in
         DataError: a family that DMDR does not know, a damaged file, a tensor that is missing or of another shape, or a
             resolution that the family does not have.
     """
-    import torch
-    from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline
-    from diffusers.utils import logging
-    from safetensors import SafetensorError, safe_open
-    from transformers.utils import logging as transformers_logging
-
     from dmdr.backbones.flux import Flux
     from dmdr.backbones.sd3 import SD3
     from dmdr.backbones.sdxl import SDXL
     from dmdr.backbones.z_image import ZImage
 
-    families = {
-        "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, SD3),
-        "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, SDXL),
-        "ZImagePipeline": (ZImagePipeline, ZImage),
-        "FluxPipeline": (FluxPipeline, Flux),
-    }
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"teacher {folder}: model_index.json is not JSON ({error}); fetch the teacher again") from error
-    name = index.get("_class_name")
-    if name not in families:
-        raise DataError(f"teacher {folder} is a {name}; DMDR knows {', '.join(families)}")
+    backbones = {each.family: each for each in (SD3, SDXL, ZImage, Flux)}
+    return backbones[family(source)](pipeline(source, text=text).to(device), resolution)
+
+
+def pipeline(source: Path | SingleFile, *, text: bool = True):
+    """The teacher's own pipeline, in float32; raises as `load` does."""
+    import diffusers
+    import torch
+    from diffusers.utils import logging
+    from safetensors import SafetensorError, safe_open
+    from transformers.utils import logging as transformers_logging
+
+    from dmdr import single_file
+
+    folder = _parts(source)
+    index = _index(folder)
     for file in sorted(folder.rglob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):
@@ -115,17 +137,19 @@ def load(folder: Path, device: str = "cpu", *, text: bool = True, resolution: in
         except SafetensorError as error:
             found = f"{file.stat().st_size:,} bytes"
             raise DataError(f"teacher file {file} is damaged ({error}; {found}); fetch the teacher again") from error
-    pipeline, backbone = families[name]
+    kind = getattr(diffusers, index["_class_name"])
     texts = {part for part in index if part.startswith(("text_encoder", "tokenizer"))}
     absent = {part for part in texts if index[part] == [None, None]}  # diffusers wants to be told
     given = dict.fromkeys(absent if text else texts)
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        if text:
-            encoders = {part for part in texts - absent if part.startswith("text_encoder")}
+        if isinstance(source, SingleFile):
+            pipe = single_file.loaded(kind, family(source), source, given)
+        else:
+            encoders = {part for part in texts - given.keys() if part.startswith("text_encoder")}
             given |= {part: _text_encoder(folder, part, index[part]) for part in encoders}
-        pipe = pipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **given)
+            pipe = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **given)
     except DataError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
@@ -134,7 +158,9 @@ def load(folder: Path, device: str = "cpu", *, text: bool = True, resolution: in
     for part, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):
             _whole(folder, part, {name for name, value in module.state_dict().items() if value.is_meta})
-    return backbone(pipe.to(device), resolution)
+        if isinstance(module, diffusers.ModelMixin):
+            module.register_to_config(_name_or_path="")  # a path of this machine, which would be exported
+    return pipe
 
 
 def _text_encoder(folder: Path, part: str, kind: tuple[str, str]):

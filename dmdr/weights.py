@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from dmdr import hub
+from dmdr.digests import digest
 from dmdr.errors import InputMissing
 
 PINNED = {  # set of weights -> its address when the config names no other
@@ -53,18 +52,6 @@ def resolve(name: str, addresses: Mapping[str, str]) -> Path:
             f"{PINNED[name]}"
         )
     return path
-
-
-@functools.cache  # a run asks at each stage, and these are gigabytes
-def digest(path: Path) -> str:
-    """sha256 of a file, or over the (relative path, sha256) of every file of a folder."""
-    if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    total = hashlib.sha256()
-    for file in sorted(each for each in path.rglob("*") if each.is_file()):
-        total.update(f"{file.relative_to(path).as_posix()} {digest(file)}\n".encode())
-    return total.hexdigest()
 
 
 def digests(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from dmdr.config import STAGES
+from dmdr.config import FORMS, STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
 
 EXIT = {
@@ -62,10 +62,11 @@ def parser() -> Parser:
     status.add_argument("run", metavar="RUN", help="name of the run")
     status.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
-    pull = commands.add_parser("pull", help="copy the files of a sealed stage to a folder, verified")
+    pull = commands.add_parser("pull", help="copy the files of a sealed stage to a folder, verified; again: go on")
     pull.add_argument("run", metavar="RUN", help="name of the run")
     pull.add_argument("stage", metavar="STAGE", choices=STAGES, help=f"one of {', '.join(STAGES)}")
     pull.add_argument("folder", metavar="DIR", help="where to; a new or an empty folder")
+    pull.add_argument("--form", metavar="FORM", choices=FORMS, help=f"of an export, only this: {', '.join(FORMS)}")
     pull.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
     # These two read their own arguments, --help among them.
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest:
         commands.error(f"unknown arguments: {' '.join(rest)}; see dmdr {given.command} --help")
 
-    from flows import run, store
+    from flows import pull, run, store
 
     try:
         if given.command == "tables":
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
             return run.run(given.config, given.run, given.store)
         if given.command == "status":
             return store.status(given.run, given.store)
-        return store.pull(given.run, given.stage, given.folder, given.store)
+        return pull.pull(given.run, given.stage, given.folder, given.store, given.form)
     except (ConfigError, DataError, OSError) as error:
         print(f"dmdr: {error}", file=sys.stderr)
         return next((code for kind, code in EXIT.items() if isinstance(error, kind)), STORE_FAILED)

@@ -1,13 +1,10 @@
-"""`dmdr status` and `dmdr pull`: looking into a store."""
+"""`dmdr status`: looking into a store."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from dmdr.config import STAGES
-from dmdr.errors import ConfigError
 from flows.scorecard import table
 from stages.artifacts import Artifact
 from stages.layout import CHECKPOINTS, CLAIM
@@ -25,31 +22,6 @@ def status(run: str, store: str) -> int:
         size = sum(file["size"] for file in record["files"].values())
         rows.append([stage, "sealed", _megabytes(size), _time(record["duration_s"]), artifact.address])
     print(table(rows))
-    return 0
-
-
-def pull(run: str, stage: str, folder: str, store: str) -> int:
-    """Copy the verified files of a sealed stage to `folder`, which appears whole or not at all.
-
-    Raises:
-        ConfigError: the folder has something in it.
-        InputMissing: the stage is not sealed.
-        DataError: a file is damaged.
-    """
-    target = Path(folder).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists and is not an empty folder; name a new one")
-    artifact = Artifact(store, run, stage)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as partial:
-        files = Path(partial, "files")
-        sealed = artifact.fetch(files)
-        for name in artifact.record()["files"] if sealed != files else ():  # a local store gives its own folder
-            copy = files / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(sealed / name, copy)
-        files.rename(target)
-    print(f"{stage} of {run} is in {target}")
     return 0
 
 

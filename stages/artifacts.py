@@ -91,6 +91,24 @@ class Artifact:
             )
         return record
 
+    def sealed(self) -> dict:
+        """The record of an artifact that is to be read.
+
+        Raises:
+            InputMissing: it is not sealed.
+            DataError: the record names a file outside the address.
+        """
+        record = self.record()
+        if record is None:
+            raise InputMissing(
+                f"{self.stage} of run {self.run} is not sealed at {self.address}; run that stage first, "
+                "or correct --run and --store"
+            )
+        for name in record["files"]:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise DataError(f"{self.address}/{RECORD} names {name!r}, which is outside; do not trust this store")
+        return record
+
     def fetch(self, cache: Path, only: Callable[[str], bool] = lambda name: True) -> Path:
         """A local folder with the files of the sealed artifact, each verified.
 
@@ -101,15 +119,7 @@ class Artifact:
             InputMissing: it is not sealed.
             DataError: a file is missing, or is not what the record says.
         """
-        record = self.record()
-        if record is None:
-            raise InputMissing(
-                f"{self.stage} of run {self.run} is not sealed at {self.address}; run that stage first, "
-                "or correct --run and --store"
-            )
-        for name, expected in record["files"].items():
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise DataError(f"{self.address}/{RECORD} names {name!r}, which is outside; do not trust this store")
+        for name, expected in self.sealed()["files"].items():
             if not only(name):
                 continue
             path = self.place.fetch(expected.get("stored_as", name), cache / name)

@@ -60,7 +60,7 @@ def contestants(
         if model.name == "student":
             yield few_steps(model, teacher.load(made("export") / "pipeline", device, text=False).network)
         elif model.name == "cold start":
-            network = teacher.load(teacher.resolve(config.teacher.path), device, text=False).network
+            network = teacher.load(teacher.source(config.teacher), device, text=False).network
             load_student(network, made("cold_start"))
             yield few_steps(model, network)
             del network

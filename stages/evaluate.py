@@ -47,7 +47,7 @@ def run(context: Context) -> dict:
     records = prompts.records(indices)
     metrics = load(config.evaluate.metrics, records, device(config), config.weights)
     backbone = teacher.load(
-        teacher.resolve(config.teacher.path), device(config), text=False, resolution=config.teacher.resolution
+        teacher.source(config.teacher), device(config), text=False, resolution=config.teacher.resolution
     )
     rows = {place: Row(records[place]["prompt"], records[place].get("tag")) for place in chosen(tags_of(records))}
     exam = Exam(backbone, prompts, indices, records, metrics, embeddings(metrics, trained_on(config)), rows)

@@ -1,54 +1,82 @@
-"""The student of joint training as a diffusers folder, checked against the training sampler, with its provenance."""
+"""The student of joint training in the forms that the config asks for, each checked against the training sampler.
+
+1. What lies beside the forms: provenance.json and SHA256SUMS, which `sha256sum -c` reads. The model card is the
+   README.md of each form's folder, because each is copied alone.
+"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from dmdr import teacher
 from dmdr.backbones import Backbone
-from dmdr.export import WEIGHTS, load_student, parity, save_lora, save_pipeline
+from dmdr.export import WEIGHTS, absent_texts, load_student, metadata, network_part, write
 from dmdr.identity import identity
+from dmdr.parity import loaded, parity
 from stages import Context, Stopped, provenance
 from stages.device import device
+from stages.layout import digest
 from stages.model_card import card
+
+SUMS = "SHA256SUMS"
 
 
 def run(context: Context) -> dict:
-    """Writes pipeline/ (with its model card), provenance.json and, for a LoRA student, lora/.
+    """Writes a folder for each form of the config, provenance.json and SHA256SUMS.
 
     Raises:
-        DataError: the weights do not fit the teacher, or the folder does not draw the student's images.
+        DataError: the weights do not fit the teacher, or a form does not draw the student's images.
         Stopped: SIGTERM arrived; the next run starts over.
     """
-    config, trained = context.config, context.input("joint")
-    steps = config.student.steps
-    backbone = teacher.load(teacher.resolve(config.teacher.path), device(config), resolution=config.teacher.resolution)
-    if config.student.form == "lora":
-        save_lora(backbone, trained / WEIGHTS, context.out / "lora")
+    config, trained, source = context.config, context.input("joint"), teacher.source(context.config.teacher)
+    steps, forms = config.student.steps, config.forms
+    backbone = teacher.load(source, device(config), resolution=config.teacher.resolution)
     load_student(backbone.network, trained)
-    folder = context.out / "pipeline"
-    context.progress.update(1, 3)
-    save_pipeline(backbone, backbone.network, steps, folder)
-    if context.stop():
-        raise Stopped("stopped; nothing was kept, repeat the command to begin anew")
-    context.progress.update(2, 3)
-    difference = parity(backbone, backbone.network, steps, folder, seed=config.seed)
+    about = metadata(backbone, steps, title=context.artifact.run, teacher=teacher.digest(source))
+    for number, form in enumerate(forms):
+        write(form, backbone, trained / WEIGHTS, steps, context.out, about)
+        _heed(context)
+        context.progress.update(number + 1, 2 * len(forms))
+    difference = {}
+    for number, form in enumerate(forms):
+        pipe = loaded(form, context.out, backbone, source)
+        difference[form] = parity(backbone, backbone.network, steps, pipe, seed=config.seed)
+        del pipe  # or it would wait in memory beside the next one
+        _heed(context)
+        context.progress.update(len(forms) + number + 1, 2 * len(forms))
     facts = describe(context, backbone, difference)
-    (folder / "README.md").write_text(card(facts), encoding="utf-8")
+    for form in forms:
+        (context.out / form / "README.md").write_text(card(facts), encoding="utf-8")
     text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False)
     (context.out / "provenance.json").write_text(text + "\n", encoding="utf-8")
-    context.progress.update(3, 3)
-    return {"steps": steps, "parity": difference}
+    (context.out / SUMS).write_text(sums(context.out), encoding="utf-8")
+    return {"steps": steps, "parity": max(difference.values())}
 
 
-def describe(context: Context, backbone: Backbone, difference: float) -> dict:
-    """The data of provenance.json."""
+def sums(folder: Path) -> str:
+    """sha256 and relative path of every file, a line each, as `sha256sum -c` reads them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return "".join(f"{digest(file)['sha256']}  {file.relative_to(folder).as_posix()}\n" for file in files)
+
+
+def _heed(context: Context) -> None:
+    if context.stop():
+        raise Stopped("stopped; nothing was kept, repeat the command to begin anew")
+
+
+def describe(context: Context, backbone: Backbone, differences: dict[str, float]) -> dict:
+    """The data of provenance.json.
+
+    differences: form -> greatest difference of its latents from the training sampler's.
+    """
     config, sealed = context.config, provenance.records(context)
     return {
-        "schema": 1,
+        "schema": 2,
         "run": context.artifact.run,
         "teacher": {
             "name": provenance.teacher_name(config.teacher.path),
+            "parts": provenance.teacher_name(config.teacher.parts) if config.teacher.parts else None,
             "digest": sealed["prompts"]["inputs"]["teacher"],
         },
         "prompts": {"fingerprint": sealed["prompts"]["fingerprint"], "counts": sealed["prompts"]["facts"]},
@@ -61,7 +89,15 @@ def describe(context: Context, backbone: Backbone, difference: float) -> dict:
             "width": backbone.resolution,
         },
         "rewards": dict(config.joint.rl.rewards) if config.joint.rl else {},
-        "parity": difference,
+        "parity": differences,
+        "classes": {
+            "family": backbone.family,
+            "pipeline": type(backbone.pipe).__name__,
+            "part": network_part(backbone),
+            "network": type(backbone.network).__name__,
+            "scheduler": type(backbone.student_scheduler(config.student.steps)).__name__,
+            "absent": absent_texts(backbone),
+        },
         "stages": {stage: provenance.summary(record) for stage, record in sealed.items()},
         "code": sealed["joint"]["code"],
         "settings": provenance.settings(sealed, identity(config, "export")),

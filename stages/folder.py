@@ -81,6 +81,16 @@ class Folder:
         """The file's own path (nothing is copied to `target`), None where there is none."""
         return self.root / name if (self.root / name).is_file() else None
 
+    def read_range(self, name: str, start: int, end: int) -> bytes | None:
+        """The bytes from start on and before end, fewer where the file ends; None where there is no file."""
+        with refused("read", self.root / name):
+            try:
+                with (self.root / name).open("rb") as file:
+                    file.seek(start)
+                    return file.read(end - start)
+            except FileNotFoundError:
+                return None
+
     def names(self) -> list[str]:
         with refused("list", self.root):
             found = []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dmdr import teacher, weights
 from dmdr.config import Config
-from dmdr.errors import InputMissing
+from dmdr.errors import ConfigError, InputMissing
 from stages import sources
-from stages.artifacts import Artifact
+from stages.artifacts import SEEN, Artifact
 
 CHAIN = {"prompts": (), "cold_start": ("prompts",), "joint": ("prompts", "cold_start"), "export": ("joint",)}
 SHOWS = {
@@ -26,9 +26,16 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
     """name -> fingerprint: the teacher, the prompt sources of the stage prompts, weights of rewards, the stages before.
 
     Raises:
+        ConfigError: the teacher's family has not the forms of export.forms, or a stage before had another teacher.
         InputMissing: the teacher or a prompt file does not exist, or a stage before is not sealed.
     """
-    found = {"teacher": teacher.digest(teacher.resolve(config.teacher.path))}
+    source = teacher.source(config.teacher)
+    if "single-file" in config.forms and (family := teacher.family(source)) not in teacher.ONE_FILE:
+        raise ConfigError(
+            f"export.forms has single-file and the teacher is of the family {family}; only "
+            f"{' and '.join(teacher.ONE_FILE)} have that form: take it out"
+        )
+    found = {"teacher": teacher.digest(source)}
     if stage == "prompts":
         found |= {f"source:{index}": sources.digest(source) for index, source in enumerate(config.prompts.sources)}
         if config.prompts.evaluation is not None:
@@ -41,6 +48,13 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
             raise InputMissing(
                 f"it needs {before}, which is not sealed at {artifact.address}; run python -m stages {before} "
                 "with the same config, run and store first"
+            )
+        theirs = record["inputs"]["teacher"]
+        if theirs != found["teacher"]:
+            raise ConfigError(
+                f"{before} of run {run} was made with another teacher (sha256 {theirs[:SEEN]}…) than teacher.path "
+                f"{config.teacher.path} ({found['teacher'][:SEEN]}…), and a student fits no other; give the teacher it "
+                "was made with, or begin another run with --run"
             )
         found[before] = record["fingerprint"]
     return found

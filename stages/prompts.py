@@ -18,6 +18,7 @@ from dmdr import config as settings
 from dmdr import teacher
 from dmdr.backbones import Backbone
 from dmdr.errors import DataError
+from dmdr.export import check_single_file
 from dmdr.promptset import Split, write_shard, write_unconditional
 from stages import Context, Stopped
 from stages.device import device
@@ -30,7 +31,8 @@ def run(context: Context) -> dict:
     """Write the PromptSet into context.out; returns the counts.
 
     Raises:
-        DataError: a source is empty or more than 1 % bad, or a split ends up empty.
+        DataError: a source is empty or more than 1 % bad, a split ends up empty, or the teacher cannot be exported in
+            a form that the config asks for.
         Stopped: asked to; there is no checkpoint, the stage begins anew.
     """
     prompts, progress = context.config.prompts, context.progress
@@ -45,7 +47,9 @@ def run(context: Context) -> dict:
     names = ("read", "train", "evaluation", "duplicates", "overlap", "bad")
     progress.say(", ".join(f"{name} {counts[name]:,}" for name in names))
 
-    backbone = teacher.load(teacher.resolve(context.config.teacher.path), device(context.config))
+    backbone = teacher.load(teacher.source(context.config.teacher), device(context.config))
+    if "single-file" in context.config.forms:
+        check_single_file(backbone)
     truncated = encode(context, backbone, counts["train"] + counts["evaluation"])
     if truncated:
         progress.say(f"{truncated:,} prompts were longer than the text encoder reads; it sees their beginning")

@@ -97,6 +97,13 @@ class Remote:
                 return None
             return target
 
+    def read_range(self, name: str, start: int, end: int) -> bytes | None:
+        with self._asked("read", name):
+            try:
+                return self.fs.cat_file(self._path(name), start=start, end=end)
+            except FileNotFoundError:
+                return None
+
     def names(self) -> list[str]:
         with self._asked("list"):
             return sorted(path.removeprefix(f"{self.root}/") for path in self.fs.find(self.root))

@@ -48,7 +48,7 @@ def fit(
     """
     config = context.config
     backbone = teacher.load(
-        teacher.resolve(config.teacher.path), device(config), text=False, resolution=config.teacher.resolution
+        teacher.source(config.teacher), device(config), text=False, resolution=config.teacher.resolution
     )
     base = SharedBase(
         backbone, fake_rank=config.fake_score.lora_rank, fake_scale=config.fake_score.scale,

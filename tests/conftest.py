@@ -39,8 +39,9 @@ def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         pipeline = StableDiffusion3Pipeline(
             transformer=transformer, vae=_flow_vae(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            text_encoder=_text_encoder(), tokenizer=_byte_tokenizer(), text_encoder_2=_text_encoder(),
-            tokenizer_2=_byte_tokenizer(), text_encoder_3=_t5_encoder(), tokenizer_3=_t5_tokenizer(),
+            text_encoder=_unprojected(_text_encoder(12, 12)), tokenizer=_byte_tokenizer(),
+            text_encoder_2=_text_encoder(20, 20), tokenizer_2=_byte_tokenizer(), text_encoder_3=_t5_encoder(),
+            tokenizer_3=_t5_tokenizer(),
         )  # fmt: skip
     folder = tmp_path_factory.mktemp("teacher") / "tiny-sd3"
     pipeline.save_pretrained(folder)
@@ -68,10 +69,10 @@ def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
             norm_num_groups=4, scaling_factor=1.5,
         )  # fmt: skip
-        first = _text_encoder()
+        first = _text_encoder(12)
         pipeline = StableDiffusionXLPipeline(
             unet=unet, vae=vae, text_encoder=CLIPTextModel(first.config), tokenizer=_byte_tokenizer(),
-            text_encoder_2=_text_encoder(), tokenizer_2=_byte_tokenizer(),
+            text_encoder_2=_text_encoder(20), tokenizer_2=_byte_tokenizer(),
             scheduler=EulerDiscreteScheduler(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading",
                 steps_offset=1,
@@ -210,16 +211,25 @@ def _t5_encoder():
     )  # fmt: skip
 
 
-def _text_encoder():
-    """A two-layer CLIP text encoder of width 16 for `_byte_tokenizer`."""
+def _text_encoder(width: int = 16, projection: int = 16):
+    """A two-layer CLIP text encoder for `_byte_tokenizer`; a family's two are told apart by their widths."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
-            vocab_size=514, hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=2,
+            vocab_size=514, hidden_size=width, intermediate_size=32, projection_dim=projection, num_hidden_layers=2,
             num_attention_heads=2, max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513,
         )
     )  # fmt: skip
+
+
+def _unprojected(encoder):
+    """With the identity for a projection, as the first text encoder of SD3 has it."""
+    import torch
+
+    with torch.no_grad():
+        encoder.text_projection.weight.copy_(torch.eye(len(encoder.text_projection.weight)))
+    return encoder
 
 
 @pytest.fixture

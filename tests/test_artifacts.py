@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,11 @@ import torch
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.artifacts import Artifact
 from stages.folder import ATTEMPT
+from tests.s3_server import BUCKET, s3_server
 
 SEED = random.SystemRandom().randrange(2**32)
 IDENTITY = {"seed": 0, "student.steps": 4, "cold_start.student.betas": (0.0, 0.99)}
 INPUTS = {"teacher": "ab" * 32}
-BUCKET = "dmdr-tests"
 ROOT = Path(__file__).parent.parent
 
 
@@ -38,34 +37,8 @@ def rng() -> random.Random:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """The endpoint of a real S3 server process with one bucket."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-            try:
-                _await_port(port)
-                boto3.client("s3").create_bucket(Bucket=BUCKET)
-                yield environment["AWS_ENDPOINT_URL"]
-            finally:
-                server.kill()
-
-
-def _await_port(port: int) -> None:
-    for _ in range(300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise TimeoutError("the S3 server did not start")
+    with s3_server() as address:
+        yield address
 
 
 class Bench:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dmdr.config import STAGES
 from dmdr.config_file import load
 from dmdr.errors import ConfigError
 from dmdr.identity import identity
@@ -27,7 +28,7 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
         data = yaml.safe_load(path.read_text())
         data["joint"] |= joint
         for name, section in sections.items():
-            data[name] = {**data[name], **section}
+            data[name] = {**data.get(name, {}), **section}
         path.write_text(yaml.safe_dump(data, sort_keys=False))
         return path
 
@@ -54,6 +55,14 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
         ({"rl": REFL, "watch": {**WATCH, "on_alarm": "cry"}}, {}, "joint.watch.on_alarm: .*off.*warn.*stop"),
         ({"rl": REFL}, {"evaluate": {"models": ["student", "student"]}}, "evaluate.models names one twice"),
         ({"rl": REFL}, {"evaluate": {"models": ["pupil"]}}, "evaluate.models.0: .*'pupil'"),
+        ({}, {"export": {"forms": ["lora", "pipeline"]}}, "lora but student.form is full; take lora out, or set form"),
+        ({}, {"export": {"forms": ["weights"]}}, "lacks pipeline, which evaluate draws the student from; add it, or"),
+        ({}, {"export": {"forms": ["single-file"]}}, "single-file without pipeline.*; add it"),
+        ({}, {"export": {"forms": ["pipeline", "pipeline"]}}, "export.forms names one twice"),
+        ({}, {"export": {"forms": ["onnx"]}}, "export.forms.0: .*'onnx'"),
+        ({}, {"export": {"forms": []}}, "export.forms: .*at least 1"),
+        ({}, {"teacher": {"path": "x.safetensors"}}, "is one file and teacher.parts is missing; name the diffusers"),
+        ({}, {"teacher": {"parts": "lab:flow"}}, "teacher.parts is set but teacher.path is no .safetensors file"),
     ],
 )  # fmt: skip
 def test_refused_in_one_line(changed, joint, sections, message):
@@ -77,3 +86,14 @@ def test_every_row_of_table_5_is_a_config(changed, rl):
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_that_ship_are_valid(path):
     assert load(path).run == path.stem
+
+
+def test_the_default_forms_name_the_result_as_it_was_before_there_were_forms(changed):
+    """What was sealed then stays sealed; other forms are another export, and nothing else of the run."""
+    before, other = load(changed({})), load(changed({}, export={"forms": ["pipeline", "weights"]}))
+    assert {key for key in identity(before, "export") if not key.startswith("student.")} == {"teacher.resolution"}
+    for stage in STAGES:
+        assert (identity(before, stage) == identity(other, stage)) == (stage != "export")
+    assert before.forms == ("pipeline",)
+    lora = load(changed({}, student={"form": "lora", "lora_rank": 2}))
+    assert lora.forms == ("pipeline", "lora")

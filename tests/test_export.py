@@ -1,9 +1,10 @@
-"""The exported folder against plain diffusers: the student's images, with none of our code on the other side."""
+"""The exported forms against plain diffusers: the student's images, with none of our code on the other side."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dmdr import teacher
 from dmdr.config_file import load
-from dmdr.errors import DataError
-from dmdr.export import LORA_FILE, WEIGHTS, load_student, parity, save_lora, save_pipeline
+from dmdr.errors import ConfigError, DataError
+from dmdr.export import LORA_FILE, NETWORK_FILE, WEIGHTS, load_student, metadata, save_pipeline, write
+from dmdr.parity import loaded, parity
 from dmdr.rollout import student_sample
 from stages import Stopped, export
+from stages.artifacts import Artifact
 from tests.trained_run import context_for, full_student, lora_student, run_stage, trained_run
 
 PROMPTS = ["a red circle", "a cat that wears a hat"]
+ALL = ["pipeline", "lora", "weights", "single-file"]
 PART = {"tiny-sd3": "transformer", "tiny-sdxl": "unet"}
 ELSEWHERE = """
 import sys
@@ -50,12 +55,19 @@ def exported(student: Path, tiny_folder: Path, folder: Path, steps: int):
 
 
 @pytest.mark.parametrize("make", [full_student, lora_student])
-def test_folder_draws_the_students_images(make, tiny_folder, tmp_path):
-    backbone = exported(make(tmp_path / "joint", tiny_folder), tiny_folder, tmp_path / "pipeline", steps=2)
-    assert parity(backbone, backbone.network, 2, tmp_path / "pipeline", seed=0) <= 1e-4
+def test_every_form_draws_the_students_images(make, tiny_folder, tmp_path):
+    student = make(tmp_path / "joint", tiny_folder)
+    backbone = exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
+    about = metadata(backbone, 2, title="tiny", teacher="ab")
+    others = ALL[2:] if make is full_student else ALL[1:]
     untouched = teacher.load(tiny_folder)
-    with pytest.raises(DataError, match="does not draw the student's images"):  # and the check can tell
-        parity(untouched, untouched.network, 2, tmp_path / "pipeline", seed=0)
+    for form in others:
+        write(form, backbone, student / WEIGHTS, 2, tmp_path, about)
+    for form in ("pipeline", *others):
+        pipe = loaded(form, tmp_path, backbone, tiny_folder)
+        assert parity(backbone, backbone.network, 2, pipe, seed=0) <= 1e-4
+        with pytest.raises(DataError, match="does not draw the student's images"):  # and the check can tell
+            parity(untouched, untouched.network, 2, pipe, seed=0)
 
 
 def test_folder_needs_no_code_of_ours(tiny_folder, tmp_path):
@@ -81,7 +93,12 @@ def test_teacher_without_t5_exports_a_folder_that_loads(tiny_sd3_folder, tmp_pat
     backbone = exported(
         full_student(tmp_path / "joint", tmp_path / "bare"), tmp_path / "bare", tmp_path / "pipeline", 2
     )
-    assert parity(backbone, backbone.network, 2, tmp_path / "pipeline", seed=0) <= 1e-4
+    about = metadata(backbone, 2, title="tiny", teacher="ab")
+    write("weights", backbone, tmp_path / "joint" / WEIGHTS, 2, tmp_path, about)
+    write("single-file", backbone, tmp_path / "joint" / WEIGHTS, 2, tmp_path, about)
+    for form in ("pipeline", "weights", "single-file"):
+        pipe = loaded(form, tmp_path, backbone, tmp_path / "bare")
+        assert parity(backbone, backbone.network, 2, pipe, seed=0) <= 1e-4
 
 
 def test_weights_stay_float32_and_exact(tiny_folder, tmp_path):
@@ -92,23 +109,29 @@ def test_weights_stay_float32_and_exact(tiny_folder, tmp_path):
     assert {weight.dtype for weight in there.values()} == {torch.float32}
 
 
-def test_lora_alone_on_the_teacher_draws_the_same(tiny_folder, tmp_path):
+@pytest.mark.parametrize("form", ["weights", "single-file", "lora"])
+def test_metadata_tells_how_to_sample(form, tiny_folder, tmp_path):
+    """Read by safetensors alone; a call that follows it is the student's."""
     student = lora_student(tmp_path / "joint", tiny_folder)
-    exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
-    save_lora(teacher.load(tiny_folder), student / WEIGHTS, tmp_path / "lora")
-    assert (tmp_path / "lora" / LORA_FILE).is_file()
-
-    def images(pipe):
-        pipe.set_progress_bar_config(disable=True)
-        torch.manual_seed(3)
-        return pipe(PROMPTS, num_inference_steps=2, guidance_scale=1.0, output_type="latent").images
-
-    fused = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
-    plain = DiffusionPipeline.from_pretrained(tiny_folder, scheduler=fused.scheduler)
-    without = images(plain)
-    plain.load_lora_weights(tmp_path / "lora")
-    assert (images(plain) - images(fused)).abs().max() < 1e-4
-    assert (without - images(fused)).abs().max() > 1e-2
+    backbone = exported(student, tiny_folder, tmp_path / "pipeline", steps=4)
+    about = metadata(backbone, 4, title="tiny", teacher="ab")
+    write(form, backbone, student / WEIGHTS, 4, tmp_path, about)
+    (file,) = (tmp_path / form).glob("*.safetensors")
+    with safe_open(file, framework="numpy") as opened:
+        said = opened.metadata()
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+    assert said["dmdr.scheduler"] == type(pipe.scheduler).__name__
+    scheduler = type(pipe.scheduler).from_config(json.loads(said["dmdr.scheduler_config"]))
+    assert all(pipe.scheduler.config[key] == value for key, value in scheduler.config.items())
+    steps, guidance = int(said["dmdr.steps"]), float(said["dmdr.guidance_scale"])
+    pipe.set_progress_bar_config(disable=True)
+    pipe(PROMPTS, num_inference_steps=steps, guidance_scale=guidance, output_type="latent")
+    assert json.loads(said["dmdr.timesteps"]) == pytest.approx(pipe.scheduler.timesteps.tolist(), abs=1e-3)
+    assert said["dmdr.resolution"] == str(backbone.resolution)
+    assert said["modelspec.sai_model_spec"] == "1.0.0"
+    assert (said["modelspec.title"], said["dmdr.teacher"]) == ("tiny", "ab")
+    assert said["modelspec.architecture"].startswith("stable-diffusion")
+    assert (said["modelspec.implementation"] == "diffusers") == (form != "single-file")
 
 
 def test_no_adapter_remains_in_a_fused_folder(tiny_folder, tmp_path):
@@ -129,29 +152,106 @@ def test_foreign_or_damaged_weights_are_refused(make, tiny_folder, tmp_path):
         load_student(network, student)
 
 
-@pytest.mark.parametrize("student", [{"steps": 2}, {"steps": 1, "form": "lora", "lora_rank": 4}])
-def test_stage_exports_with_provenance(student, tiny_config, tiny_folder, tmp_path):
-    config = load(tiny_config(student=student, teacher={"path": str(tiny_folder), "guidance_scale": 3.0, "steps": 3}))
+def test_a_lora_of_another_base_is_refused(tiny_sd3_folder, tiny_sdxl_folder, tmp_path):
+    for teacher_folder, other in ((tiny_sd3_folder, tiny_sdxl_folder), (tiny_sdxl_folder, tiny_sd3_folder)):
+        student = lora_student(tmp_path / other.name, other)
+        with pytest.raises(
+            DataError, match="not a student of this teacher.*does not have; give the teacher that"
+        ) as said:
+            load_student(teacher.load(teacher_folder).network, student)
+        assert "\n" not in str(said.value)
+    wide = {name: torch.cat([w, w], dim=int("lora_A" in name)) for name, w in load_file(student / WEIGHTS).items()}
+    save_file(wide, student / WEIGHTS)
+    with pytest.raises(DataError, match="not a student of this teacher.*size mismatch.*or train it again") as said:
+        load_student(teacher.load(tiny_sd3_folder).network, student)
+    assert "\n" not in str(said.value)
+
+
+def test_a_student_of_another_teacher_is_refused_before_anything_is_loaded(tiny_config, tiny_sd3_folder, tmp_path):
+    """The same network, so that nothing but its digest can tell."""
+    asked = {"guidance_scale": 3.0, "steps": 3}
+    config = load(tiny_config(teacher={"path": str(tiny_sd3_folder), **asked}))
+    store = trained_run(config, tmp_path / "store")
+    run_stage(config, store, "export")
+    other = Path(shutil.copytree(tiny_sd3_folder, tmp_path / "other"))
+    (file,) = (other / "transformer").glob("*.safetensors")
+    save_file({name: weight * 1.01 for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    config = load(tiny_config(teacher={"path": str(other), **asked}))
+    for stage, before in {"export": "joint", "evaluate": "prompts"}.items():
+        with pytest.raises(ConfigError, match=f"{before} of run tiny was made with another teacher") as said:
+            context_for(config, store, stage)
+        assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("student", "forms"),
+    [
+        ({"steps": 2}, None),
+        ({"steps": 1, "form": "lora", "lora_rank": 4}, None),
+        ({"steps": 2, "form": "lora", "lora_rank": 4}, ALL),
+        ({"steps": 4}, ["pipeline", "weights", "single-file"]),
+    ],
+)
+def test_stage_exports_with_provenance(student, forms, tiny_config, tiny_folder, tmp_path):
+    asked = {"path": str(tiny_folder), "guidance_scale": 3.0, "steps": 3}
+    config = load(tiny_config(student=student, teacher=asked, export={"forms": forms}))
     store = trained_run(config, tmp_path / "store")
     folder = run_stage(config, store, "export")
-    assert (folder / "lora" / LORA_FILE).is_file() == (config.student.form == "lora")
+    wanted = forms or ["pipeline", *(["lora"] if config.student.form == "lora" else [])]
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == set(wanted)
+    assert (folder / "lora" / LORA_FILE).is_file() == ("lora" in wanted)
+    assert (folder / "weights" / NETWORK_FILE).is_file() == ("weights" in wanted)
 
     facts = json.loads((folder / "provenance.json").read_text())
-    assert facts["parity"] <= 1e-4
-    assert facts["teacher"] == {"name": tiny_folder.name, "digest": teacher.digest(tiny_folder)}
+    assert list(facts["parity"]) == wanted
+    assert max(facts["parity"].values()) <= 1e-4
+    assert facts["teacher"] == {"name": tiny_folder.name, "digest": teacher.digest(tiny_folder), "parts": None}
     assert (facts["nfe"], facts["rewards"]) == (config.student.steps, {"lab-conv": 1.0})
     assert facts["prompts"]["counts"]["train"] == 14
     assert set(facts["stages"]) == {"prompts", "cold_start", "joint"}
     assert facts["settings"]["student.steps"] == facts["settings"]["seed"] - 3 + config.student.steps
 
-    card = (folder / "pipeline" / "README.md").read_text()
+    sums = (folder / export.SUMS).read_text().splitlines()
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {line.split("  ")[1] for line in sums} == files - {export.SUMS, "record.json", "claim.json"}
+    check = ["sha256sum", "--check", "--strict", "--quiet", export.SUMS]
+    assert subprocess.run(check, cwd=folder).returncode == 0
+
+    (card,) = {(folder / form / "README.md").read_text() for form in wanted}
     said = [facts["teacher"]["digest"], facts["prompts"]["fingerprint"], "lab-conv", "licence follows the teacher's"]
+    said += [f"| {form}, beside the training sampler | latents within" for form in wanted]
     assert all(each in card for each in said + [stage["fingerprint"] for stage in facts["stages"].values()])
-    assert str(tmp_path) not in card + json.dumps(facts)  # addresses of this machine mean nothing elsewhere
-    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    lines = snippet.replace('"pipeline"', repr(str(folder / "pipeline"))).replace("image.png", str(tmp_path / "i.png"))
-    exec(lines)  # what the card tells a user to type
-    assert (tmp_path / "i.png").is_file()
+    for file in folder.rglob("*.json"):  # addresses of this machine mean nothing elsewhere
+        assert str(tmp_path.parent) not in file.read_text()
+    assert str(tmp_path) not in card
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(snippets) == len(wanted)
+    for snippet in snippets:  # what the card tells a user to type
+        lines = re.sub(r'"((pipeline|lora|weights|single-file)["/])', lambda path: f'"{folder}/{path[1]}', snippet)
+        image = tmp_path / f"{snippets.index(snippet)}.png"
+        exec(lines.replace(f'"{tiny_folder.name}"', repr(str(tiny_folder))).replace("image.png", str(image)), {})
+        assert image.is_file()
+
+
+def test_forms_that_a_teacher_cannot_have_are_refused_before_training(tiny_config, tiny_flux_folder, tmp_path):
+    asked = {"guidance_scale": 3.0, "steps": 3, "resolution": 16}
+    forms = {"forms": ["pipeline", "single-file"]}
+    config = load(tiny_config(teacher={"path": str(tiny_flux_folder), **asked}, export=forms))
+    with pytest.raises(ConfigError, match="single-file and the teacher is of the family flux; .*: take it out"):
+        context_for(config, tmp_path / "store", "prompts")
+
+
+def test_a_teacher_that_the_layout_cannot_hold_is_refused_before_training(tiny_config, tiny_sd3_folder, tmp_path):
+    spoilt = Path(shutil.copytree(tiny_sd3_folder, tmp_path / "spoilt"))
+    (file,) = (spoilt / "text_encoder").glob("*.safetensors")
+    weights = load_file(file)
+    weights["text_projection.weight"][0, 1] = 0.5
+    save_file(weights, file, {"format": "pt"})
+    asked = {"path": str(spoilt), "guidance_scale": 3.0, "steps": 3}
+    config = load(tiny_config(teacher=asked, export={"forms": ["pipeline", "single-file"]}))
+    with pytest.raises(DataError, match="text_encoder projects its output.*take single-file out of export.forms"):
+        run_stage(config, tmp_path / "store", "prompts")
+    assert Artifact(str(tmp_path / "store"), "tiny", "prompts").record() is None
 
 
 def test_stage_stops_when_asked(tiny_config, tmp_path):

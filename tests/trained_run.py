@@ -74,6 +74,6 @@ def trained_run(config: Config, store: Path) -> Path:
     make = full_student if config.student.form == "full" else lora_student
     for stage, amount in {"cold_start": 0.01, "joint": 0.02}.items():
         context = context_for(config, store, stage)
-        make(context.out, teacher.resolve(config.teacher.path), amount)
+        make(context.out, teacher.source(config.teacher), amount)
         context.artifact.seal(context.out, facts={}, made=MADE)
     return store

@@ -53,6 +53,9 @@ class Backbone(Protocol):
     def student_times(self, steps: int) -> torch.Tensor:
         """(steps + 1,) student_timesteps and a final 0: exactly what the exported scheduler hands to diffusers."""
 
+    def student_timesteps(self, steps: int) -> torch.Tensor:
+        """(steps,) the times at which the student predicts, as the exported scheduler counts them."""
+
     def student_scheduler(self, steps: int) -> SchedulerMixin:
         """The scheduler of the exported pipeline."""
 

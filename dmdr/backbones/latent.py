@@ -62,6 +62,10 @@ class Latent:
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
 
+    def student_timesteps(self, steps: int) -> torch.Tensor:
+        scheduler = self.student_scheduler(steps)
+        return self.student_times(steps)[:-1] * scheduler.config.num_train_timesteps
+
     def to_pipeline(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, H, W) as the family's pipeline takes them."""
         return latents
@@ -108,7 +112,8 @@ class Shifted(Latent):
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Without diffusers' warnings, which print the cut text of each prompt; the count is reported instead."""
+    """Without diffusers' warnings: of each prompt that it cuts (the count is reported instead), of float32 given as
+    float32, of text encoders that a LoRA leaves alone."""
     logger = logging.get_logger("diffusers")
     level = logger.level
     logger.setLevel(logging.ERROR)

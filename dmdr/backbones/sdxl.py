@@ -93,6 +93,9 @@ class SDXL(Latent):
         times = (scheduler.timesteps.float() + 1) / self.path.timesteps
         return torch.cat([times, torch.zeros(1)])
 
+    def student_timesteps(self, steps: int) -> torch.Tensor:
+        return self.path.timestep(self.student_times(steps)[:-1])
+
     def student_scheduler(self, steps: int) -> LCMScheduler:
         config = self._euler().config
         return LCMScheduler(
