@@ -244,11 +244,13 @@ class Export(Section):
 
 
 class Execution(Section):
-    """How a run is carried out. Nothing here changes the result: with one process not a bit of it, and several differ
-    from one by the order in which they add."""
+    """How a run is carried out. Nothing here changes the result, except that several processes, and parts of a batch,
+    add in another order."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Positive = 1  # of a training stage on this machine, one a GPU; the batch is split over them
+    # the most samples that the networks are given at once; the parts of a batch add up. null: the whole batch
+    micro_batch_size: Positive | None = None
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     checkpoint_every: Positive = 50  # student updates
     keep_checkpoints: int = Field(2, ge=2)  # the newest may be damaged

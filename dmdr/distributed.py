@@ -53,6 +53,18 @@ def share(count: int) -> slice:
     return slice(count * rank() // ranks(), count * (rank() + 1) // ranks())
 
 
+def parts(mine: slice, count: int, most: int | None) -> list[slice]:
+    """This rank's share of `count` things in parts of at most `most`, as many parts on every rank; None: in one."""
+    number = 1 if most is None else -(-largest_share(count) // most)
+    size = mine.stop - mine.start
+    return [slice(mine.start + size * i // number, mine.start + size * (i + 1) // number) for i in range(number)]
+
+
+def largest_share(count: int) -> int:
+    """The most of `count` things that fall to one rank."""
+    return -(-count // ranks())
+
+
 def total(value: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, without a graph."""
     if ranks() == 1:

@@ -52,6 +52,7 @@ class Run:
     rl: tuple[Algorithm, RL] | None = None
     distribution_matching: bool = True
     watch: Watcher | None = None
+    micro_batch: int | None = None  # the most samples that a network is given at once; None: all
 
 
 def train(
@@ -102,32 +103,33 @@ def window(run: Run, state: TrainState) -> dict[str, float]:
     scale = real_scale(update, training.dynamic)
     student, fake_score = state.optimizers["student"], state.optimizers["fake_score"]
 
-    def renoise(part: int, batch: Batch) -> Renoise:
+    def renoise(part: int, count: int) -> Renoise:
         generator = generator_for(run.seed, run.stage, "levels", update, part)
-        t = renoise_levels(beta, training.renoise_range, batch.of, generator)
-        noise = noise_for(run.seed, run.stage, "renoise", update, part, shape=(batch.of, *batch.x0.shape[1:]))
-        return Renoise(t[batch.rows].to(batch.x0), noise[batch.rows].to(batch.x0))
+        t = renoise_levels(beta, training.renoise_range, count, generator)
+        return Renoise(
+            t, noise_for(run.seed, run.stage, "renoise", update, part, shape=(count, *run.base.backbone.latent_shape))
+        )
 
     if not run.distribution_matching:
         rl = Weighted(objective.loss, run.rl[1].weight)
-        for batch in student_batches:
-            figures = update_student_by_rl(run.base, batch, student, rl, clip=training.student.clip)
-        return {name: float(value) for name, value in figures.items()}
+        for batches in student_batches:
+            figures = update_student_by_rl(run.base, batches, student, rl, clip=training.student.clip)
+        return {name: float(value) for name, value in {**objective.figures, **figures}.items()}
 
-    for part, batch in enumerate(fake_batches):
-        update_fake_score(run.base, batch, renoise(part, batch), fake_score, clip=training.fake_score.clip)
-    for part, batch in enumerate(student_batches, start=len(fake_batches)):
-        levels = renoise(part, batch)
+    for part, batches in enumerate(fake_batches):
+        levels = renoise(part, batches[0].of)
+        update_fake_score(run.base, batches, levels, fake_score, clip=training.fake_score.clip)
+    for part, batches in enumerate(student_batches, start=len(fake_batches)):
+        levels = renoise(part, batches[0].of)
         figures = update_student(
-            run.base, batch, run.unconditional, levels, (student, fake_score), guidance_scale=run.guidance_scale,
+            run.base, batches, run.unconditional, levels, (student, fake_score), guidance_scale=run.guidance_scale,
             real_scale=scale, rl=weighted(run.rl[1], objective, state) if run.rl else None,
             clips=(training.student.clip, training.fake_score.clip),
         )  # fmt: skip
         if run.rl:
             state.rl_weight = float(figures["rl_weight"])
-    renoise_mean = distributed.total(levels.t.mean() * batch.share)
-    figures = {name: float(value) for name, value in figures.items()}
-    return {**figures, "real_scale": scale, "renoise_mean": float(renoise_mean)}
+    figures = {**figures, **(objective.figures if objective else {}), "renoise_mean": levels.t.mean()}
+    return {**{name: float(value) for name, value in figures.items()}, "real_scale": scale}
 
 
 def weighted(config: RL, objective: Objective, state: TrainState) -> Weighted:
@@ -149,12 +151,17 @@ def rolled_out(run: Run, update: int) -> tuple[States, Conditioning, list[str]]:
     backbone = run.base.backbone
     c = backbone.collate(run.prompts.items(indices))
     noises = noise_for(run.seed, run.stage, "rollout", update, shape=(steps, count, *backbone.latent_shape))
-    share = distributed.share(prompts)
-    mine = slice(share.start * group, share.stop * group)
-    c_mine = {key: value[mine] for key, value in c.items()}
-    part = rollout(run.base, c_mine, run.times, noises[:, mine].to(run.times))
-    x_t, x0 = (distributed.gather(each.transpose(0, 1)).transpose(0, 1) for each in (part.x_t, part.x0))
-    return States(part.times, x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
+    most = run.micro_batch and max(1, run.micro_batch // group)
+    parts = []
+    for whole in distributed.parts(distributed.share(prompts), prompts, most):
+        part = slice(whole.start * group, whole.stop * group)
+        c_part = {key: value[part] for key, value in c.items()}
+        parts.append(rollout(run.base, c_part, run.times, noises[:, part].to(run.times)))
+    x_t, x0 = (
+        distributed.gather(torch.cat([getattr(part, name) for part in parts], dim=1).transpose(0, 1)).transpose(0, 1)
+        for name in ("x_t", "x0")
+    )
+    return States(run.times[:-1], x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
 
 
 def groups(run: Run) -> tuple[int, int]:
@@ -184,12 +191,21 @@ def check_split(run: Run) -> None:
             f"{run.stage}.batch_size {size} needs {prompts} {'prompt' if prompts == 1 else 'prompts'} an update"
             f"{f' of {group} images' if group > 1 else ''}, fewer than {ranks} processes; raise it, or use fewer"
         )
+    for count, together in ((size // block, block), (prompts, group)):
+        most = run.micro_batch and max(1, run.micro_batch // together)
+        if len(distributed.parts(slice(0, 0), count, most)) > count // ranks:
+            raise ConfigError(
+                f"{run.stage}.batch_size {size} makes {count} to share among {ranks} processes, {count // ranks} for "
+                f"some and {count // ranks + 1} for others, which execution.micro_batch_size {run.micro_batch} cannot "
+                f"cut into equally many parts; make batch_size a multiple of {ranks * together}, or the parts larger"
+            )
 
 
 def chosen(
     run: Run, update: int, states: States, c: Conditioning, objective: Objective | None
-) -> tuple[list[Batch], list[Batch]]:
-    """K - 1 batches of B states for the fake score, then those of the student, in its objective's blocks."""
+) -> tuple[list[list[Batch]], list[list[Batch]]]:
+    """K - 1 batches of B states for the fake score, then those of the student, in its objective's blocks; each in
+    parts."""
     batch_size, (steps, count) = run.training.batch_size, states.x0.shape[:2]
     inner = run.rl[0].inner_updates if run.rl else 1
     blocks = torch.arange(count)[:, None] if objective is None else objective.blocks
@@ -202,9 +218,10 @@ def chosen(
     order = shuffled("student pairs", steps * len(blocks))
     step, block = order // len(blocks), order % len(blocks)
     student_pairs = (step[:, None] * count + blocks[block]).flatten().split(batch_size)[:inner]
-    device = run.times.device
     both = zip((fake_pairs, student_pairs), kept, strict=True)
-    return tuple([select(states, c, pairs.to(device), block) for pairs in each] for each, block in both)
+    return tuple(
+        [select(states, c, pairs, block=block, most=run.micro_batch) for pairs in each] for each, block in both
+    )
 
 
 def prompt_order(seed: int, stage: str, start: int, count: int, total: int) -> list[int]:

@@ -7,6 +7,7 @@ on-policy samples for the fake score and inputs for the student alike.
 2. On the student's step the fake score is run once: its prediction serves the score, then, on the same renoised
    sample, its own loss. Its graph is kept, so real (2 B, no graph) and fake (B) are two calls, not one of 3 B.
 3. RL uses the student's own forward of that step, whatever the algorithm.
+4. A batch may be run in parts, whose gradients add up: the same update in less memory.
 Cost with CFG and a full student: (K - 1) F rollout + (K - 1)(F + b) + 3 F student + 3 F scores + b.
 """
 
@@ -26,8 +27,9 @@ from dmdr.rollout import States, backward_simulation
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's states out of those of a batch: x_t and x0 (B, C, H, W), t (B,), conditioning; the step and
-    trajectory of each (B,). `rows` are theirs among the `of` states of all ranks."""
+    """States out of those of a global batch: x_t and x0 (B, C, H, W), t (B,), conditioning; the step and trajectory of
+    each (B,). `rows` are theirs among the `of` states of all ranks; `acting` of those went on to a renoising step.
+    """
 
     x_t: torch.Tensor
     x0: torch.Tensor
@@ -37,14 +39,15 @@ class Batch:
     trajectory: torch.Tensor
     rows: slice
     of: int
+    acting: int
 
     @property
     def share(self) -> float:
-        """What turns the mean over these states into their part of the mean over the states of all ranks."""
+        """What turns the mean over these states into their part of the mean over the global batch."""
         return len(self.t) / self.of
 
 
-RLLoss = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]  # a part, figures of all ranks
+RLLoss = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]  # parts, to be summed
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,14 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Renoise:
-    """Where the two scores are compared: levels t (B,) and noise (B, C, H, W)."""
+    """Where the two scores of a global batch are compared: levels t (B,) and noise (B, C, H, W)."""
 
     t: torch.Tensor
     noise: torch.Tensor
+
+    def of(self, batch: Batch) -> Renoise:
+        """Those of its states, on their device."""
+        return Renoise(self.t[batch.rows].to(batch.x0), self.noise[batch.rows].to(batch.x0))
 
 
 def trajectories(
@@ -80,31 +87,43 @@ def rollout(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torc
     return backward_simulation(lambda x_t, t: base.student(x_t, t, c), base.backbone, times=times, noises=noises)
 
 
-def select(states: States, c: Conditioning, pairs: torch.Tensor, block: int = 1) -> Batch:
-    """Of the states with flat index `pairs` into (N steps x M trajectories), this rank's share in whole blocks."""
+def select(
+    states: States, c: Conditioning, pairs: torch.Tensor, *, block: int = 1, most: int | None = None
+) -> list[Batch]:
+    """Of the states with flat index `pairs` into (N steps x M trajectories), this rank's share, in whole blocks, and
+    that in parts of at most `most` states, equally many on all ranks."""
+    steps, count = states.x0.shape[:2]
     blocks = distributed.share(len(pairs) // block)
-    rows = slice(blocks.start * block, blocks.stop * block)
-    step, trajectory = pairs[rows] // states.x0.shape[1], pairs[rows] % states.x0.shape[1]
-    chosen = {key: value[trajectory] for key, value in c.items()}
-    x_t, x0 = states.x_t[step, trajectory], states.x0[step, trajectory]
-    return Batch(x_t, x0, states.times[step], chosen, step, trajectory, rows, of=len(pairs))
+    acting = int((pairs // count < steps - 1).sum())
+    batches = []
+    for part in distributed.parts(blocks, len(pairs) // block, most and max(1, most // block)):
+        rows = slice(part.start * block, part.stop * block)
+        step, trajectory = (each.to(states.x0.device) for each in (pairs[rows] // count, pairs[rows] % count))
+        chosen = {key: value[trajectory] for key, value in c.items()}
+        x_t, x0 = states.x_t[step, trajectory], states.x0[step, trajectory]
+        batches.append(Batch(x_t, x0, states.times[step], chosen, step, trajectory, rows, of=len(pairs), acting=acting))
+    return batches
 
 
 def update_fake_score(
-    base: SharedBase, batch: Batch, renoise: Renoise, optimizer: torch.optim.Optimizer, *, clip: float
+    base: SharedBase, batches: list[Batch], renoise: Renoise, optimizer: torch.optim.Optimizer, *, clip: float
 ) -> dict[str, torch.Tensor]:
-    """One step of L_diff on the student's samples."""
-    path = base.backbone.path
-    x_t = path.renoise(batch.x0, renoise.noise, renoise.t)
-    prediction = base.fake(x_t, renoise.t, batch.c)
-    loss = losses.fake_score(prediction, path.target(batch.x0, renoise.noise)) * batch.share
-    grad_fake = _descend(loss, base.fake_parameters, optimizer, clip)
-    return {**distributed.totals({"loss_fake": loss.detach()}), "grad_fake": grad_fake}
+    """One step of L_diff on the student's samples; the parts of a batch are run one after another."""
+    path, figures = base.backbone.path, Sums()
+    optimizer.zero_grad()
+    for batch in batches:
+        levels = renoise.of(batch)
+        prediction = base.fake(path.renoise(batch.x0, levels.noise, levels.t), levels.t, batch.c)
+        loss = losses.fake_score(prediction, path.target(batch.x0, levels.noise)) * batch.share
+        loss.backward()
+        figures.add({"loss_fake": loss})
+    grad_fake = _step(base.fake_parameters, optimizer, clip)
+    return {**figures.of_all_ranks(), "grad_fake": grad_fake}
 
 
 def update_student(
     base: SharedBase,
-    batch: Batch,
+    batches: list[Batch],
     unconditional: Conditioning,
     renoise: Renoise,
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
@@ -116,73 +135,117 @@ def update_student(
 ) -> dict[str, torch.Tensor]:
     """L = L_dmd + weight L_rl (DMDR, equation 2) for the student, and the window's last step of the fake score.
 
-    Figures are those of the batch of all ranks.
+    The parts of a batch are run one after another; figures are those of the batch of all ranks.
 
     Args:
         optimizers, clips: of the student, of the fake score.
         rl: None for distillation only.
     """
-    path = base.backbone.path
-    x0 = base.student(batch.x_t, batch.t, batch.c)
-    sample = x0.detach()
+    path, figures = base.backbone.path, Sums()
+    parameters = list(base.student_parameters.values())
+    gradients_dm, gradients_rl = Gradients(parameters), Gradients(parameters)  # of a weight that is to be matched
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    for batch in batches:
+        x0, levels = base.student(batch.x_t, batch.t, batch.c), renoise.of(batch)
+        sample = x0.detach()
 
-    x_t = path.renoise(sample, renoise.noise, renoise.t)
-    x0_real = base.real_x0(x_t, renoise.t, batch.c, unconditional, guidance_scale=guidance_scale, lora_scale=real_scale)
-    prediction = base.fake(x_t, renoise.t, batch.c)
-    x0_fake = path.to_x0(x_t, prediction.detach(), renoise.t)
-    loss_fake = losses.fake_score(prediction, path.target(sample, renoise.noise)) * batch.share
-    grad_fake = _descend(loss_fake, base.fake_parameters, optimizers[1], clips[1])
+        x_t = path.renoise(sample, levels.noise, levels.t)
+        x0_real = base.real_x0(
+            x_t, levels.t, batch.c, unconditional, guidance_scale=guidance_scale, lora_scale=real_scale
+        )
+        prediction = base.fake(x_t, levels.t, batch.c)
+        x0_fake = path.to_x0(x_t, prediction.detach(), levels.t)
+        loss_fake = losses.fake_score(prediction, path.target(sample, levels.noise)) * batch.share
+        loss_fake.backward()
 
-    loss_dm = losses.distribution_matching(x0, x0_real, x0_fake) * batch.share
-    loss, figures, parts = loss_dm, {}, {"loss_dm": loss_dm.detach(), "loss_fake": loss_fake.detach()}
-    if rl is not None:
-        loss_rl, figures = rl.loss(x0, batch)
+        loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake) * batch.share
+        figures.add({"loss_dm": loss_dm, "loss_fake": loss_fake})
+        if rl is not None:
+            loss_rl, found = rl.loss(x0, batch)
+            figures.add({"loss_rl": loss_rl, **found})
+            loss = loss_dm + rl.weight * loss_rl
         with base.wearing(STUDENT, float(base.student_is_lora)):
-            weight = (
-                _matched(loss_dm, loss_rl, base.student_parameters) if rl.matched else {"rl_weight": torch.ones(())}
-            )
-        weight["rl_weight"] = weight["rl_weight"] * rl.weight
-        figures, parts = {**figures, **weight}, {**parts, "loss_rl": loss_rl.detach()}
-        loss = loss + weight["rl_weight"] * loss_rl
-    with base.wearing(STUDENT, float(base.student_is_lora)):
-        grad_student = _descend(loss, base.student_parameters, optimizers[0], clips[0])
-    found = distributed.totals(parts)
-    loss_fake = found.pop("loss_fake")
-    return {**found, **figures, "loss_fake": loss_fake, "grad_student": grad_student, "grad_fake": grad_fake}
+            if rl is not None and rl.matched:
+                gradients_dm.add(loss_dm)
+                gradients_rl.add(loss_rl)
+            else:
+                loss.backward()
+    weight = {}
+    if rl is not None:
+        weight = (
+            _matched(gradients_dm, gradients_rl, rl.weight) if rl.matched else {"rl_weight": torch.tensor(rl.weight)}
+        )
+    grad_fake = _step(base.fake_parameters, optimizers[1], clips[1])
+    grad_student = _step(base.student_parameters, optimizers[0], clips[0])
+    return {**figures.of_all_ranks(), **weight, "grad_student": grad_student, "grad_fake": grad_fake}
 
 
 def update_student_by_rl(
-    base: SharedBase, batch: Batch, optimizer: torch.optim.Optimizer, rl: Weighted, *, clip: float
+    base: SharedBase, batches: list[Batch], optimizer: torch.optim.Optimizer, rl: Weighted, *, clip: float
 ) -> dict[str, torch.Tensor]:
     """L = weight L_rl: a row of Table 5, and what distribution matching is measured against. No score is run."""
-    loss_rl, figures = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
-    with base.wearing(STUDENT, float(base.student_is_lora)):
-        grad_student = _descend(rl.weight * loss_rl, base.student_parameters, optimizer, clip)
-    return {**distributed.totals({"loss_rl": loss_rl.detach()}), **figures, "grad_student": grad_student}
-
-
-def _matched(
-    loss_dm: torch.Tensor, loss_rl: torch.Tensor, parameters: dict[str, torch.nn.Parameter]
-) -> dict[str, torch.Tensor]:
-    """The weight at which the RL gradient is as long as that of distribution matching, and both lengths; 0 without."""
-
-    def length(loss: torch.Tensor) -> torch.Tensor:
-        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        gradients = [each for each in found if each is not None]
-        distributed.sum_in_place(gradients)
-        return torch.nn.utils.get_total_norm(gradients)
-
-    grad_dm, grad_rl = length(loss_dm), length(loss_rl)
-    ratio = torch.where(grad_rl > 0, grad_dm / grad_rl, torch.zeros_like(grad_rl))
-    return {"rl_weight": ratio, "grad_dm": grad_dm, "grad_rl": grad_rl}
-
-
-def _descend(
-    loss: torch.Tensor, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
-) -> torch.Tensor:
-    """Backward, sum over the ranks, clip, step; returns the gradient norm before clipping."""
+    figures = Sums()
     optimizer.zero_grad()
-    loss.backward()
+    for batch in batches:
+        loss_rl, found = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
+        figures.add({"loss_rl": loss_rl, **found})
+        with base.wearing(STUDENT, float(base.student_is_lora)):
+            (rl.weight * loss_rl).backward()
+    return {**figures.of_all_ranks(), "grad_student": _step(base.student_parameters, optimizer, clip)}
+
+
+class Sums:
+    """Figures of the parts of a batch, each its part of the whole batch's."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, torch.Tensor] = {}
+
+    def add(self, part: dict[str, torch.Tensor]) -> None:
+        for name, value in part.items():
+            self.values[name] = self.values.get(name, 0) + value.detach()
+
+    def of_all_ranks(self) -> dict[str, torch.Tensor]:
+        """Sums over parts and ranks; reward_square/NAME, a mean square, becomes reward_std/NAME, a deviation."""
+        found = distributed.totals(self.values)
+        for name in [name for name in found if name.startswith("reward_square/")]:
+            of = name.removeprefix("reward_square/")
+            spread = (found.pop(name) - found[f"reward/{of}"].square()).clamp(min=0).sqrt()
+            found[f"reward_std/{of}"] = spread
+        return found
+
+
+class Gradients:
+    """The sum over parts of the gradient of a loss, apart from what the parameters hold."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.parameters, self.sums = parameters, [None] * len(parameters)
+
+    def add(self, loss: torch.Tensor) -> None:
+        """The graph is kept."""
+        found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        self.sums = [new if old is None else old if new is None else old + new
+                     for old, new in zip(self.sums, found, strict=True)]  # fmt: skip
+
+    def norm(self) -> torch.Tensor:
+        """Of the sum over all ranks."""
+        found = [each.clone() for each in self.sums if each is not None]
+        distributed.sum_in_place(found)
+        return torch.nn.utils.get_total_norm(found)
+
+
+def _matched(dm: Gradients, rl: Gradients, weight: float) -> dict[str, torch.Tensor]:
+    """Leave dm + weight |dm| / |rl| rl with the parameters; returns that weight, 0 where rl is 0, and the lengths."""
+    grad_dm, grad_rl = dm.norm(), rl.norm()
+    rl_weight = weight * torch.where(grad_rl > 0, grad_dm / grad_rl, torch.zeros_like(grad_rl))
+    for parameter, of_dm, of_rl in zip(dm.parameters, dm.sums, rl.sums, strict=True):
+        if of_dm is not None or of_rl is not None:
+            parameter.grad = of_dm if of_rl is None else rl_weight * of_rl + (0 if of_dm is None else of_dm)
+    return {"rl_weight": rl_weight, "grad_dm": grad_dm, "grad_rl": grad_rl}
+
+
+def _step(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, clip: float) -> torch.Tensor:
+    """Sum the gradients over the ranks, clip, step; returns their norm before clipping."""
     distributed.sum_in_place(each.grad for each in parameters.values() if each.grad is not None)
     norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
     optimizer.step()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dmdr.teacher import HUB, ONE_FILE
+from dmdr.hub import ADDRESS
+from dmdr.teacher import ONE_FILE
 
 
 def card(facts: dict) -> str:
@@ -104,7 +105,7 @@ def _teacher(teacher: dict, classes: dict) -> str:
     """The code that loads the teacher's own pipeline, by its hub's name or by a path that the reader completes."""
     if teacher["parts"]:
         return f"# the teacher\n{_from_file(teacher['name'], teacher['parts'], classes)}"
-    pinned = HUB.fullmatch(teacher["name"])
+    pinned = ADDRESS.fullmatch(teacher["name"])
     where = f'"{pinned["repo"]}", revision="{pinned["commit"]}"' if pinned else f'"{teacher["name"]}"'
     return f"# the teacher\npipe = {classes['pipeline']}.from_pretrained({where}{_absent(classes)})"
 

@@ -75,14 +75,15 @@ def fit(
     folder, like = context.input("prompts"), backbone.network.device
     prompts, times = PromptSet(folder, "train"), backbone.student_times(config.student.steps).to(like)
     watcher = watch and Watcher(
-        watch, base, prompts=prompts, times=times, seed=config.seed, batch_size=training.batch_size,
+        watch, base, prompts=prompts, times=times, seed=config.seed,
+        batch_size=config.execution.micro_batch_size or training.batch_size,
         say=context.progress.say, weights=config.weights,
     )  # fmt: skip
     run = Run(
         stage=stage, seed=config.seed, training=training, base=base, prompts=prompts,
         unconditional=backbone.collate([PromptSet.unconditional(folder)]), times=times,
         guidance_scale=config.teacher.guidance_scale, rl=algorithm,
-        distribution_matching=distribution_matching, watch=watcher,
+        distribution_matching=distribution_matching, watch=watcher, micro_batch=config.execution.micro_batch_size,
     )  # fmt: skip
     check_split(run)
     saved = state.update

@@ -134,15 +134,15 @@ def test_a_window_of_training_moves_student_and_fake_score(backbone, rank):
         c, empty = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.collate(backbone.encode([""])[0])
         noises = noise_for(6, "rollout", shape=(2, 2, *backbone.latent_shape))
         states = rollout(base, c, backbone.student_times(2), noises)
-        batch = select(states, c, torch.tensor([0, 3]))
-        levels = Renoise(torch.tensor([0.4, 0.8]), noise_for(7, "renoise", shape=tuple(batch.x0.shape)))
+        batches = select(states, c, torch.tensor([0, 3]))
+        levels = Renoise(torch.tensor([0.4, 0.8]), noise_for(7, "renoise", shape=(2, *backbone.latent_shape)))
         roles = (base.student_parameters, base.fake_parameters)
         before = [{name: value.detach().clone() for name, value in role.items()} for role in roles]
         rl = Weighted(lambda x0, _, base=base: (losses.refl(base.backbone.decode(x0).mean(dim=(1, 2, 3))), {}), 0.5)
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
             figures = update_student(
-                base, batch, empty, levels, tuple(torch.optim.SGD(role.values(), 0.1) for role in roles),
+                base, batches, empty, levels, tuple(torch.optim.SGD(role.values(), 0.1) for role in roles),
                 guidance_scale=4.0, real_scale=0.5, rl=rl, clips=(1.0, 1.0),
             )  # fmt: skip
         assert figures["grad_student"] > 0 and figures["grad_fake"] > 0 and figures["loss_dm"] > 0, figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from dmdr.rl.refl import ReFL
 from dmdr.rollout import noise_for
 from dmdr.state import TrainState
 from dmdr.train import Run, chosen, prompt_order, rolled_out, window
-from dmdr.update import select
+from dmdr.update import Sums, select
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross", "a yellow triangle above a red circle"]
 PATHS = {"flow": FlowPath(), "vp": VPPath(torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0))}
@@ -146,7 +147,7 @@ def prepared(run: Run, *, moved: float = 0.0):
     """(x0 as a leaf, batch, objective) of one window, x0 moved away from the rollout's by noise."""
     states, c, texts = rolled_out(run, 0)
     objective = run.rl[0].look(states, texts)
-    _, (batch, *_) = chosen(run, 0, states, c, objective)
+    _, ((batch,), *_) = chosen(run, 0, states, c, objective)
     noise = noise_for(9, "moved", shape=tuple(batch.x0.shape)).double()
     return (batch.x0 + moved * noise).requires_grad_(True), batch, objective, states
 
@@ -238,6 +239,9 @@ def test_refl_loss_is_minus_the_mean_mapped_reward(tiny_folder, phi, mapped):
     texts = [PROMPTS[order[i]] for i in batch.trajectory]
     by_hand = {name: reward(run.base.backbone.decode(x0), texts) for name, reward in run.rl[0].reward.rewards.items()}
     assert float(loss) == pytest.approx(-float(mapped(by_hand["lab-conv"] + 0.5 * by_hand["lab-mixer"]).mean()))
+    sums = Sums()
+    sums.add(figures)
+    figures = sums.of_all_ranks()
     for name, scores in by_hand.items():
         assert float(figures[f"reward/{name}"]) == pytest.approx(float(scores.mean()))
         assert float(figures[f"reward_std/{name}"]) == pytest.approx(float(scores.std(correction=0)))
@@ -308,6 +312,29 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_folder, algorithm):
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
+@pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
+@pytest.mark.parametrize("algorithm", [*MAKE, None])
+def test_parts_of_a_batch_add_up_to_the_batch(tiny_sd3_folder, algorithm, rank):
+    """Two updates, the first of which matches the weight, in parts of at most 2 of 6 samples; all in float64."""
+    ends, rows = [], []
+    for most in (None, 2):
+        run, state = made(tiny_sd3_folder, algorithm or "refl", rank=rank, weight_is="matched")
+        run = replace(run, micro_batch=most, **({} if algorithm else {"rl": None}))
+        largest = []
+        network = run.base.student_network
+        hook = network.register_forward_hook(lambda *call, largest=largest: largest.append(len(call[2].sample)))
+        advance(run, state, 2)
+        hook.remove()
+        assert max(largest) <= 2 * 2 if most else max(largest) > 4, "with CFG, two for each"
+        ends.append({name: value.detach().double() for name, value in state.tensors().items()})
+        rows.append(state.rows)
+    assert ends[0].keys() == ends[1].keys()
+    for name in ends[0]:
+        torch.testing.assert_close(ends[1][name], ends[0][name], rtol=1e-6, atol=1e-9, msg=name)
+    for whole, parts in zip(*rows, strict=True):
+        assert parts == pytest.approx(whole, rel=1e-5, abs=1e-9)
+
+
 def advance(run: Run, state: TrainState, updates: int) -> None:
     for _ in range(updates):
         state.advance(window(run, state))
@@ -328,16 +355,16 @@ def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
     assert len(texts) % 4 == 0 and all(len(set(texts[i : i + 4])) == 1 for i in range(0, len(texts), 4))
     assert len({states.x_t[0, i].sum().item() for i in range(len(texts))}) == len(texts), "each its own noise"
     fakes, students = chosen(run, 0, states, c, objective)
-    assert [len(batch.t) for batch in (*fakes, *students)] == [6, 6, 6]
+    assert [[len(part.t) for part in batch] for batch in (*fakes, *students)] == [[6], [6], [6]]
     if algorithm == "dpo":
-        step, group = students[0].step.view(-1, 2), students[0].trajectory.view(-1, 2) // 4
+        step, group = students[0][0].step.view(-1, 2), students[0][0].trajectory.view(-1, 2) // 4
         assert torch.equal(step[:, 0], step[:, 1]) and torch.equal(group[:, 0], group[:, 1])
 
 
 def test_actions_are_what_the_sampler_drew(tiny_sd3_folder):
     run, _ = made(tiny_sd3_folder, "grpo")
     states, c, _ = rolled_out(run, 0)
-    batch = select(states, c, torch.arange(states.x0[:, :, 0, 0, 0].numel()))
+    (batch,) = select(states, c, torch.arange(states.x0[:, :, 0, 0, 0].numel()))
     acts, x_next, t_next = actions(states, batch)
     count = states.x0.shape[1]
     assert acts.tolist() == [True] * 3 * count + [False] * count

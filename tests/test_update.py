@@ -52,8 +52,9 @@ def assert_close(ours: dict, theirs: dict) -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
-@pytest.mark.parametrize("real_scale", [0.0, 0.6])
-def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale):
+@pytest.mark.parametrize(("real_scale", "most"), [(0.0, None), (0.6, None), (0.6, 3)])
+def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale, most):
+    """Of one batch, and of one that is run in two parts."""
     base = shared_base(tiny_folder, rank)
     backbone, steps, count, batch_size = base.backbone, 4, 3, 4
     c = backbone.collate(backbone.encode(PROMPTS[:count])[0])
@@ -65,13 +66,13 @@ def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale):
         torch.tensor([0.2, 0.5, 0.7, 0.95]).double(),
         noise_for(8, "renoise", shape=(batch_size, *backbone.latent_shape)).double(),
     )
-    batch = select(rollout(base, c, times, noises), c, pairs)
+    batches = select(rollout(base, c, times, noises), c, pairs, most=most)
     optimizers = Still(base.student_parameters.values()), Still(base.fake_parameters.values())
 
-    update_fake_score(base, batch, renoise, optimizers[1], clip=1e9)
+    update_fake_score(base, batches, renoise, optimizers[1], clip=1e9)
     ours_fake = gradients(base.fake_parameters)
     update_student(
-        base, batch, unconditional, renoise, optimizers, guidance_scale=3.0, real_scale=real_scale, rl=None,
+        base, batches, unconditional, renoise, optimizers, guidance_scale=3.0, real_scale=real_scale, rl=None,
         clips=(1e9, 1e9),
     )  # fmt: skip
     ours_fused, ours_student = gradients(base.fake_parameters), gradients(base.student_parameters)

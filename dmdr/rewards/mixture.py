@@ -59,19 +59,19 @@ class Mixture:
                     f"{found.tolist()} for three plain images; use map: linear"
                 )
 
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """images (B, 3, H, W) in [0, 1] -> (B,); mean and standard deviation of each reward, to log."""
-        scores_B = {name: reward(images, prompts) for name, reward in self.rewards.items()}
-        figures = {f"reward/{name}": each.detach().mean() for name, each in scores_B.items()}
-        figures |= {f"reward_std/{name}": each.detach().std(correction=0) for name, each in scores_B.items()}
-        return sum(self.shares[name] * each for name, each in scores_B.items()), figures
+    def __call__(self, images: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """images (B, 3, H, W) in [0, 1] -> (B,) of each reward."""
+        return {name: reward(images, prompts) for name, reward in self.rewards.items()}
+
+    def mixed(self, scores: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The scores (M,) of all rewards, each with its share: (M,)."""
+        return sum(self.shares[name] * each for name, each in scores.items())
 
     @torch.no_grad()
-    def of_samples(
-        self, x0: torch.Tensor, prompts: list[str], group_size: int
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """x0 (P G, C, H, W) -> (P, G), decoded a group at a time, and the same figures."""
-        parts = x0.split(group_size)
-        images = torch.cat([self.backbone.decode(part) for part in parts])
-        rewards_M, figures = self(images, prompts)
-        return rewards_M.view(-1, group_size), figures
+    def of_samples(self, x0: torch.Tensor, prompts: list[str], at_once: int) -> dict[str, torch.Tensor]:
+        """x0 (M, C, H, W) -> (M,) of each reward, `at_once` decoded and scored at a time."""
+        found = [
+            self(self.backbone.decode(x0[start : start + at_once]), prompts[start : start + at_once])
+            for start in range(0, len(x0), at_once)
+        ]
+        return {name: torch.cat([part[name] for part in found]) for name in self.rewards}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -29,14 +29,16 @@ Figures = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one window, before its weight: (x0 (B, C, H, W), batch) -> (scalar, figures to log). The scalar is
-    this rank's part of the mean over all ranks; figures are of all ranks.
+    """The loss of one window, before its weight: (x0 (B, C, H, W), batch) -> (scalar, figures to log), both the batch's
+    parts of the mean over the global batch, so that parts add up.
 
     blocks (P, g): trajectories whose states of one step must stand in one batch; they alone are trained on.
+    figures: of the whole window.
     """
 
     loss: Callable[[torch.Tensor, Batch], tuple[torch.Tensor, Figures]]
     blocks: torch.Tensor
+    figures: Figures = field(default_factory=dict)
 
 
 class Algorithm(Protocol):
@@ -65,32 +67,23 @@ def actions(states: States, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, t
     return acts, states.x_t[after, batch.trajectory[acts]], states.times[after]
 
 
-def share(acts: torch.Tensor) -> torch.Tensor:
-    """What turns a mean over these actions (B,) into their part of the mean over the actions of all ranks."""
-    count = acts.sum()
-    return count / distributed.total(count).clamp(min=1)
+def share(acts: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """What turns a mean over these actions (B,) into their part of the mean over the actions of the global batch."""
+    return acts.sum() / max(batch.acting, 1)
 
 
 def rewarded(reward: Mixture, states: States, prompts: list[str], group_size: int) -> tuple[torch.Tensor, Figures]:
     """The rewards (P, G) of the samples of all groups, each group scored by one rank, and their figures."""
     groups = distributed.share(len(prompts) // group_size)
     mine = slice(groups.start * group_size, groups.stop * group_size)
-    rewards_PG, figures = reward.of_samples(states.x0[-1, mine], prompts[mine], group_size)
-    return distributed.gather(rewards_PG), of_all_ranks(figures, rewards_PG.numel())
-
-
-def of_all_ranks(figures: Figures, count: int) -> Figures:
-    """reward/NAME and reward_std/NAME of `count` samples here, as those of the samples of all ranks."""
-    if distributed.ranks() == 1:
-        return figures
-    means = {name: each.double() for name, each in figures.items() if name.startswith("reward/")}
-    spreads = {name: figures[name.replace("reward/", "reward_std/")].double() for name in means}
-    moments = {name: torch.stack([mean, spreads[name].square() + mean.square()]) for name, mean in means.items()}
-    weight = count / distributed.total(torch.tensor(count)).item()
-    sums = distributed.total(torch.stack(list(moments.values())) * weight)
-    found = dict(zip(means, sums[:, 0], strict=True))
-    of_squares = dict(zip(means, sums[:, 1], strict=True))
-    return found | {
-        name.replace("reward/", "reward_std/"): (of_squares[name] - mean.square()).clamp(min=0).sqrt()
-        for name, mean in found.items()
+    scores_M = {
+        name: distributed.gather(each)
+        for name, each in reward.of_samples(states.x0[-1, mine], prompts[mine], group_size).items()
     }
+    return reward.mixed(scores_M).view(-1, group_size), spread(scores_M)
+
+
+def spread(scores: dict[str, torch.Tensor]) -> Figures:
+    """Mean and standard deviation of each reward's scores (M,)."""
+    figures = {f"reward/{name}": each.mean() for name, each in scores.items()}
+    return figures | {f"reward_std/{name}": each.std(correction=0) for name, each in scores.items()}

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dmdr import distributed, losses
+from dmdr import losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import DPO as DPOConfig
 from dmdr.rewards.mixture import Mixture
@@ -52,9 +52,8 @@ class DPO:
             gain = log_prob(path, x_next, x0[acts], t_next) - log_prob(path, x_next, reference, t_next)
             gain_w_P, gain_l_P = (gain / x0[0].numel()).view(-1, 2).unbind(1)
             group = batch.trajectory[acts][::2] // self.group_size
-            part = losses.dpo(gain_w_P, gain_l_P, self.beta, ranked[group]) * share(acts)
+            part = losses.dpo(gain_w_P, gain_l_P, self.beta, ranked[group]) * share(acts, batch)
             prefers = (gain_w_P.detach() > gain_l_P.detach()).float()
-            found = {"prefers_winner": prefers.sum() / max(len(prefers), 1) * share(acts)}
-            return part, {**figures, **distributed.totals(found)}
+            return part, {"prefers_winner": prefers.sum() / max(len(prefers), 1) * share(acts, batch)}
 
-        return Objective(loss, torch.stack([first + winner, first + loser], dim=1))
+        return Objective(loss, torch.stack([first + winner, first + loser], dim=1), figures)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dmdr import distributed, losses
+from dmdr import losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import GRPO as GRPOConfig
 from dmdr.rewards.mixture import Mixture
@@ -50,13 +50,13 @@ class GRPO:
             log_ratio_A = (new_A - old_A) / x0[0].numel()
             part = losses.grpo(log_ratio_A, advantages_M[batch.trajectory[acts]], self.clip_range)
             clipped = ((log_ratio_A.detach().exp() - 1).abs() > self.clip_range).float()
-            found = {"clipped": clipped.sum() / max(len(clipped), 1) * share(acts)}
+            found = {"clipped": clipped.sum() / max(len(clipped), 1) * share(acts, batch)}
             if self.kl:
                 reference = self.base.reference(batch.x_t, batch.t, batch.c)
                 signal, spread = path.signal_and_spread(t_next)
                 regulariser = losses.gaussian_kl(x0[acts], reference[acts], signal / spread)
-                found["loss_reference"] = regulariser.detach() * share(acts)
+                found["loss_reference"] = regulariser.detach() * share(acts, batch)
                 part = part + self.kl * regulariser
-            return part * share(acts), {**figures, **distributed.totals(found)}
+            return part * share(acts, batch), found
 
-        return Objective(loss, torch.arange(len(prompts))[:, None])
+        return Objective(loss, torch.arange(len(prompts))[:, None], figures)

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 
 import torch
 
-from dmdr import distributed, losses
+from dmdr import losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import ReFL as ReFLConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl import Figures, Objective, of_all_ranks
+from dmdr.rl import Figures, Objective
 from dmdr.rollout import States
 from dmdr.update import Batch
 
@@ -41,12 +41,18 @@ class ReFL:
     def look(self, states: States, prompts: list[str]) -> Objective:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             images = self.base.backbone.decode(x0)
-            rewards_B, figures = self.reward(images, [prompts[i] for i in batch.trajectory.tolist()])
-            figures, total = of_all_ranks(figures, len(rewards_B)), self.loss(rewards_B)
+            scores_B = self.reward(images, [prompts[i] for i in batch.trajectory.tolist()])
+            total, figures = self.loss(self.reward.mixed(scores_B)), moments(scores_B)
             if self.pretraining:
                 regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))
-                figures |= distributed.totals({"loss_reference": regulariser.detach() * batch.share})
-                total = total + self.pretraining * regulariser
-            return total * batch.share, figures
+                total, figures = total + self.pretraining * regulariser, {**figures, "loss_reference": regulariser}
+            return total * batch.share, {name: each.detach() * batch.share for name, each in figures.items()}
 
         return Objective(loss, torch.arange(states.x0.shape[1])[:, None])
+
+
+def moments(scores_B: dict[str, torch.Tensor]) -> Figures:
+    """Of each reward's scores, in float64: means, and mean squares, which parts of a batch can add up."""
+    exact = {name: each.detach().double() for name, each in scores_B.items()}
+    squares = {f"reward_square/{name}": each.square().mean() for name, each in exact.items()}
+    return {f"reward/{name}": each.mean() for name, each in exact.items()} | squares
