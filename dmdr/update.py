@@ -167,14 +167,26 @@ def _matched(
     """The weight at which the RL gradient is as long as that of distribution matching, and both lengths; 0 without."""
 
     def length(loss: torch.Tensor) -> torch.Tensor:
-        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        gradients = [each for each in found if each is not None]
+        gradients = [each for each in _gradients(loss, list(parameters.values())) if each is not None]
         distributed.sum_in_place(gradients)
-        return torch.nn.utils.get_total_norm(gradients)
+        return distributed.whole(torch.nn.utils.get_total_norm(gradients))
 
     grad_dm, grad_rl = length(loss_dm), length(loss_rl)
     ratio = torch.where(grad_rl > 0, grad_dm / grad_rl, torch.zeros_like(grad_rl))
     return {"rl_weight": ratio, "grad_dm": grad_dm, "grad_rl": grad_rl}
+
+
+def _gradients(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
+    """Of the loss, whose graph is kept; no parameter has one yet, and none keeps it."""
+    if not distributed.is_split(parameters[0]):
+        return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+    for each in parameters:  # FSDP2 has the gathered weights in the graph, and writes the rows' gradients itself
+        each.grad = None
+    loss.backward(retain_graph=True)
+    found = [each.grad for each in parameters]
+    for each in parameters:
+        each.grad = None
+    return found
 
 
 def _descend(
@@ -183,7 +195,9 @@ def _descend(
     """Backward, sum over the ranks, clip, step; returns the gradient norm before clipping."""
     optimizer.zero_grad()
     loss.backward()
-    distributed.sum_in_place(each.grad for each in parameters.values() if each.grad is not None)
-    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
+    gradients = [each.grad for each in parameters.values() if each.grad is not None]
+    distributed.sum_in_place(gradients)
+    norm = distributed.whole(torch.nn.utils.get_total_norm(gradients))
+    torch.nn.utils.clip_grads_with_norm_(parameters.values(), clip, norm)
     optimizer.step()
     return norm

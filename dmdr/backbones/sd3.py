@@ -59,7 +59,7 @@ class SD3(Latent):
         pooled = torch.cat([item["pooled"] for item in items])
         return {"context": torch.stack(context).to(**like), "pooled": pooled.to(**like)}
 
-    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+    def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         null_tokens = self.context_tokens - c["context"].shape[1] + 1
         return network(
             hidden_states=x_t, timestep=t * TIMESTEPS, encoder_hidden_states=c["context"],

@@ -66,7 +66,7 @@ class SDXL(Latent):
         pooled = torch.cat([item["pooled"] for item in items])
         return {"context": context.to(**like), "pooled": pooled.to(**like)}
 
-    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+    def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         side = self.resolution
         size = x_t.new_tensor([side, side, 0, 0, side, side]).expand(len(x_t), -1)  # original, crop, target
         return network(
