@@ -81,6 +81,8 @@ class Optimizer(Section):
     """AdamW for one of the two networks."""
 
     learning_rate: Rate
+    # fused: one kernel for all tensors; 8bit: moments of 8 bits, a quarter of their memory, by bitsandbytes
+    kind: Literal["adamw", "fused", "8bit"] = "adamw"
     betas: tuple[float, float] = Field((0.0, 0.99), strict=False)
     weight_decay: float = Field(0.01, ge=0)  # "official demo"
     clip: Rate = 1.0  # gradient norm ("official demo")
@@ -251,6 +253,8 @@ class Execution(Section):
     processes: Positive = 1  # of a training stage on this machine, one a GPU; the batch is split over them
     # the most samples that the networks are given at once; the parts of a batch add up. null: the whole batch
     micro_batch_size: Positive | None = None
+    # whether each process holds all weights, or its rows of them, which costs messages and saves memory
+    sharding: Literal["none", "fsdp"] = "none"
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     checkpoint_every: Positive = 50  # student updates
     keep_checkpoints: int = Field(2, ge=2)  # the newest may be damaged
@@ -265,6 +269,8 @@ class Config(Section):
     prompts: Prompts
     student: Student
     fake_score: FakeScore = FakeScore()
+    # of the networks while training: bfloat16 stores what is frozen in it and rounds what is trained, which is float32
+    precision: Literal["float32", "bfloat16"] = "float32"
     cold_start: Training
     joint: Joint
     evaluate: Evaluate

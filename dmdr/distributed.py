@@ -14,6 +14,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 LONGEST = timedelta(minutes=60)  # that the others wait for one rank: to load, to write a checkpoint
@@ -101,11 +103,16 @@ def gather(part: torch.Tensor) -> torch.Tensor:
 
 
 def sum_in_place(tensors: Iterable[torch.Tensor]) -> None:
-    """Replace each tensor by its sum over all ranks; the same ones, in the same order, on each."""
+    """Replace each tensor by its sum over all ranks; the same ones, in the same order, on each.
+
+    Gradients of parameters that are split over the ranks were summed on the way.
+    """
     if ranks() == 1:
         return
     message: list[torch.Tensor] = []
     for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            continue
         if message and sum(map(torch.Tensor.numel, message)) + tensor.numel() > MESSAGE:
             _sum(message)
             message = []
@@ -119,6 +126,29 @@ def _sum(message: list[torch.Tensor]) -> None:
     dist.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in message])
     torch._foreach_copy_(message, [part.view_as(tensor) for part, tensor in zip(parts, message, strict=True)])
+
+
+def split(
+    network: torch.nn.Module, device: str, *, whole: set[torch.nn.Parameter], compute: torch.dtype = torch.float32
+) -> None:
+    """Split the rows of a network's parameters over the ranks, block by block, all but those that stay `whole` (FSDP2).
+
+    Each block is gathered where it runs, as `compute`, and let go after it, so that what an optimizer or an EMA writes
+    is seen next. Gradients are summed in float32, as everywhere here.
+    """
+    mesh = init_device_mesh(device, (ranks(),))
+    blocks = [each for each in network.modules() if type(each).__name__ in network._no_split_modules]
+    policy = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)  # times stay as they are
+    for module in (*reversed(blocks), network):  # what lies inside another block comes first
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole, mp_policy=policy)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    for parameter in whole:
+        parameter.data = parameter.data.to(device)
+
+
+def is_split(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, DTensor)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

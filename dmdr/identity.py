@@ -10,24 +10,29 @@ import json
 
 from dmdr.config import Config
 
+TRAINED = ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "precision")
 NEEDS = {  # the settings each stage reads, and so the ones that name its result
     "prompts": ("seed", "prompts"),
-    "cold_start": ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "cold_start"),
-    "joint": ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "joint"),
+    "cold_start": (*TRAINED, "cold_start"),
+    "joint": (*TRAINED, "joint"),
     "export": ("student", "teacher.resolution", "export"),
     "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
 }
 # the digests of what lies there count instead
 ADDRESSES = ("teacher.path", "teacher.parts", "prompts.sources", "prompts.evaluation")
-YOUNGER = {"export.forms": None}  # than sealed runs: not named at the value that they were made with
+
+LATER = {  # settings that results were sealed without, and the value those were made with, at which they are left out
+    "precision": "float32",
+    "export.forms": None,
+    **{f"{stage}.{of}.kind": "adamw" for stage in ("cold_start", "joint") for of in ("student", "fake_score")},
+}
 
 
 def identity(config: Config, stage: str) -> dict[str, object]:
     """The settings that name a stage's result, flat ("student.steps": 4), without ADDRESSES and execution."""
     flat = _flat("", config.model_dump(mode="json"))
     needed = {key for key in flat for need in NEEDS[stage] if key == need or key.startswith(f"{need}.")}
-    named = needed.difference(ADDRESSES, (key for key, value in YOUNGER.items() if flat[key] == value))
-    return {key: flat[key] for key in sorted(named)}
+    return {key: flat[key] for key in sorted(needed.difference(ADDRESSES)) if LATER.get(key, ...) != flat[key]}
 
 
 def _flat(prefix: str, value: object) -> dict[str, object]:

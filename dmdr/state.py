@@ -10,18 +10,12 @@ from contextlib import contextmanager
 
 import torch
 
-from dmdr import distributed
+from dmdr import distributed, optimizers
 from dmdr.backbones.scores import SharedBase
-from dmdr.config import Optimizer, Training
+from dmdr.config import Training
 from dmdr.errors import DataError
 
 Named = dict[str, torch.Tensor]
-
-
-def adamw(parameters: dict[str, torch.nn.Parameter], config: Optimizer) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
 
 
 class TrainState:
@@ -32,9 +26,10 @@ class TrainState:
         self.update, self.rows, self.ema_decay = 0, [], ema
         self.rl_weight = 0.0  # of the last update; what a matched weight came to
         self.networks = {"student": base.student_parameters, "fake_score": base.fake_parameters}
+        self.kinds = {"student": training.student.kind, "fake_score": training.fake_score.kind}
         self.optimizers = {
-            "student": adamw(base.student_parameters, training.student),
-            "fake_score": adamw(base.fake_parameters, training.fake_score),
+            "student": optimizers.make(base.student_parameters, training.student),
+            "fake_score": optimizers.make(base.fake_parameters, training.fake_score),
         }
         self.ema = {name: parameter.detach().clone() for name, parameter in base.student_parameters.items()}
         self.best_ema: Named = {}
@@ -87,7 +82,7 @@ class TrainState:
         for role, parameters in self.networks.items():
             for name, parameter in parameters.items():
                 flat[f"{role}/param/{name}"] = parameter.detach()
-                for key, value in self.optimizers[role].state[parameter].items():
+                for key, value in optimizers.state_of(self.optimizers[role], parameter).items():
                     flat[f"{role}/{key}/{name}"] = value
         return {name: distributed.local(value) for name, value in flat.items() if distributed.has_rows(value)}
 
@@ -102,19 +97,18 @@ class TrainState:
             DataError: the tensors are of another model.
         """
         self.update, self.rl_weight, self.rows = info["update"], info["rl_weight"], list(info["rows"])
+        names = {tuple(name.split("/", 2)) for name in tensors if name.count("/") > 1}
         fill(self.ema, Below("ema/", tensors), "checkpoint's EMA")
         if best := Below("best_ema/", tensors):
             self.keep_best()
             fill(self.best_ema, best, "checkpoint's best EMA")
         for role, parameters in self.networks.items():
             fill(parameters, Below(f"{role}/param/", tensors), f"checkpoint's {role}")
+            keys = sorted({key for of, key, _ in names if of == role} - {"param"})
             for name, parameter in parameters.items():
-                keys = {key: f"{role}/{key}/{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
-                if keys["step"] in tensors:
-                    moments = {key: torch.empty_like(parameter) for key in keys if key != "step"}
-                    for key, moment in moments.items():
-                        distributed.take(moment, tensors[keys[key]])
-                    self.optimizers[role].state[parameter] = {**moments, "step": tensors[keys["step"]].clone()}
+                saved = {key: tensors[f"{role}/{key}/{name}"] for key in keys if (role, key, name) in names}
+                if saved:
+                    optimizers.restore(self.optimizers[role], parameter, saved, self.kinds[role])
 
 
 class Below(Mapping):

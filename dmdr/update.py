@@ -223,7 +223,7 @@ class Gradients:
 
     def add(self, loss: torch.Tensor) -> None:
         """The graph is kept."""
-        found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        found = _gradients(loss, self.parameters)
         self.sums = [new if old is None else old if new is None else old + new
                      for old, new in zip(self.sums, found, strict=True)]  # fmt: skip
 
@@ -231,7 +231,18 @@ class Gradients:
         """Of the sum over all ranks."""
         found = [each.clone() for each in self.sums if each is not None]
         distributed.sum_in_place(found)
-        return torch.nn.utils.get_total_norm(found)
+        return distributed.whole(torch.nn.utils.get_total_norm(found))
+
+
+def _gradients(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
+    """Of the loss, whose graph is kept; no parameter has one yet, and none keeps it."""
+    if not distributed.is_split(parameters[0]):
+        return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+    loss.backward(retain_graph=True)  # FSDP2's graph has the gathered weights; it writes the rows' gradients itself
+    found = [each.grad for each in parameters]
+    for each in parameters:
+        each.grad = None
+    return found
 
 
 def _matched(dm: Gradients, rl: Gradients, weight: float) -> dict[str, torch.Tensor]:
@@ -246,7 +257,9 @@ def _matched(dm: Gradients, rl: Gradients, weight: float) -> dict[str, torch.Ten
 
 def _step(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, clip: float) -> torch.Tensor:
     """Sum the gradients over the ranks, clip, step; returns their norm before clipping."""
-    distributed.sum_in_place(each.grad for each in parameters.values() if each.grad is not None)
-    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
+    gradients = [each.grad for each in parameters.values() if each.grad is not None]
+    distributed.sum_in_place(gradients)
+    norm = distributed.whole(torch.nn.utils.get_total_norm(gradients))
+    torch.nn.utils.clip_grads_with_norm_(parameters.values(), clip, norm)
     optimizer.step()
     return norm

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdr import distributed, teacher
+from dmdr import distributed, optimizers, teacher
 from dmdr.backbones.scores import FAKE, STUDENT, SharedBase
 from dmdr.config import RL, Training, Watch
 from dmdr.promptset import PromptSet
@@ -21,6 +21,7 @@ from stages import Context, Stopped
 from stages.device import device
 
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every reward
 
 
@@ -41,30 +42,32 @@ def fit(
         rl: makes the RL algorithm; its settings.
 
     Raises:
-        ConfigError: the batch cannot be split over the processes.
+        ConfigError: the batch cannot be split over the processes, or an optimizer is missing.
         DataError: the start or a checkpoint is of another model.
         NonFinite: training diverged.
         Stopped: SIGTERM arrived; a checkpoint holds everything done.
     """
     config = context.config
+    splits = config.execution.sharding == "fsdp" and distributed.ranks() > 1
+    optimizers.check(training, stage, split=splits and config.student.form == "full")
     backbone = teacher.load(
-        teacher.source(config.teacher), device(config), text=False, resolution=config.teacher.resolution
-    )
+        teacher.source(config.teacher), "cpu" if splits else device(config), text=False,
+        resolution=config.teacher.resolution,
+    )  # fmt: skip
     base = SharedBase(
         backbone, fake_rank=config.fake_score.lora_rank, fake_scale=config.fake_score.scale,
-        student_rank=config.student.lora_rank, seed=config.seed,
+        student_rank=config.student.lora_rank, seed=config.seed, compute=DTYPES[config.precision],
     )  # fmt: skip
     if config.execution.gradient_checkpointing:
         base.recompute_activations()
     if start is not None:
         fill(base.student_parameters, base.own(STUDENT, load_file(start / EMA_FILE)), f"student of {start.name}")
         fill(base.fake_parameters, base.own(FAKE, load_file(start / FAKE_FILE)), f"fake score of {start.name}")
-    algorithm = None
-    if rl is not None:
-        make, settings = rl
-        if settings.needs_reference():
-            base.keep_reference()  # before a checkpoint moves the student on
-        algorithm = make(base), settings
+    if rl is not None and rl[1].needs_reference():
+        base.keep_reference()  # before a checkpoint moves the student on
+    if splits:
+        base.split(device(config))
+    algorithm = rl and (rl[0](base), rl[1])
     state = TrainState(base, training, ema=config.student.ema)
     checkpoints = context.artifact.checkpoints(config.execution.keep_checkpoints)
     found = checkpoints.newest()
@@ -117,9 +120,13 @@ def write(context: Context, base: SharedBase, state: TrainState) -> None:
     out, student = context.out, context.config.student
 
     def save(file: str, role: str, values: dict[str, torch.Tensor]) -> None:
-        portable = base.portable(role, values)
-        if distributed.rank() == 0:
-            save_file({name: value.detach().cpu().contiguous() for name, value in portable.items()}, out / file)
+        first, found = distributed.rank() == 0, {}
+        for name, value in base.portable(role, values).items():
+            whole = distributed.whole(value.detach())  # for which all ranks have to ask, one tensor at a time
+            if first:
+                found[name] = whole.cpu().contiguous()
+        if first:
+            save_file(found, out / file)
 
     save(STUDENT_FILE, STUDENT, base.student_parameters)
     ema, of_update = exported(state)

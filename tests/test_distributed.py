@@ -60,39 +60,46 @@ def assert_same(ours: Path, theirs: Path, stage: str) -> None:
     assert apart < TOLERANCE and relative < TOLERANCE
 
 
-def together(tiny_config: Callable[..., Path], processes: int, **changes: object) -> Path:
-    execution = {"device": "cpu", "checkpoint_every": 2, "processes": processes}
+def together(tiny_config: Callable[..., Path], processes: int, sharding: str = "none", **changes: object) -> Path:
+    execution = {"device": "cpu", "checkpoint_every": 2, "processes": processes, "sharding": sharding}
     return tiny_config(**{"execution": execution, "cold_start": TRAINING, **changes})
 
 
 @pytest.mark.parametrize(
-    ("form", "joint"),
+    ("form", "shardings", "joint"),
     [
-        ("full", {"rl": {"algorithm": "refl", "weight": 0.5, "weight_is": "matched", "rewards": {"lab-conv": 1.0}}}),
-        ("lora", {"rl": {"algorithm": "grpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
-                  "batch_size": 5, "watch": {"every": 2, "reward": "lab-mixer", "prompts": 5}}),
-        ("full", {"rl": {"algorithm": "dpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
-                  "batch_size": 6, "distribution_matching": False}),
+        ("full", ("none", "fsdp"),
+         {"rl": {"algorithm": "refl", "weight": 0.5, "weight_is": "matched", "rewards": {"lab-conv": 1.0}},
+          "watch": {"every": 2, "reward": "lab-mixer", "prompts": 5, "export": "best"}}),
+        ("lora", ("fsdp",), {"rl": {"algorithm": "grpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                             "batch_size": 5}),
+        ("full", ("none",), {"rl": {"algorithm": "dpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                             "batch_size": 6, "distribution_matching": False}),
     ],
-    ids=["refl-matched", "grpo-lora-watched", "dpo-alone"],
+    ids=["refl-matched-watched", "grpo-lora", "dpo-alone"],
 )  # fmt: skip
-def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, joint):
+def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings, joint):
     """Ranks get 1 and 2 states of a batch of 3; those that were followed by an action differ in number, too."""
     student = {"steps": 2, "form": form, **({"lora_rank": 4} if form == "lora" else {})}
     alone, both = tmp_path / "1", tmp_path / "2"
-    for store, processes, stages in ((alone, 1, ("prompts", "cold_start")), (both, 2, ("cold_start",))):
-        config = together(tiny_config, processes, student=student, joint={**TRAINING, **joint})
-        if processes == 2:
-            shutil.copytree(alone / "tiny/prompts", both / "tiny/prompts")
-        for stage in stages:
-            finish(command(stage, config, store))
+
+    def run(stage: str, store: Path, processes: int, sharding: str = "none") -> None:
+        config = together(tiny_config, processes, sharding, student=student, joint={**TRAINING, **joint})
+        finish(command(stage, config, store))
+
+    run("prompts", alone, 1)
+    shutil.copytree(alone / "tiny/prompts", both / "tiny/prompts")
+    run("cold_start", alone, 1)
+    run("cold_start", both, 2, shardings[-1])
     assert_same(both, alone, "cold_start")
 
-    shutil.rmtree(both)
-    shutil.copytree(alone, both)
-    for store, processes in ((alone, 1), (both, 2)):
-        finish(command("joint", together(tiny_config, processes, student=student, joint={**TRAINING, **joint}), store))
-    assert_same(both, alone, "joint")
+    shutil.rmtree(both / "tiny/cold_start")
+    shutil.copytree(alone / "tiny/cold_start", both / "tiny/cold_start")
+    run("joint", alone, 1)
+    for sharding in shardings:
+        run("joint", both, 2, sharding)
+        assert_same(both, alone, "joint")
+        shutil.rmtree(both / "tiny/joint")
 
 
 def test_torchrun_may_start_the_ranks(tiny_config, tmp_path):

@@ -54,7 +54,7 @@ class Flux(Shifted):
         pooled = torch.zeros(count, config.pooled_projection_dim, **like)
         return {"context": context, "pooled": pooled, "guidance": torch.ones(count, **like)}
 
-    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+    def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         rows, columns = x_t.shape[2] // 2, x_t.shape[3] // 2
         grid = torch.cartesian_prod(x_t.new_zeros(1), *(torch.arange(n).to(x_t) for n in (rows, columns)))
         found = network(

@@ -31,6 +31,7 @@ class Latent:
 
     path: Path
     plain_guidance = 1.0  # the guidance_scale at which the family's pipeline runs no guidance
+    compute = torch.float32  # in which the networks run; bfloat16 leaves weights, times and latents as they are
     guidance_is_input = False  # guidance was distilled into the network, which takes the scale; CFG is not run
 
     def __init__(
@@ -53,6 +54,14 @@ class Latent:
             )
         side = side if resolution is None else resolution // pixels
         self.latent_shape, self.resolution = (channels, side, side), side * pixels
+
+    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        """The raw prediction of `network`, like x_t (B, C, H, W) and in its dtype, in which all arithmetic outside of
+        networks is done."""
+        if self.compute == torch.float32:
+            return self._predict(network, x_t, t, c)
+        with torch.autocast(x_t.device.type, self.compute):  # left after each call: its casts are of these weights
+            return self._predict(network, x_t, t, c).to(x_t.dtype)
 
     def predict_x0(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         return self.path.to_x0(x_t, self.predict(network, x_t, t, c), t)

@@ -3,6 +3,8 @@
 1. The official demo injects one LoRA and runs it at two scales; so do we, with PEFT. At scale 0 the adapters are
    switched off, so that the real score is the untouched teacher, bit for bit.
 2. PEFT starts a LoRA at B = 0 and A ~ Kaiming, not at unit variance: learning rates of the demo do not carry over.
+3. In bfloat16 only what is frozen is stored so. What is trained stays in float32, whose steps are often smaller than
+   bfloat16 can tell apart; the networks see it rounded.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from dmdr import distributed
 from dmdr.backbones import Backbone, Conditioning
 from dmdr.rollout import guided
 
@@ -30,10 +33,18 @@ class SharedBase:
         fake_rank, fake_scale: of the fake score's LoRA.
         student_rank: of a LoRA student; None makes a full copy of the network.
         seed: of the adapters' initial values.
+        compute: dtype in which the networks run; what is trained is float32.
     """
 
     def __init__(
-        self, backbone: Backbone, *, fake_rank: int, fake_scale: float, student_rank: int | None, seed: int
+        self,
+        backbone: Backbone,
+        *,
+        fake_rank: int,
+        fake_scale: float,
+        student_rank: int | None,
+        seed: int,
+        compute: torch.dtype = torch.float32,
     ) -> None:
         self.backbone, self.fake_scale = backbone, fake_scale
         base = backbone.network
@@ -43,10 +54,28 @@ class SharedBase:
             self._add_lora(FAKE, fake_rank)
             if student_rank is not None:
                 self._add_lora(STUDENT, student_rank)
+        if compute != torch.float32:
+            backbone.compute = compute
+            _store(base, compute)
         self._layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
-        self.student_is_lora = student_rank is not None
-        self.fake_parameters = self._named(base, f".{FAKE}.")
+        self.student_is_lora, self.reference_network = student_rank is not None, None
+        self._name_parameters()
+
+    def _name_parameters(self) -> None:
+        self.fake_parameters = self._named(self.backbone.network, f".{FAKE}.")
         self.student_parameters = self._named(self.student_network, f".{STUDENT}." if self.student_is_lora else "")
+
+    def split(self, device: str) -> None:
+        """Split the weights of base, full student and reference over the ranks, on whose devices they go (FSDP2).
+
+        LoRA parameters stay whole on each rank: they are few, PEFT switches them on and off between forwards that wait
+        for their backward pass, and the frozen blocks around them have then no gradients to exchange.
+        """
+        for network in {self.backbone.network, self.student_network, self.reference_network} - {None}:
+            adapters = {parameter for name, parameter in network.named_parameters() if ".lora_" in name}
+            distributed.split(network, device, whole=adapters, compute=self.backbone.compute)
+        self.backbone.pipe.vae.to(device)
+        self._name_parameters()
 
     def recompute_activations(self) -> None:
         """Keep only what enters each block, and run the block again in the backward pass: memory for a third more work.
@@ -102,6 +131,8 @@ class SharedBase:
         """Freeze the student as it is now: the reference of RL from here on."""
         if not self.student_is_lora:
             self.reference_network = copy.deepcopy(self.student_network).requires_grad_(False)
+            if self.backbone.compute != torch.float32:
+                _store(self.reference_network, self.backbone.compute)
             return
         rank = next(iter(self.student_parameters.values())).shape[0]
         self._add_lora(REFERENCE, rank)
@@ -138,3 +169,10 @@ class SharedBase:
         with self.wearing(FAKE, lora_scale) as network:
             prediction = guided(self.backbone, network, x_t, t, c, unconditional, guidance_scale)
         return self.backbone.path.to_x0(x_t, prediction, t)
+
+
+def _store(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Turn the frozen weights of a network into `dtype`; adapters and buffers stay as they are."""
+    for name, parameter in network.named_parameters():
+        if ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype)

@@ -64,7 +64,7 @@ class SD3(Latent):
         context = torch.zeros(count, self.context_tokens, config.joint_attention_dim, **like)
         return {"context": context, "pooled": torch.zeros(count, config.pooled_projection_dim, **like)}
 
-    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+    def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         null_tokens = self.context_tokens - c["context"].shape[1] + 1
         return network(
             hidden_states=x_t, timestep=t * TIMESTEPS, encoder_hidden_states=c["context"],

@@ -74,7 +74,7 @@ class SDXL(Latent):
         context = torch.zeros(count, TOKENS, config.cross_attention_dim, **like)
         return {"context": context, "pooled": torch.zeros(count, pooled, **like)}
 
-    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+    def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         side = self.resolution
         size = x_t.new_tensor([side, side, 0, 0, side, side]).expand(len(x_t), -1)  # original, crop, target
         return network(

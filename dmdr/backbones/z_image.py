@@ -60,7 +60,7 @@ class ZImage(Shifted):
         context = torch.zeros(count, TOKENS, config.cap_feat_dim, **like)
         return {"context": context, "tokens": torch.full((count,), TYPICAL)}  # counts are read, so never on meta
 
-    def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+    def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         captions = [context[:tokens] for context, tokens in zip(c["context"], c["tokens"].tolist(), strict=True)]
         found = network(list(x_t.unsqueeze(2).unbind()), 1 - t, captions).sample  # (C, 1, H, W) each: one frame
         return -torch.stack(found).squeeze(2)
