@@ -70,31 +70,31 @@ def _forms(facts: dict) -> str:
     scheduler, network, teacher = classes["scheduler"], classes["network"], _teacher(facts["teacher"], classes)
     code = {
         "pipeline": (
-            "a diffusers folder, complete",
+            "A diffusers folder, complete.",
             'from diffusers import DiffusionPipeline\npipe = DiffusionPipeline.from_pretrained("pipeline")',
         ),
         "lora": (
-            "the LoRA alone, for the teacher's pipeline",
+            "The LoRA alone, for the teacher's pipeline.",
             f"from diffusers import {classes['pipeline']}, {scheduler}\n{teacher}\n"
             f'pipe.scheduler = {scheduler}.from_pretrained("lora/scheduler")\npipe.load_lora_weights("lora")',
         ),
         "weights": (
-            "the network alone, for the teacher's pipeline",
+            "The network alone, for the teacher's pipeline.",
             f"from diffusers import {classes['pipeline']}, {network}, {scheduler}\n{teacher}\n"
             f'pipe.{classes["part"]} = {network}.from_pretrained("weights")\n'
             f'pipe.scheduler = {scheduler}.from_pretrained("weights/scheduler")',
         ),
         "single-file": (
-            "network, VAE and text encoders in one file, in the layout that ComfyUI reads; its metadata has the "
-            "sampler's numbers",
+            "Network, VAE and text encoders in one file, in the layout that ComfyUI reads; its metadata has the "
+            "sampler's numbers.",
             f"from diffusers import {classes['pipeline']}\n"
             + _from_file(f"single-file/{run}.safetensors", "pipeline", classes),
         ),
     }
     call = ", ".join(f"{name}={value:g}" for name, value in facts["call"].items())
     draw = f'image = pipe("a red circle", {call}).images[0]\nimage.save("image.png")'
-    sections = [f"## {form}\n\n{code[form][0].capitalize()}.\n\n```python\n{code[form][1]}\n{draw}\n```"
-                for form in facts["parity"]]  # fmt: skip
+    written = ((form, *code[form]) for form in facts["parity"])
+    sections = [f"## {form}\n\n{what}\n\n```python\n{load}\n{draw}\n```" for form, what, load in written]
     if classes["family"] not in ONE_FILE:
         sections.append("There is no single file: DMDR knows no original layout of this family.")
     return "\n\n".join(sections)
@@ -103,10 +103,12 @@ def _forms(facts: dict) -> str:
 def _teacher(teacher: dict, classes: dict) -> str:
     """The code that loads the teacher's own pipeline, by its hub's name or by a path that the reader completes."""
     if teacher["parts"]:
-        return f"# the teacher\n{_from_file(teacher['name'], teacher['parts'], classes)}"
+        code = _from_file(teacher["name"], teacher["parts"], classes)
+        return f"# the teacher, with the paths that it has where you are\n{code}"
     pinned = HUB.fullmatch(teacher["name"])
     where = f'"{pinned["repo"]}", revision="{pinned["commit"]}"' if pinned else f'"{teacher["name"]}"'
-    return f"# the teacher\npipe = {classes['pipeline']}.from_pretrained({where}{_absent(classes)})"
+    place = "" if pinned else ", with the path that it has where you are"
+    return f"# the teacher{place}\npipe = {classes['pipeline']}.from_pretrained({where}{_absent(classes)})"
 
 
 def _from_file(file: str, config: str, classes: dict) -> str:
