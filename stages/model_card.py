@@ -105,17 +105,22 @@ def _teacher(teacher: dict, classes: dict) -> str:
     if teacher["parts"]:
         code = _from_file(teacher["name"], teacher["parts"], classes)
         return f"# the teacher, with the paths that it has where you are\n{code}"
-    pinned = HUB.fullmatch(teacher["name"])
-    where = f'"{pinned["repo"]}", revision="{pinned["commit"]}"' if pinned else f'"{teacher["name"]}"'
-    place = "" if pinned else ", with the path that it has where you are"
+    place = "" if HUB.fullmatch(teacher["name"]) else ", with the path that it has where you are"
+    where = _quoted(teacher["name"])
     return f"# the teacher{place}\npipe = {classes['pipeline']}.from_pretrained({where}{_absent(classes)})"
 
 
 def _from_file(file: str, config: str, classes: dict) -> str:
-    code = f'pipe = {classes["pipeline"]}.from_single_file("{file}", config="{config}"{_absent(classes)})'
+    code = f'pipe = {classes["pipeline"]}.from_single_file("{file}", config={_quoted(config)}{_absent(classes)})'
     if classes["family"] == "sd3" and not classes["absent"]:
         code += "\npipe.text_encoder_3.eval()  # diffusers leaves its dropout on"
     return code
+
+
+def _quoted(name: str) -> str:
+    """A path, or a hub's repository and revision, as arguments."""
+    pinned = HUB.fullmatch(name)
+    return f'"{pinned["repo"]}", revision="{pinned["commit"]}"' if pinned else f'"{name}"'
 
 
 def _absent(classes: dict) -> str:
