@@ -27,10 +27,12 @@ class Context:
     cache: Path  # for inputs that have to be downloaded
     progress: Progress
     stop: Callable[[], bool]  # whether to checkpoint and raise Stopped
-    _inputs: dict[str, Path] = field(default_factory=dict, init=False, repr=False)
+    _inputs: dict[tuple[str, str], Path] = field(default_factory=dict, init=False, repr=False)
 
-    def input(self, stage: str) -> Path:
+    def input(self, stage: str, under: str = "") -> Path:
         """The folder of another stage's sealed artifact, verified once; read only.
+
+        under: only the files whose names begin so are there, and verified.
 
         Raises:
             InputMissing: that stage is not sealed.
@@ -38,7 +40,7 @@ class Context:
         """
         from stages.artifacts import Artifact
 
-        if stage not in self._inputs:
+        if (stage, under) not in self._inputs:
             artifact = Artifact(self.artifact.store, self.artifact.run, stage)
-            self._inputs[stage] = artifact.fetch(self.cache / stage)
-        return self._inputs[stage]
+            self._inputs[stage, under] = artifact.fetch(self.cache / stage, lambda name: name.startswith(under))
+        return self._inputs[stage, under]

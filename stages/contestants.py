@@ -33,12 +33,12 @@ def models(config: Config, backbone: Backbone) -> list[Model]:
 
 
 def contestants(
-    config: Config, backbone: Backbone, *, unconditional: Conditioning, made: Callable[[str], Path]
+    config: Config, backbone: Backbone, *, unconditional: Conditioning, made: Callable[..., Path]
 ) -> Iterator[Contestant]:
     """The contestants in the order of `models`. A network is loaded when its turn comes and let go after it, so that at
     most two are in memory: the teacher's and one student's.
 
-    made: the folder that a stage sealed, asked for when its model's turn comes.
+    made: (stage, under) -> the folder with what a stage sealed under such names, asked for when its model's turn comes.
     """
     device = str(backbone.network.device)
 
@@ -58,7 +58,8 @@ def contestants(
 
     for model in models(config, backbone):
         if model.name == "student":
-            yield few_steps(model, teacher.load(made("export") / "pipeline", device, text=False).network)
+            folder = made("export", "pipeline/") / "pipeline"
+            yield few_steps(model, teacher.load(folder, device, text=False).network)
         elif model.name == "cold start":
             network = teacher.load(teacher.source(config.teacher), device, text=False).network
             load_student(network, made("cold_start"))

@@ -26,7 +26,8 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
     """name -> fingerprint: the teacher, the prompt sources of the stage prompts, weights of rewards, the stages before.
 
     Raises:
-        ConfigError: the teacher's family has not the forms of export.forms, or a stage before had another teacher.
+        ConfigError: the teacher's family has not the forms of export.forms, or a stage before was made from another
+            teacher, or from another result than this run's.
         InputMissing: the teacher or a prompt file does not exist, or a stage before is not sealed.
     """
     source = teacher.source(config.teacher)
@@ -56,5 +57,12 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
                 f"{config.teacher.path} ({found['teacher'][:SEEN]}…), and a student fits no other; give the teacher it "
                 "was made with, or begin another run with --run"
             )
+        for earlier in CHAIN.keys() & record["inputs"].keys():
+            made = Artifact(store, run, earlier).record()
+            if made is not None and made["fingerprint"] != record["inputs"][earlier]:
+                raise ConfigError(
+                    f"{artifact.address} was made from another {earlier} than this run's: it was copied there, or "
+                    f"{earlier} was made anew; delete it and run {before} again"
+                )
         found[before] = record["fingerprint"]
     return found

@@ -71,31 +71,31 @@ def _forms(facts: dict) -> str:
     scheduler, network, teacher = classes["scheduler"], classes["network"], _teacher(facts["teacher"], classes)
     code = {
         "pipeline": (
-            "a diffusers folder, complete",
+            "A diffusers folder, complete.",
             'from diffusers import DiffusionPipeline\npipe = DiffusionPipeline.from_pretrained("pipeline")',
         ),
         "lora": (
-            "the LoRA alone, for the teacher's pipeline",
+            "The LoRA alone, for the teacher's pipeline.",
             f"from diffusers import {classes['pipeline']}, {scheduler}\n{teacher}\n"
             f'pipe.scheduler = {scheduler}.from_pretrained("lora/scheduler")\npipe.load_lora_weights("lora")',
         ),
         "weights": (
-            "the network alone, for the teacher's pipeline",
+            "The network alone, for the teacher's pipeline.",
             f"from diffusers import {classes['pipeline']}, {network}, {scheduler}\n{teacher}\n"
             f'pipe.{classes["part"]} = {network}.from_pretrained("weights")\n'
             f'pipe.scheduler = {scheduler}.from_pretrained("weights/scheduler")',
         ),
         "single-file": (
-            "network, VAE and text encoders in one file, in the layout that ComfyUI reads; its metadata has the "
-            "sampler's numbers",
+            "Network, VAE and text encoders in one file, in the layout that ComfyUI reads; its metadata has the "
+            "sampler's numbers.",
             f"from diffusers import {classes['pipeline']}\n"
             + _from_file(f"single-file/{run}.safetensors", "pipeline", classes),
         ),
     }
     call = ", ".join(f"{name}={value:g}" for name, value in facts["call"].items())
     draw = f'image = pipe("a red circle", {call}).images[0]\nimage.save("image.png")'
-    sections = [f"## {form}\n\n{code[form][0].capitalize()}.\n\n```python\n{code[form][1]}\n{draw}\n```"
-                for form in facts["parity"]]  # fmt: skip
+    written = ((form, *code[form]) for form in facts["parity"])
+    sections = [f"## {form}\n\n{what}\n\n```python\n{load}\n{draw}\n```" for form, what, load in written]
     if classes["family"] not in ONE_FILE:
         sections.append("There is no single file: DMDR knows no original layout of this family.")
     return "\n\n".join(sections)
@@ -104,17 +104,24 @@ def _forms(facts: dict) -> str:
 def _teacher(teacher: dict, classes: dict) -> str:
     """The code that loads the teacher's own pipeline, by its hub's name or by a path that the reader completes."""
     if teacher["parts"]:
-        return f"# the teacher\n{_from_file(teacher['name'], teacher['parts'], classes)}"
-    pinned = ADDRESS.fullmatch(teacher["name"])
-    where = f'"{pinned["repo"]}", revision="{pinned["commit"]}"' if pinned else f'"{teacher["name"]}"'
-    return f"# the teacher\npipe = {classes['pipeline']}.from_pretrained({where}{_absent(classes)})"
+        code = _from_file(teacher["name"], teacher["parts"], classes)
+        return f"# the teacher, with the paths that it has where you are\n{code}"
+    place = "" if ADDRESS.fullmatch(teacher["name"]) else ", with the path that it has where you are"
+    where = _quoted(teacher["name"])
+    return f"# the teacher{place}\npipe = {classes['pipeline']}.from_pretrained({where}{_absent(classes)})"
 
 
 def _from_file(file: str, config: str, classes: dict) -> str:
-    code = f'pipe = {classes["pipeline"]}.from_single_file("{file}", config="{config}"{_absent(classes)})'
+    code = f'pipe = {classes["pipeline"]}.from_single_file("{file}", config={_quoted(config)}{_absent(classes)})'
     if classes["family"] == "sd3" and not classes["absent"]:
         code += "\npipe.text_encoder_3.eval()  # diffusers leaves its dropout on"
     return code
+
+
+def _quoted(name: str) -> str:
+    """A path, or a hub's repository and revision, as arguments."""
+    pinned = ADDRESS.fullmatch(name)
+    return f'"{pinned["repo"]}", revision="{pinned["commit"]}"' if pinned else f'"{name}"'
 
 
 def _absent(classes: dict) -> str:

@@ -80,6 +80,13 @@ def test_help_reaches_the_command_it_asks_about(arguments: list[str], capsys: py
         ({"student": {"steps": 2, "lora_rank": 4}}, 64, "form: lora"),
         ({"teacher": {"path": "lab:flow", "guidance_scale": 0.5}}, 64, "guidance_scale"),
         ({"teacher": {"path": "/no/such/folder", "guidance_scale": 3.0}}, 66, "/no/such/folder"),
+        ({"teacher": {"path": "/no/such.safetensors", "guidance_scale": 3.0}}, 64, "teacher.parts is missing"),
+        (
+            {"teacher": {"path": "/no/such.safetensors", "parts": "lab:flow", "guidance_scale": 3.0}},
+            66,
+            "/no/such.safetensors",
+        ),
+        ({"export": {"forms": ["pipeline", "lora"]}}, 64, "take lora out, or set form: lora"),
         ({"prompts": {"sources": ["/no/such/prompts.txt"]}}, 66, "/no/such/prompts.txt"),
     ],
 )

@@ -23,9 +23,11 @@ from dmdr.parity import loaded, parity
 from dmdr.rollout import student_sample
 from stages import Stopped, export
 from stages.artifacts import Artifact
-from tests.trained_run import context_for, full_student, lora_student, run_stage, trained_run
+from stages.model_card import card
+from tests.trained_run import MADE, context_for, full_student, lora_student, run_stage, trained_run
 
 PROMPTS = ["a red circle", "a cat that wears a hat"]
+COMMIT = "0123456789" * 4
 ALL = ["pipeline", "lora", "weights", "single-file"]
 PART = {"tiny-sd3": "transformer", "tiny-sdxl": "unet"}
 ELSEWHERE = """
@@ -183,6 +185,40 @@ def test_a_student_of_another_teacher_is_refused_before_anything_is_loaded(tiny_
         assert "\n" not in str(said.value)
 
 
+def test_an_export_of_another_student_is_refused(tiny_config, tiny_sd3_folder, tmp_path):
+    """Joint training was done anew under the same name, or the export was copied from another run."""
+    config = load(tiny_config())
+    store = trained_run(config, tmp_path / "store")
+    run_stage(config, store, "export")
+    shutil.rmtree(store / "tiny" / "joint")
+    context = context_for(config, store, "joint")
+    full_student(context.out, tiny_sd3_folder, 0.5)
+    context.artifact.seal(context.out, facts={}, made=MADE)
+    with pytest.raises(
+        ConfigError, match="tiny/export was made from another joint than this run's: .*run export again"
+    ):
+        context_for(config, store, "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "loads"),
+    [
+        ({"name": f"hub:some/model@{COMMIT}"}, f'from_pretrained("some/model", revision="{COMMIT}", tokenizer_3=None)'),
+        (
+            {"name": "one.safetensors", "parts": f"hub:some/model@{COMMIT}"},
+            f'from_single_file("one.safetensors", config="some/model", revision="{COMMIT}", tokenizer_3=None)',
+        ),
+    ],
+)
+def test_the_card_loads_a_teacher_from_the_hub_at_its_commit(teacher, loads, tiny_config, tmp_path):
+    config = load(tiny_config(student={"steps": 2, "form": "lora", "lora_rank": 4}))
+    folder = run_stage(config, trained_run(config, tmp_path / "store"), "export")
+    facts = json.loads((folder / "provenance.json").read_text())
+    facts["teacher"] |= teacher
+    facts["classes"]["absent"] = ["tokenizer_3"]
+    assert f"pipe = StableDiffusion3Pipeline.{loads}\npipe.scheduler = " in card(facts)
+
+
 @pytest.mark.parametrize(
     ("student", "forms"),
     [
@@ -217,14 +253,14 @@ def test_stage_exports_with_provenance(student, forms, tiny_config, tiny_folder,
     check = ["sha256sum", "--check", "--strict", "--quiet", export.SUMS]
     assert subprocess.run(check, cwd=folder).returncode == 0
 
-    (card,) = {(folder / form / "README.md").read_text() for form in wanted}
+    (text,) = {(folder / form / "README.md").read_text() for form in wanted}
     said = [facts["teacher"]["digest"], facts["prompts"]["fingerprint"], "lab-conv", "licence follows the teacher's"]
     said += [f"| {form}, beside the training sampler | latents within" for form in wanted]
-    assert all(each in card for each in said + [stage["fingerprint"] for stage in facts["stages"].values()])
+    assert all(each in text for each in said + [stage["fingerprint"] for stage in facts["stages"].values()])
     for file in folder.rglob("*.json"):  # addresses of this machine mean nothing elsewhere
         assert str(tmp_path.parent) not in file.read_text()
-    assert str(tmp_path) not in card
-    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert str(tmp_path) not in text
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) == len(wanted)
     for snippet in snippets:  # what the card tells a user to type
         lines = re.sub(r'"((pipeline|lora|weights|single-file)["/])', lambda path: f'"{folder}/{path[1]}', snippet)

@@ -20,10 +20,12 @@ PLAIN = {"z_image": 0, "flux": 1}  # the guidance_scale at which the pipeline ru
 def test_a_whole_run(family, student, request, tiny_config, tmp_path):
     folder = request.getfixturevalue(f"tiny_{family}_folder")
     asked = {"path": str(folder), "guidance_scale": 3.0, "steps": 2, "resolution": 16}
-    config = load(tiny_config(teacher=asked, student={"steps": 2, **student}))
+    forms = ["pipeline", "weights"] + ["lora"] * (student["form"] == "lora")
+    config = load(tiny_config(teacher=asked, student={"steps": 2, **student}, export={"forms": forms}))
     made = {stage: run_stage(config, tmp_path / "store", stage) for stage in STAGES}
 
     facts = json.loads((made["export"] / "provenance.json").read_text())
+    assert list(facts["parity"]) == forms
     assert max(facts["parity"].values()) <= 1e-4
     assert facts["call"] == {"num_inference_steps": 2, "guidance_scale": PLAIN[family], "height": 16, "width": 16}
     rows = [json.loads(line) for line in (made["joint"] / "metrics.jsonl").read_text().splitlines()]

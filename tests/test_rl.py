@@ -330,7 +330,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(tiny_sd3_folder, algorithm, rank):
         rows.append(state.rows)
     assert ends[0].keys() == ends[1].keys()
     for name in ends[0]:
-        torch.testing.assert_close(ends[1][name], ends[0][name], rtol=1e-6, atol=1e-9, msg=name)
+        torch.testing.assert_close(ends[1][name], ends[0][name], rtol=1e-6, atol=1e-7, msg=name)  # AdamW divides
     for whole, parts in zip(*rows, strict=True):
         assert parts == pytest.approx(whole, rel=1e-5, abs=1e-9)
 

@@ -171,9 +171,9 @@ def test_several_images_a_prompt(tiny_config, tmp_path):
             assert line["scores"][model]["diversity/lab-mixer"] == pytest.approx(cosine, abs=1e-5)
             assert "diversity/lab-conv" not in line["scores"][model]  # trained on
             shown = [folder / "images" / model / f"{n:05d}" / "samples" / "0000.png" for folder in pages.values()]
-            assert np.array_equal(*(np.asarray(Image.open(path)) for path in shown))
             want = (first[n].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
-            assert np.abs(np.asarray(Image.open(shown[0]), dtype=float) - want).max() <= 1
+            for path in shown:  # drawn in other batches: a value may be rounded to the one beside it
+                assert np.abs(np.asarray(Image.open(path), dtype=float) - want).max() <= 1
     card = json.loads((pages[3] / "scorecard.json").read_text())
     assert "3 images each" in (pages[3] / "report.html").read_text()
     assert {each["name"] for each in card["metrics"]} == {*METRICS, "diversity/pixels", "diversity/lab-mixer"}
@@ -251,3 +251,9 @@ def test_noise_is_each_prompts_own():
     assert together.shape == (4, 2, *shape)
     assert torch.equal(together[:2, 1:], noises_for(5, [7], steps=2, shape=shape))  # fewer steps start alike
     assert not torch.equal(together[:, 0], together[:, 1])
+
+
+def test_of_an_export_only_the_pipeline_is_read(config, store):
+    """On S3 the other forms would be downloaded for nothing; here, they may even be gone."""
+    (store / "tiny" / "export" / "provenance.json").unlink()
+    assert (run_stage(config, store, "evaluate") / "scorecard.json").is_file()
