@@ -1,14 +1,12 @@
-"""The update at the cost floor has the gradients of the naive loop, and costs what it says."""
+"""The update at the cost floor has the gradients of the naive loop."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import naive
 import pytest
 import torch
 
-from dmdr import bench, teacher
+from dmdr import teacher
 from dmdr.backbones.scores import SharedBase
 from dmdr.rollout import noise_for
 from dmdr.update import Renoise, rollout, select, trajectories, update_fake_score, update_student
@@ -102,13 +100,6 @@ def test_a_window_has_states_enough(k, steps):
         have = trajectories(batch_size, k, steps) * steps
         assert have >= batch_size * max(k - 1, 1)
         assert have - steps < batch_size * max(k - 1, 1), "a trajectory too many"
-
-
-@pytest.mark.parametrize("network", [bench.lab, partial(bench.sd3_medium, layers=2)], ids=["lab", "sd3-medium"])
-def test_an_update_costs_the_floor(network):
-    """Counted by torch over the real code; with N = 4, K = 5 and CFG the official structure costs about 37 F."""
-    ours, naively = bench.counted(network(4, 5, None))
-    assert ours <= 21.5 and ours < 0.6 * naively
 
 
 def test_scale_zero_is_the_untouched_teacher(tiny_sd3_folder):
