@@ -95,7 +95,7 @@ def ours(case: Case) -> None:
     states = rollout(base, c, case.times, case.latents(case.steps, count))
     for part in range(case.k):
         pairs = (torch.arange(case.batch) + part * case.batch) % (count * case.steps)
-        chosen = select(states, c, pairs.to(case.like.device))
+        chosen = select(states, c, pairs)
         if part < case.k - 1:
             update_fake_score(base, chosen, case.renoise(), case.optimizers[1], clip=1.0)
     update_student(
@@ -114,7 +114,7 @@ def official(case: Case) -> None:
     for _ in range(case.k):
         states = rollout(base, c, case.times, case.latents(case.steps, case.batch))
         pairs = torch.randint(case.steps, (case.batch,)) * case.batch + torch.arange(case.batch)
-        chosen = select(states, c, pairs.to(case.like.device))
+        (chosen,) = select(states, c, pairs)
         _fake_step(case, chosen.x0, c)
     x_t = base.backbone.path.renoise(chosen.x0, case.latents(case.batch), chosen.t)
     _student_step(case, x_t, chosen.t, c, partial(_real, case, c, lora_scale=0.5))

@@ -35,9 +35,6 @@ class Backbone(Protocol):
     def collate(self, items: list[Item]) -> Conditioning:
         """Items to one batch on the network's device."""
 
-    def blank(self, count: int) -> Conditioning:
-        """Zeros in the shape of `count` typical prompts: what a plan and a benchmark run."""
-
     def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         """The raw prediction of `network` (velocity or noise), like x_t (B, C, H, W); t (B,) in [0, 1]."""
 

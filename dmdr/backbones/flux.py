@@ -48,12 +48,6 @@ class Flux(Shifted):
         guidance = torch.ones(len(items), **like)
         return {"context": context.to(**like), "pooled": pooled.to(**like), "guidance": guidance}
 
-    def blank(self, count: int) -> Conditioning:
-        config, like = self.network.config, {"device": self.network.device, "dtype": self.network.dtype}
-        context = torch.zeros(count, TOKENS, config.joint_attention_dim, **like)
-        pooled = torch.zeros(count, config.pooled_projection_dim, **like)
-        return {"context": context, "pooled": pooled, "guidance": torch.ones(count, **like)}
-
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         rows, columns = x_t.shape[2] // 2, x_t.shape[3] // 2
         grid = torch.cartesian_prod(x_t.new_zeros(1), *(torch.arange(n).to(x_t) for n in (rows, columns)))

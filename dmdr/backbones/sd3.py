@@ -59,11 +59,6 @@ class SD3(Latent):
         pooled = torch.cat([item["pooled"] for item in items])
         return {"context": torch.stack(context).to(**like), "pooled": pooled.to(**like)}
 
-    def blank(self, count: int) -> Conditioning:
-        config, like = self.network.config, {"device": self.network.device, "dtype": self.network.dtype}
-        context = torch.zeros(count, self.context_tokens, config.joint_attention_dim, **like)
-        return {"context": context, "pooled": torch.zeros(count, config.pooled_projection_dim, **like)}
-
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         null_tokens = self.context_tokens - c["context"].shape[1] + 1
         return network(

@@ -17,9 +17,6 @@ from dmdr.backbones.latent import Latent, unheard
 from dmdr.errors import DataError
 from dmdr.path import VPPath
 
-TOKENS = 77  # of a prompt, whatever its length
-
-
 class SDXL(Latent):
     """A StableDiffusionXLPipeline as the method sees it.
 
@@ -67,12 +64,6 @@ class SDXL(Latent):
         context = torch.stack([item["context"] for item in items])
         pooled = torch.cat([item["pooled"] for item in items])
         return {"context": context.to(**like), "pooled": pooled.to(**like)}
-
-    def blank(self, count: int) -> Conditioning:
-        config, like = self.network.config, {"device": self.network.device, "dtype": self.network.dtype}
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        context = torch.zeros(count, TOKENS, config.cross_attention_dim, **like)
-        return {"context": context, "pooled": torch.zeros(count, pooled, **like)}
 
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         side = self.resolution

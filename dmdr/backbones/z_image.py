@@ -15,7 +15,6 @@ from dmdr.backbones import Conditioning, Item
 from dmdr.backbones.latent import Shifted
 
 TOKENS = 512  # max_sequence_length, the default of ZImagePipeline.__call__
-TYPICAL = 96  # of a middling prompt, chat template included
 PIXELS = 1024  # the default size of its images
 
 
@@ -54,11 +53,6 @@ class ZImage(Shifted):
         context = [F.pad(item["context"], (0, 0, 0, TOKENS - len(item["context"]))) for item in items]
         tokens = torch.tensor([len(item["context"]) for item in items], device=device)
         return {"context": torch.stack(context).to(device, self.network.dtype), "tokens": tokens}
-
-    def blank(self, count: int) -> Conditioning:
-        config, like = self.network.config, {"device": self.network.device, "dtype": self.network.dtype}
-        context = torch.zeros(count, TOKENS, config.cap_feat_dim, **like)
-        return {"context": context, "tokens": torch.full((count,), TYPICAL)}  # counts are read, so never on meta
 
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         captions = [context[:tokens] for context, tokens in zip(c["context"], c["tokens"].tolist(), strict=True)]
