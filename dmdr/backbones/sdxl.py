@@ -17,6 +17,7 @@ from dmdr.backbones.latent import Latent, unheard
 from dmdr.errors import DataError
 from dmdr.path import VPPath
 
+
 class SDXL(Latent):
     """A StableDiffusionXLPipeline as the method sees it.
 
