@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dmdr import teacher
-from dmdr.config import Config
+from dmdr import decoders, teacher
+from dmdr.config import Config, ReFL
 from dmdr.errors import InputMissing
 from stages import sources
 from stages.artifacts import Artifact
@@ -26,13 +26,15 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
     """name -> fingerprint: the teacher, the prompt sources of the stage prompts, the stages before.
 
     Raises:
-        InputMissing: the teacher or a prompt file does not exist, or a stage before is not sealed.
+        InputMissing: the teacher, a prompt file or a tiny decoder does not exist, or a stage before is not sealed.
     """
     found = {"teacher": teacher.digest(teacher.resolve(config.teacher.path))}
     if stage == "prompts":
         found |= {f"source:{index}": sources.digest(source) for index, source in enumerate(config.prompts.sources)}
         if config.prompts.evaluation is not None:
             found["evaluation"] = sources.digest(config.prompts.evaluation)
+    if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
+        found["tiny_decoder"] = teacher.digest(decoders.resolve(config.joint.rl.tiny_decoder))
     for before in upstream(config, stage):
         artifact = Artifact(store, run, before)
         record = artifact.record()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from dmdr import distributed, losses
+from dmdr import decoders, distributed, losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import ReFL as ReFLConfig
 from dmdr.rewards.mixture import Mixture
@@ -25,6 +25,7 @@ class ReFL:
 
     Raises:
         ConfigError: a reward is unknown, has no gradient or, for its log, is not above 0, or is broken.
+        DataError, InputMissing: the tiny decoder is missing, or does not fit the teacher.
     """
 
     group_size, unused, inner_updates, block = 1, 1.0, 1, 1
@@ -32,11 +33,12 @@ class ReFL:
     def __init__(self, config: ReFLConfig, base: SharedBase) -> None:
         self.base, self.pretraining = base, config.pretraining
         self.reward = Mixture(config.rewards, base.backbone, differentiable=True, positive=config.map == "log")
+        self.decode = decoders.load(config, base.backbone)
         self.loss = {"linear": losses.refl, "log": losses.refl_log}[config.map]
 
     def look(self, states: States, prompts: list[str]) -> Objective:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            images = self.base.backbone.decode(x0)
+            images = self.decode(x0)
             rewards_B, figures = self.reward(images, [prompts[i] for i in batch.trajectory.tolist()])
             figures, total = of_all_ranks(figures, len(rewards_B)), self.loss(rewards_B)
             if self.pretraining:
