@@ -124,6 +124,20 @@ class ReFL(RL):
     # a probability is as flat where all is wrong as where all is right, its log only where all is right
     map: Literal["linear", "log"] = "linear"
     pretraining: float = Field(0.0, ge=0)  # weight of its usual regulariser, where distribution matching is off
+    # what the gradient goes through: the teacher's decoder, whole or tile by tile, which holds one tile's activations,
+    # or an AutoencoderTiny such as TAESD, in a folder or at hub:OWNER/NAME@COMMIT
+    decoder: Literal["whole", "tiled", "tiny"] = "whole"
+    tiny_decoder: Address | None = None
+
+    @model_validator(mode="after")
+    def _tiny_decoder_fits(self) -> ReFL:
+        if self.decoder == "tiny" and self.tiny_decoder is None:
+            raise ValueError("joint.rl.decoder is tiny but joint.rl.tiny_decoder is missing; give the folder of one")
+        if self.decoder != "tiny" and self.tiny_decoder is not None:
+            raise ValueError(
+                f"joint.rl.tiny_decoder is set but joint.rl.decoder is {self.decoder}; drop it, or set decoder: tiny"
+            )
+        return self
 
     def needs_reference(self) -> bool:
         return self.pretraining > 0

@@ -19,11 +19,12 @@ NEEDS = {  # the settings each stage reads, and so the ones that name its result
     "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
 }
 # the digests of what lies there count instead
-ADDRESSES = ("teacher.path", "teacher.parts", "prompts.sources", "prompts.evaluation")
+ADDRESSES = ("teacher.path", "teacher.parts", "prompts.sources", "prompts.evaluation", "joint.rl.tiny_decoder")
 
 LATER = {  # settings that results were sealed without, and the value those were made with, at which they are left out
     "precision": "float32",
     "export.forms": None,
+    "joint.rl.decoder": "whole",
     **{f"{stage}.{of}.kind": "adamw" for stage in ("cold_start", "joint") for of in ("student", "fake_score")},
 }
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dmdr import teacher, weights
-from dmdr.config import Config
+from dmdr import decoders, digests, teacher, weights
+from dmdr.config import Config, ReFL
 from dmdr.errors import ConfigError, InputMissing
 from stages import sources
 from stages.artifacts import SEEN, Artifact
@@ -28,7 +28,7 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
     Raises:
         ConfigError: the teacher's family has not the forms of export.forms, or a stage before was made from another
             teacher, or from another result than this run's.
-        InputMissing: the teacher or a prompt file does not exist, or a stage before is not sealed.
+        InputMissing: the teacher, a prompt file or a tiny decoder does not exist, or a stage before is not sealed.
     """
     source = teacher.source(config.teacher)
     if "single-file" in config.forms and (family := teacher.family(source)) not in teacher.ONE_FILE:
@@ -42,6 +42,8 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
         if config.prompts.evaluation is not None:
             found["evaluation"] = sources.digest(config.prompts.evaluation)
     found |= weights.digests(config.rewards(stage), config.weights)
+    if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
+        found["tiny_decoder"] = digests.digest(decoders.resolve(config.joint.rl.tiny_decoder))
     for before in upstream(config, stage):
         artifact = Artifact(store, run, before)
         record = artifact.record()

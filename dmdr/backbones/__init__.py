@@ -44,6 +44,9 @@ class Backbone(Protocol):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, H, W) to images (B, 3, h, w) in [0, 1], differentiable."""
 
+    def decode_by(self, vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        """`decode` by another autoencoder of the same latents."""
+
     def teacher_times(self, steps: int) -> torch.Tensor:
         """(steps + 1,) times at which the teacher's own scheduler samples, descending to 0."""
 

@@ -67,7 +67,11 @@ class Latent:
         return self.path.to_x0(x_t, self.predict(network, x_t, t, c), t)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        vae = self.pipe.vae
+        return self.decode_by(self.pipe.vae, latents)
+
+    @staticmethod
+    def decode_by(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        """`decode` by another autoencoder of the same latents."""
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dmdr import losses
+from dmdr import decoders, losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import ReFL as ReFLConfig
 from dmdr.rewards.mixture import Mixture
@@ -27,6 +27,7 @@ class ReFL:
 
     Raises:
         ConfigError: a reward is unknown, has no gradient or, for its log, is not above 0, or is broken.
+        DataError, InputMissing: the tiny decoder is missing, or does not fit the teacher.
     """
 
     group_size, unused, inner_updates, block = 1, 1.0, 1, 1
@@ -36,11 +37,12 @@ class ReFL:
         self.reward = Mixture(
             config.rewards, base.backbone, differentiable=True, positive=config.map == "log", weights=weights
         )
+        self.decode = decoders.load(config, base.backbone)
         self.loss = {"linear": losses.refl, "log": losses.refl_log}[config.map]
 
     def look(self, states: States, prompts: list[str]) -> Objective:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            images = self.base.backbone.decode(x0)
+            images = self.decode(x0)
             scores_B = self.reward(images, [prompts[i] for i in batch.trajectory.tolist()])
             total, figures = self.loss(self.reward.mixed(scores_B)), moments(scores_B)
             if self.pretraining:
