@@ -104,8 +104,9 @@ def verdict(codes: list[int]) -> int:
     for code in WORST_FIRST:
         if code in bad:
             return code
-    others = [code if code > 0 else 128 - code for code in bad if code != LEFT]
-    return others[0] if others else LEFT if bad else 0
+    told_to_end = (LEFT, -signal.SIGTERM)  # the second, where our own signal met a rank that was ending already
+    code = next((code for code in bad if code not in told_to_end), min(bad, default=0))
+    return code if code >= 0 else 128 - code
 
 
 def die_with_parent() -> Callable[[], None] | None:

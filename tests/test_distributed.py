@@ -150,7 +150,8 @@ def test_what_cannot_be_split_is_refused_in_one_line(tiny_config, tmp_path, chan
 
 @pytest.mark.parametrize(
     ("codes", "code"),
-    [([0, 0], 0), ([75, 75], 75), ([70, 65], 65), ([75, 74], 74), ([-9, 70], 70), ([-9, 75], 137), ([0, 75], 75)],
-)
+    [([0, 0], 0), ([75, 75], 75), ([70, 65], 65), ([75, 74], 74), ([-9, 70], 70), ([-9, 75], 137), ([-15, -9], 137),
+     ([0, 75], 75)],
+)  # fmt: skip
 def test_the_exit_code_that_tells_most(codes, code):
     assert verdict(codes) == code
