@@ -18,13 +18,25 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from dmdr.errors import ConfigError
+
 LONGEST = timedelta(minutes=60)  # that the others wait for one rank: to load, to write a checkpoint
 MESSAGE = 2**25  # elements that are summed at once
 
 
 def join(device: str, local_rank: int) -> None:
-    """Enter the group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name, on the GPU of this rank if on any."""
+    """Enter the group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name, on the GPU of this rank if on any.
+
+    Raises:
+        ConfigError: there is no GPU for this rank.
+    """
     if device == "cuda":
+        have = torch.cuda.device_count()
+        if local_rank >= have:
+            raise ConfigError(
+                f"execution.processes is {local_rank + 1} or more, one a GPU, and this machine has {have}; set "
+                f"execution.processes to {have}, and micro_batch_size or gradient_checkpointing if memory is short"
+            )
         torch.cuda.set_device(local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=LONGEST)
 

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dmdr import distributed
+from dmdr.errors import ConfigError
 from stages.ranks import verdict
 
 TOLERANCE = 1e-5
@@ -146,6 +148,13 @@ def test_what_cannot_be_split_is_refused_in_one_line(tiny_config, tmp_path, chan
     err = finish(command("cold_start", config, tmp_path), code=64)
     assert said in err and err.count("\n") == 1
     assert not (tmp_path / "tiny/cold_start/record.json").exists()
+
+
+def test_a_rank_without_a_gpu_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="one a GPU, and this machine has 2; set execution.processes to 2"):
+        distributed.join("cuda", 2)
+    assert distributed.ranks() == 1, "no group was entered"
 
 
 @pytest.mark.parametrize(
