@@ -34,12 +34,12 @@ def updated(base: SharedBase, state: TrainState, number: int = 0) -> dict[str, f
     backbone = base.backbone
     c, empty = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.collate(backbone.encode([""])[0])
     noises = noise_for(number, "rollout", shape=(2, 2, *backbone.latent_shape))
-    batch = select(rollout(base, c, backbone.student_times(2), noises), c, torch.tensor([0, 3]))
-    levels = Renoise(torch.tensor([0.4, 0.8]), noise_for(number, "renoise", shape=tuple(batch.x0.shape)))
+    batches = select(rollout(base, c, backbone.student_times(2), noises), c, torch.tensor([0, 3]))
+    levels = Renoise(torch.tensor([0.4, 0.8]), noise_for(number, "renoise", shape=(2, *backbone.latent_shape)))
     student, fake = state.optimizers["student"], state.optimizers["fake_score"]
-    found = update_fake_score(base, batch, levels, fake, clip=1.0)
+    found = update_fake_score(base, batches, levels, fake, clip=1.0)
     found = {"first_fake": found["loss_fake"], **update_student(
-        base, batch, empty, levels, (student, fake), guidance_scale=3.0, real_scale=0.5, rl=None, clips=(1.0, 1.0)
+        base, batches, empty, levels, (student, fake), guidance_scale=3.0, real_scale=0.5, rl=None, clips=(1.0, 1.0)
     )}  # fmt: skip
     state.advance({"update": number})
     return {name: float(value) for name, value in found.items()}
@@ -119,7 +119,7 @@ def test_a_resumed_optimizer_ends_with_the_same_bits(tiny_sd3_folder, tmp_path, 
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-@pytest.mark.parametrize(("kind", "apart"), [("fused", 1e-6), ("8bit", 4e-3)])
+@pytest.mark.parametrize(("kind", "apart"), [("fused", 1e-5), ("8bit", 4e-3)])
 def test_optimizers_take_the_same_steps(tiny_sd3_folder, kind, apart):
     """The learning rate is 1e-3, so that three steps without a sense of direction would be up to 6e-3 apart."""
     if kind == "8bit":
