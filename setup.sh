@@ -54,4 +54,7 @@ fi
 install --no-deps -r requirements.lock
 install "$(grep '^torch==' requirements.lock)" # a CUDA build brings CUDA libraries the lock does not name
 install --no-deps --no-build-isolation -e .
+# Beside a CPU build of torch, torchvision breaks every import of diffusers, in scripts without dmdr too (torchvision_shim.py).
+echo 'import importlib.util as u; u.find_spec("dmdr") and __import__("dmdr")' \
+    >"$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dmdr_torchvision.pth"
 cat setup.sh requirements.lock pyproject.toml >"$venv/installed"
