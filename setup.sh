@@ -8,7 +8,8 @@ cd "$(dirname "$0")"
 venv=${VENV:-.venv}
 
 # The stamp is a copy of all that decides what is installed.
-if [ -f "$venv/installed" ] && cat setup.sh requirements.lock pyproject.toml | cmp -s - "$venv/installed"; then
+decides="setup.sh requirements.lock pyproject.toml dmdr/torchvision_shim.py"
+if [ -f "$venv/installed" ] && cat $decides | cmp -s - "$venv/installed"; then
     exit 0
 fi
 
@@ -54,7 +55,8 @@ fi
 install --no-deps -r requirements.lock
 install "$(grep '^torch==' requirements.lock)" # a CUDA build brings CUDA libraries the lock does not name
 install --no-deps --no-build-isolation -e .
-# Beside a CPU build of torch, torchvision breaks every import of diffusers, in scripts without dmdr too (torchvision_shim.py).
-echo 'import importlib.util as u; u.find_spec("dmdr") and __import__("dmdr")' \
-    >"$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dmdr_torchvision.pth"
-cat setup.sh requirements.lock pyproject.toml >"$venv/installed"
+# Beside a CPU build of torch, torchvision breaks every import of diffusers, in scripts without dmdr too.
+packages=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+cp dmdr/torchvision_shim.py "$packages/torchvision_shim.py"
+echo 'import torchvision_shim; torchvision_shim.install()' >"$packages/torchvision_shim.pth"
+cat $decides >"$venv/installed"

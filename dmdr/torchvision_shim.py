@@ -3,7 +3,8 @@
 open_clip and lpips import torchvision. Its packages are built for CUDA: beside a CPU build of torch, importing it fails
 at two operators that are registered from Python but defined in the compiled half, and with it every library that looks
 for it. The hook waits until somebody imports torchvision, loads the compiled half where it fits, and else declares the
-two operators; nothing here calls them.
+two operators; nothing here calls them. setup.sh puts a copy of this file beside the packages of .venv, for scripts that
+do not import dmdr.
 """
 
 from __future__ import annotations
@@ -47,5 +48,6 @@ class Hook(importlib.abc.MetaPathFinder):
 
 def install() -> None:
     """Costs nothing until torchvision is imported, and nothing where it is imported already."""
-    if "torchvision" not in sys.modules and not any(isinstance(each, Hook) for each in sys.meta_path):
+    hooked = any(type(each).__module__.endswith("torchvision_shim") for each in sys.meta_path)
+    if "torchvision" not in sys.modules and not hooked:
         sys.meta_path.insert(0, Hook())
