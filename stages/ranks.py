@@ -105,7 +105,7 @@ def verdict(codes: list[int]) -> int:
         if code in bad:
             return code
     told_to_end = (LEFT, -signal.SIGTERM)  # the second, where our own signal met a rank that was ending already
-    code = next((code for code in bad if code not in told_to_end), min(bad, default=0))
+    code = next((code for code in bad if code not in told_to_end), max(bad, default=0))
     return code if code >= 0 else 128 - code
 
 

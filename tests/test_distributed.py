@@ -160,7 +160,7 @@ def test_a_rank_without_a_gpu_is_refused_in_one_line(monkeypatch):
 @pytest.mark.parametrize(
     ("codes", "code"),
     [([0, 0], 0), ([75, 75], 75), ([70, 65], 65), ([75, 74], 74), ([-9, 70], 70), ([-9, 75], 137), ([-15, -9], 137),
-     ([0, 75], 75)],
+     ([0, 75], 75), ([-15, 75], 75), ([-15, 0], 143)],
 )  # fmt: skip
 def test_the_exit_code_that_tells_most(codes, code):
     assert verdict(codes) == code
