@@ -1,6 +1,7 @@
 # The two commands are `make run` and `make test`; both set up .venv first, once.
 VENV ?= .venv
 CONFIG ?= configs/lab-flow.yaml
+JOBS ?= 2
 BIN := $(VENV)/bin
 export VENV
 
@@ -9,8 +10,8 @@ export VENV
 run: setup ## the whole pipeline on the lab teacher; again: what is sealed is skipped
 	@$(BIN)/dmdr run $(CONFIG)
 
-test: lint
-	@$(BIN)/python -m pytest
+test: lint ## with JOBS=N in N processes; each takes about a core and 2 GiB
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: setup
 	@$(BIN)/ruff check .
