@@ -5,15 +5,25 @@ Shapes are computed there and numbers are not, so that parameters and work are e
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
     FluxTransformer2DModel,
     ModelMixin,
+    SchedulerMixin,
     SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,20 +47,44 @@ SDXL = {
 Z_IMAGE: dict = {}  # diffusers' defaults are its config
 FLUX_DEV = {"guidance_embeds": True}  # the rest of it are diffusers' defaults
 
+VAE = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32, "sample_size": 1024,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+VAE_4 = {**VAE, "latent_channels": 4, "scaling_factor": 0.13025}
+VAE_16 = {
+    **VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1159,
+    "scaling_factor": 0.3611,
+}  # fmt: skip
+EULER = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "leading",
+    "steps_offset": 1,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """A published network. inputs: (latent side, text tokens) -> what its forward takes for one image."""
+    """A published teacher. inputs: (latent side, text tokens) -> what its network's forward takes for one image."""
 
+    hub: str  # OWNER/NAME
+    pipeline: type[DiffusionPipeline]
     network: type[ModelMixin]
     config: dict
     inputs: Callable[[int, int], dict]
     tokens: int  # of a prompt, as its pipeline pads it; of Z-Image's, which pads to 32s, a middling prompt
+    vae: dict
+    scheduler: SchedulerMixin
 
     def on_meta(self, **changes: object) -> ModelMixin:
         """The network, frozen, without weights; `changes` to its config."""
         with torch.device("meta"):
             return self.network(**{**self.config, **changes}).requires_grad_(False)
+
+    def pipe(self) -> DiffusionPipeline:
+        """The whole pipeline without weights and without text encoders."""
+        with torch.device("meta"):
+            vae = AutoencoderKL(**self.vae)
+        return assembled(self.pipeline, self.on_meta(), vae, self.scheduler)
 
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.on_meta().parameters())
@@ -94,10 +128,35 @@ def _z_image(side: int, tokens: int) -> dict:
     }  # fmt: skip
 
 
+def assembled(
+    pipeline: type[DiffusionPipeline], network: ModelMixin, vae: AutoencoderKL, scheduler: SchedulerMixin
+) -> DiffusionPipeline:
+    """A pipeline of these parts and nothing that reads text."""
+    parts = inspect.signature(pipeline.__init__).parameters.keys() - {"self"}
+    given = {"vae": vae, "scheduler": scheduler, "unet" if "unet" in parts else "transformer": network}
+    wanted = {name for name in parts if name.startswith(("text_encoder", "tokenizer"))}
+    return pipeline(**dict.fromkeys(wanted), **given)
+
+
 ARCHITECTURES = {
-    "SDXL": Architecture(UNet2DConditionModel, SDXL, _sdxl, 77),
-    "SD3-Medium": Architecture(SD3Transformer2DModel, SD3_MEDIUM, _sd3, 77 + 256),
-    "SD3.5-Large": Architecture(SD3Transformer2DModel, SD35_LARGE, _sd3, 77 + 256),
-    "Z-Image": Architecture(ZImageTransformer2DModel, Z_IMAGE, _z_image, 96),
-    "FLUX.1-dev": Architecture(FluxTransformer2DModel, FLUX_DEV, _flux, 512),
-}
+    "SDXL": Architecture(
+        "stabilityai/stable-diffusion-xl-base-1.0", StableDiffusionXLPipeline, UNet2DConditionModel, SDXL, _sdxl, 77,
+        VAE_4, EulerDiscreteScheduler(**EULER),
+    ),
+    "SD3-Medium": Architecture(
+        "stabilityai/stable-diffusion-3-medium-diffusers", StableDiffusion3Pipeline, SD3Transformer2DModel, SD3_MEDIUM,
+        _sd3, 77 + 256, VAE_16, FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ),
+    "SD3.5-Large": Architecture(
+        "stabilityai/stable-diffusion-3.5-large", StableDiffusion3Pipeline, SD3Transformer2DModel, SD35_LARGE, _sd3,
+        77 + 256, VAE_16, FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ),
+    "Z-Image": Architecture(
+        "Tongyi-MAI/Z-Image", ZImagePipeline, ZImageTransformer2DModel, Z_IMAGE, _z_image, 96, VAE_16,
+        FlowMatchEulerDiscreteScheduler(shift=6.0),
+    ),
+    "FLUX.1-dev": Architecture(
+        "black-forest-labs/FLUX.1-dev", FluxPipeline, FluxTransformer2DModel, FLUX_DEV, _flux, 512, VAE_16,
+        FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    ),
+}  # fmt: skip

@@ -56,14 +56,7 @@ class _SDXLOnMeta(SDXL):
         blocks = (*SDXL_BASE["transformer_layers_per_block"][:-1], depth)
         self.network = ARCHITECTURES["SDXL"].on_meta(transformer_layers_per_block=blocks)
         self.latent_shape, self.resolution = (4, 128, 128), 1024
-        self.path = _NoLookup(torch.ones(1000))
-
-
-class _NoLookup(VPPath):
-    """A time on meta is not a number to look up a schedule with."""
-
-    def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return 1 - t, t
+        self.path = VPPath(torch.ones(1000))
 
 
 def on_meta(name: str, steps: int, k: int, student_rank: int | None, *, depth: int, fake_rank: int | None = 32) -> Case:

@@ -78,6 +78,8 @@ class VPPath(Path):
         return (t.double() * self.timesteps).round().long() - 1
 
     def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if t.is_meta:  # which has shapes and no numbers to look up
+            return 1 - t, t.clone()
         index = self.timestep(t).cpu() + 1
         return self._signal[index].to(t), self._spread[index].to(t)
 

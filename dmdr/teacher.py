@@ -35,10 +35,10 @@ def resolve(path: str, parts: str | None = None) -> Path | SingleFile:
         DataError: the folder is not a diffusers pipeline, or one of a family that has no files of this kind.
     """
     if parts is None:
-        return _folder("teacher.path", path)
+        return diffusers_folder("teacher.path", path)
     if not Path(path).is_file():
         raise InputMissing(f"teacher.path {path}: no such file; give a .safetensors file, or a folder without parts")
-    source = SingleFile(Path(path), _folder("teacher.parts", parts))
+    source = SingleFile(Path(path), diffusers_folder("teacher.parts", parts))
     if family(source) not in ONE_FILE:
         raise DataError(
             f"teacher.parts {parts} is of the family {family(source)}; a teacher in one file is one of "
@@ -52,7 +52,7 @@ def source(asked: Teacher) -> Path | SingleFile:
     return resolve(asked.path, asked.parts)
 
 
-def _folder(key: str, path: str) -> Path:
+def diffusers_folder(key: str, path: str) -> Path:
     if hub.is_hub(path):
         folder = hub.fetched(key, path, files=PIPELINE_FILES, but=OTHER_FORMS)
     else:
@@ -71,14 +71,14 @@ def family(source: Path | SingleFile) -> str:
     Raises:
         DataError: one that DMDR does not know.
     """
-    return FAMILIES[_index(_parts(source))["_class_name"]]
+    return FAMILIES[index_of(_parts(source))["_class_name"]]
 
 
 def _parts(source: Path | SingleFile) -> Path:
     return source.parts if isinstance(source, SingleFile) else source
 
 
-def _index(folder: Path) -> dict:
+def index_of(folder: Path) -> dict:
     """model_index.json of a teacher whose family is known."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -109,13 +109,22 @@ def load(source: Path | SingleFile, device: str = "cpu", *, text: bool = True, r
         DataError: a family that DMDR does not know, a damaged file, a tensor that is missing or of another shape, or a
             resolution that the family does not have.
     """
+    return backbone(family(source), pipeline(source, text=text).to(device), resolution)
+
+
+def backbone(family: str, pipe, resolution: int | None):
+    """The Backbone of a family around its pipeline.
+
+    Raises:
+        DataError: a resolution that the family does not have.
+    """
     from dmdr.backbones.flux import Flux
     from dmdr.backbones.sd3 import SD3
     from dmdr.backbones.sdxl import SDXL
     from dmdr.backbones.z_image import ZImage
 
     backbones = {each.family: each for each in (SD3, SDXL, ZImage, Flux)}
-    return backbones[family(source)](pipeline(source, text=text).to(device), resolution)
+    return backbones[family](pipe, resolution)
 
 
 def pipeline(source: Path | SingleFile, *, text: bool = True):
@@ -129,7 +138,7 @@ def pipeline(source: Path | SingleFile, *, text: bool = True):
     from dmdr import single_file
 
     folder = _parts(source)
-    index = _index(folder)
+    index = index_of(folder)
     for file in sorted(folder.rglob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):

@@ -98,7 +98,7 @@ def select(
     batches = []
     for part in distributed.parts(blocks, len(pairs) // block, most and max(1, most // block)):
         rows = slice(part.start * block, part.stop * block)
-        step, trajectory = (each.to(states.x0.device) for each in (pairs[rows] // count, pairs[rows] % count))
+        step, trajectory = pairs[rows] // count, pairs[rows] % count
         chosen = {key: value[trajectory] for key, value in c.items()}
         x_t, x0 = states.x_t[step, trajectory], states.x0[step, trajectory]
         batches.append(Batch(x_t, x0, states.times[step], chosen, step, trajectory, rows, of=len(pairs), acting=acting))

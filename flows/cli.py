@@ -19,6 +19,7 @@ DESCRIPTION = "Distil a text-to-image teacher into a few-step student by distrib
 EPILOG = (
     "exit codes: 0 sealed; 64 config, 65 data, 66 input missing, 70 internal, 74 store, 75 stopped: repeat the command"
 )
+GPUS = ("a100-40", "a100-80", "h100-80", "h200", "l40s", "rtx-4090")  # of dmdr/plan.py, which brings torch
 STORE = "where artifacts lie: a folder or any fsspec URL such as s3://BUCKET/PREFIX (default: %(default)s)"
 
 
@@ -57,6 +58,10 @@ def parser() -> Parser:
     tables.add_argument("--base", metavar="CONFIG", help="a config in the place of the table's own, of another teacher")
     tables.add_argument("--out", metavar="PAGE", help="the page (default: tables/NAME.html); configs lie beside it")
     tables.add_argument("--store", default="runs", metavar="URL", help=STORE)
+
+    plan = commands.add_parser("plan", help="what a config needs of a GPU, memory, work, hours, without running it")
+    plan.add_argument("config", metavar="CONFIG", help="a YAML file, for example configs/sd35-large.yaml")
+    plan.add_argument("--gpu", default="h100-80", metavar="GPU", choices=GPUS, help=f"one of {', '.join(GPUS)}")
 
     status = commands.add_parser("status", help="list the stages of a run: sealed, open or not started")
     status.add_argument("run", metavar="RUN", help="name of the run")
@@ -99,6 +104,10 @@ def main(argv: list[str] | None = None) -> int:
             return run.tables(given.spec, given.seeds, given.store, given.base, given.out)
         if given.command == "run":
             return run.run(given.config, given.run, given.store)
+        if given.command == "plan":
+            from flows.plan import plan
+
+            return plan(given.config, given.gpu)
         if given.command == "status":
             return store.status(given.run, given.store)
         return pull.pull(given.run, given.stage, given.folder, given.store, given.form)

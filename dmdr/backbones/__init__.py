@@ -35,6 +35,9 @@ class Backbone(Protocol):
     def collate(self, items: list[Item]) -> Conditioning:
         """Items to one batch on the network's device."""
 
+    def blank(self) -> Item:
+        """Zeros in the shape of a typical prompt's conditioning: what a plan runs."""
+
     def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         """The raw prediction of `network` (velocity or noise), like x_t (B, C, H, W); t (B,) in [0, 1]."""
 

@@ -48,6 +48,11 @@ class Flux(Shifted):
         guidance = torch.ones(len(items), **like)
         return {"context": context.to(**like), "pooled": pooled.to(**like), "guidance": guidance}
 
+    def blank(self) -> Item:
+        config = self.network.config
+        context = torch.zeros(TOKENS, config.joint_attention_dim)
+        return {"context": context, "pooled": torch.zeros(1, config.pooled_projection_dim)}
+
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         rows, columns = x_t.shape[2] // 2, x_t.shape[3] // 2
         grid = torch.cartesian_prod(x_t.new_zeros(1), *(torch.arange(n).to(x_t) for n in (rows, columns)))

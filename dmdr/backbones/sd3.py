@@ -59,6 +59,11 @@ class SD3(Latent):
         pooled = torch.cat([item["pooled"] for item in items])
         return {"context": torch.stack(context).to(**like), "pooled": pooled.to(**like)}
 
+    def blank(self) -> Item:
+        config = self.network.config
+        context = torch.zeros(self.context_tokens, config.joint_attention_dim)
+        return {"context": context, "pooled": torch.zeros(1, config.pooled_projection_dim)}
+
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         null_tokens = self.context_tokens - c["context"].shape[1] + 1
         return network(

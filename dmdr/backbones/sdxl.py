@@ -17,6 +17,8 @@ from dmdr.backbones.latent import Latent, unheard
 from dmdr.errors import DataError
 from dmdr.path import VPPath
 
+TOKENS = 77  # of a prompt, whatever its length
+
 
 class SDXL(Latent):
     """A StableDiffusionXLPipeline as the method sees it.
@@ -65,6 +67,11 @@ class SDXL(Latent):
         context = torch.stack([item["context"] for item in items])
         pooled = torch.cat([item["pooled"] for item in items])
         return {"context": context.to(**like), "pooled": pooled.to(**like)}
+
+    def blank(self) -> Item:
+        config = self.network.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return {"context": torch.zeros(TOKENS, config.cross_attention_dim), "pooled": torch.zeros(1, pooled)}
 
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         side = self.resolution

@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from dmdr.backbones import Conditioning, Item
 from dmdr.backbones.latent import Shifted
 
+TYPICAL = 96  # tokens of a middling prompt, chat template included
 TOKENS = 512  # max_sequence_length, the default of ZImagePipeline.__call__
 PIXELS = 1024  # the default size of its images
 
@@ -54,8 +55,12 @@ class ZImage(Shifted):
         tokens = torch.tensor([len(item["context"]) for item in items], device=device)
         return {"context": torch.stack(context).to(device, self.network.dtype), "tokens": tokens}
 
+    def blank(self) -> Item:
+        return {"context": torch.zeros(TYPICAL, self.network.config.cap_feat_dim)}
+
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
-        captions = [context[:tokens] for context, tokens in zip(c["context"], c["tokens"].tolist(), strict=True)]
+        counts = [TYPICAL] * len(x_t) if x_t.is_meta else c["tokens"].tolist()  # on meta there are no numbers
+        captions = [context[:tokens] for context, tokens in zip(c["context"], counts, strict=True)]
         found = network(list(x_t.unsqueeze(2).unbind()), 1 - t, captions).sample  # (C, 1, H, W) each: one frame
         return -torch.stack(found).squeeze(2)
 

@@ -23,7 +23,7 @@ class Reward(Protocol):
 
 
 def load(name: str, device: str = "cpu", addresses: Mapping[str, str] | None = None) -> Reward:
-    """The reward of that name, frozen.
+    """The reward of that name, frozen; on the device "meta" without its weights, which need not be there.
 
     addresses: the config's `weights`, where they are not the pinned ones.
 
@@ -39,4 +39,6 @@ def load(name: str, device: str = "cpu", addresses: Mapping[str, str] | None = N
     loaders = {**open_clip.LOADERS, "pickscore": pickscore.load, "aesthetic": aesthetic.load}
     if name not in loaders:
         raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join(weights.OF_REWARD)}")
+    if device == "meta":
+        return loaders[name](*(None for _ in weights.OF_REWARD[name]), device)
     return loaders[name](*(weights.resolve(each, addresses or {}) for each in weights.OF_REWARD[name]), device)

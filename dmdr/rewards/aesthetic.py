@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from dmdr.errors import DataError
 from dmdr.rewards.checkpoint import tensors
-from dmdr.rewards.transformers_clip import TransformersCLIP
+from dmdr.rewards.transformers_clip import TransformersCLIP, sizes
 
+PUBLISHED = sizes(text=(768, 12, 12), vision=(1024, 24, 16))  # CLIP ViT-L/14
 LAYERS = (0, 2, 4, 6, 7)  # the linear ones of its nn.Sequential
 
 
@@ -26,10 +27,10 @@ class Aesthetic:
 
     name, differentiable = "aesthetic", True
 
-    def __init__(self, head: Path, clip: TransformersCLIP, device: str) -> None:
+    def __init__(self, head: Path | None, clip: TransformersCLIP, device: str) -> None:
         self.clip = clip
-        weight, bias = affine(head)
         width = clip.model.config.projection_dim
+        weight, bias = affine(head) if head is not None else (torch.zeros(width), torch.zeros(()))
         if len(weight) != width:
             raise DataError(
                 f"weights {head} take {len(weight)} features, the CLIP gives {width}; give the one they fit"
@@ -38,7 +39,7 @@ class Aesthetic:
 
     def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         half = images.is_cuda and torch.is_grad_enabled()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
             features = self.clip.encode_images(images)
         return F.normalize(features.float(), dim=-1) @ self.weight + self.bias
 
@@ -56,6 +57,6 @@ def affine(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         raise DataError(f"weights {path} are not the aesthetic predictor's ({error}); fetch them again") from error
 
 
-def load(head: Path, clip: Path, device: str) -> Aesthetic:
-    """head: the MLP's file; clip: a folder of transformers."""
-    return Aesthetic(head, TransformersCLIP(clip, device), device)
+def load(head: Path | None, clip: Path | None, device: str) -> Aesthetic:
+    """head: the MLP's file; clip: a folder of transformers; None: without weights, for the device "meta"."""
+    return Aesthetic(head, TransformersCLIP(clip, device, PUBLISHED), device)

@@ -44,7 +44,7 @@ class DualEncoder:
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D) float32, length 1."""
         half = images.is_cuda and torch.is_grad_enabled()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
             features = self.encode_images(images)
         return F.normalize(features.float(), dim=-1)
 

@@ -40,6 +40,8 @@ class Mixture:
                 f"joint.rl.rewards: ReFL needs a gradient and {', '.join(flat)} has none; use another reward, or "
                 "algorithm: grpo or dpo"
             )
+        if backbone.network.device.type == "meta":  # no numbers to probe
+            return
         with torch.no_grad():
             images = backbone.decode(torch.zeros(len(PROBES), *backbone.latent_shape, device=backbone.network.device))
         for name, reward in self.rewards.items():

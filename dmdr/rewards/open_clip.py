@@ -41,8 +41,8 @@ KINDS = {
 }
 
 
-def load(name: str, path: Path, device: str) -> DualEncoder:
-    """The reward of that name from a file of weights, or a folder of them.
+def load(name: str, path: Path | None, device: str) -> DualEncoder:
+    """The reward of that name from a file of weights, or a folder of them; None: without, for the device "meta".
 
     Raises:
         DataError: the weights are damaged, or are another model's.
@@ -51,10 +51,14 @@ def load(name: str, path: Path, device: str) -> DualEncoder:
     import open_clip
 
     kind = KINDS[name]
-    config, file = read(path) if path.is_dir() else (open_clip.get_model_config(kind.architecture), path)
-    found = tensors(file)  # before the model, which takes a while to make
-    model = open_clip.CLIP(**config)
-    fill(model, found, file, f"{name}'s {'open_clip_config.json' if path.is_dir() else kind.architecture}")
+    if path is None:
+        with torch.device("meta"):
+            model = open_clip.CLIP(**open_clip.get_model_config(kind.architecture)).requires_grad_(False)
+    else:
+        config, file = read(path) if path.is_dir() else (open_clip.get_model_config(kind.architecture), path)
+        found = tensors(file)  # before the model, which takes a while to make
+        model = open_clip.CLIP(**config)
+        fill(model, found, file, f"{name}'s {'open_clip_config.json' if path.is_dir() else kind.architecture}")
     model.to(device)
     size = model.visual.image_size
     size = size[0] if isinstance(size, tuple) else size

@@ -8,14 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from dmdr.rewards.dual_encoder import DualEncoder
-from dmdr.rewards.transformers_clip import TransformersCLIP
+from dmdr.rewards.transformers_clip import TransformersCLIP, sizes
+
+PUBLISHED = sizes(text=(1024, 24, 16), vision=(1280, 32, 16))
 
 
-def load(path: Path, device: str) -> DualEncoder:
-    """From a folder of transformers.
+def load(path: Path | None, device: str) -> DualEncoder:
+    """From a folder of transformers; None: without weights, for the device "meta".
 
     Raises:
         DataError: the folder is damaged, or is another model's.
     """
-    clip = TransformersCLIP(path, device)
-    return DualEncoder("pickscore", clip.encode_images, clip.encode_prompts, clip.model.logit_scale.exp().item())
+    clip = TransformersCLIP(path, device, PUBLISHED)
+    scale = 1.0 if path is None else clip.model.logit_scale.exp().item()
+    return DualEncoder("pickscore", clip.encode_images, clip.encode_prompts, scale)
