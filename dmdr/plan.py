@@ -408,6 +408,7 @@ class _Stage:
             for name in split:
                 if name not in ("autoencoder", "fake score (LoRA)", "rewards"):
                     found.parts[name] = -(-found.parts[name] // self.ranks)
+            found.load = 0  # each rank loads into the host's memory and takes its rows from there
             found.update += 2 * largest * DTYPES[self.config.precision].itemsize
 
 

@@ -55,7 +55,8 @@ def _memory(stages, size: int) -> list[list[str]]:
     rows += [[name, *(f"{stage.parts.get(name, 0) / size:.2f}" for stage in stages)] for name in names]
     rows.append(["an update beside it, at most", *(f"{stage.update / size:.2f}" for stage in stages)])
     rows.append(["together", *(f"{stage.peak / size:.2f}" for stage in stages)])
-    rows.append(["while it is loaded", *(f"{stage.load / size:.2f}" for stage in stages)])
+    if any(stage.load for stage in stages):
+        rows.append(["while it is loaded", *(f"{stage.load / size:.2f}" for stage in stages)])
     return rows
 
 
