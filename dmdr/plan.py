@@ -3,7 +3,7 @@
 1. The very code of a training stage is run with the shapes of its config: the networks, LoRAs, rewards, decoder,
    optimizers and a window of `dmdr.train`. Every tensor is counted from when it is made until it is let go.
 2. Not counted: the context of CUDA, workspaces of kernels, and what an allocator cannot use for want of a piece of the
-   right size. `Gpu.free` leaves room for them.
+   right size. `dmdr.gpus` leaves room for them.
 3. Parts of a batch are alike: two of them are run, with two updates of the fake score, and work is scaled up to all.
 4. Preferences and advantages choose by numbers, which meta has not: DPO and GRPO are run with their rewards and
    reference, and a likelihood of every state.
@@ -19,53 +19,18 @@ import torch
 
 from dmdr import distributed, rewards
 from dmdr.backbones import Conditioning, Item
-from dmdr.backbones.scores import FAKE, SharedBase
+from dmdr.backbones.scores import DTYPES, FAKE, SharedBase
 from dmdr.config import Config, Training
 from dmdr.cost import CostCounter
 from dmdr.dyna import real_scale
 from dmdr.meta import arithmetic, backbone_of
 from dmdr.rl import Figures, Objective, log_prob
-from dmdr.rl.dpo import DPO
-from dmdr.rl.grpo import GRPO
+from dmdr.rl.algorithms import ALGORITHMS
 from dmdr.rl.refl import ReFL
 from dmdr.rollout import States
 from dmdr.state import TrainState
 from dmdr.train import Run, chosen, groups, rolled_out
 from dmdr.update import Batch, Renoise, Weighted, update_fake_score, update_student, update_student_by_rl
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ALGORITHMS = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}
-SHARE = 0.45  # of a GPU's FLOPs that a training run reaches, where its kernels are fused and its batches fill it
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU. memory: bytes that a process may use; flops: dense bfloat16 FLOPs a second, float32 ones a fraction."""
-
-    name: str
-    memory: float
-    flops: float
-    flops_float32: float
-
-    @property
-    def free(self) -> float:
-        """What tensors may take: less 1.5 GiB for CUDA and its libraries, and 7 % that fragments are lost to."""
-        return 0.93 * (self.memory - 1.5 * GIB)
-
-    def rate(self, precision: str) -> float:
-        """FLOPs a second of its data sheet."""
-        return self.flops if precision == "bfloat16" else self.flops_float32
-
-
-GPUS = {  # data sheets; float32 is TF32 where a matrix unit has it
-    "a100-40": Gpu("NVIDIA A100 40 GB", 39.4 * GIB, 312e12, 156e12),
-    "a100-80": Gpu("NVIDIA A100 80 GB", 79.1 * GIB, 312e12, 156e12),
-    "l40s": Gpu("NVIDIA L40S 48 GB", 44.4 * GIB, 362e12, 183e12),
-    "h100-80": Gpu("NVIDIA H100 80 GB", 79.1 * GIB, 989e12, 494e12),
-    "h200": Gpu("NVIDIA H200 141 GB", 139.8 * GIB, 989e12, 494e12),
-    "rtx-4090": Gpu("NVIDIA RTX 4090 24 GB", 23.5 * GIB, 165e12, 82.6e12),
-}
 
 
 @dataclass
@@ -100,10 +65,6 @@ class StagePlan:
         """Forward-equivalents of an update, reward aside."""
         return (self.flops - self.work.get("reward", 0.0)) / self.forward
 
-    def hours(self, gpu: Gpu, precision: str) -> float:
-        """Of the whole stage, where its GPUs reach SHARE of their FLOPs."""
-        return self.updates * self.flops / (self.ranks * SHARE * gpu.rate(precision)) / 3600
-
 
 class BlankPrompts:
     """As many prompts as are asked for, all alike."""
@@ -137,47 +98,6 @@ def plan(config: Config, stage: str, *, say: Callable[[str], None] = lambda line
     return found
 
 
-def advice(config: Config, stages: list[StagePlan], gpu: Gpu) -> list[str]:
-    """Whether it fits, a line a stage, and if not, what to change, in the order in which it costs least."""
-    lines, short = [], False
-    for found in stages:
-        need, what = max((found.peak, "an update"), (found.load, "loading the teacher in float32"))
-        fits = need <= gpu.free
-        short = short or not fits
-        said = f"{need / GIB:.1f} of {gpu.free / GIB:.1f} GiB, {what}"
-        lines.append(f"{found.stage}: {'fits' if fits else 'does not fit'} ({said})")
-    if short:
-        lines += [f"- {each}" for each in remedies(config, stages)]
-    return lines
-
-
-def remedies(config: Config, stages: list[StagePlan]) -> list[str]:
-    """What saves memory here, the cheapest first."""
-    execution, rl, precision = config.execution, config.joint.rl, config.precision
-    share = max(-(-getattr(config, found.stage).batch_size // found.ranks) for found in stages)
-    kinds = {getattr(getattr(config, found.stage), role).kind for found in stages for role in found.trained}
-    trained = sum(stages[0].trained.values())
-    found = []
-    if precision == "float32":
-        found.append("precision: bfloat16 halves the teacher and the activations")
-    if (execution.micro_batch_size or share) > 1:
-        found.append("execution.micro_batch_size: 1 holds the activations of one sample; no more work")
-    if kinds == {"adamw"}:
-        found.append(f"kind: fused for both optimizers saves up to {4 * trained / GIB:.1f} GiB in their step")
-    if not execution.gradient_checkpointing:
-        found.append("execution.gradient_checkpointing: true keeps what enters each block, for a third more work")
-    if rl is not None and rl.algorithm == "refl" and rl.decoder == "whole":
-        found.append("joint.rl.decoder: tiled holds one tile's activations, tiny (a TAESD) hardly any")
-    if "8bit" not in kinds:
-        found.append(f"kind: 8bit for both optimizers saves {6 * trained / GIB:.1f} GiB; it needs bitsandbytes")
-    if config.student.form == "full":
-        found.append("student.form: lora trains a hundredth of the parameters beside the one shared teacher")
-    if execution.sharding == "none" and execution.processes > 1:
-        found.append("execution.sharding: fsdp splits the weights over the GPUs, for messages between them")
-    found.append("teacher.resolution: half the side is a quarter of the activations; or a GPU with more memory")
-    return found
-
-
 class _Stage:
     """A training stage in small, on meta: two parts of one rank's batch, two updates of the fake score."""
 
@@ -194,7 +114,7 @@ class _Stage:
 
     def planned(self) -> StagePlan:
         found = StagePlan(self.stage, self.training.updates, self.ranks)
-        with CostCounter("meta") as cost, torch.device("cpu"):
+        with CostCounter("meta") as cost:
             self.build(cost, found)
             spared = [*self.base.backbone.pipe.vae.parameters(), *self.tiny_parameters()]
             with arithmetic(DTYPES[self.config.precision], spared):
@@ -253,6 +173,8 @@ class _Stage:
             self.moments(role, getattr(training, role).kind) for role in ("student", "fake_score")
         )
         found.parts["rewards"] = in_rewards
+        if watch and watch.export == "best":
+            found.parts["best EMA"] = found.parts["EMA"]
         found.trained = {role: sum(p.numel() for p in each.values()) for role, each in self.state.networks.items()}
         found.teacher = sum(each.numel() for each in parts["teacher"])
 

@@ -53,6 +53,7 @@ def source(asked: Teacher) -> Path | SingleFile:
 
 
 def diffusers_folder(key: str, path: str) -> Path:
+    """`resolve` of a pipeline; `key` of the config is for complaints."""
     if hub.is_hub(path):
         folder = hub.fetched(key, path, files=PIPELINE_FILES, but=OTHER_FORMS)
     else:

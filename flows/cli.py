@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from dmdr.config import FORMS, STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.gpus import GPUS
 
 EXIT = {
     ConfigError: 64,
@@ -19,7 +20,6 @@ DESCRIPTION = "Distil a text-to-image teacher into a few-step student by distrib
 EPILOG = (
     "exit codes: 0 sealed; 64 config, 65 data, 66 input missing, 70 internal, 74 store, 75 stopped: repeat the command"
 )
-GPUS = ("a100-40", "a100-80", "h100-80", "h200", "l40s", "rtx-4090")  # of dmdr/plan.py, which brings torch
 STORE = "where artifacts lie: a folder or any fsspec URL such as s3://BUCKET/PREFIX (default: %(default)s)"
 
 

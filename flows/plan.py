@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from dmdr.config_file import load
+from dmdr.gpus import GIB, GPUS, SHARE, advice
 from flows.scorecard import table
 
-GIB = 2**30
 TRAINED = ("cold_start", "joint")
 
 
@@ -16,7 +16,7 @@ def plan(path: str, gpu: str) -> int:
     not fit. Always 0: a plan that does not fit is an answer."""
     from dmdr import plan as planning
 
-    config, card = load(path), planning.GPUS[gpu]
+    config, card = load(path), GPUS[gpu]
     found = []
     for stage in TRAINED:
         _progress(f"{stage}: building it without weights")
@@ -29,10 +29,10 @@ def plan(path: str, gpu: str) -> int:
     print(table(_memory(found, size)))
     print("\nwork of one update, forward-equivalents (F = one forward of the base on the whole batch)")
     print(table(_work(found)))
-    print(f"\nat {planning.SHARE:.0%} of the {card.rate(config.precision) / 1e12:,.0f} TFLOP/s of its data sheet")
+    print(f"\nat {SHARE:.0%} of the {card.rate(config.precision) / 1e12:,.0f} TFLOP/s of its data sheet")
     print(table(_hours(found, card, config.precision)))
     print("prompts, export and evaluation come to it; so do checkpoints and looks of the watch.\n")
-    for line in planning.advice(config, found, card):
+    for line in advice(config, found, card):
         print(line)
     return 0
 
@@ -72,7 +72,7 @@ def _work(stages) -> list[list[str]]:
 
 def _hours(stages, card, precision: str) -> list[list[str]]:
     rows = [["", *(stage.stage for stage in stages), "both"]]
-    hours = [stage.hours(card, precision) for stage in stages]
+    hours = [card.hours(stage, precision) for stage in stages]
     rows.append(["updates", *(f"{stage.updates:,}" for stage in stages), ""])
     seconds = [3600 * each / stage.updates for each, stage in zip(hours, stages, strict=True)]
     rows.append(["seconds an update", *(f"{each:.2f}" for each in seconds), ""])

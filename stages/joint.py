@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from dmdr.rl.dpo import DPO
-from dmdr.rl.grpo import GRPO
-from dmdr.rl.refl import ReFL
+from dmdr.rl.algorithms import ALGORITHMS
 from stages import Context
 from stages.training import fit
-
-ALGORITHMS = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}
 
 
 def run(context: Context) -> dict:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdr import distributed, optimizers, teacher
-from dmdr.backbones.scores import FAKE, STUDENT, SharedBase
+from dmdr.backbones.scores import DTYPES, FAKE, STUDENT, SharedBase
 from dmdr.config import RL, Training, Watch
 from dmdr.promptset import PromptSet
 from dmdr.rl import Algorithm
@@ -21,7 +21,6 @@ from stages import Context, Stopped
 from stages.device import device
 
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every reward
 
 

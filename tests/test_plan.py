@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from trained_run import context_for, run_stage, trained_run
 
 from dmdr import bench
-from dmdr import plan as planning
 from dmdr.config_file import load
 from dmdr.cost import CostCounter
+from dmdr.gpus import GIB, Gpu, advice
 from dmdr.meta import from_configs
-from dmdr.plan import GIB, plan
+from dmdr.plan import plan
 from dmdr.train import window
 from flows import cli
 
@@ -164,11 +164,11 @@ def test_what_is_advised_helps(tiny_config, monkeypatch, change, key, value):
     config = load(tiny_config(**as_it_is))
     better = load(tiny_config(**as_it_is, **change, **({key: value} if key else {})))
     stages, improved = ([plan(each, stage) for stage in ("cold_start", "joint")] for each in (config, better))
-    small = planning.Gpu("a small one", 1.5 * GIB + improved[1].peak / 0.93 * 1.01, 1e12, 1e12)
-    said = "\n".join(planning.advice(config, stages, small))
+    small = Gpu("a small one", 1.5 * GIB + improved[1].peak / 0.93 * 1.01, 1e12, 1e12)
+    said = "\n".join(advice(config, stages, small))
     name = key or next(iter({*change["execution"]} - {"device"}))
     assert "joint: does not fit" in said and name in said
-    assert "joint: fits" in "\n".join(planning.advice(better, improved, small))
+    assert "joint: fits" in "\n".join(advice(better, improved, small))
 
 
 def test_the_command_prints_a_plan_and_refuses_in_one_line(tiny_config, capsys, tmp_path):
@@ -184,7 +184,3 @@ def test_the_command_prints_a_plan_and_refuses_in_one_line(tiny_config, capsys, 
     with pytest.raises(SystemExit) as left:
         cli.main(["plan", str(path), "--gpu", "abacus"])
     assert left.value.code == 64 and "h100-80" in capsys.readouterr().err
-
-
-def test_the_gpus_of_the_command_are_those_of_the_plan():
-    assert set(cli.GPUS) == planning.GPUS.keys()

@@ -22,6 +22,7 @@ from dmdr import distributed
 from dmdr.backbones import Backbone, Conditioning
 from dmdr.rollout import guided
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of a config's precision
 FAKE, STUDENT, REFERENCE = "fake_score", "student", "reference"
 
 
