@@ -81,6 +81,7 @@ class Optimizer(Section):
     """AdamW for one of the two networks."""
 
     learning_rate: Rate
+    final_learning_rate: Rate | None = None  # reached linearly at the stage's last update; left out: constant
     # fused: one kernel for all tensors; 8bit: moments of 8 bits, a quarter of their memory, by bitsandbytes
     kind: Literal["adamw", "fused", "8bit"] = "adamw"
     betas: tuple[float, float] = Field((0.0, 0.99), strict=False)

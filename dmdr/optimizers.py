@@ -39,6 +39,13 @@ def make(parameters: dict[str, torch.nn.Parameter], config: Optimizer) -> torch.
     return torch.optim.AdamW(parameters.values(), **settings, **({"fused": True} if config.kind == "fused" else {}))
 
 
+def learning_rate(config: Optimizer, update: int, updates: int) -> float:
+    """Of an update, counted from 0; a stage that was stopped and resumed has the same ones."""
+    if config.final_learning_rate is None:
+        return config.learning_rate
+    return config.learning_rate + (config.final_learning_rate - config.learning_rate) * update / max(1, updates - 1)
+
+
 def state_of(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """What the optimizer knows of a parameter, empty before its first step. No two tensors share memory."""
     state = {key: torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dmdr import distributed
+from dmdr import distributed, optimizers
 from dmdr.backbones import Conditioning
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import RL, Training
@@ -102,6 +102,9 @@ def window(run: Run, state: TrainState) -> dict[str, float]:
     beta = renoise_beta(update, training.dynamic)
     scale = real_scale(update, training.dynamic)
     student, fake_score = state.optimizers["student"], state.optimizers["fake_score"]
+    for optimizer, config in ((student, training.student), (fake_score, training.fake_score)):
+        for group in optimizer.param_groups:
+            group["lr"] = optimizers.learning_rate(config, update, training.updates)
 
     def renoise(part: int, count: int) -> Renoise:
         generator = generator_for(run.seed, run.stage, "levels", update, part)

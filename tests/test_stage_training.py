@@ -43,8 +43,8 @@ def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request,
     print(f"seed {seed}")
     rng = random.Random(seed)
     training = {
-        "updates": UPDATES, "batch_size": 2, "fake_updates": 2, "student": {"learning_rate": 1e-3},
-        "fake_score": {"learning_rate": 1e-3}, "dynamic": {"updates": 8},
+        "updates": UPDATES, "batch_size": 2, "fake_updates": 2, "dynamic": {"updates": 8},
+        "student": {"learning_rate": 1e-3, "final_learning_rate": 1e-4}, "fake_score": {"learning_rate": 1e-3},
     }  # fmt: skip
     student = {"steps": 2, "form": form, "lora_rank": 4 if form == "lora" else None}
     path = str(request.getfixturevalue(f"tiny_{family}_folder"))

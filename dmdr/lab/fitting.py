@@ -56,8 +56,9 @@ def fit_network(
         c = backbone.collate([items[index] for index in prompt_of[chosen] * kept])
         t, x0 = levels(len(chosen)), x0_all[chosen]
         noise = torch.randn_like(x0)
-        prediction = backbone.predict(network, path.renoise(x0, noise, t), t, c)
-        loss = F.mse_loss(prediction, path.target(x0, noise))
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.get("dtype") == "bfloat16"):
+            prediction = backbone.predict(network, path.renoise(x0, noise, t), t, c)
+        loss = F.mse_loss(prediction.float(), path.target(x0, noise))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), recipe["clip"])

@@ -23,7 +23,7 @@ from dmdr.lab.captions import Captions, build_tokenizer, lab_captions, train_tex
 from dmdr.lab.fitting import fit_network
 from dmdr.lab.renders import drawn
 
-WIDTH = 96
+WIDTH = 96  # of the text states
 RECIPE = {
     "seed": 0,
     "renders": 65536,
@@ -31,18 +31,20 @@ RECIPE = {
     "text": {"steps": 800, "batch": 128, "lr": 3e-3},
     "vae": {"steps": 3000, "batch": 32, "lr": 3e-3, "warmup": 100, "kl": 1e-5},
     "transformer": {
-        "steps": 16000, "batch": 64, "lr": 2e-3, "warmup": 100, "betas": [0.9, 0.99], "weight_decay": 0.01,
-        "clip": 1.0, "ema": 0.999, "drop_prompt": 0.1, "t_logit_mean": 0.5, "t_logit_std": 1.2,
+        "width": 128, "steps": 14000, "stop": 9001, "batch": 64, "lr": 1.5e-3, "warmup": 100, "betas": [0.9, 0.99],
+        "weight_decay": 0.01, "clip": 1.0, "ema": 0.999, "drop_prompt": 0.1, "t_logit_mean": 0.5, "t_logit_std": 1.2,
+        "dtype": "bfloat16",
     },
 }  # fmt: skip
 
 
 @torch.no_grad()
-def transformer() -> SD3Transformer2DModel:
-    """1.3 M parameters; blocks and output start at zero (adaLN-Zero, Peebles & Xie 2023), not as in diffusers."""
+def transformer(width: int) -> SD3Transformer2DModel:
+    """2.3 M parameters at width 128; blocks and output start at zero (adaLN-Zero, Peebles & Xie 2023), not as in
+    diffusers."""
     network = SD3Transformer2DModel(
-        sample_size=8, patch_size=1, in_channels=8, out_channels=8, num_layers=4, attention_head_dim=WIDTH // 4,
-        num_attention_heads=4, joint_attention_dim=WIDTH, caption_projection_dim=WIDTH, pooled_projection_dim=WIDTH,
+        sample_size=8, patch_size=1, in_channels=8, out_channels=8, num_layers=4, attention_head_dim=width // 4,
+        num_attention_heads=4, joint_attention_dim=WIDTH, caption_projection_dim=width, pooled_projection_dim=WIDTH,
         pos_embed_max_size=8, qk_norm="rms_norm",
     )  # fmt: skip
     norms = [norm for block in network.transformer_blocks for norm in (block.norm1, block.norm1_context)]
@@ -81,7 +83,8 @@ def build_pipeline(
     tokenizer = build_tokenizer(folder / "tokenizer", captions.records)
     encoders = train_text_encoders(tokenizer, captions, recipe["text"], WIDTH // 2, log)
     pipe = StableDiffusion3Pipeline(
-        transformer=transformer(), scheduler=FlowMatchEulerDiscreteScheduler(shift=recipe["shift"]),
+        transformer=transformer(recipe["transformer"]["width"]),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=recipe["shift"]),
         vae=train_vae(images, recipe["vae"], log),
         text_encoder=encoders[0], tokenizer=tokenizer, text_encoder_2=encoders[1], tokenizer_2=copy.deepcopy(tokenizer),
         text_encoder_3=None, tokenizer_3=None,

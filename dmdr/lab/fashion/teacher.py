@@ -25,8 +25,8 @@ RECIPE = {
     "text": {"steps": 300, "batch": 128, "lr": 3e-3},
     "vae": {"steps": 1500, "batch": 32, "lr": 3e-3, "warmup": 100, "kl": 1e-5},
     "transformer": {
-        "steps": 600, "batch": 64, "lr": 2e-3, "warmup": 100, "betas": [0.9, 0.99], "weight_decay": 0.01,
-        "clip": 1.0, "ema": 0.99, "drop_prompt": 0.1, "t_logit_mean": 0.5, "t_logit_std": 1.2,
+        "width": 96, "steps": 600, "batch": 64, "lr": 2e-3, "warmup": 100, "betas": [0.9, 0.99],
+        "weight_decay": 0.01, "clip": 1.0, "ema": 0.99, "drop_prompt": 0.1, "t_logit_mean": 0.5, "t_logit_std": 1.2,
     },
 }  # fmt: skip
 

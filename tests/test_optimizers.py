@@ -1,0 +1,63 @@
+"""Learning rates that fall: each update takes the step that its place in the stage asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from dmdr import teacher
+from dmdr.backbones.scores import SharedBase
+from dmdr.config import Optimizer, Training
+from dmdr.optimizers import learning_rate
+from dmdr.state import TrainState
+from dmdr.train import Run, window
+
+PROMPTS = ["a red circle", "two squares"]
+
+
+class Prompts:
+    """Of a prompt set what a window asks for."""
+
+    def __init__(self, backbone) -> None:
+        self.encoded = backbone.encode(PROMPTS)[0]
+
+    def __len__(self) -> int:
+        return len(PROMPTS)
+
+    def items(self, indices):
+        return [self.encoded[i] for i in indices]
+
+    def records(self, indices):
+        return [{"prompt": PROMPTS[i]} for i in indices]
+
+
+@pytest.mark.parametrize(("update", "step"), [(0, 1e-2), (2, 6e-3), (4, 2e-3)])
+def test_a_first_step_of_adam_is_as_long_as_the_rate_of_its_update(tiny_sd3_folder, update, step):
+    """Whatever the gradient: it is divided by its own size. So a resumed stage has the rate of its place as well."""
+    backbone = teacher.load(tiny_sd3_folder)
+    base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=None, seed=0)
+    falling = Optimizer(learning_rate=1e-2, final_learning_rate=2e-3, weight_decay=0.0)
+    constant = Optimizer(learning_rate=3e-3, weight_decay=0.0)
+    training = Training(updates=5, batch_size=2, fake_updates=1, student=falling, fake_score=constant)
+    state = TrainState(base, training, ema=0.5)
+    state.update = update
+    trained = {"student": base.student_parameters, "fake_score": base.fake_parameters}
+    before = {role: {name: p.detach().clone() for name, p in each.items()} for role, each in trained.items()}
+    window(
+        Run(
+            stage="cold_start", seed=0, training=training, base=base, prompts=Prompts(backbone),
+            unconditional=backbone.collate(backbone.encode([""])[0]), times=backbone.student_times(2),
+            guidance_scale=2.0,
+        ),
+        state,
+    )  # fmt: skip
+    moved = {
+        role: max((p.detach() - before[role][name]).abs().max() for name, p in each.items())
+        for role, each in trained.items()
+    }
+    assert {role: float(length) for role, length in moved.items()} == pytest.approx(
+        {"student": step, "fake_score": 3e-3}, rel=1e-3
+    )
+
+
+def test_a_stage_of_one_update_has_the_first_rate():
+    assert learning_rate(Optimizer(learning_rate=1e-2, final_learning_rate=1e-3), 0, 1) == 1e-2
