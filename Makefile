@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint bench parity-hpsv2 lock setup clean
+.PHONY: run test lint bench parity-hpsv2 parity-imagereward lock setup clean
 
 run: setup ## the whole pipeline on the lab teacher; again: what is sealed is skipped
 	@$(BIN)/dmdr run $(CONFIG)
@@ -25,6 +25,10 @@ setup:
 parity-hpsv2: setup ## our HPSv2.1 beside the hpsv2 package, which is fetched into build/
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target build/hpsv2 hpsv2==1.2.0 clint args
 	@$(BIN)/python tests/parity/hpsv2_package.py build/hpsv2
+
+parity-imagereward: setup ## our ImageReward beside the image-reward package, which is fetched into build/
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target build/imagereward image-reward==1.5 timm==0.6.13
+	@$(BIN)/python tests/parity/imagereward_package.py build/imagereward
 
 lock: setup ## requirements.lock from requirements.in; takes no package newer than it must
 	@$(BIN)/uv pip compile -q --system-certs --python-version 3.11 --no-header --no-annotate --no-emit-find-links \

@@ -15,6 +15,8 @@ PINNED = {  # set of weights -> its address when the config names no other
     "pickscore": "hub:yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800",
     "aesthetic": "hub:trl-lib/ddpo-aesthetic-predictor@cf4bd10345610935a80a5d3be9a3133c50f121e4/aesthetic-model.pth",
     "clip-vit-large-patch14": "hub:openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "imagereward": "hub:zai-org/ImageReward@5736be03b2652728fb87788c9797b0570450ab72/ImageReward.pt",
+    "bert-vocabulary": "hub:google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594/vocab.txt",
     "clip-score": "hub:laion/CLIP-ViT-g-14-laion2B-s12B-b42K@4b0305adc6802b2632e11cbe6606a9bdd43d35c9/"
     "open_clip_pytorch_model.bin",
 }
@@ -24,6 +26,7 @@ OF_REWARD = {  # every reward -> the sets of weights that it reads; those of the
     "hpsv2.1": ("hpsv2.1",),
     "pickscore": ("pickscore",),
     "aesthetic": ("aesthetic", "clip-vit-large-patch14"),
+    "imagereward": ("imagereward", "bert-vocabulary"),
     "clip-score": ("clip-score",),
     **dict.fromkeys((*LAB, *FASHION), ()),
 }

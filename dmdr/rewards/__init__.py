@@ -32,11 +32,13 @@ def load(name: str, device: str = "cpu", addresses: Mapping[str, str] | None = N
         InputMissing: its weights are not where they should be.
         DataError: its weights are damaged, or another model's.
     """
-    from dmdr.rewards import aesthetic, lab, open_clip, pickscore
+    from dmdr.rewards import aesthetic, imagereward, lab, open_clip, pickscore
 
     if name in (*LAB, *FASHION):
         return lab.load(name, device)
-    loaders = {**open_clip.LOADERS, "pickscore": pickscore.load, "aesthetic": aesthetic.load}
+    loaders = {
+        **open_clip.LOADERS, "pickscore": pickscore.load, "aesthetic": aesthetic.load, "imagereward": imagereward.load
+    }  # fmt: skip
     if name not in loaders:
         raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join(weights.OF_REWARD)}")
     if device == "meta":

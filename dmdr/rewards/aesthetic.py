@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from dmdr.errors import DataError
-from dmdr.rewards.checkpoint import tensors
+from dmdr.rewards.checkpoint import affine, tensors
 from dmdr.rewards.transformers_clip import TransformersCLIP, sizes
 
 PUBLISHED = sizes(text=(768, 12, 12), vision=(1024, 24, 16))  # CLIP ViT-L/14
-LAYERS = (0, 2, 4, 6, 7)  # the linear ones of its nn.Sequential
 
 
 class Aesthetic:
@@ -30,7 +29,9 @@ class Aesthetic:
     def __init__(self, head: Path | None, clip: TransformersCLIP, device: str) -> None:
         self.clip = clip
         width = clip.model.config.projection_dim
-        weight, bias = affine(head) if head is not None else (torch.zeros(width), torch.zeros(()))
+        weight, bias = (
+            affine(tensors(head), "layers.", head) if head is not None else (torch.zeros(width), torch.zeros(()))
+        )
         if len(weight) != width:
             raise DataError(
                 f"weights {head} take {len(weight)} features, the CLIP gives {width}; give the one they fit"
@@ -42,19 +43,6 @@ class Aesthetic:
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
             features = self.clip.encode_images(images)
         return F.normalize(features.float(), dim=-1) @ self.weight + self.bias
-
-
-def affine(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """w (D,) and b () in float64 of the five linear layers in a file."""
-    found = tensors(path)
-    try:
-        layers = [(found[f"layers.{n}.weight"].double(), found[f"layers.{n}.bias"].double()) for n in LAYERS]
-        weight, bias = layers[0]
-        for next_weight, next_bias in layers[1:]:
-            weight, bias = next_weight @ weight, next_weight @ bias + next_bias
-        return weight.squeeze(0), bias.squeeze(0)
-    except (KeyError, RuntimeError) as error:
-        raise DataError(f"weights {path} are not the aesthetic predictor's ({error}); fetch them again") from error
 
 
 def load(head: Path | None, clip: Path | None, device: str) -> Aesthetic:

@@ -9,6 +9,8 @@ from torch import nn
 
 from dmdr.errors import DataError
 
+LINEAR = (0, 2, 4, 6, 7)  # of the MLP's nn.Sequential
+
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file, in float32. An archive is read by open_clip with weights_only: it runs no code of its own.
@@ -26,6 +28,23 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
             f"weights {path} ({path.stat().st_size:,} bytes) cannot be read ({type(error).__name__}: {said}); fetch "
             "them again"
         ) from error
+
+
+def affine(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """w (D,) and b () in float64 of the MLP that LAION's aesthetic score and ImageReward have: five linear layers with
+    nothing but dropouts between them, multiplied out.
+
+    Raises:
+        DataError: a layer is missing, or does not fit the next.
+    """
+    try:
+        layers = [(weights[f"{prefix}{n}.weight"].double(), weights[f"{prefix}{n}.bias"].double()) for n in LINEAR]
+        weight, bias = layers[0]
+        for next_weight, next_bias in layers[1:]:
+            weight, bias = next_weight @ weight, next_weight @ bias + next_bias
+        return weight.squeeze(0), bias.squeeze(0)
+    except (KeyError, RuntimeError) as error:
+        raise DataError(f"weights {path} lack the MLP's layers ({error}); fetch them again") from error
 
 
 def fill(module: nn.Module, weights: dict[str, torch.Tensor], path: Path, what: str) -> None:
