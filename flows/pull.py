@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dmdr.config import FORMS
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
+from stages import shelf
 from stages.artifacts import Artifact
 from stages.download import download
 from stages.progress import Progress
@@ -24,7 +25,8 @@ MEGABYTE = 10**6
 def pull(run: str, stage: str, folder: str, store: str, form: str | None) -> int:
     """Copy the files of a sealed stage to `folder`, each verified; a pull that was cut off goes on from what it has.
 
-    Until then they lie in .FOLDER.partial beside it. form: of an export, only this one. Returns the exit code.
+    run: its name, or what it was promoted as. form: of an export, only this one. Until the copy is whole its files lie
+    in .FOLDER.partial beside it. Returns the exit code.
 
     Raises:
         ConfigError: the folder has something in it, or only an export has forms.
@@ -37,7 +39,10 @@ def pull(run: str, stage: str, folder: str, store: str, form: str | None) -> int
         raise ConfigError(f"--form is of the stage export, not of {stage}; leave it out")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder; name a new one")
+    name, run = run, shelf.followed(store, run)
     artifact = Artifact(store, run, stage)
+    if name != run:
+        print(f"{name} is run {run}")
     sizes = {name: artifact.sealed()["files"][name]["size"] for name in wanted(artifact, form)}
     total, progress = sum(sizes.values()), Progress("pulled megabytes")
 

@@ -1,4 +1,4 @@
-"""`dmdr status`: looking into a store."""
+"""`dmdr status`, `dmdr runs`, `dmdr promote`: looking into a store, and naming what is used from it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import PurePosixPath
 
 from dmdr.config import STAGES
 from flows.scorecard import table
-from stages.artifacts import Artifact
+from stages import shelf
+from stages.artifacts import SEEN, Artifact
 from stages.layout import CHECKPOINTS, CLAIM
 
 
 def status(run: str, store: str) -> int:
     """Print a line a stage: state, size, duration, address. Always 0: a run that never started is no error."""
+    run = shelf.followed(store, run)
     rows = [["stage", "state", "size", "took", "address"]]
     for stage in STAGES:
         artifact = Artifact(store, run, stage)
@@ -23,6 +25,52 @@ def status(run: str, store: str) -> int:
         rows.append([stage, "sealed", _megabytes(size), _time(record["duration_s"]), artifact.address])
     print(table(rows))
     return 0
+
+
+def runs(store: str) -> int:
+    """Print a line a run: its teacher, how far it is, what its student scores, what it was promoted as. Always 0."""
+    names: dict[str, list[str]] = {}
+    for name, pointer in shelf.promoted(store).items():
+        names.setdefault(pointer["run"], []).append(name)
+    rows = [["run", "teacher", "sealed", "scores on held-out measures (less the teacher's)", "promoted as"]]
+    for run in shelf.runs(store):
+        record = shelf.latest(store, run)
+        teacher = "" if record is None else record.get("teacher") or f"sha256 {record['inputs']['teacher'][:SEEN]}…"
+        sealed = (
+            "nothing yet" if record is None else "all" if record["stage"] == STAGES[-1] else f"to {record['stage']}"
+        )
+        scores = _scores(record["facts"]["metrics"]) if sealed == "all" else ""
+        rows.append([run, teacher, sealed, scores, ", ".join(names.get(run, []))])
+    print(table(rows) if len(rows) > 1 else f"no runs at {store}")
+    return 0
+
+
+def promote(run: str, name: str, store: str) -> int:
+    """Let a name mean the export of a run, for `dmdr pull NAME`. Always 0.
+
+    Raises:
+        ConfigError, InputMissing: as `stages.shelf.promote`.
+    """
+    pointer = shelf.promote(store, run, name)
+    before = f", before {pointer['before']['run']}" if pointer["before"] else ""
+    print(f"{name} is the export of {run} now, fingerprint {pointer['fingerprint'][:SEEN]}…{before}")
+    return 0
+
+
+def _scores(metrics: list[dict]) -> str:
+    """Of the student, or of the first model where there is none, on what no run trained on."""
+    by_model: dict[str, dict[str, float]] = {}
+    trained_on = {row["name"] for row in metrics if row["trained_on"]}
+    for row in metrics:
+        if row["name"] not in trained_on and row["mean"] is not None:
+            by_model.setdefault(row["model"], {})[row["name"]] = row["mean"]
+    model = "student" if "student" in by_model else next(iter(by_model), "")
+    teacher = by_model.get("teacher", {}) if model == "student" else {}
+    shown = [
+        f"{name} {mean:.3f}" + (f" ({mean - teacher[name]:+.3f})" if name in teacher else "")
+        for name, mean in by_model.get(model, {}).items()
+    ]
+    return (f"{model}: " if model not in ("", "student") else "") + ", ".join(shown)
 
 
 def _unsealed(artifact: Artifact) -> str:

@@ -107,6 +107,7 @@ def execute(stage: str, config_path: str, run: str | None, store: str) -> None:
 
     module = importlib.import_module(f"stages.{stage}")  # brings torch
     from stages.device import device
+    from stages.provenance import teacher_name
 
     stop_if_asked()
     ranks.join(device(config))
@@ -121,7 +122,10 @@ def execute(stage: str, config_path: str, run: str | None, store: str) -> None:
     if not first:
         return
     seconds = time.monotonic() - began
-    made = {"code": code(), "device": device(config), "duration_s": round(seconds, 3), "cost": cost()}
+    made = {
+        "code": code(), "device": device(config), "duration_s": round(seconds, 3), "cost": cost(),
+        "teacher": teacher_name(config.teacher.path),
+    }  # fmt: skip
     if ranks.rank() is not None:
         made["processes"] = int(os.environ["WORLD_SIZE"])
     artifact.seal(out, facts=facts, made=made)

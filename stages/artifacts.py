@@ -33,7 +33,8 @@ SCHEMA = 1
 SEEN = 12  # hex digits of a digest that are shown to people
 
 
-def _place(address: str) -> Folder | Remote:
+def place_at(address: str) -> Folder | Remote:
+    """The files of any address, of a stage or above it."""
     if "://" in address.removeprefix("file://"):
         return Remote(address)
     return Folder(Path(address.removeprefix("file://")).expanduser().absolute())
@@ -57,7 +58,7 @@ class Artifact:
             )
         self.store, self.run, self.stage = store, run, stage
         self.address = f"{store.rstrip('/')}/{run}/{stage}"
-        self.place = _place(self.address)
+        self.place = place_at(self.address)
 
     def record(self) -> dict | None:
         """What the seal says; None when the artifact is not sealed."""

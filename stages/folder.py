@@ -99,6 +99,14 @@ class Folder:
                 found += [(Path(folder) / name).relative_to(self.root).as_posix() for name in files]
             return sorted(found)
 
+    def folders(self) -> list[str]:
+        """The names of the folders right below; none where there is no address yet."""
+        with refused("list", self.root):
+            try:
+                return sorted(path.name for path in self.root.iterdir() if path.is_dir())
+            except FileNotFoundError:
+                return []
+
     def remove(self, name: str) -> None:
         """Delete a file or a folder; it may be gone already."""
         target = self.root / name

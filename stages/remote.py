@@ -108,6 +108,16 @@ class Remote:
         with self._asked("list"):
             return sorted(path.removeprefix(f"{self.root}/") for path in self.fs.find(self.root))
 
+    def folders(self) -> list[str]:
+        with self._asked("list"):
+            try:
+                found = self.fs.ls(self.root, detail=True)
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in f"{error.__cause__}":
+                    raise
+                return []
+            return sorted(each["name"].rstrip("/").rsplit("/", 1)[-1] for each in found if each["type"] == "directory")
+
     def remove(self, name: str) -> None:
         with self._asked("delete", name):
             try:
