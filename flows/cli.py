@@ -70,20 +70,15 @@ def parser() -> Parser:
     runs = commands.add_parser("runs", help="list the runs of a store with their teachers and scores")
     runs.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
-    promote = commands.add_parser("promote", help="let a name mean the export of a run; dmdr pull NAME follows it")
+    promote = commands.add_parser("promote", help="let a name mean the export of a run; dmdr pull follows it")
     promote.add_argument("run", metavar="RUN", help="name of the run")
     promote.add_argument("--as", dest="name", required=True, metavar="NAME", help="for example production")
     promote.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
     pull = commands.add_parser("pull", help="copy the files of a sealed stage to a folder, verified; again: go on")
     pull.add_argument("run", metavar="RUN", help="name of the run, or what it was promoted as")
-    pull.add_argument(
-        "stage", metavar="STAGE", nargs="?", default="export", choices=STAGES,
-        help=f"one of {', '.join(STAGES)} (default: export)",
-    )  # fmt: skip
-    pull.add_argument(
-        "folder", metavar="DIR", nargs="?", help="where to; a new or an empty folder (default: one named like RUN)"
-    )
+    pull.add_argument("stage", metavar="STAGE", choices=STAGES, help=f"one of {', '.join(STAGES)}")
+    pull.add_argument("folder", metavar="DIR", help="where to; a new or an empty folder")
     pull.add_argument("--form", metavar="FORM", choices=FORMS, help=f"of an export, only this: {', '.join(FORMS)}")
     pull.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
@@ -127,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
             return store.runs(given.store)
         if given.command == "promote":
             return store.promote(given.run, given.name, given.store)
-        return pull.pull(given.run, given.stage, given.folder or given.run, given.store, given.form)
+        return pull.pull(given.run, given.stage, given.folder, given.store, given.form)
     except (ConfigError, DataError, OSError) as error:
         print(f"dmdr: {error}", file=sys.stderr)
         return next((code for kind, code in EXIT.items() if isinstance(error, kind)), STORE_FAILED)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dmdr import torchvision_shim
+from tests.s3_server import BUCKET, s3_server
 
 torchvision_shim.install()  # before a test imports a library that imports torchvision
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only get in each other's way
@@ -230,6 +231,22 @@ def _unprojected(encoder):
     with torch.no_grad():
         encoder.text_projection.weight.copy_(torch.eye(len(encoder.text_projection.weight)))
     return encoder
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of an S3 server of its own."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A --store that nobody else writes to: a folder, and a prefix on S3."""
+    if request.param == "folder":
+        return str(tmp_path / "runs")
+    request.getfixturevalue("s3")
+    return f"s3://{BUCKET}/{tmp_path.name}/runs"
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -21,7 +20,7 @@ import torch
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.artifacts import Artifact
 from stages.folder import ATTEMPT
-from tests.s3_server import BUCKET, s3_server
+from tests.s3_server import BUCKET
 
 SEED = random.SystemRandom().randrange(2**32)
 IDENTITY = {"seed": 0, "student.steps": 4, "cold_start.student.betas": (0.0, 0.99)}
@@ -33,12 +32,6 @@ ROOT = Path(__file__).parent.parent
 def rng() -> random.Random:
     print(f"seed {SEED}")
     return random.Random(SEED)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
 
 
 class Bench:

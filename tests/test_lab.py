@@ -110,7 +110,7 @@ def test_shipped_teacher_is_small_plain_and_scored(name, pipeline):
 @pytest.mark.parametrize(
     ("module", "build", "few"),
     [
-        (flow, build_flow, {"text": {"steps": 20}, "vae": {"steps": 4}, "transformer": {"steps": 4}}),
+        (flow, build_flow, {"text": {"steps": 20}, "vae": {"steps": 4}, "transformer": {"steps": 6, "stop": 4}}),
         (denoising, build_denoising, {"unet": {"steps": 6, "stop": 4}}),
     ],
     ids=["flow", "denoising"],

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -19,7 +18,7 @@ from flows import cli
 from flows.pull import WITH_EACH
 from stages.artifacts import Artifact
 from stages.download import CHUNK, download
-from tests.s3_server import BUCKET, s3_server
+from tests.s3_server import BUCKET
 
 ROOT = Path(__file__).parent.parent
 FILES = {
@@ -27,20 +26,6 @@ FILES = {
     "pipeline/unet/a b.safetensors": 70_000, "pipeline/vae/empty.txt": 0, "provenance.json": 400,
 }  # fmt: skip
 PIPELINE = {name for name in FILES if name.startswith("pipeline/")} | set(WITH_EACH)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "folder":
-        return str(tmp_path / "runs")
-    request.getfixturevalue("s3")
-    return f"s3://{BUCKET}/{tmp_path.name}/runs"
 
 
 def sealed(store: str, folder: Path, sizes: dict[str, int] = FILES, stage: str = "export") -> dict[str, bytes]:
