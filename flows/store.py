@@ -46,7 +46,7 @@ def runs(store: str) -> int:
 
 
 def promote(run: str, name: str, store: str) -> int:
-    """Let a name mean the export of a run, for `dmdr pull NAME`. Always 0.
+    """Let a name mean the export of a run, which `dmdr pull` follows. Always 0.
 
     Raises:
         ConfigError, InputMissing: as `stages.shelf.promote`.

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from dmdr.config import NAME, STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
 from stages.artifacts import SEEN, Artifact, place_at
+from stages.folder import Folder
+from stages.remote import Remote
 
 PROMOTED = "_promoted"  # no run can be called so
 SCHEMA, STAGE = 1, "export"
@@ -94,7 +96,7 @@ def followed(store: str, name: str) -> str:
     return run
 
 
-def _pointers(store: str):
+def _pointers(store: str) -> Folder | Remote:
     return place_at(f"{store.rstrip('/')}/{PROMOTED}")
 
 
@@ -104,9 +106,9 @@ def _pointer(store: str, name: str) -> dict | None:
         return None
     try:
         pointer = json.loads(data)
-        assert pointer["schema"] == SCHEMA and {"run", "fingerprint", "promoted_at"} <= pointer.keys()
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(
-            f"{store}/{PROMOTED}/{name}.json was not written by this DMDR; delete it and promote again"
-        ) from error
+    except ValueError:
+        pointer = None
+    ours = isinstance(pointer, dict) and {"schema", "run", "fingerprint", "promoted_at"} <= pointer.keys()
+    if not ours or pointer["schema"] != SCHEMA:
+        raise DataError(f"{store}/{PROMOTED}/{name}.json was not written by this DMDR; delete it and promote again")
     return pointer
