@@ -222,8 +222,9 @@ class _Stage:
         found.work["rollout"] = work / states.x0.shape[1] * trajectories
         objective, work = counted(lambda: self.look(states, texts)) if self.algorithm else (None, 0.0)
         found.work["reward"] = work / states.x0.shape[1] * trajectories
-        rolling, states_bytes = cost.peak - held, cost.live - held
+        rolling = cost.peak - held
         fake_batches, student_batches = chosen(run, 0, states, c, objective)
+        rolled = cost.live - held  # states and the batches chosen from them
         student, fake_score = self.state.optimizers["student"], self.state.optimizers["fake_score"]
         shape = base.backbone.latent_shape
 
@@ -247,7 +248,7 @@ class _Stage:
             update_by(Weighted(objective.loss, self.rl.weight, matched=True))
             first = cost.peak - held - 8 * sum(found.trained.values())  # both moments are among found.parts
         self.warm()
-        cost.peak = held = cost.live - states_bytes
+        cost.peak = held = cost.live - rolled
         if self.matching:
             for part in fake_batches:
                 self.say("fake score")
