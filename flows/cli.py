@@ -38,6 +38,13 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def attempt(text: str) -> int:
+    """The number of an attempt."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"attempts are counted from 1 on, not {text!r}")
+    return int(text)
+
+
 def parser() -> Parser:
     """The commands, with help that a newcomer can act on."""
     top = Parser(prog="dmdr", description=DESCRIPTION, epilog=EPILOG)
@@ -62,6 +69,13 @@ def parser() -> Parser:
     plan = commands.add_parser("plan", help="what a config needs of a GPU, memory, work, hours, without running it")
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, for example configs/sd35-large.yaml")
     plan.add_argument("--gpu", default="h100-80", metavar="GPU", choices=GPUS, help=f"one of {', '.join(GPUS)}")
+
+    render = commands.add_parser("render", help="print the Job that a stage would be on a cluster, for kubectl create")
+    render.add_argument("config", metavar="CONFIG", help="a YAML file with execution.cluster")
+    render.add_argument("--stage", required=True, metavar="STAGE", choices=STAGES, help=f"one of {', '.join(STAGES)}")
+    render.add_argument("--run", metavar="NAME", help="name of the run (default: the config's own)")
+    render.add_argument("--store", required=True, metavar="URL", help="where artifacts lie, as s3://BUCKET/PREFIX")
+    render.add_argument("--attempt", type=attempt, default=1, metavar="N", help="which attempt it is (default: 1)")
 
     status = commands.add_parser("status", help="list the stages of a run: sealed, open or not started")
     status.add_argument("run", metavar="RUN", help="name of the run, or what it was promoted as")
@@ -116,6 +130,10 @@ def main(argv: list[str] | None = None) -> int:
             from flows.plan import plan
 
             return plan(given.config, given.gpu)
+        if given.command == "render":
+            from flows.render import render
+
+            return render(given.config, given.stage, given.run, given.store, given.attempt)
         if given.command == "status":
             return store.status(given.run, given.store)
         if given.command == "runs":

@@ -6,41 +6,39 @@
 3. Exit codes decide about retries. Bad config, bad data and missing inputs stay bad: they are never tried again.
 4. A run that a deployment started writes the stages' lines to its Prefect log. Started by hand, the stages write to the
    terminal themselves, and a progress bar stays a bar.
+5. With `execution.cluster` a stage is a Job of Kubernetes. One that is sealed with this config's settings needs none.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.runtime import deployment
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.flows import Flow
+from prefect.runtime import deployment, flow_run
 from prefect.tasks import Task
 
+from dmdr.config import Config
 from dmdr.config_file import load
-from flows import publish
+from dmdr.identity import identity
+from flows import owners, publish
 from flows.launch import process
+from flows.launch.failure import StageFailed
+from flows.render import prepared
 from stages.artifacts import Artifact
 
-FINAL = (64, 65, 66)  # config, data, missing input (sysexits.h)
 UNSEALED = 70  # our own code for a stage that claims success and left no seal
 RETRY_DELAYS = [2, 10, 30]  # seconds
 
 
-class StageFailed(RuntimeError):
-    """A stage ended without its seal. code: its exit code."""
-
-    def __init__(self, stage: str, code: int, why: str) -> None:
-        super().__init__(f"{stage}: {why}")
-        self.code = code
-
-
 def worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
-    """Prefect's retry condition: everything but the stage's own verdict that its input is bad. Says so."""
+    """Prefect's retry condition: everything but the verdict that a retry would change nothing. Says so."""
     failure = state.result(raise_on_failure=False)
-    again = isinstance(failure, StageFailed) and failure.code not in FINAL
+    again = isinstance(failure, StageFailed) and not failure.final
     if again:
         print(f"{failure}; trying again in {RETRY_DELAYS[task_run.run_count - 1]} s", file=sys.stderr)
     return again
@@ -61,15 +59,49 @@ def stage(name: str, config: str, run: str, store: str) -> None:
     Raises:
         StageFailed: it exited with another code than 0, or its seal is missing.
     """
-    command = [sys.executable, "-m", "stages", name, "--config", config, "--run", run, "--store", store]
-    code = process.run(command, say=get_run_logger().info if deployment.id else None)
-    if code:
-        raise StageFailed(name, code, f"exit code {code}")
-    if Artifact(store, run, name).record() is None:
-        raise StageFailed(name, UNSEALED, f"exit code 0, but nothing is sealed at {Artifact(store, run, name).address}")
+    checked, artifact = load(config), Artifact(store, run, name)
+    say = get_run_logger().info if deployment.id else None
+    if checked.execution.cluster is not None:
+        _as_job(name, config, checked, artifact, say or print)
+    else:
+        command = [sys.executable, "-m", "stages", name, "--config", config, "--run", run, "--store", store]
+        if code := process.run(command, say=say):
+            raise StageFailed(name, code, f"exit code {code}", says_more=False)
+    if artifact.record() is None:
+        raise StageFailed(name, UNSEALED, f"exit code 0, but nothing is sealed at {artifact.address}")
 
 
-@flow(name="dmdr", persist_result=False, result_serializer="json")
+def _as_job(name: str, config: str, checked: Config, artifact: Artifact, say: Callable[[str], None]) -> None:
+    """Run a stage on the cluster unless it is sealed with these settings. What it reads is the pod's business: this
+    process may have no teacher and no prompts.
+
+    Raises:
+        ConfigError: it is sealed with other settings.
+    """
+    from flows.launch import kubernetes
+
+    record = artifact.record()
+    if record is not None:
+        artifact.claim(identity(checked, name), record["inputs"])
+        say(f"{name}: sealed already at {artifact.address}")
+        return
+    asked = prepared(name, config, artifact.run, artifact.store)
+    kubernetes.run(
+        asked, say=say, sealed=lambda: artifact.record() is not None, flow_run=str(flow_run.id), is_over=owners.is_over
+    )
+
+
+def stop_jobs(flow: Flow, flow_run: FlowRun, state: State) -> None:
+    """A second chance to stop the Jobs of a cancelled flow run, in another process than its own."""
+    cluster = load(flow_run.parameters["config"]).execution.cluster
+    if cluster is not None:
+        from flows.launch import kubernetes
+
+        for job in kubernetes.stop_all(cluster.namespace, str(flow_run.id)):
+            print(f"stopped {job}")
+
+
+@flow(name="dmdr", persist_result=False, result_serializer="json", on_cancellation=[stop_jobs])
 def dmdr(config: str, run: str | None = None, store: str = "runs") -> None:
     """Distil the teacher of a config file into its student, and score it.
 

@@ -82,10 +82,11 @@ def all_sealed(config: Config, name: str, store: str) -> bool:
     sealed = []
     for stage in STAGES:
         artifact = Artifact(store, name, stage)
-        needed = inputs(config, stage, store, name)
-        if artifact.record() is None:
+        on_cluster = config.execution.cluster is not None  # where this process may have no teacher and no prompts
+        needed = {} if on_cluster else inputs(config, stage, store, name)
+        if (record := artifact.record()) is None:
             return False
-        artifact.claim(identity(config, stage), needed)
+        artifact.claim(identity(config, stage), record["inputs"] if on_cluster else needed)
         sealed.append(artifact.address)
     for stage, address in zip(STAGES, sealed, strict=True):
         print(f"{stage}: sealed already at {address}")
@@ -108,7 +109,7 @@ def start(flow: Callable[[], None]) -> int:
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
-    from flows.dmdr import FINAL, StageFailed
+    from flows.launch.failure import StageFailed
 
     if PREFECT_API_URL.value():
         problem = get_client(sync_client=True).api_healthcheck()
@@ -122,8 +123,9 @@ def start(flow: Callable[[], None]) -> int:
     try:
         flow()
     except StageFailed as failure:
-        if failure.code not in FINAL:
-            print(f"dmdr: {failure}; the same command goes on from here", file=sys.stderr)
+        if failure.says_more or not failure.final:
+            again = "" if failure.final else "; the same command goes on from here"
+            print(f"dmdr: {failure}{again}", file=sys.stderr)
         return failure.code
     except KeyboardInterrupt:
         return STOPPED

@@ -99,7 +99,7 @@ def execute(stage: str, config_path: str, run: str | None, store: str) -> None:
         return
 
     stop_if_asked()
-    if processes > 1:
+    if processes:
         arguments = [stage, "--config", config_path, "--run", artifact.run, "--store", store]
         sys.exit(ranks.run(processes, arguments, asked_to_stop))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells of torchvision, which nothing here needs
