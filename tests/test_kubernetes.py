@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_cluster.server import Cluster, fake_cluster
 
 from dmdr.config import STAGES
 from flows.launch import kubernetes
@@ -21,23 +19,15 @@ from flows.launch.failure import StageFailed
 from flows.launch.manifest import LONGEST, RUN, Stage, manifest, name
 from flows.render import prepared
 from stages.artifacts import Artifact
+from tests.fake_cluster.server import IMAGE, QUICK, Cluster
 
 ROOT = Path(__file__).parent.parent
-IMAGE = f"images.example.org/dmdr-train@sha256:{'1' * 64}"
-QUICK = f"images.example.org/quick@sha256:{'2' * 64}"
 KILLS = int(os.environ.get("DMDR_KILLS", "8"))
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    (tmp_path / "cluster").mkdir()
+@pytest.fixture(autouse=True)
+def watches_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes, "POLL", 1)
-    with fake_cluster(tmp_path / "cluster", seed) as running:
-        running.kubelet.images[QUICK] = ["-m", "tests.fake_cluster.quick_stage"]
-        monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig(tmp_path)))
-        yield running
 
 
 @pytest.fixture
@@ -281,8 +271,7 @@ def test_a_cancelled_flow_stops_its_own_jobs_and_no_other(cluster: Cluster, stag
             kubernetes.run(asked, say=say, sealed=lambda: False, flow_run="me", is_over=lambda flow: flow == "over")
     assert bool(jobs(cluster)) == stays and bool(cluster.kubelet.running()) == stays
     if not stays:
-        ended = cluster.kubelet._pods["dmdr-tiny-prompts-1-0-0x"].returncode
-        assert ended == 75, "it had its time to checkpoint"
+        assert [*cluster.kubelet.ended.values()] == [75], "it had its time to checkpoint"
 
 
 def test_the_second_chance_stops_what_a_flow_run_started(cluster: Cluster, stage: Callable[..., Stage]):

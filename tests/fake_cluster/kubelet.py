@@ -59,6 +59,11 @@ class Kubelet:
     def running(self) -> list[str]:
         return [name for name, process in self._pods.items() if process.poll() is None]
 
+    @property
+    def ended(self) -> dict[str, int]:
+        """Exit codes by pod, of those that have ended."""
+        return {name: process.returncode for name, process in self._pods.items() if process.poll() is not None}
+
     def log(self, pod: str) -> Path:
         return self.folder / f"{pod}.log"
 
@@ -179,7 +184,7 @@ class Kubelet:
                 self._try_to_start(pod)
             return
         if process.poll() is not None and pod["status"]["phase"] == "Running":
-            self._ended(name, process.returncode)
+            self._report(name, process.returncode)
         if "deletionTimestamp" in pod["metadata"]:
             if process.poll() is not None:
                 self.objects.remove("pods", name)
@@ -256,7 +261,7 @@ class Kubelet:
             "conditions": [_condition("PodScheduled", "", "")],
         })  # fmt: skip
 
-    def _ended(self, name: str, code: int) -> None:
+    def _report(self, name: str, code: int) -> None:
         reason = "Completed" if code == 0 else "OOMKilled" if name in self._out_of_memory else "Error"
         end = {"exitCode": code if code >= 0 else 128 - code, "reason": reason, "finishedAt": _now()}
         conditions = [_condition("DisruptionTarget", "EvictionByEvictionAPI", "")] if name in self._evicted else []

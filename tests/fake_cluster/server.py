@@ -19,6 +19,8 @@ from tests.fake_cluster.kubelet import Kubelet
 from tests.fake_cluster.objects import Objects, Refused
 
 NAMESPACE = "dmdr"
+IMAGE = f"images.example.org/dmdr-train@sha256:{'1' * 64}"  # has `python -m stages`
+QUICK = f"images.example.org/quick@sha256:{'2' * 64}"  # has quick_stage.py
 GROUPS = {"jobs": ("batch", "v1", "Job"), "jobsets": ("jobset.x-k8s.io", "v1alpha2", "JobSet")}
 PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)/namespaces/(?P<namespace>[^/]+)/(?P<resource>jobs|jobsets|pods)"
@@ -32,6 +34,7 @@ class Cluster:
     def __init__(self, folder: Path, seed: int) -> None:
         self.objects = Objects()
         self.kubelet = Kubelet(self.objects, folder)
+        self.kubelet.images[QUICK] = ["-m", "tests.fake_cluster.quick_stage"]
         self.random, self._lock = random.Random(seed), threading.Lock()
         self.lost = self.failing = self.dropped = 0.0  # shares: of replies, of requests, of watches
         self.denied: set[tuple[str, str]] = set()  # (verb, resource)
