@@ -181,7 +181,8 @@ def _bindings(document: dict, documents: list[dict]) -> Iterator[str]:
 def _references(pod: dict, documents: list[dict]) -> Iterator[str]:
     wanted = {("ServiceAccount", pod.get("serviceAccountName")), ("PriorityClass", pod.get("priorityClassName"))}
     for volume in pod.get("volumes", []):
-        wanted.add(("ConfigMap", volume.get("configMap", {}).get("name")))
+        if not volume.get("configMap", {}).get("optional"):  # people may create it
+            wanted.add(("ConfigMap", volume.get("configMap", {}).get("name")))
         wanted.add(("PersistentVolumeClaim", volume.get("persistentVolumeClaim", {}).get("claimName")))
     for container in containers(pod):
         wanted |= {("ConfigMap", each.get("configMapRef", {}).get("name")) for each in container.get("envFrom", [])}
