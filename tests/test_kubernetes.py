@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from manifests import minors, problems, rendered, schema_problems
 
 from dmdr.config import STAGES
 from flows.launch import kubernetes
@@ -362,6 +363,28 @@ def test_the_launcher_uses_no_right_that_its_role_lacks(cluster: Cluster, stage:
     allowed = {(verb, kind) for verb in ("create", "get", "list", "watch", "delete") for kind in ("jobs", "jobsets")}
     allowed |= {("get", "pods"), ("list", "pods"), ("watch", "pods"), ("get", "pods/log")}
     assert cluster.asked <= allowed, cluster.asked - allowed
+
+
+@pytest.mark.parametrize("minor", minors())
+def test_what_is_rendered_is_valid_and_restricted(stage: Callable[..., Stage], minor: str):
+    """In the build that it runs in: one node and several, all that can be asked for."""
+    several = {"cold_start": {"nodes": 16, "gpus": 8}, "joint": {"nodes": 2, "gpus": 8, "deadline": 3600}}
+    asked = {
+        "queue": "dmdr", "priority_class": "dmdr-train", "secrets": ["dmdr-store"], "pull_secret": "registry",
+        "node_selector": {"kind": "big"}, "environment": {"NCCL_DEBUG": "WARN"}, "stages": several,
+        "claims": {"/models": "models", "/prompts": "models"}, "gpus": 1,
+    }  # fmt: skip
+    claim = {
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models", "namespace": "dmdr"},
+        "spec": {"accessModes": ["ReadOnlyMany"], "resources": {"requests": {"storage": "1Ti"}}},
+    }  # fmt: skip
+    stages = [stage(each, run="x" * 63, **asked) for each in STAGES]
+    jobs = [manifest(Stage(s.name, s.run, "s3://b/p", s.config, s.text, "hub:owner/a_b@1"), 99, "me") for s in stages]
+    build = rendered(ROOT / "k8s/overlays/many-nodes") if shutil.which("kubectl") else None
+    assert {each["kind"] for each in jobs} == {"Job", "JobSet"}
+    assert schema_problems([*jobs, claim], minor) == []
+    if build is not None:
+        assert problems([*build, *jobs, claim]) == []
 
 
 def test_no_pod_would_see_a_folder_of_ours(stage: Callable[..., Stage]):

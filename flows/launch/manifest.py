@@ -31,7 +31,7 @@ CONTAINER = "stage"
 MOUNT, SCRATCH = "/etc/dmdr", "/scratch"
 PORT = 29500  # where the first rank is found by those of other nodes
 NOBODY = 10001
-LONGEST = 52  # of a name: pods and hosts add to it, and 63 is the limit
+LONGEST = 46  # of a name: the pods of a JobSet add up to 17 letters, and 63 is the limit
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def manifest(stage: Stage, attempt: int, flow_run: str | None = None) -> dict:
     if not stage.is_set:
         job |= {"ttlSecondsAfterFinished": stage.cluster.ttl}
         return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
-    again = {"action": "FailJobSet", "name": "input-stays-bad", "onJobFailureReasons": ["PodFailurePolicy"]}
+    again = {"action": "FailJobSet", "name": "input_stays_bad", "onJobFailureReasons": ["PodFailurePolicy"]}
     spec = {
         "network": {"enableDNSHostnames": True, "subdomain": called, "publishNotReadyAddresses": True},
         "failurePolicy": {"maxRestarts": stage.pods.retries, "rules": [again]},
@@ -193,7 +193,7 @@ def _container(stage: Stage, called: str) -> dict:
             {"name": "scratch", "mountPath": SCRATCH},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
-            *({"name": claim, "mountPath": at, "readOnly": True} for at, claim in stage.cluster.claims.items()),
+            *({"name": volume, "mountPath": at, "readOnly": True} for volume, at, _ in _claims(stage)),
         ],
     }  # fmt: skip
 
@@ -218,7 +218,12 @@ def _volumes(stage: Stage) -> list[dict]:
         {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": stage.pods.shared_memory}},
         *(
-            {"name": claim, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-            for claim in dict.fromkeys(stage.cluster.claims.values())
+            {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+            for volume, _, claim in _claims(stage)
         ),
     ]
+
+
+def _claims(stage: Stage) -> list[tuple[str, str, str]]:
+    """(name of the volume, folder in the pod, claim)."""
+    return [(f"claim-{n}", at, claim) for n, (at, claim) in enumerate(stage.cluster.claims.items())]
