@@ -2,8 +2,8 @@
 
 S3 does (If-None-Match: *), but some servers ignore the condition, so that two live copies of a stage could replace each
 other's files. Such a store is refused, unless DMDR_STORE_CONDITIONAL=ignored says that it is known. Then objects are
-looked for before they are written and read again afterwards, and files get names that hold their digest; it is up to the
-user that no stage runs twice at once.
+looked for before they are written and read again afterwards, and files get names that hold their digest; it is up to
+the user that no stage runs twice at once.
 """
 
 from __future__ import annotations
