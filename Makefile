@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint bench parity-hpsv2 parity-imagereward lock setup clean
+.PHONY: run test lint bench parity-hpsv2 parity-imagereward images image-test lock setup clean
 
 run: setup ## the whole pipeline on the lab teacher; again: what is sealed is skipped
 	@$(BIN)/dmdr run $(CONFIG)
@@ -29,6 +29,15 @@ parity-hpsv2: setup ## our HPSv2.1 beside the hpsv2 package, which is fetched in
 parity-imagereward: setup ## our ImageReward beside the image-reward package, which is fetched into build/
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target build/imagereward image-reward==1.5 timm==0.6.13
 	@$(BIN)/python tests/parity/imagereward_package.py build/imagereward
+
+images: ## dmdr-flow, dmdr-train, dmdr-evaluate, with podman, buildah or docker; options in images/build.sh
+	@images/build.sh
+
+image-test: setup ## builds and runs them; minutes; needs root and Debian's packages buildah and debootstrap
+	@for each in buildah debootstrap unshare; do command -v $$each >/dev/null || \
+		{ echo "image-test: $$each was not found; apt-get install buildah debootstrap util-linux" >&2; exit 1; }; done
+	@test "$$(id -u)" = 0 || { echo "image-test: builds with chroot isolation; run it as root" >&2; exit 1; }
+	@$(BIN)/python -m pytest -s tests/images/for_real.py
 
 lock: setup ## requirements.lock from requirements.in; takes no package newer than it must
 	@$(BIN)/uv pip compile -q --system-certs --python-version 3.11 --no-header --no-annotate --no-emit-find-links \
