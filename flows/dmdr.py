@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Annotated
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import deployment
 from prefect.tasks import Task
+from pydantic import Field
 
+from dmdr.config import NAME, Address
 from dmdr.config_file import load
 from flows import publish
 from flows.launch import process
@@ -27,6 +30,7 @@ from stages.artifacts import Artifact
 FINAL = (64, 65, 66)  # config, data, missing input (sysexits.h)
 UNSEALED = 70  # our own code for a stage that claims success and left no seal
 RETRY_DELAYS = [2, 10, 30]  # seconds
+Run = Annotated[str, Field(pattern=NAME)]  # refused when a run is asked for, not when it begins
 
 
 class StageFailed(RuntimeError):
@@ -55,13 +59,13 @@ def worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
     persist_result=False,
     result_serializer="json",
 )
-def stage(name: str, config: str, run: str, store: str) -> None:
-    """Run one stage to its seal.
+def stage(name: str, config: str, run: str, store: str, options: tuple[str, ...] = ()) -> None:
+    """Run one stage to its seal. options: more of `python -m stages`.
 
     Raises:
         StageFailed: it exited with another code than 0, or its seal is missing.
     """
-    command = [sys.executable, "-m", "stages", name, "--config", config, "--run", run, "--store", store]
+    command = [sys.executable, "-m", "stages", name, "--config", config, "--run", run, "--store", store, *options]
     code = process.run(command, say=get_run_logger().info if deployment.id else None)
     if code:
         raise StageFailed(name, code, f"exit code {code}")
@@ -70,21 +74,36 @@ def stage(name: str, config: str, run: str, store: str) -> None:
 
 
 @flow(name="dmdr", persist_result=False, result_serializer="json")
-def dmdr(config: str, run: str | None = None, store: str = "runs") -> None:
+def dmdr(
+    config: Address, run: Run | None = None, store: Address = "runs", teacher: Address | None = None,
+    cold_start_of: Run | None = None,
+) -> None:  # fmt: skip
     """Distil the teacher of a config file into its student, and score it.
 
     Args:
         config: path of the YAML file
         run: name of the run; the config's own name if not given
         store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
+        teacher: in the place of the config's teacher.path; what dmdr teachers published, by its address, will do too
+        cold_start_of: a run of the same store whose prompts and cold start are copied, as they suit this config
     """
     run = run or load(config).run
-    stage("prompts", config, run, store)
-    stage("cold_start", config, run, store)
-    stage("joint", config, run, store)
-    stage("export", config, run, store)
-    stage("evaluate", config, run, store)
+    own = ("--teacher", teacher) if teacher else ()
+    copied = ("--adopt", cold_start_of) if cold_start_of else ()
+    stage("prompts", config, run, store, own + copied)
+    stage("cold_start", config, run, store, own + copied)
+    stage("joint", config, run, store, own)
+    stage("export", config, run, store, own)
+    stage("evaluate", config, run, store, own)
     publish.scorecard(run, store)
+
+
+@flow(name="dmdr", persist_result=False, result_serializer="json")
+def from_cold_start(
+    cold_start_of: Run, config: Address, run: Run | None = None, store: Address = "runs", teacher: Address | None = None
+) -> None:
+    """`dmdr` on the cold start of another run, which has to be named. Args: as there."""
+    dmdr.fn(config, run, store, teacher, cold_start_of)
 
 
 def _without_stack(record: logging.LogRecord) -> bool:
