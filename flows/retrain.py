@@ -18,7 +18,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from pydantic import Field
 
@@ -58,15 +57,16 @@ def retrain(
     for each in found:
         run = run_name(checked.run, each)
         before = latest(f"{store}/{run}")  # asked before the store: what ends in between is finished there
+        state = None if before is None else before.state
         if is_finished(checked, run, store, each.digest):
             say(f"{run}: finished")
-        elif before is not None and not before.state.is_final():
-            say(f"{run}: under way as flow run {before.name}, {before.state.name}")
-        elif before is not None and before.state.type in JUDGED and not again:
-            say(f"{run}: flow run {before.name} is {before.state.name}; with again=true it is started again")
+        elif state is not None and not state.is_final():
+            say(f"{run}: under way, {state.name}")
+        elif state is not None and state.type in JUDGED and not again:
+            say(f"{run}: {state.name}; with again=true it is started again")
         else:
             parameters = {"config": config, "run": run, "store": store, "teacher": each.address}
-            say(f"{run}: {each.address}, flow run {started(deployment, run, store, parameters, before).name}")
+            say(f"{run}: of {each.address}, flow run {started(deployment, parameters, before).id}")
 
 
 def latest(tag: str) -> FlowRun | None:
@@ -96,18 +96,19 @@ def is_finished(config: Config, run: str, store: str, digest: str | None) -> boo
     return STAGES[-1] in sealed
 
 
-def started(deployment: str, run: str, store: str, parameters: dict[str, str], before: FlowRun | None) -> FlowRun:
+def started(deployment: str, parameters: dict[str, str], before: FlowRun | None) -> FlowRun:
     """The flow run after `before`, which everyone who has seen the same `before` gets.
 
     Raises:
         ConfigError: there is no such deployment.
     """
-    tag = f"{store}/{run}"
+    tag = f"{parameters['store']}/{parameters['run']}"
     key = tag if before is None else f"{tag} after {before.id}"
-    try:
-        return run_deployment(
-            deployment, parameters=parameters, flow_run_name=run, timeout=0, tags=[tag], idempotency_key=key,
-            as_subflow=False,
-        )  # fmt: skip
-    except ObjectNotFound as error:
-        raise ConfigError(f"there is no deployment {deployment}; prefect --no-prompt deploy --all makes it") from error
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_deployment_by_name(deployment)
+        except ObjectNotFound as error:
+            raise ConfigError(f"there is no deployment {deployment}; prefect --no-prompt deploy --all") from error
+        return client.create_flow_run_from_deployment(
+            found.id, parameters=parameters, name=parameters["run"], tags=[tag], idempotency_key=key
+        )

@@ -47,7 +47,8 @@ def _of_hub(address: str) -> list[Revision]:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import filter_repo_objects
 
-    repo, api, found = asked["repo"], HfApi(), {}
+    repo, api = asked["repo"], HfApi()
+    found: dict[str, Revision] = {}
     name = re.sub("[^a-z0-9._-]", "-", repo.lower().replace("/", "-")).lstrip("._-")
     try:
         refs = api.list_repo_refs(repo)

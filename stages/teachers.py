@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from dmdr import digests, teacher
@@ -143,28 +144,26 @@ def _is_name(text: str) -> bool:
 
 def _copied(source: Path, artifact: Artifact, told: Callable[[int, int], None]) -> dict[str, dict]:
     """What the record says of the files, once each of them is in the store and was read there."""
-    files = {path: {"size": path.stat().st_size, "sha256": digests.digest(path)} for path in _files(source)}
-    total, here, named = sum(expected["size"] for expected in files.values()), 0, {}
-    for path, expected in files.items():
-        name = f"{artifact.run}@{artifact.stage}/{path.relative_to(source).as_posix()}"
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    named = {f"{artifact.run}@{artifact.stage}/{path.relative_to(source).as_posix()}": path for path in files}
+    total, here = sum(path.stat().st_size for path in files), 0
+    found: dict[str, dict] = {}
+    for name, path in named.items():
+        expected = found[name] = {"size": path.stat().st_size, "sha256": digests.digest(path)}
         if not _has(artifact.place, name, expected):
-            artifact.place.publish(name, lambda file, path=path, expected=expected: _copy(path, file, expected))
+            artifact.place.publish(name, partial(_copy, path, expected["sha256"]))
             if not _has(artifact.place, name, expected):
                 raise StoreError(f"{artifact.address}/{name} is not what was written there; repeat the command")
-        named[name], here = expected, here + expected["size"]
+        here += path.stat().st_size
         told(here, total)
-    return named
+    return found
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _copy(source: Path, target: Path, expected: dict) -> None:
+def _copy(source: Path, sha256: str, target: Path) -> None:
     shutil.copyfile(source, target)
     with target.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-            raise DataError(f"{source} changed while it was published; let it rest, then give another --revision")
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise DataError(f"{source} changed while it was published; let it rest, then repeat the command")
 
 
 def _has(place: Folder | Remote, name: str, expected: dict) -> bool:
@@ -214,17 +213,17 @@ def _verified(folder: Path, digest: str, remedy: str) -> Path:
 
 def _fetch(artifact: Artifact, record: dict, target: Path, told: Callable[[int], None]) -> None:
     """Let `target` appear, whole. Another process that fetches it is waited for; what a killed one got is kept."""
-    partial = target.parent / f".{target.name}.partial"
-    with refused("write", partial):
-        partial.mkdir(parents=True, exist_ok=True)
+    begun = target.parent / f".{target.name}.begun"
+    with refused("write", begun):
+        begun.mkdir(parents=True, exist_ok=True)
         with (target.parent / f".{target.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if target.is_dir():
                 return
             try:
-                download(artifact, record["files"], partial, told)
+                download(artifact, record["files"], begun, told)
             except DataError as error:
                 found = str(error).split(";")[0]
                 raise DataError(f"{found}; publish that teacher again under another --revision") from error
-            (partial / target.name).rename(target)
-            shutil.rmtree(partial)
+            (begun / target.name).rename(target)
+            shutil.rmtree(begun)
