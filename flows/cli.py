@@ -96,6 +96,16 @@ def parser() -> Parser:
     pull.add_argument("--form", metavar="FORM", choices=FORMS, help=f"of an export, only this: {', '.join(FORMS)}")
     pull.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
+    teachers = commands.add_parser("teachers", help="publish teachers, for retraining to find, and list them")
+    what = teachers.add_subparsers(dest="what", metavar="WHAT", required=True)
+    publish = what.add_parser("publish", help="copy a teacher to a store, verified, and tell Prefect; again: go on")
+    publish.add_argument("folder", metavar="FOLDER", help="a diffusers folder, hub:OWNER/NAME@COMMIT or lab:NAME")
+    publish.add_argument("--as", dest="name", required=True, metavar="NAME", help="what to call it, for example sd35")
+    publish.add_argument("--revision", metavar="REV", help="which one it is (default: the begin of its sha256)")
+    publish.add_argument("--to", required=True, metavar="URL", help="a folder, or s3://BUCKET/PREFIX, of teachers only")
+    listed = what.add_parser("list", help="list published teachers with their revisions and addresses")
+    listed.add_argument("--at", required=True, metavar="URL", help="where teachers are published")
+
     # These two read their own arguments, --help among them.
     commands.add_parser("stage", help="run one stage, as a container does; see dmdr stage --help", add_help=False)
     commands.add_parser("lab", help="build the lab's teachers and rewards; see dmdr lab build --help", add_help=False)
@@ -134,6 +144,12 @@ def main(argv: list[str] | None = None) -> int:
             from flows.render import render
 
             return render(given.config, given.stage, given.run, given.store, given.attempt)
+        if given.command == "teachers":
+            from flows import teachers
+
+            if given.what == "list":
+                return teachers.listed(given.at)
+            return teachers.publish(given.folder, given.name, given.revision, given.to)
         if given.command == "status":
             return store.status(given.run, given.store)
         if given.command == "runs":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -21,18 +22,22 @@ from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.flows import Flow
 from prefect.runtime import deployment, flow_run
 from prefect.tasks import Task
+from pydantic import Field
 
-from dmdr.config import Config
+from dmdr.config import NAME
 from dmdr.config_file import load
 from dmdr.identity import identity
+from dmdr.section import Address
 from flows import owners, publish
 from flows.launch import process
 from flows.launch.failure import StageFailed
+from flows.launch.manifest import Stage, options
 from flows.render import prepared
 from stages.artifacts import Artifact
 
 UNSEALED = 70  # our own code for a stage that claims success and left no seal
 RETRY_DELAYS = [2, 10, 30]  # seconds
+Run = Annotated[str, Field(pattern=NAME)]  # refused when a run is asked for, not when it begins
 
 
 def worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
@@ -53,8 +58,10 @@ def worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
     persist_result=False,
     result_serializer="json",
 )
-def stage(name: str, config: str, run: str, store: str) -> None:
-    """Run one stage to its seal.
+def stage(
+    name: str, config: str, run: str, store: str, teacher: str | None = None, adopt: str | None = None
+) -> None:  # fmt: skip
+    """Run one stage to its seal. teacher, adopt: as `python -m stages` has them.
 
     Raises:
         StageFailed: it exited with another code than 0, or its seal is missing.
@@ -62,16 +69,17 @@ def stage(name: str, config: str, run: str, store: str) -> None:
     checked, artifact = load(config), Artifact(store, run, name)
     say = get_run_logger().info if deployment.id else None
     if checked.execution.cluster is not None:
-        _as_job(name, config, checked, artifact, say or print)
+        _as_job(prepared(name, config, run, store, teacher, adopt), artifact, say or print)
     else:
-        command = [sys.executable, "-m", "stages", name, "--config", config, "--run", run, "--store", store]
+        arguments = [name, *options(config, run, store, teacher, adopt)]
+        command = [sys.executable, "-m", "stages", *arguments]
         if code := process.run(command, say=say):
             raise StageFailed(name, code, f"exit code {code}", says_more=False)
     if artifact.record() is None:
         raise StageFailed(name, UNSEALED, f"exit code 0, but nothing is sealed at {artifact.address}")
 
 
-def _as_job(name: str, config: str, checked: Config, artifact: Artifact, say: Callable[[str], None]) -> None:
+def _as_job(asked: Stage, artifact: Artifact, say: Callable[[str], None]) -> None:
     """Run a stage on the cluster unless it is sealed with these settings. What it reads is the pod's business: this
     process may have no teacher and no prompts.
 
@@ -82,10 +90,9 @@ def _as_job(name: str, config: str, checked: Config, artifact: Artifact, say: Ca
 
     record = artifact.record()
     if record is not None:
-        artifact.claim(identity(checked, name), record["inputs"])
-        say(f"{name}: sealed already at {artifact.address}")
+        artifact.claim(identity(asked.config, asked.name), record["inputs"])
+        say(f"{asked.name}: sealed already at {artifact.address}")
         return
-    asked = prepared(name, config, artifact.run, artifact.store)
     kubernetes.run(
         asked, say=say, sealed=lambda: artifact.record() is not None, flow_run=str(flow_run.id), is_over=owners.is_over
     )
@@ -102,21 +109,34 @@ def stop_jobs(flow: Flow, flow_run: FlowRun, state: State) -> None:
 
 
 @flow(name="dmdr", persist_result=False, result_serializer="json", on_cancellation=[stop_jobs])
-def dmdr(config: str, run: str | None = None, store: str = "runs") -> None:
+def dmdr(
+    config: Address, run: Run | None = None, store: Address = "runs", teacher: Address | None = None,
+    cold_start_of: Run | None = None,
+) -> None:  # fmt: skip
     """Distil the teacher of a config file into its student, and score it.
 
     Args:
         config: path of the YAML file
         run: name of the run; the config's own name if not given
         store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
+        teacher: in the place of the config's teacher.path; what dmdr teachers published, by its address, will do too
+        cold_start_of: a run of the same store whose prompts and cold start are copied, as they suit this config
     """
     run = run or load(config).run
-    stage("prompts", config, run, store)
-    stage("cold_start", config, run, store)
-    stage("joint", config, run, store)
-    stage("export", config, run, store)
-    stage("evaluate", config, run, store)
+    stage("prompts", config, run, store, teacher, adopt=cold_start_of)
+    stage("cold_start", config, run, store, teacher, adopt=cold_start_of)
+    stage("joint", config, run, store, teacher)
+    stage("export", config, run, store, teacher)
+    stage("evaluate", config, run, store, teacher)
     publish.scorecard(run, store)
+
+
+@flow(name="dmdr", persist_result=False, result_serializer="json", on_cancellation=[stop_jobs])
+def from_cold_start(
+    cold_start_of: Run, config: Address, run: Run | None = None, store: Address = "runs", teacher: Address | None = None
+) -> None:
+    """`dmdr` on the cold start of another run, which has to be named. Args: as there."""
+    dmdr.fn(config, run, store, teacher, cold_start_of)
 
 
 def _without_stack(record: logging.LogRecord) -> bool:

@@ -9,7 +9,6 @@ import yaml
 from dmdr.config_file import load
 from dmdr.errors import ConfigError
 from flows.launch.manifest import Stage, manifest
-from stages.provenance import teacher_name
 
 
 class _Text(yaml.SafeDumper):
@@ -37,7 +36,9 @@ def render(config: str, stage: str, run: str | None, store: str, attempt: int) -
     return 0
 
 
-def prepared(stage: str, config: str, run: str | None, store: str) -> Stage:
+def prepared(
+    stage: str, config: str, run: str | None, store: str, teacher: str | None = None, adopt: str | None = None
+) -> Stage:  # fmt: skip
     """A stage of a config file, ready to be made into a manifest.
 
     Raises:
@@ -49,4 +50,4 @@ def prepared(stage: str, config: str, run: str | None, store: str) -> Stage:
             f"config {config} has no execution.cluster, which says what a Job asks for; add one with an image"
         )
     text = Path(config).read_text(encoding="utf-8")
-    return Stage(stage, run or checked.run, store, checked, text, teacher_name(checked.teacher.path))
+    return Stage(stage, run or checked.run, store, checked, text, teacher, adopt)

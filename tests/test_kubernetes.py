@@ -91,7 +91,7 @@ def test_replies_that_get_lost_double_nothing(cluster: Cluster, stage: Callable[
     cluster.kubelet.suspends, cluster.lost = True, 0.3
     base = stage()
     for number in range(200):
-        mine = Stage(base.name, f"run-{number}", base.store, base.config, base.text, base.teacher)
+        mine = Stage(base.name, f"run-{number}", base.store, base.config, base.text)
         kubernetes.Jobs(mine, print).begin("me")
     cluster.lost = 0.0
     assert sorted(jobs(cluster)) == sorted(f"dmdr-run-{number}-prompts-1" for number in range(200))
@@ -239,7 +239,7 @@ def test_a_job_of_another_store_is_left_alone(cluster: Cluster, stage: Callable[
     cluster.kubelet.suspends = True
     ours = stage()
     kubernetes.Jobs(ours, print).begin("me")
-    other = Stage(ours.name, ours.run, f"{tmp_path}/other", ours.config, ours.text, ours.teacher)
+    other = Stage(ours.name, ours.run, f"{tmp_path}/other", ours.config, ours.text)
     failure = failed(other)
     assert failure.code == 64 and "another store" in str(failure) and jobs(cluster) == ["dmdr-tiny-prompts-1"]
 

@@ -21,6 +21,7 @@ from dmdr.config import Config
 from dmdr.errors import ConfigError
 from dmdr.identity import fingerprint, identity
 from flows.launch.failure import FINAL
+from stages.provenance import teacher_name
 from stages.ranks import SPLIT
 
 PREFIX = "dmdr.dev"  # of our labels and annotations
@@ -38,7 +39,7 @@ LONGEST = 46  # of a name: the pods of a JobSet add up to 17 letters, and 63 is 
 class Stage:
     """One stage of one run: what its pods are told, and what tells its Job from others.
 
-    text: the config file, word for word. teacher: what people call it.
+    text: the config file, word for word. teacher, adopt: as `python -m stages` has them.
     """
 
     name: str
@@ -46,7 +47,8 @@ class Stage:
     store: str
     config: Config
     text: str
-    teacher: str
+    teacher: str | None = None
+    adopt: str | None = None
 
     @property
     def cluster(self) -> Cluster:
@@ -69,6 +71,13 @@ class Stage:
     @property
     def is_set(self) -> bool:
         return self.pods.nodes > 1
+
+
+def options(config: str, run: str, store: str, teacher: str | None, adopt: str | None) -> list[str]:
+    """The arguments of `python -m stages` after the stage."""
+    found = ["--config", config, "--run", run, "--store", store]
+    found += ["--teacher", teacher] if teacher is not None else []
+    return found + (["--adopt", adopt] if adopt is not None else [])
 
 
 def label(text: str) -> str:
@@ -95,12 +104,14 @@ def manifest(stage: Stage, attempt: int, flow_run: str | None = None) -> dict:
     """
     _check_store(stage)
     called = name(stage.run, stage.name, attempt)
+    teacher = teacher_name(stage.teacher or stage.config.teacher.path)
     labels = {
-        **COMPONENT, RUN: stage.run_label, STAGE: stage.name, TEACHER: label(stage.teacher), ATTEMPT: str(attempt),
+        **COMPONENT, RUN: stage.run_label, STAGE: stage.name, TEACHER: label(teacher), ATTEMPT: str(attempt),
     }  # fmt: skip
     marks = labels | ({FLOW_RUN: flow_run} if flow_run else {})
     marks |= {"kueue.x-k8s.io/queue-name": stage.cluster.queue} if stage.cluster.queue else {}
-    about = {STORE: stage.store, IDENTITY: fingerprint(identity(stage.config, stage.name))}
+    settings = {"settings": identity(stage.config, stage.name), "teacher": stage.teacher or stage.config.teacher.path}
+    about = {STORE: stage.store, IDENTITY: fingerprint(settings)}
     metadata = {"name": called, "namespace": stage.cluster.namespace, "labels": marks, "annotations": about}
     metadata["annotations"][f"{PREFIX}/run"] = stage.run
     job = _job(stage, labels, called)
@@ -181,7 +192,9 @@ def _container(stage: Stage, called: str) -> dict:
     return {
         "name": CONTAINER, "image": pods.image,
         "command": ["python", "-m", "stages"],
-        "args": [stage.name, "--config", f"{MOUNT}/config.yaml", "--run", stage.run, "--store", stage.store],
+        "args": [
+            stage.name, *options(f"{MOUNT}/config.yaml", stage.run, stage.store, stage.teacher, stage.adopt),
+        ],
         "env": _environment(stage, called),
         "envFrom": [{"secretRef": {"name": secret}} for secret in stage.cluster.secrets],
         "resources": {"limits": limits, "requests": dict(limits)},
