@@ -157,7 +157,7 @@ def test_twenty_fires_at_once_start_three_runs_for_three_teachers(bench: Bench):
     new = [bench.publish(LAB / "flow", "lab", "1"), bench.publish(LAB / "fashion", "lab", "2")]
     new += [bench.publish(LAB / "denoising", "other", "1")]
     runs = [run_name("tiny", each) for each in new]
-    bench.fire(processes=4, threads=5)
+    bench.fire(processes=2, threads=10)
     assert Counter(each["name"] for each in bench.started()) == Counter(runs)
     given = {each["name"]: each["parameters"]["teacher"] for each in bench.started()}
     assert given == {run: each.address for run, each in zip(runs, new, strict=True)}
@@ -171,10 +171,10 @@ def test_twenty_fires_at_once_start_three_runs_for_three_teachers(bench: Bench):
     bench.became(runs[1], "FAILED")
     bench.became(runs[2], "CRASHED")
     bench.seal(runs[2], new[2])
-    bench.fire(processes=2, threads=5)
+    bench.fire(threads=10)
     assert Counter(each["name"] for each in bench.started()) == {runs[0]: 2, runs[1]: 1, runs[2]: 1}
     bench.became(runs[0], "RUNNING")
-    bench.fire(processes=1, threads=5, again=True)
+    bench.fire(threads=5, again=True)
     assert Counter(each["name"] for each in bench.started()) == {runs[0]: 2, runs[1]: 2, runs[2]: 1}
 
 

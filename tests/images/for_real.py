@@ -23,7 +23,7 @@ from tests.images.containers import BASE, Image, appears, buildah, ended, make_b
 from tests.test_deployment import answers, started
 
 ROOT = Path(__file__).parent.parent.parent
-UPDATES = 12
+UPDATES = 6
 LARGEST_FLOW = 400  # MB, the base among it
 
 
@@ -89,7 +89,7 @@ def test_a_container_is_nobody_on_a_read_only_root(image: Callable[[str], Image]
 
 def test_a_lab_stage_and_a_training_that_is_stopped(image: Callable[[str], Image], scratch: Path) -> None:
     config = yaml.safe_load((ROOT / "configs" / "lab-flow.yaml").read_text(encoding="utf-8"))
-    config["cold_start"] |= {"updates": UPDATES, "dynamic": {"updates": UPDATES}}
+    config["cold_start"] |= {"updates": UPDATES, "batch_size": 4, "dynamic": {"updates": UPDATES}}
     config["execution"] = {"device": "cpu", "checkpoint_every": 1}
     (scratch / "short.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     rest = ("--config", "/scratch/short.yaml", "--store", "/scratch/runs")
