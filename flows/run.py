@@ -21,6 +21,7 @@ from flows.scorecard import as_text
 from flows.tables import is_finished, prepared, write_page
 from stages.artifacts import Artifact
 from stages.inputs import inputs
+from stages.teachers import resolved
 
 STOPPED = 75
 QUIET = {  # Prefect's settings; what the user has set wins
@@ -80,9 +81,10 @@ def all_sealed(config: Config, name: str, store: str) -> bool:
         ConfigError: a stage is sealed under this name with other settings or inputs.
     """
     sealed = []
+    on_cluster = config.execution.cluster is not None  # where this process may have no teacher and no prompts
+    config = config if on_cluster else resolved(config, None, lambda here: None)
     for stage in STAGES:
         artifact = Artifact(store, name, stage)
-        on_cluster = config.execution.cluster is not None  # where this process may have no teacher and no prompts
         needed = {} if on_cluster else inputs(config, stage, store, name)
         if (record := artifact.record()) is None:
             return False

@@ -21,7 +21,7 @@ from flows.launch.manifest import name as job_name
 from tests.fake_cluster.server import IMAGE, QUICK, Cluster
 
 ROOT = Path(__file__).parent.parent
-STARTUP = 120  # seconds; a server migrates its database first
+STARTUP = 300  # seconds; a server migrates its database first
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def server(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
     processes = [started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)]
     try:
         answers(f"{api}/health")
-        prefect("work-pool", "create", "local", "--type", "process", environment=environment)
+        prefect("work-pool", "create", "local", "--type", "process", "--set-as-default", environment=environment)
         prefect("--no-prompt", "deploy", "--all", environment=environment)
         processes.append(started("worker", "start", "--pool", "local", environment=environment))
         yield environment
