@@ -306,11 +306,11 @@ def test_flows_that_are_killed_run_nothing_twice(cluster: Cluster, stage: Callab
     log = tmp_path / "starts"
     asked = stage(environment={"QUICK_LOG": str(log), "QUICK_SECONDS": str(pace)})
     command = [sys.executable, "-c", FLOW, str(tmp_path / "tiny.yaml"), asked.store]
-    kills = 0
+    kills, enough = 0, 60 + 2 * len(STAGES) * pace
     while True:
         flow = subprocess.Popen(command, cwd=ROOT)
         try:
-            code = flow.wait(cluster.random.uniform(0.5, 4.5) if kills < KILLS else 120)
+            code = flow.wait(cluster.random.uniform(0.5, 4.5) if kills < KILLS else enough)
             assert code == 0
             break
         except subprocess.TimeoutExpired:
