@@ -140,6 +140,7 @@ def test_all_stages_and_a_worker_that_finds_them_sealed(
     config["teacher"]["path"] = "/scratch/teacher"
     config["prompts"] |= {"sources": ["/scratch/train.txt"], "evaluation": "/scratch/held-out.txt"}
     (scratch / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    subprocess.run(["chown", "-R", "10001:10001", scratch], check=True)
     for stage in ("prompts", "cold_start", "joint", "export", "evaluate"):
         which = "evaluate" if stage == "evaluate" else "train"
         code = image(which).run(stage, "--config", "/scratch/tiny.yaml", "--store", "/scratch/runs")[0]
