@@ -3,7 +3,9 @@
 1. Images are built by buildah with chroot isolation, which needs root and nothing else.
 2. `buildah run --isolation chroot` gives neither a process 1 nor a read-only root, and both are to be tested. So a
    container here is `unshare` and `chroot`: own process numbers and mounts, a read-only root, the user of the image.
-3. All lies below one folder. A base that is there already is used again, and so are layers.
+3. Signals have their defaults, as a container runtime leaves them: a job in a shell's background ignores SIGINT, and
+   a Prefect worker that inherits that never ends.
+4. All lies below one folder. A base that is there already is used again, and so are layers.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ mount --bind "$scratch" "$root/scratch"
 mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 mount -o remount,bind,ro "$root"
-exec chroot --userspec="$user" "$root" env --chdir="$folder" -- "$@"
+exec chroot --userspec="$user" "$root" env --chdir="$folder" --default-signal -- "$@"
 """
 
 
