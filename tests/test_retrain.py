@@ -42,6 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PWD": str(ROOT),
         "PYTHONPATH": str(ROOT),
+        "PREFECT_DEFAULT_WORK_POOL_NAME": "local",
     }
     process = started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)
     try:
