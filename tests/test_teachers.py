@@ -94,8 +94,9 @@ def test_a_published_teacher_is_the_same_teacher(store, tiny_config, tmp_path, c
     assert found.name == f"fashion@{digest[:12]}", "that is what records and model cards call it"
 
 
-def test_what_may_not_be_published(store, tmp_path, capsys):
+def test_what_may_not_be_published(tmp_path, capsys):
     """Each in one line, with its exit code; nothing of it can be listed."""
+    store = str(tmp_path / "teachers")
     publish(store, LAB / "fashion", revision="1")
     broken = {name: Path(shutil.copytree(LAB / "flow", tmp_path / name)) for name in ("cut", "hollow", "foreign")}
     weights = next((broken["cut"] / "transformer").glob("*.safetensors"))
@@ -345,7 +346,7 @@ def hub(repository: str, refs: dict, commits: dict[str, list[dict]]) -> Iterator
             model = {"id": repository, "sha": commit, "siblings": commits.get(commit)}
             content = refs if path == "refs" else model if commit in commits else None
             self.send_response(404 if content is None else 200)
-            data = json.dumps(content).encode()
+            data = json.dumps(content or {"error": "Repository not found"}).encode()
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
