@@ -84,7 +84,7 @@ def test_tables_that_share_runs_mean_the_same_by_them(tmp_path: Path, monkeypatc
         for run in plan(load(path), tmp_path):
             by_name.setdefault(run.name, []).append(run.config)
     assert all(config == configs[0] for configs in by_name.values() for config in configs)
-    assert max(map(len, by_name.values())) == 4  # table 5, its excerpt, table 1 and figure 10
+    assert max(map(len, by_name.values())) == 3  # table 5, its excerpt and figure 10
 
 
 def test_rows_differ_as_the_paper_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
