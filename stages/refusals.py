@@ -16,9 +16,9 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TRIES = 10  # with three requests in ten refused, one in 170,000 is given up
+TRIES = 12  # with three requests in ten refused, one in two million is given up
 PATIENCE = 90.0  # seconds, then nothing is tried again: a store that does not answer is given up within two minutes
-SHORTEST, LONGEST = 0.2, 5.0  # seconds; the longest pauses after the first failure and after any
+SHORTEST, LONGEST = 0.2, 4.0  # seconds; the longest pauses after the first failure and after any
 JITTER = random.SystemRandom()  # the pauses must not move the generator that a stage may have seeded
 
 PASSING = {

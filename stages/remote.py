@@ -18,6 +18,7 @@ import fsspec
 
 from dmdr.errors import ConfigError, StoreError
 from stages import conditions, transfer
+from stages.listing import listing
 from stages.refusals import code, explained, is_taken, patiently
 
 P = ParamSpec("P")
@@ -165,18 +166,30 @@ class Remote:
 
     def names(self) -> list[str]:
         with self._asked("list"):
-            found = patiently(self.fs.find, self.root)
-            return sorted(path.removeprefix(f"{self.root}/") for path in found)
+            return sorted(path.removeprefix(f"{self.root}/") for path in self._at(self.root))
 
     def folders(self) -> list[str]:
         with self._asked("list"):
-            found: list[dict] = _unless_missing(patiently, self.fs.ls, self.root, detail=True) or []
-            return sorted(each["name"].rstrip("/").rsplit("/", 1)[-1] for each in found if each["type"] == "directory")
+            if self.is_s3:
+                bucket, key, _ = self.fs.split_path(self.root)
+                found = listing(self.fs.call_s3, bucket, f"{key}/" if key else "", folders=True)
+            else:
+                entries: list[dict] = _unless_missing(patiently, self.fs.ls, self.root, detail=True) or []
+                found = [each["name"] for each in entries if each["type"] == "directory"]
+            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
 
     def remove(self, name: str) -> None:
         """Object by object: asked for many at once, s3fs does not tell which ones the store kept."""
         with self._asked("delete", name):
-            transfer.in_parallel(self._delete, patiently(self.fs.find, self._path(name)))
+            transfer.in_parallel(self._delete, self._at(self._path(name)))
+
+    def _at(self, path: str) -> list[str]:
+        """The object of that path, if there is one, and all below it."""
+        if not self.is_s3:
+            return patiently(self.fs.find, path)
+        bucket, key, _ = self.fs.split_path(path)
+        found = listing(self.fs.call_s3, bucket, key)
+        return [f"{bucket}/{each}" for each in found if each == key or each.startswith(f"{key}/")]
 
     def _delete(self, path: str) -> None:
         _unless_missing(patiently, self.fs.rm_file, path)

@@ -164,6 +164,39 @@ def test_ranges_end_where_the_object_ends(place: Remote) -> None:
     assert place.read_range("gone", 0, 9) is None
 
 
+def test_an_answer_takes_one_request(place: Remote, proxy: Faults, tmp_path: Path) -> None:
+    """What is tried again as a whole must not consist of several that all have to succeed."""
+    source = a_file(tmp_path, 10, 1)
+    asks = {
+        "read": lambda: place.read("first"), "read what is not there": lambda: place.read("gone"),
+        "create": lambda: place.create("c", b"1"), "add": lambda: place.add("a", source, sha256(source)),
+        "publish": lambda: place.publish("p/q", lambda file: file.write_bytes(b"1")), "names": place.names,
+        "fetch": lambda: place.fetch("a", tmp_path / "f"), "fetch nothing": lambda: place.fetch("gone", tmp_path / "f"),
+        "range": lambda: place.read_range("a", 1, 5), "folders": place.folders,
+        "folders of nothing": Remote(f"s3://{BUCKET}/nothing/there").folders,
+        "names of nothing": Remote(f"s3://{BUCKET}/nothing/there").names,
+        "remove nothing": lambda: place.remove("gone"),
+    }  # fmt: skip
+    for name, ask in asks.items():
+        proxy.seen.clear()
+        ask()
+        assert len(proxy.seen) == 1, (name, proxy.seen)
+
+
+def test_a_listing_of_many_pages_and_folders(place: Remote, proxy: Faults, s3: str) -> None:
+    client, prefix = boto3.client("s3", endpoint_url=s3), place.root.removeprefix(f"{BUCKET}/")
+    names = {"first", *(f"f{number:04d}/x" for number in range(1100))}
+    for name in (*names, "", "f0000/", "f0001/x~other"):  # the second and third as consoles make folders
+        client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=b"")
+    client.put_object(Bucket=BUCKET, Key=f"{prefix}-beside/x", Body=b"")
+    proxy.busy = 0.3
+    assert place.names() == sorted({*names, "f0001/x~other"})
+    assert place.folders() == [f"f{number:04d}" for number in range(1100)]
+    place.remove("f0001/x")
+    place.remove("f0002")
+    assert set(place.names()) == {*names, "f0001/x~other"} - {"f0001/x", "f0002/x"}
+
+
 # Trouble that lasts
 
 
