@@ -5,21 +5,14 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from dmdr.cluster import Cluster
+from dmdr.section import Address, Positive, Rate, Section
 from dmdr.weights import OF_REWARD
 
 STAGES = ("prompts", "cold_start", "joint", "export", "evaluate")  # in data order
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run, as it stands in paths and in Kubernetes labels
-Address = Annotated[str, Field(min_length=1)]
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, no unknown keys, no number given as text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Teacher(Section):
@@ -273,6 +266,7 @@ class Execution(Section):
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     checkpoint_every: Positive = 50  # student updates
     keep_checkpoints: int = Field(2, ge=2)  # the newest may be damaged
+    cluster: Cluster | None = None  # the stages run as Jobs of Kubernetes there; None: as processes of this machine
 
 
 class Config(Section):

@@ -9,8 +9,9 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dmdr.config import DPO, GRPO, Config, ReFL, Section
+from dmdr.config import DPO, GRPO, Config, ReFL
 from dmdr.errors import ConfigError, InputMissing
+from dmdr.section import Section
 
 S = TypeVar("S", bound=Section)
 

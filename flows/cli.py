@@ -38,6 +38,13 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def attempt(text: str) -> int:
+    """The number of an attempt."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"attempts are counted from 1 on, not {text!r}")
+    return int(text)
+
+
 def parser() -> Parser:
     """The commands, with help that a newcomer can act on."""
     top = Parser(prog="dmdr", description=DESCRIPTION, epilog=EPILOG)
@@ -63,6 +70,13 @@ def parser() -> Parser:
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, for example configs/sd35-large.yaml")
     plan.add_argument("--gpu", default="h100-80", metavar="GPU", choices=GPUS, help=f"one of {', '.join(GPUS)}")
 
+    render = commands.add_parser("render", help="print the Job that a stage would be on a cluster, for kubectl create")
+    render.add_argument("config", metavar="CONFIG", help="a YAML file with execution.cluster")
+    render.add_argument("--stage", required=True, metavar="STAGE", choices=STAGES, help=f"one of {', '.join(STAGES)}")
+    render.add_argument("--run", metavar="NAME", help="name of the run (default: the config's own)")
+    render.add_argument("--store", required=True, metavar="URL", help="where artifacts lie, as s3://BUCKET/PREFIX")
+    render.add_argument("--attempt", type=attempt, default=1, metavar="N", help="which attempt it is (default: 1)")
+
     status = commands.add_parser("status", help="list the stages of a run: sealed, open or not started")
     status.add_argument("run", metavar="RUN", help="name of the run, or what it was promoted as")
     status.add_argument("--store", default="runs", metavar="URL", help=STORE)
@@ -81,6 +95,16 @@ def parser() -> Parser:
     pull.add_argument("folder", metavar="DIR", help="where to; a new or an empty folder")
     pull.add_argument("--form", metavar="FORM", choices=FORMS, help=f"of an export, only this: {', '.join(FORMS)}")
     pull.add_argument("--store", default="runs", metavar="URL", help=STORE)
+
+    teachers = commands.add_parser("teachers", help="publish teachers, for retraining to find, and list them")
+    what = teachers.add_subparsers(dest="what", metavar="WHAT", required=True)
+    publish = what.add_parser("publish", help="copy a teacher to a store, verified, and tell Prefect; again: go on")
+    publish.add_argument("folder", metavar="FOLDER", help="a diffusers folder, hub:OWNER/NAME@COMMIT or lab:NAME")
+    publish.add_argument("--as", dest="name", required=True, metavar="NAME", help="what to call it, for example sd35")
+    publish.add_argument("--revision", metavar="REV", help="which one it is (default: the begin of its sha256)")
+    publish.add_argument("--to", required=True, metavar="URL", help="a folder, or s3://BUCKET/PREFIX, of teachers only")
+    listed = what.add_parser("list", help="list published teachers with their revisions and addresses")
+    listed.add_argument("--at", required=True, metavar="URL", help="where teachers are published")
 
     # These two read their own arguments, --help among them.
     commands.add_parser("stage", help="run one stage, as a container does; see dmdr stage --help", add_help=False)
@@ -116,6 +140,16 @@ def main(argv: list[str] | None = None) -> int:
             from flows.plan import plan
 
             return plan(given.config, given.gpu)
+        if given.command == "render":
+            from flows.render import render
+
+            return render(given.config, given.stage, given.run, given.store, given.attempt)
+        if given.command == "teachers":
+            from flows import teachers
+
+            if given.what == "list":
+                return teachers.listed(given.at)
+            return teachers.publish(given.folder, given.name, given.revision, given.to)
         if given.command == "status":
             return store.status(given.run, given.store)
         if given.command == "runs":

@@ -21,6 +21,7 @@ from flows.scorecard import as_text
 from flows.tables import is_finished, prepared, write_page
 from stages.artifacts import Artifact
 from stages.inputs import inputs
+from stages.teachers import resolved
 
 STOPPED = 75
 QUIET = {  # Prefect's settings; what the user has set wins
@@ -80,12 +81,14 @@ def all_sealed(config: Config, name: str, store: str) -> bool:
         ConfigError: a stage is sealed under this name with other settings or inputs.
     """
     sealed = []
+    on_cluster = config.execution.cluster is not None  # where this process may have no teacher and no prompts
+    config = config if on_cluster else resolved(config, None, lambda here: None)
     for stage in STAGES:
         artifact = Artifact(store, name, stage)
-        needed = inputs(config, stage, store, name)
-        if artifact.record() is None:
+        needed = {} if on_cluster else inputs(config, stage, store, name)
+        if (record := artifact.record()) is None:
             return False
-        artifact.claim(identity(config, stage), needed)
+        artifact.claim(identity(config, stage), record["inputs"] if on_cluster else needed)
         sealed.append(artifact.address)
     for stage, address in zip(STAGES, sealed, strict=True):
         print(f"{stage}: sealed already at {address}")
@@ -108,7 +111,7 @@ def start(flow: Callable[[], None]) -> int:
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
-    from flows.dmdr import FINAL, StageFailed
+    from flows.launch.failure import StageFailed
 
     if PREFECT_API_URL.value():
         problem = get_client(sync_client=True).api_healthcheck()
@@ -122,8 +125,9 @@ def start(flow: Callable[[], None]) -> int:
     try:
         flow()
     except StageFailed as failure:
-        if failure.code not in FINAL:
-            print(f"dmdr: {failure}; the same command goes on from here", file=sys.stderr)
+        if failure.says_more or not failure.final:
+            again = "" if failure.final else "; the same command goes on from here"
+            print(f"dmdr: {failure}{again}", file=sys.stderr)
         return failure.code
     except KeyboardInterrupt:
         return STOPPED

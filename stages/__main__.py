@@ -1,4 +1,4 @@
-"""python -m stages <stage> --config FILE [--run NAME] [--store URL]
+"""python -m stages <stage> --config FILE [--run NAME] [--store URL] [--teacher ADDRESS] [--adopt RUN]
 
 Sealed already? Say so and stop. Otherwise run the stage, then seal it. Resuming is the same command again.
 Exit codes: 0 sealed; 64 config or command line, 65 data, 66 input missing (do not retry); 70 internal or non-finite,
@@ -43,9 +43,11 @@ from dmdr.config_file import load  # noqa: E402
 from dmdr.errors import ConfigError, DataError, InputMissing, NonFinite, StoreError  # noqa: E402
 from dmdr.identity import fingerprint, identity  # noqa: E402
 from stages import Context, Stopped, ranks  # noqa: E402
+from stages.adoption import adopted  # noqa: E402
 from stages.artifacts import Artifact  # noqa: E402
 from stages.inputs import inputs  # noqa: E402
 from stages.layout import digest  # noqa: E402
+from stages.teachers import resolved  # noqa: E402
 
 EXIT = {ConfigError: 64, DataError: 65, InputMissing: 66, NonFinite: 70, StoreError: 74, Stopped: 75}
 INTERNAL, IO = 70, 74
@@ -82,16 +84,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--store", default="runs", metavar="URL", help="a folder, or s3://BUCKET/PREFIX (default: the folder runs)"
     )
+    parser.add_argument(
+        "--teacher", metavar="ADDRESS", help="in the place of the config's teacher.path; s3://...: a published one"
+    )
+    parser.add_argument("--adopt", metavar="RUN", help="copy this stage's result from that run of the same store")
     return parser.parse_args(arguments)
 
 
-def execute(stage: str, config_path: str, run: str | None, store: str) -> None:
+def execute(
+    stage: str, config_path: str, run: str | None, store: str, teacher: str | None, adopt: str | None
+) -> None:  # fmt: skip
     """Run one stage, or find it sealed. Raises what EXIT names."""
     began = time.monotonic()
-    config = load(config_path)
+    config = resolved(load(config_path), teacher, lambda here: stop_if_asked())
     artifact = Artifact(store, config.run if run is None else run, stage)
     processes, first = ranks.count(config, stage), not ranks.rank()
     asked = identity(config, stage)
+    if adopt is not None and first and artifact.record() is None:
+        adopted(artifact, adopt, asked, inputs(config, stage, store, artifact.run))
+        print(f"{stage}: the same as that of {adopt}, copied to {artifact.address}")
+        return
     record = artifact.claim(asked, inputs(config, stage, store, artifact.run)) if first else artifact.record()
     if record is not None:
         if first:
@@ -99,8 +111,9 @@ def execute(stage: str, config_path: str, run: str | None, store: str) -> None:
         return
 
     stop_if_asked()
-    if processes > 1:
+    if processes:
         arguments = [stage, "--config", config_path, "--run", artifact.run, "--store", store]
+        arguments += ["--teacher", config.teacher.path] if teacher is not None else []
         sys.exit(ranks.run(processes, arguments, asked_to_stop))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells of torchvision, which nothing here needs
     from stages.progress import Progress
@@ -157,7 +170,7 @@ def main(arguments: list[str]) -> int:
     """The exit code; a user's error is one line on stderr, a traceback is only for ours."""
     asked = parse(arguments)
     try:
-        execute(asked.stage, asked.config, asked.run, asked.store)
+        execute(asked.stage, asked.config, asked.run, asked.store, asked.teacher, asked.adopt)
     except tuple(EXIT) as error:
         tell(asked.stage, error)
         return next(exit_code for kind, exit_code in EXIT.items() if isinstance(error, kind))

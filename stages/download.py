@@ -8,8 +8,9 @@ from pathlib import Path
 from dmdr.errors import DataError
 from stages.artifacts import Artifact
 from stages.layout import RECORD, digest
+from stages.transfer import AT_ONCE, in_parallel
 
-CHUNK = 2**23  # bytes that are asked for at once
+CHUNK = 2**23  # bytes of one request
 
 
 def download(artifact: Artifact, names: Iterable[str], folder: Path, told: Callable[[int], None]) -> None:
@@ -49,15 +50,21 @@ def _is(file: Path, expected: dict) -> bool:
 
 def _continue(artifact: Artifact, name: str, expected: dict, target: Path, told: Callable[[int], None]) -> None:
     """Append to `target` what it lacks, or as much of it as the store has."""
+
+    def chunk(start: int) -> bytes:
+        end = min(start + CHUNK, expected["size"])
+        data = artifact.place.read_range(expected.get("stored_as", name), start, end)
+        if data is None:
+            raise DataError(
+                f"{artifact.address}/{name} is missing; delete {artifact.address} and run {artifact.stage} again"
+            )
+        return data
+
     with target.open("ab") as file:
         while (start := file.tell()) < expected["size"]:
             told(start)
-            end = min(start + CHUNK, expected["size"])
-            data = artifact.place.read_range(expected.get("stored_as", name), start, end)
-            if data is None:
-                raise DataError(
-                    f"{artifact.address}/{name} is missing; delete {artifact.address} and run {artifact.stage} again"
-                )
-            file.write(data)
-            if len(data) < end - start:
+            end = min(start + AT_ONCE * CHUNK, expected["size"])
+            for data in in_parallel(chunk, range(start, end, CHUNK)):
+                file.write(data)
+            if file.tell() < end:
                 return

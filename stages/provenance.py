@@ -22,7 +22,10 @@ def settings(sealed: dict[str, dict], own: dict[str, object]) -> dict[str, objec
 
 
 def teacher_name(path: str) -> str:
-    """A teacher by a name that means something elsewhere: lab:flow, hub:OWNER/NAME@COMMIT, or its folder's own name."""
+    """A teacher by a name that means something elsewhere: lab:flow, hub:OWNER/NAME@COMMIT, or its folder's own name,
+    which of a published one is NAME@REVISION."""
+    if "://" in path:
+        return "@".join(path.rstrip("/").split("/")[-2:])
     return path if path.startswith(("lab:", "hub:")) else Path(path).name
 
 

@@ -1,9 +1,10 @@
-"""A training stage in several processes (ranks) of this machine, one a GPU.
+"""A training stage in several processes (ranks), one a GPU, of this machine or of several.
 
 1. `python -m stages` starts them itself, not by torchrun. That turns every exit code into 1, kills ranks 30 s after a
    SIGTERM, whatever their checkpoint needs, and prints a report of its own over the one line that says what was wrong.
-2. They find in their environment what torchrun would set, so torchrun can start them too; several machines need it.
-3. SIGTERM goes on to all ranks and only raises flags. They compare flags before each update, so all leave together.
+2. They find in their environment what torchrun would set, so torchrun can start them too.
+3. On several machines each is given NNODES, its NODE_RANK, and in MASTER_ADDR and MASTER_PORT where the first is.
+4. SIGTERM goes on to all ranks and only raises flags. They compare flags before each update, so all leave together.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ def rank() -> int | None:
 
 
 def count(config: Config, stage: str) -> int:
-    """How many ranks this stage needs to be started as; 1 where this process is one or can do it alone.
+    """How many ranks this process has to start for this stage; 0 where it is one or does the work alone.
 
     Raises:
         ConfigError: torchrun started a stage that runs in one process, or another number than the config asks for.
     """
     if rank() is None:
-        return config.execution.processes if stage in SPLIT else 1
+        alone = stage not in SPLIT or config.execution.processes * nodes() == 1
+        return 0 if alone else config.execution.processes
     if stage not in SPLIT and int(os.environ["WORLD_SIZE"]) > 1:
         raise ConfigError(f"{stage} runs in one process, torchrun started {os.environ['WORLD_SIZE']}; start it alone")
     here, asked = int(os.environ["LOCAL_WORLD_SIZE"]), config.execution.processes
@@ -49,7 +51,12 @@ def count(config: Config, stage: str) -> int:
             f"execution.processes is {asked}, and torchrun started {here} on this machine; give --nproc-per-node "
             f"{asked}, or leave execution.processes out"
         )
-    return 1
+    return 0
+
+
+def nodes() -> int:
+    """How many machines share the stage."""
+    return int(os.environ.get("NNODES", "1"))
 
 
 def join(device: str) -> None:
@@ -65,16 +72,14 @@ def run(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int:
 
     asked_to_stop: grows with each signal that this process gets.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // ranks)
-    shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared = {"OMP_NUM_THREADS": threads, **os.environ, **shared}
+    shared = {"WORLD_SIZE": ranks * nodes(), "LOCAL_WORLD_SIZE": ranks}
+    shared = {"OMP_NUM_THREADS": threads, **os.environ, **shared, **({} if nodes() > 1 else _meeting_point())}
+    before = ranks * int(os.environ.get("NODE_RANK", "0"))
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "stages", *arguments], stdin=subprocess.DEVNULL, preexec_fn=die_with_parent(),
-            env={key: str(value) for key, value in {**shared, "RANK": n, "LOCAL_RANK": n}.items()},
+            env={key: str(value) for key, value in {**shared, "RANK": before + n, "LOCAL_RANK": n}.items()},
         )
         for n in range(ranks)
     ]  # fmt: skip
@@ -90,6 +95,13 @@ def run(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int:
             _signal(children, signal.SIGKILL)
         time.sleep(POLL)
     return verdict([child.returncode for child in children])
+
+
+def _meeting_point() -> dict[str, object]:
+    """A free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
 
 
 def _signal(children: list[subprocess.Popen], number: signal.Signals) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from dmdr import torchvision_shim
+from tests.fake_cluster.server import Cluster, fake_cluster
 from tests.s3_server import BUCKET, s3_server
 
 torchvision_shim.install()  # before a test imports a library that imports torchvision
@@ -247,6 +249,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "runs")
     request.getfixturevalue("s3")
     return f"s3://{BUCKET}/{tmp_path.name}/runs"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster of its own, where KUBECONFIG points; its faults draw from a seed that is printed."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    (tmp_path / "cluster").mkdir()
+    with fake_cluster(tmp_path / "cluster", seed) as running:
+        monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig(tmp_path)))
+        yield running
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""`prefect deployment run dmdr/full` against a real server, work pool and worker; then `dmdr run` finds all sealed."""
+"""`prefect deployment run dmdr/full` with a real server, work pool and worker, on a cluster, and a cancelled run."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,13 +17,15 @@ from pathlib import Path
 import pytest
 
 from dmdr.config import STAGES
+from flows.launch.manifest import name as job_name
+from tests.fake_cluster.server import IMAGE, QUICK, Cluster
 
 ROOT = Path(__file__).parent.parent
-STARTUP = 120  # seconds; a server migrates its database first
+STARTUP = 300  # seconds; a server migrates its database first
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[dict[str, str]]:
+def server(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
     """A Prefect server on SQLite with the work pool `local`, the deployment and a worker; yields their environment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -38,7 +41,7 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
     processes = [started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)]
     try:
         answers(f"{api}/health")
-        prefect("work-pool", "create", "local", "--type", "process", environment=environment)
+        prefect("work-pool", "create", "local", "--type", "process", "--set-as-default", environment=environment)
         prefect("--no-prompt", "deploy", "--all", environment=environment)
         processes.append(started("worker", "start", "--pool", "local", environment=environment))
         yield environment
@@ -79,16 +82,19 @@ def posted(url: str) -> list[dict]:
         return json.load(answer)
 
 
-def test_the_deployment_runs_the_flow_and_a_second_run_finds_it_sealed(
-    server: dict[str, str], tiny_config: Callable[..., Path], tmp_path: Path
+def test_the_deployment_runs_each_stage_as_a_job(
+    server: dict[str, str], cluster: Cluster, tiny_config: Callable[..., Path], tmp_path: Path
 ):
-    config, store = str(tiny_config()), str(tmp_path / "store")
+    """To the scorecard; then `dmdr run` finds all sealed, and a run that is cancelled leaves no pod."""
+    on = {"image": IMAGE, "claims": {str(tmp_path.parent): "everything"}}
+    config, store = str(tiny_config(execution={"device": "cpu", "cluster": on})), str(tmp_path / "store")
     prefect(
         "deployment", "run", "dmdr/full", "--watch", "-p", f"config={json.dumps(config)}",
         "-p", f"store={json.dumps(store)}", environment=server,
     )  # fmt: skip
     for stage in STAGES:
         assert Path(store, "tiny", stage, "record.json").is_file()
+    assert [name.rsplit("-", 2)[0] for name in cluster.kubelet.started] == [job_name("tiny", s, 1) for s in STAGES]
     published = posted(f"{server['PREFECT_API_URL']}/artifacts/filter")
     assert {artifact["key"] for artifact in published} == {"scorecard", "grid", "report"}
     logged = posted(f"{server['PREFECT_API_URL']}/logs/filter")
@@ -102,3 +108,24 @@ def test_the_deployment_runs_the_flow_and_a_second_run_finds_it_sealed(
     assert [line.split(":")[0] for line in lines[:5]] == list(STAGES)
     assert all("sealed already" in line for line in lines[:5])
     assert lines[-1] == f"report: {store}/tiny/evaluate/report.html"
+
+    slow = {**on, "image": QUICK, "environment": {"QUICK_SECONDS": "600"}, "grace": 20}
+    config = str(tiny_config(execution={"device": "cpu", "cluster": slow}))
+    started = prefect(
+        "deployment", "run", "dmdr/full", "-p", f"config={json.dumps(config)}", "-p", 'run="another"',
+        "-p", f"store={json.dumps(store)}", environment=server,
+    ).stdout  # fmt: skip
+    until(lambda: len(cluster.kubelet.running()) == 1, 60)
+    time.sleep(2)  # it has its handler
+    flow_run = re.search(r"UUID: ([0-9a-f-]{36})", started)[1]
+    prefect("flow-run", "cancel", flow_run, environment=server)
+    until(lambda: not cluster.kubelet.running() and not cluster.objects.list("pods", "dmdr.dev/run=another")[0], 60)
+    assert cluster.kubelet.ended[cluster.kubelet.started[-1]] == 75
+    assert not cluster.objects.list("jobs", "dmdr.dev/run=another")[0]
+
+
+def until(holds: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.1)

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dmdr.config import Section
 from dmdr.config_file import check, read
+from dmdr.section import Section
 
 PART = r"^[a-z0-9][a-z0-9-]{0,19}$"  # of a run's name
 STAGES = {  # of a row, by the model that it shows

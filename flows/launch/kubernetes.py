@@ -1,0 +1,364 @@
+"""A stage as a Job of Kubernetes: created or met, watched to its end, stopped with the flow.
+
+1. Creating is safe to repeat: the name is a function of run, stage and attempt, and one that exists is attached to. An
+   attempt is new when all before it have ended.
+2. What is true is read anew whenever a watch says that something happened, breaks off or says nothing for a while. Only
+   the conditions Complete and Failed end a Job; suspended, as a queue leaves it, is waiting.
+3. The cluster may be away for OUTAGE; nothing is deleted meanwhile.
+4. A flow stops the Jobs that it started, and those it met whose own flow run is over. Others belong to somebody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import urllib3
+import yaml
+from kubernetes import client, watch
+from kubernetes import config as kubeconfig
+
+from flows.launch import pods
+from flows.launch.failure import StageFailed
+from flows.launch.logs import Logs
+from flows.launch.manifest import ATTEMPT, FLOW_RUN, IDENTITY, PREFIX, STORE, Stage, manifest
+
+CONFIG, STOPPED, IO, INTERNAL = 64, 75, 74, 70  # exit codes, as in stages/__main__.py
+POLL = 15  # seconds that a watch may be silent
+OUTAGE = 900  # seconds that the cluster may not answer
+FIRST = 20  # the same, before it has ever answered
+SHORTEST, TOLD, LONGEST = 0.125, 1.0, 8.0  # pauses between tries, in seconds; from the second on they are told of
+LAST_LINES = 10  # seconds for the end of the logs
+TIMEOUT = (5, 30)  # seconds to connect and to answer
+ENDS = {"Complete": True, "Completed": True, "Failed": False}  # conditions of Jobs and JobSets
+KINDS = {False: ("batch", "v1", "jobs"), True: ("jobset.x-k8s.io", "v1alpha2", "jobsets")}
+
+
+class Away(Exception):
+    """The cluster did not answer, or not sensibly; worth another try."""
+
+
+class Met(Away):
+    """The name is taken: somebody was quicker, or the answer to our own creation was lost."""
+
+
+def run(
+    stage: Stage,
+    *,
+    say: Callable[[str], None],
+    sealed: Callable[[], bool],
+    flow_run: str | None = None,
+    is_over: Callable[[str], bool] = lambda flow_run: False,
+) -> None:
+    """Run a stage to its end, or wait for the Job that does.
+
+    say: gets the lines of its pods and what becomes of them. sealed: whether the artifact is. flow_run: ours.
+    is_over: whether another flow run has ended.
+
+    Raises:
+        StageFailed: it ended without its seal, cannot start, or the cluster refuses.
+    """
+    jobs = Jobs(stage, say)
+    job = jobs.begin(flow_run)
+    name, owner = job["metadata"]["name"], job["metadata"]["labels"].get(FLOW_RUN)
+    ours = owner is not None and (owner == flow_run or is_over(owner))
+    try:
+        problem = jobs.watched(name)
+    except BaseException:
+        if ours:
+            say(f"{stage.name}: stopping {name}")
+            jobs.stop(name)
+        jobs.logs.finish(LAST_LINES if ours else 0)
+        raise
+    jobs.logs.finish(LAST_LINES)
+    if problem is not None and not sealed():
+        raise problem
+
+
+class Patience:
+    """With a cluster that does not answer: pauses that grow, and an end."""
+
+    def __init__(self, stage: str, say: Callable[[str], None]) -> None:
+        self.stage, self.say = stage, say
+        self.seconds = FIRST  # until it has answered once
+        self.answered()
+
+    def answered(self) -> None:
+        self.until, self.pause = None, SHORTEST
+
+    def wait(self, error: Away) -> None:
+        """Pause before another try.
+
+        Raises:
+            StageFailed: it has been long enough.
+        """
+        now = time.monotonic()
+        if self.until is None:
+            self.until = now + self.seconds
+        elif now > self.until:
+            remedy = "see that the cluster runs and kubectl reaches it, then repeat the command"
+            raise StageFailed(self.stage, IO, f"{error}; {remedy}", final=True) from error
+        if self.pause == TOLD and not isinstance(error, Met):
+            self.say(f"{self.stage}: {error}; trying again for {self.seconds} s")
+        time.sleep(self.pause)
+        self.pause = min(2 * self.pause, LONGEST)
+
+
+class Jobs:
+    """The Jobs of one stage of one run, all attempts."""
+
+    def __init__(self, stage: Stage, say: Callable[[str], None]) -> None:
+        self.stage, self.say = stage, say
+        self.api, self.core = connected(stage.name)
+        self.kind = KINDS[stage.is_set]
+        self.where = (*self.kind[:2], stage.cluster.namespace, self.kind[2])
+        self.logs, self.patience = Logs(self.core, stage.cluster.namespace, say), Patience(stage.name, say)
+
+    def begin(self, flow_run: str | None) -> dict:
+        """The Job of this attempt: an unfinished one that is met, or a new one."""
+        while True:
+            try:
+                attempts = self.attempts()
+                self.patience.seconds = OUTAGE
+                newest = attempts[-1] if attempts else None
+                if newest is not None and outcome(newest) is None:
+                    if not newest["metadata"].get("deletionTimestamp"):
+                        return self._met(newest, flow_run)
+                    self.say(f"{self.stage.name}: waiting for {newest['metadata']['name']} to end, which was deleted")
+                    time.sleep(POLL / 5)
+                    continue
+                return self._created(1 + max((attempt(each) for each in attempts), default=0), flow_run)
+            except Away as error:  # created or not, the list will say
+                self.patience.wait(error)
+
+    def attempts(self) -> list[dict]:
+        """All that the cluster still has, the newest last."""
+        with self._asked("list"):
+            found = self.api.list_namespaced_custom_object(
+                *self.where, label_selector=self.stage.selector, _request_timeout=TIMEOUT
+            )["items"]
+        ours = [each for each in found if each["metadata"]["annotations"].get(f"{PREFIX}/run") == self.stage.run]
+        return sorted(ours, key=attempt)
+
+    def _created(self, number: int, flow_run: str | None) -> dict:
+        body = manifest(self.stage, number, flow_run)
+        with self._asked("create"):
+            job = self.api.create_namespaced_custom_object(*self.where, body=body, _request_timeout=TIMEOUT)
+        self.say(f"{self.stage.name}: created {self.kind[2][:-1]} {job['metadata']['name']}")
+        return job
+
+    def _met(self, job: dict, flow_run: str | None) -> dict:
+        asked, name = manifest(self.stage, attempt(job))["metadata"]["annotations"], job["metadata"]["name"]
+        differs = [key for key in (STORE, IDENTITY) if job["metadata"]["annotations"].get(key) != asked[key]]
+        if differs:
+            what = {STORE: "for another store", IDENTITY: "with other settings"}[differs[0]]
+            raise StageFailed(
+                self.stage.name, CONFIG,
+                f"{name} runs already for run {self.stage.run} {what}; wait for it, delete it with kubectl, or give "
+                "this run another name",
+            )  # fmt: skip
+        if job["metadata"]["labels"].get(FLOW_RUN) != flow_run:
+            self.say(f"{self.stage.name}: attached to {name}")
+        return job
+
+    def watched(self, name: str) -> StageFailed | None:
+        """Wait for the end of a Job; what went wrong, if anything."""
+        stuck, queued = None, False
+        while True:
+            try:
+                job = self.read(name)
+                if job is None:
+                    why = f"{name} was deleted by somebody; the same command goes on from here"
+                    return StageFailed(self.stage.name, STOPPED, why, final=True)
+                if not queued and job["spec"].get("suspend"):
+                    self.say(f"{self.stage.name}: {name} waits in the queue")
+                queued, found = bool(job["spec"].get("suspend")), self.pods(job)
+                if (good := outcome(job)) is not None:
+                    return None if good else self._failure(job, found)
+                stuck = self._stuck(name, found, stuck)
+                self.patience.answered()
+                self._until_something_happens(job)
+            except Away as error:
+                self.patience.wait(error)
+
+    def _stuck(self, name: str, found: list[dict], since: tuple[float, str] | None) -> tuple[float, str] | None:
+        """When and why pods began to wait; ends the Job when that is too long ago."""
+        why = next((why for pod in found if (why := pods.waiting(pod, self.stage)) is not None), None)
+        if why is None:
+            return None
+        began = since[0] if since else time.monotonic()
+        if since is None or since[1] != why:
+            self.say(f"{self.stage.name}: {why}")
+        if time.monotonic() - began > self.stage.pods.patience:
+            self.stop(name)
+            waited = f"it waited {self.stage.pods.patience:,} s (execution.cluster.patience)"
+            raise StageFailed(self.stage.name, CONFIG, f"{why}; {waited}", final=True)
+        return began, why
+
+    def _failure(self, job: dict, found: list[dict]) -> StageFailed:
+        condition = next(each for each in job["status"]["conditions"] if ENDS.get(each["type"]) is False)
+        reason = f"{condition.get('reason')}: {' '.join((condition.get('message') or '').split())}"
+        code, why = pods.worst(found, self.stage) or (INTERNAL, "no pod of it is left to tell why")
+        return StageFailed(self.stage.name, code, f"{why} ({job['metadata']['name']}, {reason})", final=True)
+
+    def pods(self, job: dict) -> list[dict]:
+        """The pods of an attempt; their logs are followed from now on."""
+        number = job["metadata"]["labels"][ATTEMPT]
+        with self._asked("list", "pods"):
+            answer = self.core.list_namespaced_pod(
+                self.stage.cluster.namespace, label_selector=f"{self.stage.selector},{ATTEMPT}={number}",
+                _request_timeout=TIMEOUT, _preload_content=False,
+            )  # fmt: skip
+            if answer.status != 200:
+                raise client.ApiException(http_resp=answer)
+            found = json.loads(answer.data)["items"]
+        for pod in found:
+            if pods.has_begun(pod):
+                index = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", "")
+                self.logs.follow(pod["metadata"]["name"], f"node {index}: " if self.stage.is_set else "")
+        return found
+
+    def read(self, name: str) -> dict | None:
+        with self._asked("get"):
+            try:
+                return self.api.get_namespaced_custom_object(*self.where, name, _request_timeout=TIMEOUT)
+            except client.ApiException as error:
+                if error.status == 404:
+                    return None
+                raise
+
+    def stop(self, name: str) -> None:
+        """Delete a Job; its pods get SIGTERM and their time. Returns when all are gone, or should be."""
+        until = time.monotonic() + self.stage.pods.grace + 30
+        asked = False
+        while time.monotonic() < until:
+            try:
+                if not asked:
+                    delete(self.api, self.where, name)
+                    asked = True
+                if self.read(name) is None:
+                    return
+            except (Away, client.ApiException, urllib3.exceptions.HTTPError):
+                pass
+            time.sleep(0.5)
+
+    def _until_something_happens(self, job: dict) -> None:
+        """To the first event of a Job or for POLL seconds; what happened, to its pods too, is read anew."""
+        events = watch.Watch()
+        try:
+            for _ in events.stream(
+                self.api.list_namespaced_custom_object, *self.where, timeout_seconds=POLL,
+                field_selector=f"metadata.name={job['metadata']['name']}",
+                resource_version=job["metadata"]["resourceVersion"], _request_timeout=(5, POLL + 10),
+            ):  # fmt: skip
+                return
+        except (client.ApiException, urllib3.exceptions.HTTPError, ValueError):
+            time.sleep(1)  # 410 when the version is too old, a broken connection, half an event
+        finally:
+            events.stop()
+
+    @contextmanager
+    def _asked(self, verb: str, resource: str | None = None) -> Iterator[None]:
+        """Turn what the API server answers into one line, or into Away."""
+        try:
+            yield
+        except urllib3.exceptions.HTTPError as error:
+            raise Away(f"the cluster at {self.core.api_client.configuration.host} does not answer") from error
+        except client.ApiException as error:
+            if error.status == 409:
+                raise Met(f"the cluster has an object of that name already: {message(error)}") from error
+            if error.status == 429 or error.status >= 500:
+                raise Away(f"the cluster answered {error.status} {error.reason}") from error
+            raise StageFailed(
+                self.stage.name, CONFIG, self._refusal(error, verb, resource or self.kind[2]), final=True
+            ) from error
+
+    def _refusal(self, error: client.ApiException, verb: str, resource: str) -> str:
+        namespace, said = self.stage.cluster.namespace, message(error)
+        if error.status in (401, 403):
+            return (
+                f"the cluster does not let this flow {verb} {resource} in the namespace {namespace}: {said}; "
+                "k8s/base has the Role that it needs"
+            )
+        if error.status == 404 and "namespace" in said:
+            return f"the cluster has no namespace {namespace}; create it (k8s/base), or set execution.cluster.namespace"
+        if error.status == 404:
+            return f"the cluster knows no {resource}, which several nodes need ({said}); install JobSet or set nodes: 1"
+        return f"the cluster refuses to {verb} {resource} in the namespace {namespace}: {said}"
+
+
+def connected(stage: str) -> tuple[client.CustomObjectsApi, client.CoreV1Api]:
+    """The cluster that kubectl would speak to, or the one that this process runs in.
+
+    Raises:
+        StageFailed: there is none.
+    """
+    files = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+    is_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+    try:
+        kubeconfig.load_incluster_config() if is_pod else kubeconfig.load_kube_config(files)
+    except (kubeconfig.ConfigException, OSError, yaml.YAMLError) as error:
+        why = (
+            f"no cluster to run on ({files}: {' '.join(str(error).split())}); set KUBECONFIG, or leave "
+            "execution.cluster out to run on this machine"
+        )
+        raise StageFailed(stage, CONFIG, why, final=True) from error
+    settings = client.Configuration.get_default_copy()
+    settings.retries = False  # Patience does it, and tells
+    api = client.ApiClient(settings)
+    return client.CustomObjectsApi(api), client.CoreV1Api(api)
+
+
+def delete(api: client.CustomObjectsApi, where: tuple[str, ...], name: str) -> None:
+    """Delete a Job with its pods, in the background of the cluster; it may be gone already."""
+    try:
+        api.delete_namespaced_custom_object(*where, name, propagation_policy="Foreground", _request_timeout=TIMEOUT)
+    except client.ApiException as error:
+        if error.status != 404:
+            raise
+
+
+def stop_all(namespace: str, flow_run: str) -> list[str]:
+    """Delete every unfinished Job that a flow run started; returns their names."""
+    api, _ = connected("cancel")
+    stopped = []
+    for kind in KINDS.values():
+        where = (*kind[:2], namespace, kind[2])
+        try:
+            found = api.list_namespaced_custom_object(
+                *where, label_selector=f"{FLOW_RUN}={flow_run}", _request_timeout=TIMEOUT
+            )["items"]
+        except client.ApiException as error:
+            if error.status in (403, 404) and kind[2] == "jobsets":
+                continue  # a cluster without JobSet
+            raise
+        for job in found:
+            if outcome(job) is None:
+                delete(api, where, job["metadata"]["name"])
+                stopped.append(job["metadata"]["name"])
+    return stopped
+
+
+def outcome(job: dict) -> bool | None:
+    """Whether a Job ended well; None while it has not ended."""
+    for condition in job.get("status", {}).get("conditions") or []:
+        if condition["type"] in ENDS and condition["status"] == "True":
+            return ENDS[condition["type"]]
+    return None
+
+
+def attempt(job: dict) -> int:
+    return int(job["metadata"]["labels"][ATTEMPT])
+
+
+def message(error: client.ApiException) -> str:
+    """What the API server said, without its JSON."""
+    try:
+        said = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        said = f"{error.status} {error.reason}"
+    return " ".join(said.split()).rstrip(".")

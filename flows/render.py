@@ -1,0 +1,53 @@
+"""`dmdr render`: the Job that a stage would be, so that `kubectl create -f -` can start it without Prefect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from dmdr.config_file import load
+from dmdr.errors import ConfigError
+from flows.launch.manifest import Stage, manifest
+
+
+class _Text(yaml.SafeDumper):
+    """SafeDumper that writes text of several lines, as the config is, and labels that recur so that people can read."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Text.add_representer(str, _text)
+
+
+def render(config: str, stage: str, run: str | None, store: str, attempt: int) -> int:
+    """Print the manifest of a stage as YAML. Always 0.
+
+    Raises:
+        ConfigError: the config has no execution.cluster, or no pod would see the store.
+        InputMissing: there is no such config.
+    """
+    print(yaml.dump(manifest(prepared(stage, config, run, store), attempt), Dumper=_Text, sort_keys=False), end="")
+    return 0
+
+
+def prepared(
+    stage: str, config: str, run: str | None, store: str, teacher: str | None = None, adopt: str | None = None
+) -> Stage:  # fmt: skip
+    """A stage of a config file, ready to be made into a manifest.
+
+    Raises:
+        ConfigError: the config has no execution.cluster.
+    """
+    checked = load(config)
+    if checked.execution.cluster is None:
+        raise ConfigError(
+            f"config {config} has no execution.cluster, which says what a Job asks for; add one with an image"
+        )
+    text = Path(config).read_text(encoding="utf-8")
+    return Stage(stage, run or checked.run, store, checked, text, teacher, adopt)

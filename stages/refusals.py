@@ -1,0 +1,106 @@
+"""What a store's error means: whether it passes, so that the same is tried again, and what to tell if it does not.
+
+Only here are failed requests repeated: the S3 client repeats none by itself. Errors are known by the names of their
+classes, because their libraries are slow to import and a store that is a folder needs none of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import random
+import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TRIES = 10  # with three requests in ten refused, one in 170,000 is given up
+PATIENCE = 90.0  # seconds, then nothing is tried again: a store that does not answer is given up within two minutes
+SHORTEST, LONGEST = 0.2, 5.0  # seconds; the longest pauses after the first failure and after any
+JITTER = random.SystemRandom()  # the pauses must not move the generator that a stage may have seeded
+
+PASSING = {
+    "HTTPClientError", "ConnectionError", "TimeoutError", "FSTimeoutError", "ClientPayloadError", "IncompleteReadError",
+    "ResponseParserError",
+}  # fmt: skip
+LASTING = {"SSLError", "ProxyConnectionError"}  # though they are among the ones above
+PASSING_CODES = {
+    "SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException",
+    "OperationAborted", "ConditionalRequestConflict", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity", "InvalidClientTokenId"}
+DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
+ABSENT = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
+PERMISSION = {  # what it is called where permissions are given, if not like the operation
+    "HeadObject": "GetObject", "ListObjectsV2": "ListBucket", "CreateMultipartUpload": "PutObject",
+    "UploadPart": "PutObject", "CompleteMultipartUpload": "PutObject",
+}  # fmt: skip
+
+
+def patiently(ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
+    """What `ask` returns; after an error that passes it is asked again, with growing random pauses in between."""
+    began = time.monotonic()
+    for tried in itertools.count(1):
+        try:
+            return ask(*values, **named)
+        except Exception as error:
+            if tried == TRIES or time.monotonic() - began > PATIENCE or not passes(error):
+                raise
+        time.sleep(JITTER.uniform(0, min(LONGEST, SHORTEST * 2 ** (tried - 1))))
+    raise AssertionError("the loop has no end")
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same request may well succeed in a moment: no answer, half an answer, or a server in trouble."""
+    found, status, _ = _answer(error)
+    if found:
+        return found in PASSING_CODES or status == 429 or (status >= 500 and status != 501)
+    return bool(_kinds(error) & PASSING) and not _kinds(error) & LASTING
+
+
+def code(error: BaseException) -> str:
+    """S3's own word for the error, such as NoSuchBucket; empty if it does not come from S3."""
+    return _answer(error)[0]
+
+
+def is_taken(error: BaseException) -> bool:
+    """Whether a conditional write was refused because there is an object; some servers do not say which condition."""
+    return isinstance(error, FileExistsError) or code(error) == "PreconditionFailed"
+
+
+def explained(error: BaseException) -> str:
+    """What happened and what to do, in one line."""
+    found, _, operation = _answer(error)
+    permission = f"s3:{PERMISSION.get(operation, operation)}"
+    if found == "NoSuchBucket":
+        return "the bucket does not exist; create the bucket, or correct --store"
+    if found in EXPIRED:
+        return "the credentials have expired; renew them, then repeat the command"
+    if found in UNKNOWN:
+        return f"the store does not accept these credentials ({found}); correct AWS_ACCESS_KEY_ID and its secret"
+    if found == "RequestTimeTooSkewed":
+        return "this machine's clock is too far from the store's; set the clock, then repeat the command"
+    if found in DENIED:
+        return f"access denied ({operation}); allow {permission} there, or give other credentials"
+    if _kinds(error) & ABSENT:
+        return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run under an identity"
+    said = " ".join(f"{error}".split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{said}; free some space on the local disk, then repeat the command"
+    return f"{said}; see that the store can be reached and written to, then repeat the command"
+
+
+def _answer(error: BaseException) -> tuple[str, int, str]:
+    """(code, HTTP status, operation) of what S3 said, which s3fs keeps as the cause; ("", 0, "") if it said nothing."""
+    cause = error.__cause__
+    if cause is None or "ClientError" not in _kinds(cause):
+        return "", 0, ""
+    about = cause.response
+    return about["Error"].get("Code", "?"), about["ResponseMetadata"]["HTTPStatusCode"], cause.operation_name
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}

@@ -1,0 +1,390 @@
+"""The store on S3 behind a proxy that refuses, cuts and loses: the same bytes as on a folder, or one line why not."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from dmdr.config import STAGES
+from dmdr.errors import ConfigError, StoreError
+from stages import conditions, refusals, remote, transfer
+from stages.artifacts import Artifact
+from stages.folder import Folder
+from stages.layout import digest
+from stages.remote import Remote
+from tests.s3_proxy import Faults, s3_proxy
+from tests.s3_server import BUCKET
+
+ROOT = Path(__file__).parent.parent
+LEAST_PART = 5 * 2**20  # that S3 takes
+
+
+@pytest.fixture
+def proxy(s3: str) -> Iterator[Faults]:
+    with s3_proxy(s3) as faults:
+        yield faults
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PART", LEAST_PART)
+
+
+@pytest.fixture
+def place(proxy: Faults, tmp_path: Path) -> Remote:
+    """An address of its own whose store was found to honour conditions already."""
+    place = Remote(f"s3://{BUCKET}/{tmp_path.name}/run/stage")
+    place.create("first", b"")
+    proxy.seen.clear()
+    return place
+
+
+def a_file(folder: Path, size: int, seed: int) -> Path:
+    path = folder / f"{seed}-{size}"
+    path.write_bytes(random.Random(seed).randbytes(size))
+    return path
+
+
+def sha256(path: Path) -> str:
+    return str(digest(path)["sha256"])
+
+
+def leftovers(server: str, prefix: str) -> list[int]:
+    """Of each multipart upload that was neither completed nor aborted: how many parts the store keeps of it."""
+    bucket, _, prefix = prefix.partition("/")
+    client = boto3.client("s3", endpoint_url=server)
+    found = client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
+    parts = [client.list_parts(Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"]) for each in found]
+    return [len(each.get("Parts", [])) for each in parts]
+
+
+# Trouble that passes
+
+
+class Twice:
+    """Every operation on a folder and on S3; both must answer the same."""
+
+    def __init__(self, folder: Folder, remote: Remote, work: Path) -> None:
+        self.places, self.work = (folder, remote), work
+
+    def both(self, ask: Callable[[Folder | Remote], object]) -> object:
+        answers = [ask(place) for place in self.places]
+        assert answers[0] == answers[1]
+        return answers[0]
+
+    def add(self, name: str, source: Path) -> None:
+        def added(place: Folder | Remote) -> str:
+            copy = shutil.copyfile(source, self.work / "copy")
+            return place.add(name, copy, sha256(copy))
+
+        self.both(added)
+
+    def fetched(self, name: str) -> object:
+        def bytes_of(place: Folder | Remote) -> bytes | None:
+            path = place.fetch(name, self.work / "fetched")
+            return None if path is None else path.read_bytes()
+
+        return self.both(bytes_of)
+
+
+def test_a_store_in_trouble_holds_the_same_bytes_as_a_folder(proxy: Faults, tmp_path: Path) -> None:
+    place, made = Remote(f"s3://{BUCKET}/trouble/run/stage"), proxy.random
+    (tmp_path / "folder").mkdir()
+    twice = Twice(Folder(tmp_path / "folder"), place, tmp_path)
+    proxy.busy, proxy.cut, proxy.lost = 0.3, 0.1, 0.05
+    for turn in range(8):
+        data = made.randbytes(made.randrange(5000))
+        assert twice.both(lambda place, turn=turn, data=data: place.create(f"c{turn}.json", data)) == data
+        assert twice.both(lambda place, turn=turn: place.create(f"c{turn}.json", b"too late")) == data
+        twice.both(lambda place, turn=turn, data=data: place.publish(f"p/{turn % 3}", lambda f: f.write_bytes(data)))
+        assert twice.both(lambda place, turn=turn: place.read(f"p/{turn % 3}")) == data
+        twice.add(f"deep/a b{turn}", a_file(tmp_path, made.randrange(3000), turn))
+        start = made.randrange(4000)
+        twice.both(lambda place, turn=turn, start=start: place.read_range(f"c{turn}.json", start, start + 999))
+    twice.add("large", a_file(tmp_path, 2 * LEAST_PART + 12345, 99))
+    twice.both(lambda place: place.publish("larger", lambda f: shutil.copyfile(a_file(tmp_path, 3 * 2**22, 98), f)))
+    for name in twice.both(lambda place: place.names()):
+        assert twice.fetched(name) is not None
+    for name in ("p", "large", "deep/a b3", "not there"):
+        twice.both(lambda place, name=name: place.remove(name))
+        assert twice.fetched(name) is None
+        assert twice.both(lambda place, name=name: place.read_range(name, 0, 9)) is None
+    assert "deep/a b2" in twice.both(lambda place: place.names())
+    assert place.folders() == ["deep"]
+
+
+def test_our_own_write_is_recognised_when_its_answer_got_lost(
+    place: Remote, proxy: Faults, s3: str, tmp_path: Path
+) -> None:
+    proxy.lost = 0.5
+    for turn in range(12):
+        assert place.create(f"c{turn}", f"{turn}".encode()) == f"{turn}".encode()
+        source = a_file(tmp_path, 2000, turn)
+        assert place.add(f"a{turn}", source, sha256(source)) == f"a{turn}"
+    source = a_file(tmp_path, 3 * LEAST_PART, 0)
+    for turn in range(6):
+        assert place.add(f"large{turn}", source, sha256(source)) == f"large{turn}"
+    proxy.lost = 0.0
+    puts = [line for line in proxy.seen if line.startswith("PUT") and "partNumber" not in line]
+    assert len(puts) > 24, "some were lost"
+    assert len(place.names()) == 1 + 12 + 12 + 6
+    assert set(leftovers(s3, place.root)) <= {0}, "begun without our knowing"
+    other = a_file(tmp_path, 3 * LEAST_PART, 1)
+    assert place.add("large0", other, sha256(other)) == f"large0~{sha256(other)[:12]}"
+    assert place.fetch("large0", tmp_path / "got").read_bytes() == source.read_bytes()
+
+
+def test_what_goes_up_has_a_checksum(place: Remote, proxy: Faults, tmp_path: Path) -> None:
+    proxy.headers.clear()
+    proxy.seen.clear()
+    place.create("small", b"bytes")
+    for size in (100, 3 * LEAST_PART):
+        source = a_file(tmp_path, size, 5)
+        place.add(source.name, source, sha256(source))
+    sent = [headers for line, headers in zip(proxy.seen, proxy.headers, strict=True) if line.startswith("PUT")]
+    assert len(sent) == 5
+    assert all(any(name.startswith("x-amz-checksum-") for name in headers) for headers in sent)
+
+
+def test_ranges_end_where_the_object_ends(place: Remote) -> None:
+    place.create("five", b"01234")
+    place.create("none", b"")
+    assert place.read_range("five", 3, 99) == b"34"
+    assert place.read_range("five", 5, 99) == b""
+    assert place.read_range("none", 0, 9) == b""
+    assert place.read_range("gone", 0, 9) is None
+
+
+# Trouble that lasts
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (403, "AccessDenied", ["access denied", "allow s3:"]),
+        (404, "NoSuchBucket", ["the bucket does not exist; create the bucket, or correct --store"]),
+        (400, "ExpiredToken", ["the credentials have expired; renew them"]),
+        (403, "RequestTimeTooSkewed", ["clock is too far from the store's; set the clock"]),
+        (403, "InvalidAccessKeyId", ["does not accept these credentials", "correct AWS_ACCESS_KEY_ID"]),
+        (400, "InvalidRequest", ["InvalidRequest it is", "repeat the command"]),
+    ],
+)
+def test_what_will_not_pass_is_told_at_once(
+    place: Remote, proxy: Faults, tmp_path: Path, status: int, code: str, words: list[str]
+) -> None:
+    unknown = Remote("s3://never-asked/x/run/stage")
+    source, large = a_file(tmp_path, 10, 1), a_file(tmp_path, 3 * LEAST_PART, 2)
+    proxy.answers = {"": (status, code)}
+    asks = {
+        "read": lambda: place.read("thing"), "write": lambda: place.create("thing", b""),
+        "write ": lambda: unknown.create("thing", b""), "write  ": lambda: place.add("thing", source, "0" * 64),
+        "write   ": lambda: place.add("thing", large, "0" * 64),
+        "write    ": lambda: place.publish("thing", lambda file: file.write_bytes(b"1")),
+        "read ": lambda: place.fetch("thing", tmp_path / "f"), "read  ": lambda: place.read_range("thing", 0, 9),
+        "list": place.names, "list ": place.folders, "delete": lambda: place.remove("thing"),
+    }  # fmt: skip
+    for action, ask in asks.items():
+        proxy.seen.clear()
+        with pytest.raises(StoreError) as caught:
+            ask()
+        told = str(caught.value)
+        assert "\n" not in told
+        assert told.startswith(f"cannot {action.strip()} s3://")
+        assert ("/thing: " in told) == (not action.startswith("list"))
+        assert all(word in told for word in words), told
+        assert 1 <= len(proxy.seen) <= 3, proxy.seen
+
+
+def test_denied_names_the_permission(place: Remote, proxy: Faults) -> None:
+    proxy.answers = {"list-type=2": (403, "AccessDenied")}
+    with pytest.raises(StoreError, match=r"access denied \(ListObjectsV2\); allow s3:ListBucket there"):
+        place.names()
+
+
+def test_no_credentials(proxy: Faults, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_ENDPOINT_URL"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(StoreError, match="no credentials were found; set AWS_ACCESS_KEY_ID"):
+        Remote(f"s3://{BUCKET}/x/run/stage").read("thing")
+    assert proxy.seen == []
+
+
+def test_a_store_that_is_silent_is_given_up(proxy: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "PATIENCE", 3.0)
+    monkeypatch.setitem(remote.S3["config_kwargs"], "read_timeout", 1)
+    place = Remote(f"s3://{BUCKET}/x/run/stage")
+    assert place.read("thing") is None  # it has connected
+    proxy.silent, began = True, time.monotonic()
+    with pytest.raises(StoreError, match="Read timeout on endpoint URL.*repeat the command"):
+        place.read("thing")
+    assert 3 <= len(proxy.seen) <= 5
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("harm", ["a part is refused", "the end is refused", "interrupted"])
+def test_a_failed_upload_leaves_nothing(
+    place: Remote, proxy: Faults, s3: str, tmp_path: Path, harm: str, create: bool
+) -> None:
+    source = a_file(tmp_path, 4 * LEAST_PART, 3)
+    if harm == "interrupted":
+
+        def call(operation: str, **parameters: object) -> dict:
+            if parameters.get("PartNumber") == 4:
+                raise KeyboardInterrupt
+            return place.fs.call_s3(operation, **parameters)
+
+        with pytest.raises(KeyboardInterrupt):
+            transfer.upload(call, BUCKET, f"{place.root}/thing".removeprefix(f"{BUCKET}/"), source, create=create)
+    else:
+        refused = "partNumber=3" if harm == "a part is refused" else "POST /dmdr-tests/" + "{}/thing?uploadId="
+        proxy.answers = {refused.format(place.root.removeprefix(f"{BUCKET}/")): (403, "AccessDenied")}
+        with pytest.raises(StoreError, match="access denied"):
+            place.add("thing", source, sha256(source)) if create else place.publish(
+                "thing", lambda file: shutil.copyfile(source, file)
+            )
+    proxy.answers = {}
+    assert leftovers(s3, place.root) == []
+    assert place.names() == ["first"]
+
+
+def test_an_upload_that_lost_bytes_is_noticed(place: Remote, proxy: Faults, tmp_path: Path) -> None:
+    source = a_file(tmp_path, 3 * LEAST_PART, 4)
+    proxy.short = "partNumber=3"
+    with pytest.raises(StoreError, match=f"it has {3 * LEAST_PART - 1} bytes where {3 * LEAST_PART} were sent"):
+        place.add("thing", source, sha256(source))
+    proxy.short = ""
+    stored = place.add("thing", source, sha256(source))
+    assert place.fetch(stored, tmp_path / "got").read_bytes() == source.read_bytes(), "the next attempt gets around it"
+
+
+# Stores that ignore conditions
+
+
+@pytest.fixture
+def fresh(s3: str, tmp_path: Path) -> str:
+    """A bucket that no test has asked yet."""
+    name = f"fresh-{random.SystemRandom().randrange(2**40):x}"
+    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket=name)
+    return name
+
+
+def objects(server: str, bucket: str) -> list[str]:
+    found = boto3.client("s3", endpoint_url=server).list_objects_v2(Bucket=bucket)
+    return [each["Key"] for each in found.get("Contents", [])]
+
+
+@pytest.mark.parametrize("where", ["PUT /", "uploadId="])
+def test_a_store_that_ignores_conditions_is_refused(s3: str, fresh: str, proxy: Faults, where: str) -> None:
+    proxy.unconditional = where
+    with pytest.raises(ConfigError) as caught:
+        Artifact(f"s3://{fresh}/runs", "r", "joint").claim({"a": 1}, {})
+    told = str(caught.value)
+    assert "\n" not in told
+    for part in (f"store s3://{fresh} replaces an object", f"{conditions.VARIABLE}=ignored"):
+        assert part in told
+    assert objects(s3, fresh) == []
+    assert leftovers(s3, fresh) == []
+
+
+def test_a_store_that_does_not_know_conditions_is_refused(fresh: str, proxy: Faults) -> None:
+    proxy.answers = {"PUT /": (501, "NotImplemented"), "POST /": (501, "NotImplemented")}
+    with pytest.raises(ConfigError, match="replaces an object although it is told not to"):
+        Artifact(f"s3://{fresh}/runs", "r", "joint").claim({"a": 1}, {})
+
+
+def test_it_is_used_if_the_environment_says_so(
+    s3: str, fresh: str, proxy: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.unconditional, store = "/", f"s3://{fresh}/runs"
+    monkeypatch.setenv(conditions.VARIABLE, "ignored")
+    out = tmp_path / "out"
+    out.mkdir()
+    source = a_file(out, 3000, 7)
+    data = source.read_bytes()
+    artifact = Artifact(store, "r", "joint")
+    assert artifact.claim({"a": 1}, {}) is None
+    with pytest.raises(ConfigError, match="a is 1 there, 2 here"):
+        Artifact(store, "r", "joint").claim({"a": 2}, {})
+    record = artifact.seal(out, facts={})
+    assert record["files"][source.name]["stored_as"] == f"{source.name}~{sha256(source)[:12]}"
+    late = a_file(tmp_path, 10, 8)
+    artifact.place.add(source.name, late, sha256(late))
+    assert (Artifact(store, "r", "joint").fetch(tmp_path / "cache") / source.name).read_bytes() == data
+    assert Artifact(store, "r", "joint").claim({"a": 1}, {}) == record
+    assert not [line for line in proxy.seen if "probe-" in line]
+    monkeypatch.setenv(conditions.VARIABLE, "yes")
+    with pytest.raises(ConfigError, match="leave it unset, or set it to ignored"):
+        Artifact(store, "r", "export").claim({"a": 1}, {})
+
+
+def test_a_store_is_asked_once(s3: str, fresh: str, proxy: Faults) -> None:
+    for stage in STAGES:
+        assert Artifact(f"s3://{fresh}/runs", "r", stage).claim({"a": 1}, {}) is None
+    asked = [line.split()[0] for line in proxy.seen if "probe-" in line]
+    assert asked == ["PUT", "PUT", "POST", "PUT", "POST", "DELETE", "DELETE"]  # of which the second last aborts
+    assert sorted(objects(s3, fresh)) == sorted(f"runs/r/{stage}/claim.json" for stage in STAGES)
+
+
+def test_a_filesystem_that_is_not_s3(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    files = {path.name: path.read_bytes() for path in (a_file(out, size, size) for size in (0, 9, 3 * LEAST_PART))}
+    artifact = Artifact("memory://remote-test/runs", "r", "joint")
+    assert artifact.claim({"a": 1}, {}) is None
+    record = artifact.seal(out, facts={})
+    folder = Artifact("memory://remote-test/runs", "r", "joint").fetch(tmp_path / "cache")
+    assert {name: (folder / name).read_bytes() for name in record["files"]} == files
+    assert artifact.place.names() == sorted([*files, "claim.json", "record.json"])
+
+
+# All of it
+
+ALL_STAGES = """
+import sys
+from dmdr.config import STAGES
+from stages.__main__ import main
+for store in sys.argv[2:]:
+    for stage in STAGES:
+        if code := main([stage, "--config", sys.argv[1], "--store", store]):
+            sys.exit(code)
+"""
+
+
+def timeless(record: dict) -> dict[str, str]:
+    """The digest of every file but the ones that tell how long something took."""
+    told = {"provenance.json", "SHA256SUMS", "report.html"}
+    files = {name: about["sha256"] for name, about in record["files"].items()}
+    return {name: files[name] for name in files if name not in told and not name.endswith(".md")}
+
+
+def test_a_whole_run_through_trouble_is_the_run_on_a_folder(
+    tiny_config: Callable[..., Path], proxy: Faults, tmp_path: Path
+) -> None:
+    proxy.busy, proxy.cut, proxy.lost = 0.3, 0.1, 0.02
+    stores = (str(tmp_path / "runs"), f"s3://{BUCKET}/whole/runs")
+    command = [sys.executable, "-c", ALL_STAGES, str(tiny_config()), *stores]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    proxy.busy = proxy.cut = proxy.lost = 0.0
+    folder, s3 = ({stage: Artifact(store, "tiny", stage).record() for stage in STAGES} for store in stores)
+    assert len(proxy.seen) > 60
+    for stage in ("prompts", "cold_start", "joint"):
+        assert folder[stage]["fingerprint"] == s3[stage]["fingerprint"], stage
+    for stage in ("export", "evaluate"):
+        assert timeless(folder[stage]) == timeless(s3[stage]), stage
+    assert {"pipeline/model_index.json"} < timeless(s3["export"]).keys()
+    assert "scorecard.json" in timeless(s3["evaluate"])
