@@ -31,7 +31,7 @@ build() {
     echo "images: dmdr-$2:$tag with $builder" >&2
     set -- "$builder" build ${layers:-} ${BUILD_FLAGS:-} --file "images/$1.Containerfile" --target "$2" \
         --tag "dmdr-$2:$tag" \
-        --label org.opencontainers.image.version="$version" --label org.opencontainers.image.revision="$revision" \
+        --build-arg VERSION="$version" --build-arg REVISION="$revision" \
         ${BASE_IMAGE:+--build-arg "BASE_IMAGE=$BASE_IMAGE"} \
         ${PIP_INDEX_URL:+--build-arg "PIP_INDEX_URL=$PIP_INDEX_URL"} \
         ${PIP_EXTRA_INDEX_URL:+--build-arg "PIP_EXTRA_INDEX_URL=$PIP_EXTRA_INDEX_URL"} \

@@ -152,7 +152,7 @@ def test_all_stages_and_a_worker_that_finds_them_sealed(
 
     with server(scratch) as api:
         flow = image("flow")
-        made = "prefect work-pool create local --type process && prefect --no-prompt deploy --all"
+        made = "prefect work-pool create local --type process --set-as-default && prefect --no-prompt deploy --all"
         assert flow.run("sh", "-c", made, PREFECT_API_URL=api)[0] == 0
         worker = flow.start(PREFECT_API_URL=api)
         run = ("-p", "config=/scratch/tiny.yaml", "-p", "store=/scratch/runs")
