@@ -465,7 +465,7 @@ def test_a_store_that_does_not_answer_is_given_up(s3: str, monkeypatch: pytest.M
     with pytest.raises(StoreError) as caught:
         Artifact("s3://any/runs", "r", "joint").record()
     one_line(caught, "cannot read s3://any/runs/r/joint/record.json", "repeat the command")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
 
 
 def test_kills_full_disks_and_memory() -> None:
