@@ -39,10 +39,12 @@ image-test: setup ## builds and runs them; minutes; needs root and Debian's pack
 	@test "$$(id -u)" = 0 || { echo "image-test: builds with chroot isolation; run it as root" >&2; exit 1; }
 	@$(BIN)/python -m pytest -s tests/images/for_real.py
 
-lock: setup ## requirements.lock from requirements.in; takes no package newer than it must
+lock: setup ## requirements.lock from requirements.in, and the images' from it; takes no package newer than it must
 	@$(BIN)/uv pip compile -q --system-certs --python-version 3.11 --no-header --no-annotate --no-emit-find-links \
 		--no-emit-index-url --override overrides.txt requirements.in -o requirements.lock
 	@sed -i -E 's/\+cpu$$//; /^(cuda|nvidia|triton)/d' requirements.lock # setup.sh leaves CUDA's to torch itself
+	@./setup.sh
+	@$(BIN)/python images/lock.py
 
 clean:
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -31,8 +31,7 @@ from dmdr.section import Address
 from flows import owners, publish
 from flows.launch import process
 from flows.launch.failure import StageFailed
-from flows.launch.manifest import Stage, options
-from flows.render import prepared
+from flows.launch.stage import Stage, options, prepared
 from stages.artifacts import Artifact
 
 UNSEALED = 70  # our own code for a stage that claims success and left no seal

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import yaml
 
-from dmdr.config_file import load
-from dmdr.errors import ConfigError
-from flows.launch.manifest import Stage, manifest
+from flows.launch.manifest import manifest
+from flows.launch.stage import prepared
 
 
 class _Text(yaml.SafeDumper):
@@ -34,20 +31,3 @@ def render(config: str, stage: str, run: str | None, store: str, attempt: int) -
     """
     print(yaml.dump(manifest(prepared(stage, config, run, store), attempt), Dumper=_Text, sort_keys=False), end="")
     return 0
-
-
-def prepared(
-    stage: str, config: str, run: str | None, store: str, teacher: str | None = None, adopt: str | None = None
-) -> Stage:  # fmt: skip
-    """A stage of a config file, ready to be made into a manifest.
-
-    Raises:
-        ConfigError: the config has no execution.cluster.
-    """
-    checked = load(config)
-    if checked.execution.cluster is None:
-        raise ConfigError(
-            f"config {config} has no execution.cluster, which says what a Job asks for; add one with an image"
-        )
-    text = Path(config).read_text(encoding="utf-8")
-    return Stage(stage, run or checked.run, store, checked, text, teacher, adopt)

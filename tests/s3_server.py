@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import boto3
 import pytest
@@ -36,6 +37,20 @@ def s3_server() -> Iterator[str]:
                 yield environment["AWS_ENDPOINT_URL"]
             finally:
                 server.kill()
+
+
+def spoil(store: str, name: str, data: bytes | None) -> None:
+    """Replace a file of a store, a folder or on S3, behind the back of its record; None deletes it."""
+    if not store.startswith("s3://"):
+        Path(store, name).unlink()  # a new file: the old one may be linked from elsewhere
+        if data is not None:
+            Path(store, name).write_bytes(data)
+        return
+    at = {"Bucket": BUCKET, "Key": f"{store.removeprefix(f's3://{BUCKET}/')}/{name}"}
+    if data is None:
+        boto3.client("s3").delete_object(**at)
+    else:
+        boto3.client("s3").put_object(**at, Body=data)
 
 
 def _await_port(port: int) -> None:

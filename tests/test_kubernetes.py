@@ -15,10 +15,10 @@ import pytest
 from manifests import minors, problems, rendered, schema_problems
 
 from dmdr.config import STAGES
-from flows.launch import kubernetes
+from flows.launch import api, kubernetes
 from flows.launch.failure import StageFailed
-from flows.launch.manifest import LONGEST, RUN, Stage, manifest, name
-from flows.render import prepared
+from flows.launch.manifest import LONGEST, manifest, name
+from flows.launch.stage import RUN, Stage, prepared
 from stages.artifacts import Artifact
 from tests.fake_cluster.server import IMAGE, QUICK, Cluster
 
@@ -196,7 +196,7 @@ def test_what_the_cluster_refuses_is_one_line(cluster: Cluster, stage: Callable[
 def test_no_cluster_that_answers(cluster: Cluster, stage: Callable[..., Stage], monkeypatch, tmp_path):
     cluster.port = 9  # discard
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
-    monkeypatch.setattr(kubernetes, "FIRST", 1)
+    monkeypatch.setattr(api, "FIRST", 1)
     failure = failed(stage())
     assert failure.code == 74 and "127.0.0.1:9" in str(failure)
 
@@ -233,6 +233,11 @@ def test_two_flows_at_once_share_a_job(cluster: Cluster, stage: Callable[..., St
     assert [line for line in said["one"] + said["two"] if "attached" in line] == [
         "prompts: attached to dmdr-tiny-prompts-1"
     ]
+
+
+def test_a_stage_that_was_sealed_since_we_looked_gets_no_second_job(cluster: Cluster, stage: Callable[..., Stage]):
+    launched(stage())
+    assert launched(stage()) == [] and jobs(cluster) == ["dmdr-tiny-prompts-1"]
 
 
 def test_a_job_of_another_store_is_left_alone(cluster: Cluster, stage: Callable[..., Stage], tmp_path: Path):
@@ -285,9 +290,8 @@ def test_the_second_chance_stops_what_a_flow_run_started(cluster: Cluster, stage
 
 FLOW = """
 import sys
-from pathlib import Path
 from flows.launch import kubernetes
-from flows.render import prepared
+from flows.launch.stage import prepared
 from stages.artifacts import Artifact
 kubernetes.POLL = 1
 config, store = sys.argv[1:]

@@ -11,14 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-import boto3
 import pytest
 
 from flows import cli
 from flows.pull import WITH_EACH
 from stages.artifacts import Artifact
 from stages.download import CHUNK, download
-from tests.s3_server import BUCKET
+from tests.s3_server import BUCKET, spoil
 
 ROOT = Path(__file__).parent.parent
 FILES = {
@@ -46,21 +45,6 @@ def found(folder: Path) -> dict[str, bytes]:
 
 def partial(target: Path) -> Path:
     return target.parent / f".{target.name}.partial"
-
-
-def spoil(store: str, name: str, data: bytes | None) -> None:
-    """Replace a stored file behind the back of its record, or delete it."""
-    if not store.startswith("s3://"):
-        file = Path(store, "one", "export", name)
-        file.unlink()
-        if data is not None:
-            file.write_bytes(data)
-        return
-    at = {"Bucket": BUCKET, "Key": f"{store.removeprefix(f's3://{BUCKET}/')}/one/export/{name}"}
-    if data is None:
-        boto3.client("s3").delete_object(**at)
-    else:
-        boto3.client("s3").put_object(**at, Body=data)
 
 
 def test_a_form_comes_alone_and_whole(store, tmp_path):
@@ -120,11 +104,11 @@ def test_refusals(store, tmp_path, capsys):
     sealed(store, tmp_path / "made")
     told(66, "has no weights, it was exported as pipeline, lora", arguments=("one", "export", "--form", "weights"))
     told(64, "--form is of the stage export, not of joint", arguments=("one", "joint", "--form", "lora"))
-    spoil(store, "pipeline/unet/a b.safetensors", b"x" * 60_000)
+    spoil(store, "one/export/pipeline/unet/a b.safetensors", b"x" * 60_000)
     told(65, "a b.safetensors is damaged: its sha256 is not", "lacks pipeline/unet/a b.safetensors and 2 more of 5")
-    spoil(store, "pipeline/unet/a b.safetensors", None)
+    spoil(store, "one/export/pipeline/unet/a b.safetensors", None)
     told(65, "a b.safetensors is missing", "lacks pipeline/unet/a b.safetensors")
-    spoil(store, "record.json", b"not a record")
+    spoil(store, "one/export/record.json", b"not a record")
     told(65, "record.json is not JSON")
     assert not target.exists()
     target.mkdir()

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -32,7 +31,7 @@ from stages import teachers
 from stages.artifacts import Artifact
 from stages.revisions import run_name
 from stages.teachers import Revision, published, resolved
-from tests.s3_server import BUCKET
+from tests.s3_server import BUCKET, spoil
 from tests.test_stage_entry import refused, stages
 from tests.trained_run import trained_run
 
@@ -56,20 +55,6 @@ def fetched(config: Path, address: str) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def spoil(store: str, name: str, data: bytes | None) -> None:
-    """Replace a stored file, or delete it."""
-    if not store.startswith("s3://"):
-        Path(store, name).unlink()
-        if data is not None:
-            Path(store, name).write_bytes(data)
-        return
-    at = {"Bucket": BUCKET, "Key": f"{store.removeprefix(f's3://{BUCKET}/')}/{name}"}
-    if data is None:
-        boto3.client("s3").delete_object(**at)
-    else:
-        boto3.client("s3").put_object(**at, Body=data)
 
 
 def test_a_published_teacher_is_the_same_teacher(store, tiny_config, tmp_path, capsys):

@@ -4,46 +4,31 @@
    attempt is new when all before it have ended.
 2. What is true is read anew whenever a watch says that something happened, breaks off or says nothing for a while. Only
    the conditions Complete and Failed end a Job; suspended, as a queue leaves it, is waiting.
-3. The cluster may be away for OUTAGE; nothing is deleted meanwhile.
+3. The cluster may be away for a while (api.py); nothing is deleted meanwhile.
 4. A flow stops the Jobs that it started, and those it met whose own flow run is over. Others belong to somebody.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import urllib3
-import yaml
 from kubernetes import client, watch
-from kubernetes import config as kubeconfig
 
 from flows.launch import pods
+from flows.launch.api import KINDS, OUTAGE, TIMEOUT, Away, Met, Patience, connected, delete, message
 from flows.launch.failure import StageFailed
 from flows.launch.logs import Logs
-from flows.launch.manifest import ATTEMPT, FLOW_RUN, IDENTITY, PREFIX, STORE, Stage, manifest
+from flows.launch.manifest import ATTEMPT, FLOW_RUN, IDENTITY, STORE, manifest
+from flows.launch.stage import PREFIX, Stage
 
-CONFIG, STOPPED, IO, INTERNAL = 64, 75, 74, 70  # exit codes, as in stages/__main__.py
+CONFIG, STOPPED, INTERNAL = 64, 75, 70  # exit codes, as in stages/__main__.py
 POLL = 15  # seconds that a watch may be silent
-OUTAGE = 900  # seconds that the cluster may not answer
-FIRST = 20  # the same, before it has ever answered
-SHORTEST, TOLD, LONGEST = 0.125, 1.0, 8.0  # pauses between tries, in seconds; from the second on they are told of
 LAST_LINES = 10  # seconds for the end of the logs
-TIMEOUT = (5, 30)  # seconds to connect and to answer
 ENDS = {"Complete": True, "Completed": True, "Failed": False}  # conditions of Jobs and JobSets
-KINDS = {False: ("batch", "v1", "jobs"), True: ("jobset.x-k8s.io", "v1alpha2", "jobsets")}
-
-
-class Away(Exception):
-    """The cluster did not answer, or not sensibly; worth another try."""
-
-
-class Met(Away):
-    """The name is taken: somebody was quicker, or the answer to our own creation was lost."""
 
 
 def run(
@@ -63,7 +48,8 @@ def run(
         StageFailed: it ended without its seal, cannot start, or the cluster refuses.
     """
     jobs = Jobs(stage, say)
-    job = jobs.begin(flow_run)
+    if (job := jobs.begin(flow_run, sealed)) is None:
+        return
     name, owner = job["metadata"]["name"], job["metadata"]["labels"].get(FLOW_RUN)
     ours = owner is not None and (owner == flow_run or is_over(owner))
     try:
@@ -79,35 +65,6 @@ def run(
         raise problem
 
 
-class Patience:
-    """With a cluster that does not answer: pauses that grow, and an end."""
-
-    def __init__(self, stage: str, say: Callable[[str], None]) -> None:
-        self.stage, self.say = stage, say
-        self.seconds = FIRST  # until it has answered once
-        self.answered()
-
-    def answered(self) -> None:
-        self.until, self.pause = None, SHORTEST
-
-    def wait(self, error: Away) -> None:
-        """Pause before another try.
-
-        Raises:
-            StageFailed: it has been long enough.
-        """
-        now = time.monotonic()
-        if self.until is None:
-            self.until = now + self.seconds
-        elif now > self.until:
-            remedy = "see that the cluster runs and kubectl reaches it, then repeat the command"
-            raise StageFailed(self.stage, IO, f"{error}; {remedy}", final=True) from error
-        if self.pause == TOLD and not isinstance(error, Met):
-            self.say(f"{self.stage}: {error}; trying again for {self.seconds} s")
-        time.sleep(self.pause)
-        self.pause = min(2 * self.pause, LONGEST)
-
-
 class Jobs:
     """The Jobs of one stage of one run, all attempts."""
 
@@ -118,8 +75,11 @@ class Jobs:
         self.where = (*self.kind[:2], stage.cluster.namespace, self.kind[2])
         self.logs, self.patience = Logs(self.core, stage.cluster.namespace, say), Patience(stage.name, say)
 
-    def begin(self, flow_run: str | None) -> dict:
-        """The Job of this attempt: an unfinished one that is met, or a new one."""
+    def begin(self, flow_run: str | None, sealed: Callable[[], bool] = lambda: False) -> dict | None:
+        """The Job of this attempt: an unfinished one that is met, or a new one.
+
+        None if the last attempt has sealed the stage, which it may have done since we looked.
+        """
         while True:
             try:
                 attempts = self.attempts()
@@ -131,6 +91,8 @@ class Jobs:
                     self.say(f"{self.stage.name}: waiting for {newest['metadata']['name']} to end, which was deleted")
                     time.sleep(POLL / 5)
                     continue
+                if newest is not None and sealed():
+                    return None
                 return self._created(1 + max((attempt(each) for each in attempts), default=0), flow_run)
             except Away as error:  # created or not, the list will say
                 self.patience.wait(error)
@@ -291,37 +253,6 @@ class Jobs:
         return f"the cluster refuses to {verb} {resource} in the namespace {namespace}: {said}"
 
 
-def connected(stage: str) -> tuple[client.CustomObjectsApi, client.CoreV1Api]:
-    """The cluster that kubectl would speak to, or the one that this process runs in.
-
-    Raises:
-        StageFailed: there is none.
-    """
-    files = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
-    is_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
-    try:
-        kubeconfig.load_incluster_config() if is_pod else kubeconfig.load_kube_config(files)
-    except (kubeconfig.ConfigException, OSError, yaml.YAMLError) as error:
-        why = (
-            f"no cluster to run on ({files}: {' '.join(str(error).split())}); set KUBECONFIG, or leave "
-            "execution.cluster out to run on this machine"
-        )
-        raise StageFailed(stage, CONFIG, why, final=True) from error
-    settings = client.Configuration.get_default_copy()
-    settings.retries = False  # Patience does it, and tells
-    api = client.ApiClient(settings)
-    return client.CustomObjectsApi(api), client.CoreV1Api(api)
-
-
-def delete(api: client.CustomObjectsApi, where: tuple[str, ...], name: str) -> None:
-    """Delete a Job with its pods, in the background of the cluster; it may be gone already."""
-    try:
-        api.delete_namespaced_custom_object(*where, name, propagation_policy="Foreground", _request_timeout=TIMEOUT)
-    except client.ApiException as error:
-        if error.status != 404:
-            raise
-
-
 def stop_all(namespace: str, flow_run: str) -> list[str]:
     """Delete every unfinished Job that a flow run started; returns their names."""
     api, _ = connected("cancel")
@@ -353,12 +284,3 @@ def outcome(job: dict) -> bool | None:
 
 def attempt(job: dict) -> int:
     return int(job["metadata"]["labels"][ATTEMPT])
-
-
-def message(error: client.ApiException) -> str:
-    """What the API server said, without its JSON."""
-    try:
-        said = json.loads(error.body)["message"]
-    except (TypeError, ValueError, KeyError):
-        said = f"{error.status} {error.reason}"
-    return " ".join(said.split()).rstrip(".")

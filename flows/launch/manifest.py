@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from dmdr.cluster import Cluster, Pods
-from dmdr.config import Config
 from dmdr.errors import ConfigError
 from dmdr.identity import fingerprint, identity
 from flows.launch.failure import FINAL
+from flows.launch.stage import PREFIX, RUN, STAGE, Stage, label, options
 from stages.provenance import teacher_name
 from stages.ranks import SPLIT
 
-PREFIX = "dmdr.dev"  # of our labels and annotations
-RUN, STAGE, TEACHER, ATTEMPT, FLOW_RUN = (f"{PREFIX}/{n}" for n in ("run", "stage", "teacher", "attempt", "flow-run"))
+TEACHER, ATTEMPT, FLOW_RUN = (f"{PREFIX}/{n}" for n in ("teacher", "attempt", "flow-run"))
 STORE, IDENTITY, CONFIG = f"{PREFIX}/store", f"{PREFIX}/identity", f"{PREFIX}/config"
 COMPONENT = {"app.kubernetes.io/name": "dmdr", "app.kubernetes.io/component": "stage"}
 CONTAINER = "stage"
@@ -33,56 +30,6 @@ MOUNT, SCRATCH = "/etc/dmdr", "/scratch"
 PORT = 29500  # where the first rank is found by those of other nodes
 NOBODY = 10001
 LONGEST = 46  # of a name: the pods of a JobSet add up to 17 letters, and 63 is the limit
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of one run: what its pods are told, and what tells its Job from others.
-
-    text: the config file, word for word. teacher, adopt: as `python -m stages` has them.
-    """
-
-    name: str
-    run: str
-    store: str
-    config: Config
-    text: str
-    teacher: str | None = None
-    adopt: str | None = None
-
-    @property
-    def cluster(self) -> Cluster:
-        assert self.config.execution.cluster is not None
-        return self.config.execution.cluster
-
-    @property
-    def pods(self) -> Pods:
-        return self.cluster.of(self.name)
-
-    @property
-    def selector(self) -> str:
-        """The labels of all attempts."""
-        return f"{RUN}={self.run_label},{STAGE}={self.name}"
-
-    @property
-    def run_label(self) -> str:
-        return label(self.run)
-
-    @property
-    def is_set(self) -> bool:
-        return self.pods.nodes > 1
-
-
-def options(config: str, run: str, store: str, teacher: str | None, adopt: str | None) -> list[str]:
-    """The arguments of `python -m stages` after the stage."""
-    found = ["--config", config, "--run", run, "--store", store]
-    found += ["--teacher", teacher] if teacher is not None else []
-    return found + (["--adopt", adopt] if adopt is not None else [])
-
-
-def label(text: str) -> str:
-    """A label's value: letters, digits and . _ - with a letter or digit at both ends, at most 63."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:63].strip("._-")
 
 
 def name(run: str, stage: str, attempt: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flows.launch.manifest import CONTAINER, Stage, gpus
+from flows.launch.manifest import CONTAINER, gpus
+from flows.launch.stage import Stage
 from stages.ranks import WORST_FIRST
 
 STUCK = (  # reasons of a waiting container that time alone seldom mends
