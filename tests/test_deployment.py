@@ -6,11 +6,9 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,28 +17,16 @@ import pytest
 from dmdr.config import STAGES
 from flows.launch.manifest import name as job_name
 from tests.fake_cluster.server import IMAGE, QUICK, Cluster
-
-ROOT = Path(__file__).parent.parent
-STARTUP = 300  # seconds; a server migrates its database first
+from tests.prefect_server import ROOT, answers, asked, prefect, server_environment, started
 
 
 @pytest.fixture
 def server(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
     """A Prefect server on SQLite with the work pool `local`, the deployment and a worker; yields their environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    api = f"http://127.0.0.1:{port}/api"
-    environment = os.environ | {
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": api,
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PWD": str(ROOT),
-    }
+    port, environment = server_environment(tmp_path / "prefect", PREFECT_WORKER_QUERY_SECONDS="2")
     processes = [started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)]
     try:
-        answers(f"{api}/health")
+        answers(f"{environment['PREFECT_API_URL']}/health")
         prefect("work-pool", "create", "local", "--type", "process", "--set-as-default", environment=environment)
         prefect("--no-prompt", "deploy", "--all", environment=environment)
         processes.append(started("worker", "start", "--pool", "local", environment=environment))
@@ -49,37 +35,6 @@ def server(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
         for process in reversed(processes):  # the worker first: without its server it would not stop
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def started(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "prefect", *arguments]
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
-
-
-def prefect(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prefect", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def answers(url: str) -> None:
-    """Wait until a URL answers, for at most STARTUP seconds."""
-    deadline = time.monotonic() + STARTUP
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, f"{url} does not answer"
-            time.sleep(0.3)
-
-
-def posted(url: str) -> list[dict]:
-    request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
 
 
 def test_the_deployment_runs_each_stage_as_a_job(
@@ -95,9 +50,9 @@ def test_the_deployment_runs_each_stage_as_a_job(
     for stage in STAGES:
         assert Path(store, "tiny", stage, "record.json").is_file()
     assert [name.rsplit("-", 2)[0] for name in cluster.kubelet.started] == [job_name("tiny", s, 1) for s in STAGES]
-    published = posted(f"{server['PREFECT_API_URL']}/artifacts/filter")
+    published = asked(server, "/artifacts/filter", {})
     assert {artifact["key"] for artifact in published} == {"scorecard", "grid", "report"}
-    logged = posted(f"{server['PREFECT_API_URL']}/logs/filter")
+    logged = asked(server, "/logs/filter", {})
     assert any("cold_start: sealed at" in line["message"] for line in logged)
 
     began = time.monotonic()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +21,7 @@ from stages import teachers
 from stages.artifacts import Artifact
 from stages.revisions import run_name
 from stages.teachers import Revision
-from tests.test_deployment import ROOT, answers, posted, prefect, started
+from tests.prefect_server import ROOT, answers, asked, prefect, server_environment, started
 from tests.trained_run import trained_run
 
 LAB = ROOT / "dmdr" / "lab" / "teachers"
@@ -33,22 +30,13 @@ LAB = ROOT / "dmdr" / "lab" / "teachers"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Prefect server on SQLite with the work pool `local` and all deployments; yields its clients' environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = os.environ | {
-        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PWD": str(ROOT),
-        "PYTHONPATH": str(ROOT),
-        "PREFECT_DEFAULT_WORK_POOL_NAME": "local",
-    }
+    home = tmp_path_factory.mktemp("prefect")
+    port, environment = server_environment(home, PYTHONPATH=str(ROOT), PREFECT_DEFAULT_WORK_POOL_NAME="local")
     process = started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)
     try:
         answers(f"{environment['PREFECT_API_URL']}/health")
-        request(environment, "/work_pools/", {"name": "local", "type": "process"})
-        request(environment, "/work_pools/local/queues", {"name": "gpu", "concurrency_limit": 1})
+        asked(environment, "/work_pools/", {"name": "local", "type": "process"})
+        asked(environment, "/work_pools/local/queues", {"name": "gpu", "concurrency_limit": 1})
         prefect("--no-prompt", "deploy", "--all", environment=environment)
         yield environment
     finally:
@@ -56,17 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         process.wait()
 
 
-def request(environment: dict[str, str], path: str, body: dict, method: str = "POST"):
-    """The answer of the Prefect API."""
-    data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
-    url = f"{environment['PREFECT_API_URL']}{path}"
-    with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=60) as answer:
-        return json.loads(answer.read() or "null")
-
-
 def deployment(environment: dict[str, str], name: str) -> dict:
-    with urllib.request.urlopen(f"{environment['PREFECT_API_URL']}/deployments/name/{name}", timeout=60) as answer:
-        return json.load(answer)
+    return asked(environment, f"/deployments/name/{name}")
 
 
 FIRE = """
@@ -128,8 +107,7 @@ class Bench:
 
     def started(self) -> list[dict]:
         """The flow runs of dmdr/full in this store, the last one first."""
-        url = f"{self.environment['PREFECT_API_URL']}/flow_runs/filter"
-        runs = [each for each in posted(url) if "teacher" in each["parameters"]]
+        runs = [each for each in asked(self.environment, "/flow_runs/filter", {}) if "teacher" in each["parameters"]]
         ours = [each for each in runs if each["parameters"]["store"] == self.store]
         return sorted(ours, key=lambda each: each["created"], reverse=True)
 
@@ -137,7 +115,7 @@ class Bench:
         """Set the last flow run of a run to a state, as a worker or a person would."""
         last = next(each for each in self.started() if each["name"] == run)
         body = {"state": {"type": state, "name": state.title()}, "force": True}
-        request(self.environment, f"/flow_runs/{last['id']}/set_state", body)
+        asked(self.environment, f"/flow_runs/{last['id']}/set_state", body)
 
     def seal(self, run: str, made_of: Revision) -> None:
         """Every stage of a run, as if it had run."""
@@ -165,7 +143,7 @@ def test_twenty_fires_at_once_start_three_runs_for_three_teachers(bench: Bench):
 
     # One GPU's queue: a worker that asked now would get one of these.
     soon = {"scheduled_before": "2999-01-01T00:00:00Z"}
-    due = request(bench.environment, "/work_pools/local/get_scheduled_flow_runs", soon)
+    due = asked(bench.environment, "/work_pools/local/get_scheduled_flow_runs", soon)
     assert sum(each["flow_run"]["work_queue_name"] == "gpu" for each in due) == 1
 
     bench.became(runs[0], "CRASHED")
@@ -196,7 +174,7 @@ def test_publishing_fires_the_deployment(bench: Bench):
     assert done.returncode == 0 and "emitted teacher.published for dmdr.teacher.new" in done.stdout, done.stderr
     at, deadline = deployment(bench.environment, "retrain/on-new-teacher")["id"], time.monotonic() + 300
     while True:
-        runs = posted(f"{bench.environment['PREFECT_API_URL']}/flow_runs/filter")
+        runs = asked(bench.environment, "/flow_runs/filter", {})
         fired = [each for each in runs if each["deployment_id"] == at and each["created_by"]["type"] == "AUTOMATION"]
         if fired:
             break
@@ -211,7 +189,7 @@ def test_what_the_schema_refuses(server: dict[str, str]):
     def refused(name: str, why: str, **parameters: object) -> None:
         path = f"/deployments/{deployment(server, name)['id']}/create_flow_run"
         with pytest.raises(urllib.error.HTTPError) as error:
-            request(server, path, {"parameters": parameters})
+            asked(server, path, {"parameters": parameters})
         assert error.value.code == 409
         assert why in error.value.read().decode()
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests.images.containers import BASE, Image, appears, buildah, ended, make_base, own_storage, sizes, stop
-from tests.test_deployment import answers, started
+from tests.prefect_server import answers, started
 
 ROOT = Path(__file__).parent.parent.parent
 UPDATES = 6
