@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,13 +14,8 @@ from dmdr.export import load_student
 from dmdr.metrics.scorecard import Model
 from dmdr.rollout import student_sample, teacher_sample
 
-
-@dataclass(frozen=True)
-class Contestant:
-    """sample: (conditioning of B prompts, noises (N, B, C, H, W)) -> x0 latents (B, C, H, W)."""
-
-    model: Model
-    sample: Callable[[Conditioning, torch.Tensor], torch.Tensor]
+# (conditioning of B images, noises (N, B, C, H, W)) -> x0 latents (B, C, H, W)
+Sampler = Callable[[Conditioning, torch.Tensor], torch.Tensor]
 
 
 def models(config: Config, backbone: Backbone) -> list[Model]:
@@ -32,38 +26,24 @@ def models(config: Config, backbone: Backbone) -> list[Model]:
     return [known[name] for name in config.evaluate.models]
 
 
-def contestants(
-    config: Config, backbone: Backbone, *, unconditional: Conditioning, made: Callable[..., Path]
-) -> Iterator[Contestant]:
-    """The contestants in the order of `models`. A network is loaded when its turn comes and let go after it, so that at
-    most two are in memory: the teacher's and one student's.
+def sampler(
+    config: Config, backbone: Backbone, model: Model, *, unconditional: Conditioning, made: Callable[..., Path]
+) -> Sampler:
+    """How a model draws; a student's network is loaded here, and goes when the sampler goes, so that at most two are
+    in memory: the teacher's and one student's.
 
-    made: (stage, under) -> the folder with what a stage sealed under such names, asked for when its model's turn comes.
+    made: (stage, under) -> the folder with what a stage sealed under such names.
     """
     device = str(backbone.network.device)
-
-    def few_steps(model: Model, network: torch.nn.Module) -> Contestant:
-        times = backbone.student_times(model.steps).to(device)
-        return Contestant(model, lambda c, noises: student_sample(backbone, network, c, times, noises))
-
-    def many_steps(model: Model) -> Contestant:
+    if model.name in ("teacher", "naive teacher"):
         times = backbone.teacher_times(model.steps).to(device)
-
-        def sample(c: Conditioning, noises: torch.Tensor) -> torch.Tensor:
-            return teacher_sample(
-                backbone, c, unconditional, guidance_scale=model.guidance_scale, times=times, noise=noises[0]
-            )
-
-        return Contestant(model, sample)
-
-    for model in models(config, backbone):
-        if model.name == "student":
-            folder = made("export", "pipeline/") / "pipeline"
-            yield few_steps(model, teacher.load(folder, device, text=False).network)
-        elif model.name == "cold start":
-            network = teacher.load(teacher.source(config.teacher), device, text=False).network
-            load_student(network, made("cold_start"))
-            yield few_steps(model, network)
-            del network
-        else:
-            yield many_steps(model)
+        return lambda c, noises: teacher_sample(
+            backbone, c, unconditional, guidance_scale=model.guidance_scale, times=times, noise=noises[0]
+        )
+    if model.name == "student":
+        network = teacher.load(made("export", "pipeline/") / "pipeline", device, text=False).network
+    else:
+        network = teacher.load(teacher.source(config.teacher), device, text=False).network
+        load_student(network, made("cold_start"))
+    times = backbone.student_times(model.steps).to(device)
+    return lambda c, noises: student_sample(backbone, network, c, times, noises)

@@ -41,7 +41,8 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
         found |= {f"source:{index}": sources.digest(source) for index, source in enumerate(config.prompts.sources)}
         if config.prompts.evaluation is not None:
             found["evaluation"] = sources.digest(config.prompts.evaluation)
-    found |= weights.digests(config.rewards(stage), config.weights)
+    read = weights.digests_or_missing if stage == "evaluate" else weights.digests  # a card says what it lacks
+    found |= read(config.rewards(stage), config.weights)
     if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
         found["tiny_decoder"] = digests.digest(decoders.resolve(config.joint.rl.tiny_decoder))
     for before in upstream(config, stage):
