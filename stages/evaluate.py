@@ -64,7 +64,8 @@ def run(context: Context) -> dict:
     exam = Exam(prompts, indices, prompts.records(indices), config.evaluate.seeds)
     metrics.check(config.evaluate.metrics, exam.records)  # before hours of drawing
     parts = Parts(context.artifact, context.cache.parent / "parts")
-    tick = counter(context, 2 * len(config.evaluate.models) * sum(len(places) for _, places in exam.mine()))
+    field = len(config.evaluate.models) + len(config.evaluate.pipelines)
+    tick = counter(context, 2 * field * sum(len(places) for _, places in exam.mine()))
 
     compared = draw_all(context, exam, parts, tick)
     gc.collect()  # the networks go before the metrics come
@@ -138,7 +139,7 @@ def shown(context: Context, exam: Exam, parts: Parts, jury: Jury, found: Judged)
     """The prompts on the page, with what the metrics say under each image; writes their images, large ones reduced."""
     places = chosen([record.get("tag") for record in exam.records])
     rows = {place: Row(exam.records[place]["prompt"], exam.records[place].get("tag")) for place in places}
-    for model in context.config.evaluate.models:
+    for model in found.lines:
         for number, shard in enumerate(exam.shards()):
             wanted = rows.keys() & set(shard)
             if not wanted:
@@ -162,8 +163,9 @@ def noted(figures: dict[str, float]) -> str:
 
 def write_scores(context: Context, exam: Exam, scores: dict[str, Scores], jury: Jury) -> None:
     """scores.jsonl: a prompt a line, with the mean over its images by model and figure; null is not a number."""
+    names = list(dict.fromkeys(model for each in scores.values() for model in each.by_model))
     lines: list[dict] = [
-        {"index": index, "prompt": record["prompt"], "scores": {name: {} for name in context.config.evaluate.models}}
+        {"index": index, "prompt": record["prompt"], "scores": {model: {} for model in names}}
         for index, record in zip(exam.indices, exam.records, strict=True)
     ]
     for figure, each in scores.items():
