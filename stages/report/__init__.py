@@ -81,12 +81,12 @@ def cards(card: dict) -> str:
     parts = []
     for each in verdicts(card):
         before, after = each["text"].rsplit(f": {each['word']}, ", 1)
-        also = f"<br/><small>Also {escape(each['also'])}.</small>" if each["also"] else ""
+        also = f"<small>Also {escape(each['also'])}.</small>" if each["also"] else ""
         kind = each["word"].split()[0]
         parts.append(
             f'<p class="card {kind}">{escape(before)}: <b>{escape(each["word"])}</b>, {escape(after)}{also}</p>'
         )
-    return "".join(parts)
+    return f'<div class="cards">{"".join(parts)}</div>' if parts else ""
 
 
 def leads(card: dict) -> str:

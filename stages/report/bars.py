@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from stages.report.html import count, shown
-from stages.report.paper import tasks_for
+from stages.report.paper import in_order, tasks_for
 from stages.report.style import COLOURS
 from stages.report.table1 import figure_name, figures_of
 from stages.verdict import deciding
@@ -37,7 +37,7 @@ def _blocks(card: dict, by_model: dict[str, dict], printed: dict[str, dict[str, 
     full = 1.0 if max(values, default=0) <= 1 else 100.0 if max(values) > 50 and max(values) <= 100 else max(values)
     has_bars = min(values, default=0) >= 0  # a bar has to start at 0
     blocks = []
-    for name in ["overall", *tags]:
+    for name in ["overall", *in_order(list(tags))]:
         rows = []
         for n, model in models:
             found = by_model[model["name"]]

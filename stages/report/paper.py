@@ -108,19 +108,30 @@ def column_of(metric: str, figures: list[str]) -> str | None:
     return official if official in figures else metric if metric in figures else None
 
 
+def as_printed(value: float, metric: str) -> str:
+    """A number with the paper's decimals: four in Table 1 and of what was brought to another scale, else two."""
+    return f"{value:.4f}" if TABLES[metric] == "Table 1" or round(value, 2) != value else f"{value:.2f}"
+
+
 def on_scale(value: float, metric: str, about: dict) -> float:
     """A printed number on the scale that a scorecard has; about: what the card says of the figure."""
     scale, printed = about.get("scale"), SCALES.get(metric)
     return value if scale is None or printed is None else value * scale / printed
 
 
-def rows_for(base: str | None, figures: list[str], about: dict[str, dict]) -> list[tuple[Printed, dict[str, float]]]:
+def in_order(tasks: list[str]) -> list[str]:
+    """Categories in the order of the paper's columns where it has them, else as they are."""
+    order = next((list(names) for names in TASKS.values() if set(names) == set(tasks)), None)
+    return tasks if order is None else order
+
+
+def rows_for(base: str | None, figures: list[str], about: dict[str, dict]) -> list[tuple[Printed, dict[str, str]]]:
     """The rows of a base model with their numbers under a scorecard's figures; those without any are left out."""
     columns = {metric: column for metric in TABLES if (column := column_of(metric, figures)) is not None}
     found = []
     for row in ROWS[base] if base is not None else []:
         cells = {
-            columns[metric]: on_scale(value, metric, about.get(columns[metric], {}))
+            columns[metric]: as_printed(on_scale(value, metric, about.get(columns[metric], {})), metric)
             for metric, value in row.figures.items()
             if metric in columns
         }
@@ -129,12 +140,14 @@ def rows_for(base: str | None, figures: list[str], about: dict[str, dict]) -> li
 
 
 def tasks_for(base: str | None, figure: str, figures: list[str], about: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """Label -> task -> printed number, under this figure of a scorecard."""
+    """Label -> task -> printed number, under this figure of a scorecard; GenEval's overall is the mean of its tasks."""
     found = {}
     for row in ROWS[base] if base is not None else []:
         for metric, numbers in row.tasks.items():
             if column_of(metric, figures) == figure:
+                overall = {"overall": row.figures[metric]} if metric == "geneval" else {}
                 found[row.label] = {
-                    task: on_scale(value, metric, about.get(figure, {})) for task, value in numbers.items()
+                    task: on_scale(value, metric, about.get(figure, {}))
+                    for task, value in {**overall, **numbers}.items()
                 }
     return found

@@ -43,6 +43,8 @@ h3 {{ font-size:1.05rem; margin:1.6rem 0 .4rem }} p {{ margin:.4rem 0; max-width
 .faint, small {{ color:var(--faint) }} small {{ font-size:.82rem }} code {{ font-size:.85rem }}
 .card {{ background:var(--card); border-left:4px solid var(--line); border-radius:4px; padding:.7rem 1rem;
   margin:.6rem 0 }}
+.cards {{ display:grid; grid-template-columns:repeat(auto-fill,minmax(min(26rem,100%),1fr)); gap:.6rem 1rem }}
+.cards .card {{ margin:0; max-width:none }} .cards small {{ display:block; margin-top:.3rem; line-height:1.4 }}
 .card.better {{ border-color:var(--good) }} .card.worse, .card.undecided, .card.missing {{ border-color:var(--bad) }}
 .better b, b.better {{ color:var(--good) }} .worse b, b.worse, b.undecided, b.bad {{ color:var(--bad) }}
 .scroll {{ overflow-x:auto }} .scroll:focus-visible {{ outline:2px solid var(--c0); outline-offset:2px }}
@@ -51,15 +53,18 @@ th, td {{ text-align:right; padding:.4rem .8rem; border-bottom:1px solid var(--l
 th:first-child, td:first-child {{ text-align:left; padding-left:0 }}
 thead th {{ border-bottom:2px solid var(--line); vertical-align:bottom }} tbody th {{ font-weight:500 }}
 td small, th small {{ display:block; font-weight:400; white-space:nowrap }} tr.total td {{ font-weight:600 }}
-.sticky th:first-child {{ position:sticky; left:0; background:var(--paper); min-width:7.5rem; max-width:11rem }}
+.sticky th:first-child {{ position:sticky; left:0; background:var(--paper);
+  min-width:clamp(6.5rem,14vw,10.5rem); max-width:11rem }}
 .sticky th:first-child small {{ white-space:normal }} .sticky tbody + tbody th, .reference td {{ color:var(--faint) }}
 .sticky th.source {{ max-width:none; padding-top:1.1rem }} .source span {{ position:sticky; left:0; display:block;
   width:min(40rem,calc(100vw - 3rem)); font-size:.9rem; font-weight:500 }}
+.sticky td, .sticky th {{ padding-left:.3rem; padding-right:.6rem }}
 summary {{ cursor:pointer; padding:.3rem 0 }}
 .mark {{ background:var(--mark); color:var(--paper); border-radius:3px; padding:0 .35rem; font-size:.75rem;
   font-weight:600; white-space:nowrap }}
 .prompt {{ margin:1.1rem 0 .3rem; max-width:60rem }} .whole {{ white-space:nowrap }}
-.side {{ display:grid; grid-template-columns:repeat(auto-fill,minmax(min(9.5rem,calc(50% - .4rem)),11rem)); gap:.8rem }}
+.side {{ display:grid; grid-template-columns:repeat(auto-fill,11rem); gap:.8rem }}
+@media (max-width:34rem) {{ .side {{ grid-template-columns:1fr 1fr }} }}
 .side figcaption {{ display:block; line-height:1.3 }} .side b, .side small {{ display:block }}
 .side img, .strip img, .images img {{ display:block; width:100%; border-radius:3px }}
 img.tiny {{ image-rendering:pixelated }}

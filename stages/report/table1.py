@@ -25,14 +25,14 @@ def scorecard(card: dict, base: str | None) -> str:
     figures = figures_of(card)
     rows = {(each["name"], each["model"]): each for each in card["metrics"]}
     head = '<th scope="col">model</th><th scope="col">steps</th><th scope="col">NFE</th>'
+    head += '<th scope="col">s / image<small>images / s</small></th>'
     for figure in figures:
         judged = max(each["n"] for each in card["metrics"] if each["name"] == figure)
         head += f'<th scope="col">{figure_name(card, figure)}<small>{count(judged, "prompt")}</small></th>'
-    head += '<th scope="col">s / image</th><th scope="col">images / s</th>'
     lines = []
     for model in card["models"]:
         cells = [_cell(card, rows.get((figure, model["name"])), figure, model["name"]) for figure in figures]
-        lines.append(f"<tr>{_heading(model)}{''.join(cells)}{_speed(model['seconds_per_image'])}</tr>")
+        lines.append(f"<tr>{_heading(model)}{_speed(model['seconds_per_image'])}{''.join(cells)}</tr>")
     inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>{_reference(card, figures, base)}"
     table = scrolled(inside, name="Scorecard: models by metrics", kind="sticky")
     return table + f'<p class="faint"><small>{_notes(card)}</small></p>' + missing(card) + about(card)
@@ -58,7 +58,7 @@ def _cell(card: dict, row: dict | None, figure: str, model: str) -> str:
 
 
 def _speed(seconds: float | None) -> str:
-    return "<td>–</td><td>–</td>" if not seconds else f"<td>{seconds:.3g}</td><td>{1 / seconds:.3g}</td>"
+    return "<td>–</td>" if not seconds else f"<td>{seconds:.3g}<small>{1 / seconds:.3g}</small></td>"
 
 
 def _reference(card: dict, figures: list[str], base: str | None) -> str:
@@ -70,12 +70,12 @@ def _reference(card: dict, figures: list[str], base: str | None) -> str:
     tables = sorted({TABLES[metric] for metric in metrics if any(each.startswith(metric) for each in figures)})
     where = ", ".join(tables)
     text = f"For reference, as printed in the paper for {base} ({where}); other prompts, so not to be ranked with ours"
-    lines = [f'<tr><th class="source" scope="colgroup" colspan="{len(figures) + 5}"><span>{text}</span></th></tr>']
+    lines = [f'<tr><th class="source" scope="colgroup" colspan="{len(figures) + 4}"><span>{text}</span></th></tr>']
     for row, cells in found:
-        values = "".join(f"<td>{cells[figure]:.4g}</td>" if figure in cells else "<td>–</td>" for figure in figures)
+        values = "".join(f"<td>{cells[figure]}</td>" if figure in cells else "<td>–</td>" for figure in figures)
         lines.append(
             f'<tr class="reference"><th scope="row">paper: {escape(row.label)}</th><td>{row.steps}</td>'
-            f"<td>{row.nfe}</td>{values}<td>–</td><td>–</td></tr>"
+            f"<td>{row.nfe}</td><td>–</td>{values}</tr>"
         )
     return f"<tbody>{''.join(lines)}</tbody>"
 
