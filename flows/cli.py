@@ -100,6 +100,11 @@ def parser() -> Parser:
     runs = commands.add_parser("runs", help="list the runs of a store with their teachers and scores")
     runs.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
+    compare = commands.add_parser("compare", help="put evaluated runs side by side: one page, and tables here")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="names of runs, or what they were promoted as")
+    compare.add_argument("--out", default="comparison.html", metavar="PAGE", help="the page (default: %(default)s)")
+    compare.add_argument("--store", default="runs", metavar="URL", help=STORE)
+
     promote = commands.add_parser("promote", help="let a name mean the export of a run; dmdr pull follows it")
     promote.add_argument("run", metavar="RUN", help="name of the run")
     promote.add_argument("--as", dest="name", required=True, metavar="NAME", help="for example production")
@@ -177,6 +182,10 @@ def main(argv: list[str] | None = None) -> int:
             return store.status(given.run, given.store)
         if given.command == "runs":
             return store.runs(given.store)
+        if given.command == "compare":
+            from flows.compare import compare
+
+            return compare(given.runs, given.store, given.out)
         if given.command == "promote":
             return store.promote(given.run, given.name, given.store)
         return pull.pull(given.run, given.stage, given.folder, given.store, given.form)

@@ -31,7 +31,7 @@ def categories(card: dict, base: str | None) -> str:
 
 def _blocks(card: dict, by_model: dict[str, dict], printed: dict[str, dict[str, float]]) -> str:
     models = [(n, model) for n, model in enumerate(card["models"]) if model["name"] in by_model]
-    tags = by_model[models[0][1]["name"]]["tags"]
+    tags = {tag: row for each in by_model.values() for tag, row in each["tags"].items()}
     values = [row["mean"] for each in by_model.values() for row in each["tags"].values() if row["mean"] is not None]
     values += [value for numbers in printed.values() for value in numbers.values()]
     full = 1.0 if max(values, default=0) <= 1 else 100.0 if max(values) > 50 and max(values) <= 100 else max(values)
@@ -41,6 +41,8 @@ def _blocks(card: dict, by_model: dict[str, dict], printed: dict[str, dict[str, 
         rows = []
         for n, model in models:
             found = by_model[model["name"]]
+            if name != "overall" and name not in found["tags"]:  # of a run that met other prompts
+                continue
             value = found["overall"] if name == "overall" else found["tags"][name]["mean"]
             rows.append(_bar(model["label"], value, full if has_bars else None, f"k{n % len(COLOURS)}"))
         for label, numbers in printed.items():

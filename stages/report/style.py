@@ -56,9 +56,10 @@ td small, th small {{ display:block; font-weight:400; white-space:nowrap }} tr.t
 .sticky th:first-child {{ position:sticky; left:0; background:var(--paper);
   min-width:clamp(6.5rem,14vw,10.5rem); max-width:11rem }}
 .sticky th:first-child small {{ white-space:normal }} .sticky tbody + tbody th, .reference td {{ color:var(--faint) }}
-.sticky th.source {{ max-width:none; padding-top:1.1rem }} .source span {{ position:sticky; left:0; display:block;
+.sticky th.source {{ max-width:none; padding:1.1rem 0 .4rem }}
+.source span {{ position:sticky; left:0; display:block;
   width:min(40rem,calc(100vw - 3rem)); font-size:.9rem; font-weight:500 }}
-.sticky td, .sticky th {{ padding-left:.3rem; padding-right:.6rem }}
+.sticky td, .sticky th:not(:first-child) {{ padding-left:.3rem; padding-right:.6rem }}
 summary {{ cursor:pointer; padding:.3rem 0 }}
 .mark {{ background:var(--mark); color:var(--paper); border-radius:3px; padding:0 .35rem; font-size:.75rem;
   font-weight:600; white-space:nowrap }}

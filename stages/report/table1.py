@@ -22,6 +22,13 @@ def figure_name(card: dict, figure: str) -> str:
 
 def scorecard(card: dict, base: str | None) -> str:
     """The table and what has to be said about it. base: the teacher as the paper calls it."""
+    return (
+        figures_table(card, base) + f'<p class="faint"><small>{_notes(card)}</small></p>' + missing(card) + about(card)
+    )
+
+
+def figures_table(card: dict, base: str | None) -> str:
+    """Models by metrics; then the paper's rows, where it has a row of this base and a metric of ours."""
     figures = figures_of(card)
     rows = {(each["name"], each["model"]): each for each in card["metrics"]}
     head = '<th scope="col">model</th><th scope="col">steps</th><th scope="col">NFE</th>'
@@ -34,8 +41,7 @@ def scorecard(card: dict, base: str | None) -> str:
         cells = [_cell(card, rows.get((figure, model["name"])), figure, model["name"]) for figure in figures]
         lines.append(f"<tr>{_heading(model)}{_speed(model['seconds_per_image'])}{''.join(cells)}</tr>")
     inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>{_reference(card, figures, base)}"
-    table = scrolled(inside, name="Scorecard: models by metrics", kind="sticky")
-    return table + f'<p class="faint"><small>{_notes(card)}</small></p>' + missing(card) + about(card)
+    return scrolled(inside, name="Scorecard: models by metrics", kind="sticky")
 
 
 def _heading(model: dict) -> str:
