@@ -43,7 +43,7 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
         if config.prompts.evaluation is not None:
             found["evaluation"] = sources.digest(config.prompts.evaluation)
     read = weights.digests_or_missing if stage == "evaluate" else weights.digests  # a card says what it lacks
-    found |= read(config.rewards(stage), config.weights)
+    found |= read(config.weighed(stage), config.weights)
     if stage == "evaluate":
         for name, pipeline in config.evaluate.pipelines.items():
             folder = teacher.diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)
