@@ -233,6 +233,14 @@ class Evaluate(Section):
     pipelines: dict[Annotated[str, Field(pattern=MODEL)], Pipeline] = Field({})  # by the name that the card has
 
     @model_validator(mode="after")
+    def _lpips_has_pairs(self) -> Evaluate:
+        if "lpips" in self.metrics and self.seeds == 1:
+            raise ValueError("evaluate.metrics has lpips, a distance between a prompt's images, and seeds is 1; set 4")
+        if self.metrics == ("lpips",):
+            raise ValueError("evaluate.metrics has nothing but lpips, and varied is not good; add another metric")
+        return self
+
+    @model_validator(mode="after")
     def _names_are_new(self) -> Evaluate:
         if taken := sorted(set(self.pipelines).intersection(MODELS)):
             raise ValueError(

@@ -34,6 +34,7 @@ MISSING = "missing"
 OF_JUDGE = {  # the metrics that are no reward and have weights, or a file of questions, which the config has to name
     "geneval": ("mask2former", "clip-vit-l-14"),
     "dpg-bench": ("dpg-questions", "vqa"),
+    "lpips": ("lpips-vgg16",),
 }
 OF = OF_REWARD | OF_JUDGE
 FILES = ("*.json", "*.txt", "model.safetensors")  # of a whole repository

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 METHOD = {
-    "accelerate", "diffusers", "open-clip-torch", "peft", "pillow", "pyarrow", "safetensors", "scipy", "tokenizers",
+    "accelerate", "diffusers", "lpips", "open-clip-torch", "peft", "pillow", "pyarrow", "safetensors", "scipy", "tokenizers",
     "torch", "torchvision", "transformers",
 }  # fmt: skip
 # What of Prefect only its server imports; the server is another image. A worker talks to it over HTTP.

@@ -56,9 +56,11 @@ def run(context: Context) -> dict:
     compared, base = draw_all(context, exam, parts, tick)
     gc.collect()  # the networks go before the metrics come
     judges, missing = metrics.load(config.evaluate.metrics, exam.records, device(config), config.weights)
+    lpips, without = metrics.load_lpips(config.evaluate.metrics, device(config), config.weights)
+    missing |= without
     for name, why in missing.items():
         context.progress.say(f"{name} is left out: {why}")
-    jury = Jury(judges, embeddings(judges, trained_on(config)), device(config))
+    jury = Jury(judges, lpips, embeddings(judges, trained_on(config)), device(config))
     judge_all(context, exam, parts, jury, compared, tick)
     distributed.wait()  # for the parts of the others
     if distributed.rank():

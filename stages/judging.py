@@ -11,6 +11,8 @@ import torch
 
 from dmdr.metrics import Metric, judge
 from dmdr.metrics.diversity import diversity
+from dmdr.metrics.lpips import FIGURE as LPIPS_FIGURE
+from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.scorecard import Model, Scores
 from stages import Context, Stopped
 from stages.drawing import Exam, Tick, folder_of, images_part
@@ -20,9 +22,11 @@ from stages.samples import Sample, file, unpacked
 
 @dataclass(frozen=True)
 class Jury:
-    """embeddings: held-out reward -> images to vectors, for diversity; used from two images a prompt on."""
+    """Who judges. lpips, and embeddings (held-out reward -> images to vectors), are for diversity: used from two images
+    a prompt on."""
 
     metrics: list[Metric]
+    lpips: LPIPS | None
     embeddings: dict[str, Callable[[torch.Tensor], torch.Tensor]]
     device: str
 
@@ -76,7 +80,10 @@ def _judged(jury: Jury, samples: list[Sample], at_once: int) -> dict:
             if told:
                 lines.setdefault(metric.writes, []).extend(told)
         if seeds > 1:
-            for figure, scores in diversity(images.unflatten(0, (-1, seeds)), jury.embeddings).items():
+            images_PS = images.unflatten(0, (-1, seeds))
+            distances = diversity(images_PS, jury.embeddings)
+            distances |= {LPIPS_FIGURE: jury.lpips(images_PS)} if jury.lpips else {}
+            for figure, scores in distances.items():
                 figures.setdefault(figure, []).extend(_plain(scores[:, None]))
     return {"figures": figures, "lines": lines}
 

@@ -14,6 +14,7 @@ from dmdr.metrics.dpg_bench import DPGBench
 from dmdr.metrics.fashion_judge import FashionJudge
 from dmdr.metrics.geneval import GenEval
 from dmdr.metrics.lab_checker import LabChecker
+from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.reward import RewardMetric
 from dmdr.weights import OF_JUDGE, resolve
 
@@ -38,7 +39,7 @@ class Metric(Protocol):
 
 WITHOUT_WEIGHTS = {"lab-checker": LabChecker, "fashion-judge": FashionJudge}
 WITH_WEIGHTS = {"geneval": GenEval, "dpg-bench": DPGBench}
-JUDGES = WITHOUT_WEIGHTS | WITH_WEIGHTS
+JUDGES = {*WITHOUT_WEIGHTS, *WITH_WEIGHTS, "lpips"}
 
 
 def check(names: tuple[str, ...], records: list[dict]) -> None:
@@ -68,12 +69,13 @@ def load(
     """
     found: list[Metric] = []
     missing: dict[str, str] = {}
-    for name in names:
+    images = [name for name in names if name != "lpips"]  # which is about several at once
+    for name in images:
         try:
             found.append(_loaded(name, device, addresses or {}))
         except InputMissing as error:
             missing[name] = str(error)
-            if len(missing) == len(names):
+            if len(missing) == len(images):
                 raise
     figures = [figure for metric in found for figure in metric.figures]
     repeated = sorted({figure for figure in figures if figures.count(figure) > 1})
@@ -82,6 +84,18 @@ def load(
     for metric in found:
         metric.check_prompts(records)
     return found, missing
+
+
+def load_lpips(
+    names: tuple[str, ...], device: str, addresses: Mapping[str, str]
+) -> tuple[LPIPS | None, dict[str, str]]:
+    """LPIPS if `evaluate.metrics` has it, and as of `load`, why it is missing."""
+    if "lpips" not in names:
+        return None, {}
+    try:
+        return LPIPS(resolve("lpips-vgg16", addresses), device), {}
+    except InputMissing as error:
+        return None, {"lpips": str(error)}
 
 
 def _loaded(name: str, device: str, addresses: Mapping[str, str]) -> Metric:
