@@ -122,7 +122,7 @@ def test_other_prompts_give_no_differences(store, two, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert said in Reader(html).text and said in printed
     assert "prompt by prompt" not in html
-    assert "teacher of first" in printed and "teacher of third" in printed
+    assert "teacher 1 is that of first." in printed and "teacher 2 is that of third." in printed
     assert compared(store, tmp_path / "three.html", "first", "second", "third")[0] == 0
     assert "first - second" in (printed := capsys.readouterr().out)
     assert "first - third" not in printed
@@ -143,6 +143,18 @@ def test_runs_may_differ_in_metrics_teachers_and_noise(store, two, tmp_path, cap
     assert "first and third drew from other noise" in text
     assert "Not measured: hpsv2.1 in third. no weights" in text
     assert "sha256 " + "f" * 64 in text
+
+
+def test_a_figure_that_means_two_things_has_no_differences(store, tmp_path, capsys):
+    about = {"first": {"strict": {"weights": "one"}}, "second": {"strict": {"weights": "another"}}}
+    for run, facts in about.items():
+        seal_evaluation(store, run, tmp_path / "scratch", scores=draw(1, 0), prompts=PROMPTS, about=facts)
+    code, html = compared(store, tmp_path / "page.html", "first", "second")
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "| first - second | lab-mixer" in printed and "| first - second | strict" not in printed
+    assert "strict of first is another metric than in second: no paired differences of it." in printed
+    assert "strict in first" in Reader(html).text and "weights another" in Reader(html).text
 
 
 def test_a_run_without_a_student_stands_by_its_first_model(store, two, tmp_path):
