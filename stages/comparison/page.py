@@ -35,7 +35,8 @@ def page(runs: list[Evaluated], card: dict) -> str:
     names = [each.run for each in runs]
     title = f"{listed(names)} compared"
     body = [f"<h1>{escape(title)}</h1>", f'<p class="faint">Each run by its student; {escape(_prompts(runs))}.</p>']
-    body += [f'<p class="card">{escape(each)}</p>' for each in remarks(runs)]
+    if told := "".join(f"<li>{escape(each)}</li>" for each in remarks(runs)):
+        body.append(f'<ul class="remarks">{told}</ul>')
     body += [
         cards(card),
         "<h2>Scorecard</h2>",
