@@ -211,6 +211,15 @@ class Joint(Training):
 
 JUDGES = ("lab-checker", "fashion-judge")  # metrics that are no reward
 MODELS = ("student", "teacher", "naive teacher", "cold start")
+MODEL = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}$"  # the name of another model on the scorecard
+
+
+class Pipeline(Section):
+    """A checkpoint of somebody else's on the scorecard, drawn by its own diffusers pipeline."""
+
+    path: Address  # a diffusers folder, hub:OWNER/NAME@COMMIT, or lab:NAME
+    steps: Positive
+    guidance_scale: float = Field(1.0, ge=0.0)  # as its pipeline takes it
 
 
 class Evaluate(Section):
@@ -221,6 +230,15 @@ class Evaluate(Section):
     batch_size: Positive = 64
     models: tuple[Literal[MODELS], ...] = Field(MODELS, min_length=1, strict=False)  # who is compared
     seeds: Positive = 1  # images a prompt; from 2 on, diversity is reported
+    pipelines: dict[Annotated[str, Field(pattern=MODEL)], Pipeline] = Field({})  # by the name that the card has
+
+    @model_validator(mode="after")
+    def _names_are_new(self) -> Evaluate:
+        if taken := sorted(set(self.pipelines).intersection(MODELS)):
+            raise ValueError(
+                f"evaluate.pipelines.{taken[0]}: {taken[0]} is one of evaluate.models; choose another name"
+            )
+        return self
 
     @model_validator(mode="after")
     def _each_once(self) -> Evaluate:

@@ -30,6 +30,7 @@ OF_REWARD = {  # every reward -> the sets of weights that it reads; those of the
     "clip-score": ("clip-score",),
     **dict.fromkeys((*LAB, *FASHION), ()),
 }
+MISSING = "missing"
 FILES = ("*.json", "*.txt", "model.safetensors")  # of a whole repository
 
 
@@ -58,6 +59,22 @@ def resolve(name: str, addresses: Mapping[str, str]) -> Path:
 
 
 def digests(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
-    """The digest of each set of weights that these rewards read, for a stage's inputs."""
+    """The digest of each set of weights that these rewards read, for a stage's inputs.
+
+    Raises:
+        InputMissing: a set is not there.
+    """
     needed = sorted({name for reward in rewards for name in OF_REWARD[reward]})
     return {f"weights:{name}": digest(resolve(name, addresses)) for name in needed}
+
+
+def digests_or_missing(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
+    """The same where a set may be missing, and its rewards are left out: MISSING in the place of its digest."""
+    found = {}
+    for reward in sorted(rewards):
+        for name in OF_REWARD[reward]:
+            try:
+                found |= {f"weights:{name}": digest(resolve(name, addresses))}
+            except InputMissing:
+                found |= {f"weights:{name}": MISSING}
+    return found

@@ -1,12 +1,10 @@
-"""Who may be compared: the student as exported, the teacher, the naive teacher, the student after cold start alone."""
+"""Who may be compared: the student as exported, the teacher, the naive teacher, the student after cold start alone, and
+any pipeline of diffusers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from dmdr import teacher
 from dmdr.backbones import Backbone, Conditioning
@@ -14,56 +12,43 @@ from dmdr.config import Config
 from dmdr.export import load_student
 from dmdr.metrics.scorecard import Model
 from dmdr.rollout import student_sample, teacher_sample
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """sample: (conditioning of B prompts, noises (N, B, C, H, W)) -> x0 latents (B, C, H, W)."""
-
-    model: Model
-    sample: Callable[[Conditioning, torch.Tensor], torch.Tensor]
+from stages import third_party
+from stages.batch import Sampler
 
 
 def models(config: Config, backbone: Backbone) -> list[Model]:
-    """The columns of the scorecard, in the order of `evaluate.models`. The naive teacher has the student's NFE."""
+    """The columns of the scorecard: `evaluate.models`, then `evaluate.pipelines`, in their order. The naive teacher has
+    the student's NFE."""
     steps, teacher = config.student.steps, config.teacher
     known = {name: Model(name, steps, 1.0) for name in ("student", "naive teacher", "cold start")}
     known["teacher"] = Model("teacher", teacher.steps, teacher.guidance_scale, backbone.guidance_is_input)
-    return [known[name] for name in config.evaluate.models]
+    others = [third_party.model(name, asked) for name, asked in config.evaluate.pipelines.items()]
+    return [*(known[name] for name in config.evaluate.models), *others]
 
 
-def contestants(
-    config: Config, backbone: Backbone, *, unconditional: Conditioning, made: Callable[..., Path]
-) -> Iterator[Contestant]:
-    """The contestants in the order of `models`. A network is loaded when its turn comes and let go after it, so that at
-    most two are in memory: the teacher's and one student's.
+def sampler(
+    config: Config, backbone: Backbone, model: Model, *, unconditional: Conditioning, made: Callable[..., Path]
+) -> Sampler:
+    """How a model draws; a student's network is loaded here, and goes when the sampler goes, so that at most two are
+    in memory: the teacher's and one student's.
 
-    made: (stage, under) -> the folder with what a stage sealed under such names, asked for when its model's turn comes.
+    made: (stage, under) -> the folder with what a stage sealed under such names.
     """
     device = str(backbone.network.device)
-
-    def few_steps(model: Model, network: torch.nn.Module) -> Contestant:
-        times = backbone.student_times(model.steps).to(device)
-        return Contestant(model, lambda c, noises: student_sample(backbone, network, c, times, noises))
-
-    def many_steps(model: Model) -> Contestant:
+    if model.name in config.evaluate.pipelines:
+        return third_party.sampler(model.name, config.evaluate.pipelines[model.name], backbone)
+    if model.name in ("teacher", "naive teacher"):
         times = backbone.teacher_times(model.steps).to(device)
-
-        def sample(c: Conditioning, noises: torch.Tensor) -> torch.Tensor:
-            return teacher_sample(
-                backbone, c, unconditional, guidance_scale=model.guidance_scale, times=times, noise=noises[0]
+        return lambda batch: backbone.decode(
+            teacher_sample(
+                backbone, batch.c, unconditional, guidance_scale=model.guidance_scale, times=times,
+                noise=batch.noises[0],
             )
-
-        return Contestant(model, sample)
-
-    for model in models(config, backbone):
-        if model.name == "student":
-            folder = made("export", "pipeline/") / "pipeline"
-            yield few_steps(model, teacher.load(folder, device, text=False).network)
-        elif model.name == "cold start":
-            network = teacher.load(teacher.source(config.teacher), device, text=False).network
-            load_student(network, made("cold_start"))
-            yield few_steps(model, network)
-            del network
-        else:
-            yield many_steps(model)
+        )  # fmt: skip
+    if model.name == "student":
+        network = teacher.load(made("export", "pipeline/") / "pipeline", device, text=False).network
+    else:
+        network = teacher.load(teacher.source(config.teacher), device, text=False).network
+        load_student(network, made("cold_start"))
+    times = backbone.student_times(model.steps).to(device)
+    return lambda batch: backbone.decode(student_sample(backbone, network, batch.c, times, batch.noises))

@@ -1,4 +1,4 @@
-"""A training stage in several processes (ranks), one a GPU, of this machine or of several.
+"""A stage in several processes (ranks), one a GPU, of this machine or of several.
 
 1. `python -m stages` starts them itself, not by torchrun. That turns every exit code into 1, kills ranks 30 s after a
    SIGTERM, whatever their checkpoint needs, and prints a report of its own over the one line that says what was wrong.
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dmdr.config import Config
 from dmdr.errors import ConfigError
 
-SPLIT = ("cold_start", "joint")  # the stages that several processes share
+SPLIT = ("cold_start", "joint", "evaluate")  # the stages that several processes share
 GRACE = 60  # seconds that a rank has to end once another has failed; one that waits for a sum never looks at its flag
 POLL = 0.05  # seconds
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

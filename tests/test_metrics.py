@@ -158,7 +158,7 @@ def test_diversity_is_zero_of_equal_images_and_one_of_black_and_white():
 def test_prompts_without_metadata_are_left_out_and_counted():
     records = [*lab_prompts("held-out")[:4], {"prompt": "a lighthouse at night"}]
     images = torch.cat([renders(records[:4]), torch.zeros(1, 3, 32, 32)])
-    figures, lines = judge(load(("lab-checker",), records)[0], images, records)
+    figures, lines = judge(load(("lab-checker",), records)[0][0], images, records)
     assert np.isnan(figures["strict"]).tolist() == [False] * 4 + [True]
     assert lines[4] is None
 

@@ -21,7 +21,7 @@ from dmdr.lab.prompts import lab_prompts
 from dmdr.promptset import PromptSet
 from dmdr.rollout import noise_for, student_sample, teacher_sample
 from stages import Stopped, evaluate
-from stages.exam import noises_for
+from stages.drawing import noises_for
 from stages.inputs import inputs
 from tests.conftest import PROMPTS
 from tests.trained_run import context_for, run_stage, trained_run
@@ -45,7 +45,7 @@ def test_scorecard_of_a_tiny_run(config, store, tmp_path):
     folder = run_stage(config, store, "evaluate")
     card = json.loads((folder / "scorecard.json").read_text())
     models = [model["name"] for model in card["models"]]
-    assert (card["schema"], card["run"], card["prompts"]) == (1, "tiny", 6)
+    assert (card["schema"], card["run"], card["prompts"]) == (2, "tiny", 6)
     assert {m["name"]: (m["steps"], m["nfe"], m["guidance_scale"]) for m in card["models"]} == {
         "student": (2, 2, 1.0), "teacher": (3, 6, 3.0), "naive teacher": (2, 2, 1.0), "cold start": (2, 2, 1.0),
     }  # fmt: skip
@@ -60,14 +60,14 @@ def test_scorecard_of_a_tiny_run(config, store, tmp_path):
 
     expected = by_hand(config, store)
     for each in card["metrics"]:
-        assert each["mean"] == pytest.approx(expected[each["name"]][each["model"]].mean(), abs=1e-5)
+        assert each["mean"] == pytest.approx(expected[each["name"]][each["model"]].mean(), abs=1e-4)
         assert each["low"] <= each["mean"] <= each["high"]
     for pair in card["paired"]:
         lead = expected[pair["metric"]]["student"] - expected[pair["metric"]][pair["b"]]
-        assert pair["difference"] == pytest.approx(lead.mean(), abs=1e-5)
+        assert pair["difference"] == pytest.approx(lead.mean(), abs=1e-4)
     assert Image.open(folder / "grid.png").width > 4 * 144
     html = (folder / "report.html").read_text()
-    assert html.count("<img ") == 6 * len(models)
+    assert html.count("<img ") == (6 + extremes(expected, models)) * len(models)
     assert all(text in html for text in ("loss_dm", "cold start", "trained on", "student.steps", config.run))
     assert str(tmp_path) not in html
 
@@ -91,11 +91,24 @@ def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
             times = backbone.teacher_times(steps)
             images[name].append(teacher_sample(backbone, c, empty, guidance_scale=scale, times=times, noise=noises[0]))
     texts = [record["prompt"] for record in prompts.records(range(len(prompts)))]
-    pictures = {name: backbone.decode(torch.cat(each)) for name, each in images.items()}
+    pictures = {name: eight_bits(backbone.decode(torch.cat(each))) for name, each in images.items()}
     return {
         metric: {name: rewards.load(metric)(each, texts).numpy() for name, each in pictures.items()}
         for metric in METRICS
     }
+
+
+def extremes(expected: dict[str, dict[str, np.ndarray]], models: list[str]) -> int:
+    """How many prompts are shown as largest wins and losses of the first model against the second, five of each."""
+    if len(models) < 2:
+        return 0
+    leads = expected["lab-mixer"][models[0]] - expected["lab-mixer"][models[1]]
+    return min(5, int((leads > 0).sum())) + min(5, int((leads < 0).sum()))
+
+
+def eight_bits(images: torch.Tensor) -> torch.Tensor:
+    """As a file holds them. Drawn in other batches, a value may be rounded to the one beside it: scores to 1e-4."""
+    return (images.clamp(0, 1) * 255).round() / 255
 
 
 @pytest.mark.parametrize(
@@ -120,11 +133,11 @@ def test_a_part_of_the_models_needs_a_part_of_the_stages(tiny_config, tmp_path, 
     card = json.loads((folder / "scorecard.json").read_text())
     assert [model["name"] for model in card["models"]] == models
     for each in card["metrics"]:
-        assert each["mean"] == pytest.approx(expected[each["name"]][each["model"]].mean(), abs=1e-5)
+        assert each["mean"] == pytest.approx(expected[each["name"]][each["model"]].mean(), abs=1e-4)
         assert each["trained_on"] == (each["name"] == "lab-conv" and "student" in models)
     assert [(pair["a"], pair["b"]) for pair in card["paired"]] == [(models[0], b) for _ in METRICS for b in models[1:]]
     html = (folder / "report.html").read_text()
-    assert html.count("<img ") == 6 * len(models)
+    assert html.count("<img ") == (6 + extremes(expected, models)) * len(models)
     assert ("The lead of the" in html) == (len(models) > 1)
     assert ("loss_dm" in html) == bool(needed & {"cold_start"})
 
@@ -144,7 +157,7 @@ def test_scores_are_there_prompt_by_prompt(config, store):
     for metric, by_model in expected.items():
         for model, values in by_model.items():
             found = [line["scores"][model][metric] for line in lines]
-            assert found == pytest.approx(values.tolist(), abs=1e-5)
+            assert found == pytest.approx(values.tolist(), abs=1e-4)
 
 
 def test_several_images_a_prompt(tiny_config, tmp_path):
@@ -160,15 +173,15 @@ def test_several_images_a_prompt(tiny_config, tmp_path):
     for model in ("student", "teacher"):
         first, *more = drawn(config, store, model)
         expected = np.mean([rewards.load("lab-conv")(each, PROMPTS[14:]).numpy() for each in (first, *more)], axis=0)
-        assert [line["scores"][model]["lab-conv"] for line in lines] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert [line["scores"][model]["lab-conv"] for line in lines] == pytest.approx(expected.tolist(), abs=1e-4)
         for n, line in enumerate(lines):  # distances, image by image
             trio = [images[n].clamp(0, 1) for images in (first, *more)]
             vectors = [rewards.load("lab-mixer").embed_images(image[None])[0] for image in trio]
             pairs = [(0, 1), (0, 2), (1, 2)]
             pixels = np.mean([float(((trio[a] - trio[b]) ** 2).mean()) ** 0.5 for a, b in pairs])
             cosine = np.mean([1 - float(vectors[a] @ vectors[b]) for a, b in pairs])
-            assert line["scores"][model]["diversity/pixels"] == pytest.approx(pixels, abs=1e-5)
-            assert line["scores"][model]["diversity/lab-mixer"] == pytest.approx(cosine, abs=1e-5)
+            assert line["scores"][model]["diversity/pixels"] == pytest.approx(pixels, abs=1e-4)
+            assert line["scores"][model]["diversity/lab-mixer"] == pytest.approx(cosine, abs=1e-4)
             assert "diversity/lab-conv" not in line["scores"][model]  # trained on
             shown = [folder / "images" / model / f"{n:05d}" / "samples" / "0000.png" for folder in pages.values()]
             want = (first[n].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
@@ -198,7 +211,7 @@ def drawn(config: Config, store: Path, model: str) -> list[torch.Tensor]:
         else:
             times = backbone.teacher_times(3)
             x0 = teacher_sample(backbone, c, empty, guidance_scale=3.0, times=times, noise=noises[0])
-        found.append(backbone.decode(x0))
+        found.append(eight_bits(backbone.decode(x0)))
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dmdr import rewards
-from dmdr.errors import ConfigError
+from dmdr.errors import ConfigError, InputMissing
 from dmdr.metrics.fashion_judge import FashionJudge
 from dmdr.metrics.lab_checker import LabChecker
 from dmdr.metrics.reward import RewardMetric
@@ -33,26 +33,45 @@ class Metric(Protocol):
 JUDGES = {"lab-checker": LabChecker, "fashion-judge": FashionJudge}
 
 
+def check(names: tuple[str, ...], records: list[dict]) -> None:
+    """Whether the metrics without weights can judge these prompts, before anything is drawn.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    for name in names:
+        if name in JUDGES:
+            JUDGES[name]().check_prompts(records)
+
+
 def load(
     names: tuple[str, ...], records: list[dict], device: str = "cpu", addresses: Mapping[str, str] | None = None
-) -> list[Metric]:
+) -> tuple[list[Metric], dict[str, str]]:
     """The metrics of `evaluate.metrics`: lab-checker, fashion-judge or a reward's name; each can judge these prompts.
+    And those whose weights are not there, each with the reason.
 
     addresses: the config's `weights`, where they are not the pinned ones.
 
     Raises:
         ConfigError: an unknown or repeated name, or prompts that a metric cannot judge.
+        InputMissing: no metric is left.
     """
-    metrics: list[Metric] = [
-        JUDGES[name]() if name in JUDGES else RewardMetric(rewards.load(name, device, addresses)) for name in names
-    ]
-    figures = [figure for metric in metrics for figure in metric.figures]
+    found: list[Metric] = []
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            found.append(JUDGES[name]() if name in JUDGES else RewardMetric(rewards.load(name, device, addresses)))
+        except InputMissing as error:
+            missing[name] = str(error)
+            if len(missing) == len(names):
+                raise
+    figures = [figure for metric in found for figure in metric.figures]
     repeated = sorted({figure for figure in figures if figures.count(figure) > 1})
     if repeated:
         raise ConfigError(f"evaluate.metrics gives {', '.join(repeated)} twice; keep one")
-    for metric in metrics:
+    for metric in found:
         metric.check_prompts(records)
-    return metrics
+    return found, missing
 
 
 def judge(metric: Metric, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:

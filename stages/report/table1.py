@@ -109,9 +109,9 @@ def _notes(card: dict) -> str:
         reads = "is longer than the text encoder reads and was cut" if longer == 1 else (
             "are longer than the text encoder reads and were cut"
         )  # fmt: skip
-        notes.append(f"{longer:,} of {count(card['prompts'], 'prompt')} {reads}, for every model.")
+        notes.append(f"{longer:,} of all evaluation prompts {reads}, for every model.")
     else:
-        notes.append("No prompt is longer than the text encoder reads.")
+        notes.append("No evaluation prompt is longer than the text encoder reads.")
     return " ".join(notes)
 
 
