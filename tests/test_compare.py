@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dmdr.config_file import load
 from dmdr.metrics.scorecard import Model
 from flows import cli
 from stages import shelf
@@ -17,6 +18,7 @@ from stages.artifacts import Artifact
 from tests.evaluated import GENEVAL, seal_evaluation
 from tests.s3_server import BUCKET
 from tests.test_report import EVIL, Reader
+from tests.trained_run import run_stage, trained_run
 
 PROMPTS = [EVIL, *(f"prompt {n}" for n in range(29))]
 TAGS = [GENEVAL[n % 6] for n in range(30)]
@@ -209,6 +211,7 @@ def test_an_old_scorecard_and_a_damaged_file_are_refused(tmp_path, capsys):
     card = json.loads((tmp_path / "runs" / "old" / "evaluate" / "scorecard.json").read_text())
     (scratch / "scorecard.json").write_text(json.dumps({**card, "schema": 1}))
     (scratch / "scores.jsonl").write_bytes(whole)
+    (scratch / "speed.json").write_text("{}")
     artifact = Artifact(store, "older", "evaluate")
     artifact.claim({}, {"teacher": "0"})
     artifact.seal(scratch, facts={}, made={})
@@ -216,3 +219,27 @@ def test_an_old_scorecard_and_a_damaged_file_are_refused(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "has schema 1, this DMDR reads 2" in line and "evaluate again" in line
     assert not page.exists()
+
+
+def test_runs_that_were_really_evaluated(tiny_config, tmp_path, capsys):
+    """Two students of one teacher: the figures on the page are those of the sealed cards."""
+    store, cards = tmp_path / "runs", {}
+    for run, steps in (("two-steps", 2), ("one-step", 1)):
+        metrics = {"metrics": ["lab-mixer", "lab-conv"], "batch_size": 4}
+        config = load(tiny_config(run=run, student={"steps": steps}, evaluate=metrics))
+        trained_run(config, store)
+        run_stage(config, store, "export")
+        cards[run] = json.loads((run_stage(config, store, "evaluate") / "scorecard.json").read_text())
+    code, html = compared(str(store), tmp_path / "page.html", *cards)
+    text, printed = Reader(html).text, capsys.readouterr().out
+    assert code == 0
+    assert ET.fromstring(html).tag == "html"
+    for card in cards.values():
+        for each in card["metrics"]:
+            if each["model"] in ("student", "teacher"):
+                assert f"{each['mean']:.3f}{each['low']:.3f} to {each['high']:.3f}" in text
+                assert f"{each['mean']:.3f} [{each['low']:.3f}, {each['high']:.3f}]" in printed
+    assert "teacher 1" not in text  # both have the same
+    assert "lab-conv was trained on by two-steps and one-step." in text
+    assert "student.steps21" in text  # among the settings that differ
+    assert len(Reader(html).images) == 6 * 3

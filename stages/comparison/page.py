@@ -133,5 +133,5 @@ def _made(run: Evaluated) -> str:
     teacher = record["inputs"]["teacher"]
     named = f"{teacher_name(record['teacher'])}, sha256 {teacher}" if "teacher" in record else f"sha256 {teacher}"
     drawn = f"{card['device']}, batches of {card['batch_size']}"
-    cut = f"{card['truncated']:,} of {count(card['prompts'], 'prompt')} cut by the text encoder"
+    cut = f"{count(card['truncated'], 'evaluation prompt')} cut by the text encoder"
     return f"teacher {named}; {drawn}; {cut}; dmdr {record['code']['version']}; evaluate {record['fingerprint']}"
