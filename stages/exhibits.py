@@ -15,6 +15,7 @@ from stages.gallery import Row, Strip, chosen, extremes, grid, png, reduced
 from stages.judging import Judged, Jury
 from stages.parts import Parts
 from stages.report import page
+from stages.report.card import timed
 from stages.samples import Sample, file, unpacked
 from stages.verdict import called, deciding
 
@@ -99,12 +100,6 @@ def keep(context: Context, samples: dict[str, dict[int, Sample]], places: list[i
                 path = context.out / "images" / folder_of(model) / file(place, number)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(png(reduced(Image.fromarray(image))))
-
-
-def timed(card: dict, speed: dict) -> dict:
-    """The card with how long the models took to draw."""
-    models = [{**each, "seconds_per_image": speed["seconds_per_image"][each["name"]]} for each in card["models"]]
-    return {**card, "models": models, "device": speed["device"], "batch_size": speed["batch_size"]}
 
 
 def report(context: Context, card: dict, rows: dict[str, list[Row]], strips: list[Strip], base: str | None) -> str:

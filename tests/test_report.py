@@ -15,13 +15,14 @@ from PIL import Image
 
 from dmdr.config import MODELS as KNOWN
 from dmdr.errors import DataError
-from dmdr.metrics.scorecard import Model, Scores, scorecard
+from dmdr.metrics.scorecard import SCHEMA, Model, Scores, scorecard
 from stages.charts import POINTS, chart, read_columns, thin
 from stages.gallery import LARGEST, ROWS, Row, Strip, chosen, extremes, grid
 from stages.report import page, paper
+from stages.report.card import timed
 from stages.report.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
 from stages.verdict import verdicts
-from tests.evaluated import GENEVAL, MODELS, completed, decoded
+from tests.evaluated import GENEVAL, MODELS, completed, decoded, speed_of
 
 EVIL = "a <script>alert(\"1\")</script> & a 'cat' {0}"
 THIRD = Model(f"{EVIL} XL", 4, 1.0)
@@ -75,9 +76,11 @@ def example(broken: bool = False) -> tuple[dict, dict[str, list[Row]], list[Stri
         card,
         missing=[{"metric": "hpsv2.1", "why": "its <weights> are not here"}],
         about={"soft": {"weights": "lab <1>", "scale": 100.0, "prefix": None, "detector": "exact & quick"}},
-        device="a <GPU>", truncated=3, batch_size=7,
+        truncated=3,
     )  # fmt: skip
-    card["models"][3]["seconds_per_image"] = None
+    speed = speed_of(card, "a <GPU>")
+    speed["seconds_per_image"][THIRD.name] = None
+    card = timed(card, speed)
     rows = [Row(EVIL if n == 0 else f"prompt {n}", "colors") for n in range(3)]
     for n, row in enumerate(rows):
         row.images = {model.name: rng.integers(0, 255, (16, 16, 3), dtype=np.uint8) for model in models}
@@ -141,7 +144,10 @@ def test_the_scorecard_has_the_shape_of_table_1():
         assert row[3] == (f"{seconds:.3g}|{1 / seconds:.3g}" if seconds else "–")
         for cell, figure in zip(row[4:], figures, strict=True):
             found = next(m for m in card["metrics"] if (m["name"], m["model"]) == (figure, model["name"]))
-            assert cell.startswith(f"{found['mean']:.3f}|{found['low']:.3f} to {found['high']:.3f}")
+            told = f"{found['mean']:.3f}|{found['low']:.3f} to {found['high']:.3f}"
+            if figure == "geneval":
+                told += f"|by task {card['tags'][figure][model['name']]['overall']:.3f}"
+            assert cell == told
 
 
 def test_what_surrounds_the_figures_is_said():
@@ -149,8 +155,8 @@ def test_what_surrounds_the_figures_is_said():
     for said in (
         "Not measured: hpsv2.1. its <weights> are not here",
         "weights lab <1>, scale 100.0, detector exact & quick",
-        "in batches of 7, on a <GPU>",
-        "3 of 40 prompts are longer than the text encoder reads",
+        "in batches of 4, on a <GPU>",
+        "3 of all evaluation prompts are longer than the text encoder reads",
     ):
         assert said in text
     assert "None" not in text
@@ -203,6 +209,10 @@ def test_a_teacher_of_another_size_has_no_rows(tiny_folder):
 
     network = teacher.load(tiny_folder, text=False).network
     assert paper.base_model(type(network).__name__, network.config) is None
+
+
+def test_pages_read_the_schema_that_evaluate_writes():
+    assert example()[0]["schema"] == SCHEMA
 
 
 def test_a_card_of_another_schema_is_refused_in_one_line():

@@ -23,9 +23,8 @@ def models(runs: list[Evaluated]) -> dict[str, tuple[list[Evaluated], str]]:
     for each in runs:
         if each.student["name"] != TEACHER and _teacher(each):
             teachers.setdefault(_teacher_key(each), []).append(each)
-    for of_teacher in teachers.values():
-        names = ", ".join(each.run for each in of_teacher)
-        found[TEACHER if len(teachers) == 1 else f"{TEACHER} of {names}"] = (of_teacher, TEACHER)
+    for number, of_teacher in enumerate(teachers.values(), start=1):
+        found[TEACHER if len(teachers) == 1 else f"{TEACHER} {number}"] = (of_teacher, TEACHER)
     return found
 
 
@@ -92,7 +91,7 @@ def _pairs(first: Evaluated, other: Evaluated) -> list[dict]:
     found = []
     for figure in ours:
         places = sorted(ours[figure].keys() & theirs.get(figure, {}).keys())
-        if not places:
+        if not places or not _same_metric(first, other, figure):
             continue
         scores_MP = np.array([[side[figure][place] for place in places] for side in (ours, theirs)])
         (interval,) = differences(scores_MP, first.card["intervals"]["seed"])
@@ -100,6 +99,12 @@ def _pairs(first: Evaluated, other: Evaluated) -> list[dict]:
         pair = {"metric": figure, "a": first.run, "b": other.run, "difference": difference, "low": low, "high": high}
         found.append(pair)
     return found
+
+
+def _same_metric(a: Evaluated, b: Evaluated, figure: str) -> bool:
+    """Whether two runs mean the same by a figure, as far as both say what it is."""
+    ours, theirs = (each.card["about"].get(figure) for each in (a, b))
+    return ours is None or theirs is None or ours == theirs
 
 
 def _about(runs: list[Evaluated]) -> dict[str, dict]:
@@ -132,21 +137,19 @@ def remarks(runs: list[Evaluated]) -> list[str]:
             told.append(f"{first.run} and {other.run} drew from other noise: the pairs share their prompts only.")
     for figure in sorted(set().union(*map(trained_on, runs))):
         told.append(f"{figure} was trained on by {listed(each.run for each in runs if figure in trained_on(each))}.")
-    for figure, tellings in _disagreeing(runs).items():
-        told.append(f"{figure} is not the same metric in {listed(tellings)}: see what the metrics are.")
-    return told
+    for figure in first.card["about"]:
+        others = [each.run for each in runs if not _same_metric(first, each, figure)]
+        if others:
+            told.append(
+                f"{figure} of {first.run} is another metric than in {listed(others)}: no paired differences of it."
+            )
+    return [*told, *(f"{name} is that of {listed(runs)}." for name, runs in _teachers(runs).items())]
 
 
-def _disagreeing(runs: list[Evaluated]) -> dict[str, list[str]]:
-    by_figure: dict[str, dict[str, dict]] = {}
-    for run in runs:
-        for figure, facts in run.card["about"].items():
-            by_figure.setdefault(figure, {})[run.run] = facts
-    return {
-        figure: list(told)
-        for figure, told in by_figure.items()
-        if any(facts != next(iter(told.values())) for facts in told.values())
-    }
+def _teachers(runs: list[Evaluated]) -> dict[str, list[str]]:
+    """Whose teacher each is, where there are several."""
+    found = {name: [each.run for each in owners] for name, (owners, model) in models(runs).items() if model == TEACHER}
+    return found if len(found) > 1 else {}
 
 
 def listed(names: Iterable[str]) -> str:

@@ -35,7 +35,8 @@ def page(runs: list[Evaluated], card: dict) -> str:
     names = [each.run for each in runs]
     title = f"{listed(names)} compared"
     body = [f"<h1>{escape(title)}</h1>", f'<p class="faint">Each run by its student; {escape(_prompts(runs))}.</p>']
-    body += [f'<p class="card">{escape(each)}</p>' for each in remarks(runs)]
+    if told := "".join(f"<li>{escape(each)}</li>" for each in remarks(runs)):
+        body.append(f'<ul class="remarks">{told}</ul>')
     body += [
         cards(card),
         "<h2>Scorecard</h2>",
@@ -132,5 +133,5 @@ def _made(run: Evaluated) -> str:
     teacher = record["inputs"]["teacher"]
     named = f"{teacher_name(record['teacher'])}, sha256 {teacher}" if "teacher" in record else f"sha256 {teacher}"
     drawn = f"{card['device']}, batches of {card['batch_size']}"
-    cut = f"{card['truncated']:,} of {count(card['prompts'], 'prompt')} cut by the text encoder"
+    cut = f"{count(card['truncated'], 'evaluation prompt')} cut by the text encoder"
     return f"teacher {named}; {drawn}; {cut}; dmdr {record['code']['version']}; evaluate {record['fingerprint']}"

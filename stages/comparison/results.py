@@ -13,7 +13,7 @@ from PIL import Image
 from dmdr.config import STAGES
 from stages.artifacts import Artifact
 from stages.charts import Point, read_columns
-from stages.report.card import readable
+from stages.report.card import readable, timed
 
 CURVES = ("reward/", "watch/")  # how the columns of joint training begin that are drawn over each other
 COMPARED = ("student", "teacher")
@@ -61,8 +61,9 @@ def read(runs: list[str], store: str, cache: Path) -> list[Evaluated]:
 
 def _evaluated(run: str, store: str, cache: Path) -> Evaluated:
     sealed = Artifact(store, run, "evaluate")
-    folder = sealed.fetch(cache / "card", only=lambda name: name in ("scorecard.json", "scores.jsonl"))
+    folder = sealed.fetch(cache / "card", only=lambda name: name in ("scorecard.json", "speed.json", "scores.jsonl"))
     card = readable(json.loads((folder / "scorecard.json").read_text(encoding="utf-8")), sealed.address)
+    card = timed(card, json.loads((folder / "speed.json").read_text(encoding="utf-8")))
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {stage: Artifact(store, run, stage).record() for stage in STAGES}
     records = {stage: record for stage, record in found.items() if record is not None}

@@ -1,10 +1,10 @@
-"""Which scorecards a page can show."""
+"""What a page shows of an evaluation: scorecard.json, with speed.json beside it."""
 
 from __future__ import annotations
 
 from dmdr.errors import DataError
 
-SCHEMA = 2  # of dmdr.metrics.scorecard
+SCHEMA = 2  # of dmdr.metrics.scorecard, which needs scipy
 
 
 def readable(card: dict, address: str) -> dict:
@@ -19,3 +19,9 @@ def readable(card: dict, address: str) -> dict:
             "evaluate again"
         )
     return card
+
+
+def timed(card: dict, speed: dict) -> dict:
+    """The card with how long the models took to draw; speed: the content of speed.json."""
+    models = [{**each, "seconds_per_image": speed["seconds_per_image"][each["name"]]} for each in card["models"]]
+    return {**card, "models": models, "device": speed["device"], "batch_size": speed["batch_size"]}

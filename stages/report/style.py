@@ -43,6 +43,7 @@ h3 {{ font-size:1.05rem; margin:1.6rem 0 .4rem }} p {{ margin:.4rem 0; max-width
 .faint, small {{ color:var(--faint) }} small {{ font-size:.82rem }} code {{ font-size:.85rem }}
 .card {{ background:var(--card); border-left:4px solid var(--line); border-radius:4px; padding:.7rem 1rem;
   margin:.6rem 0 }}
+.remarks {{ margin:.6rem 0 1rem; padding-left:1.2rem; max-width:60rem }}
 .cards {{ display:grid; grid-template-columns:repeat(auto-fill,minmax(min(26rem,100%),1fr)); gap:.6rem 1rem }}
 .cards .card {{ margin:0; max-width:none }} .cards small {{ display:block; margin-top:.3rem; line-height:1.4 }}
 .card.better {{ border-color:var(--good) }} .card.worse, .card.undecided, .card.missing {{ border-color:var(--bad) }}

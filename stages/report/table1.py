@@ -8,6 +8,8 @@ from stages.report.html import DIVERSITY, MARK, count, plain, scrolled, shown
 from stages.report.paper import TABLES, rows_for
 from stages.verdict import deciding, number
 
+GENEVAL = "geneval"
+
 
 def figures_of(card: dict) -> list[str]:
     """The names of a card's figures, in their order."""
@@ -58,8 +60,8 @@ def _cell(card: dict, row: dict | None, figure: str, model: str) -> str:
         return f"<td>{shown(None)}<small>{row['broken']} of {count(row['n'], 'prompt')}</small></td>"
     under = f"<small>{number(row['low'])} to {number(row['high'])}</small>"
     overall = card["tags"].get(figure, {}).get(model, {}).get("overall")
-    if overall is not None and number(overall) != number(row["mean"]):
-        under += f"<small>of categories {number(overall)}</small>"
+    if overall is not None and figure.startswith(GENEVAL):
+        under += f"<small>by task {number(overall)}</small>"
     return f"<td>{number(row['mean'])}{under}</td>"
 
 
@@ -95,8 +97,8 @@ def _notes(card: dict) -> str:
         else "The student was trained on none of these metrics.",
         "Higher is better everywhere. Below each mean: its 95 % interval over prompts.",
     ]
-    if any(each in card["tags"] for each in figures_of(card)):
-        notes.append("Of categories: the mean of the categories, each counted once, as GenEval reports it.")
+    if any(each.startswith(GENEVAL) for each in card["tags"]):
+        notes.append("By task: the mean of the tasks, each counted once, which is what GenEval calls overall.")
     if card["images_per_prompt"] > 1:
         notes.append(f"A prompt's score is the mean over its {card['images_per_prompt']} images. {DIVERSITY}")
     notes.append("NFE: forwards of the network an image; guidance (CFG) doubles them, unless it is an input.")

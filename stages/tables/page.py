@@ -102,7 +102,7 @@ def figures(spec: Spec, found: list[Found]) -> str:
     """Rows by metrics, ours first and the paper's beside them."""
     variants = spec.variants or (None,)
     columns, papers = len(spec.columns), len(spec.paper_columns)
-    head = "<th></th>" + "".join(
+    head = "<td></td>" + "".join(
         f'<th class="group" colspan="{columns}">ours{_at(variant.label if variant else "")}</th>'
         for variant in variants
     )

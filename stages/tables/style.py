@@ -7,6 +7,7 @@ body { max-width:84rem } .group { text-align:center } .group, .first { border-le
 .paper { color:var(--faint) } .claims p { max-width:60rem } h3 { font-size:1rem; margin:1.2rem 0 .2rem }
 h3::first-letter { text-transform:uppercase }
 .charts { grid-template-columns:repeat(auto-fill,minmax(min(26rem,100%),1fr)) } path { stroke-width:1.2 }
+@media (min-width:32rem) { .tick { font-size:10px } }
 .rows { width:auto; table-layout:auto } .rows td, .rows th { width:8rem; vertical-align:top }
 .rows td div { display:grid; grid-template-columns:1fr 1fr; gap:2px; width:8rem } .rows img { max-width:8rem }
 .rows td div.one { grid-template-columns:1fr } table.plain td:not(:last-child) { white-space:nowrap }
