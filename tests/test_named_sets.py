@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -61,8 +62,7 @@ class Site:
     files: dict[str, bytes]
     asked: list[str] = field(default_factory=list)
     failing: list[int] = field(default_factory=list)  # statuses of the next answers; 0 breaks off in the middle
-    halfway: threading.Event = field(default_factory=threading.Event)  # half of a file marked `slow` was sent
-    go_on: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)  # what is asked for below slow/ stops half way
 
     def file(self, name: str, **says: str) -> File:
         return File(f"{self.address}/{name}", hashlib.sha256(self.files[name]).hexdigest(), says)
@@ -103,7 +103,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
                 return
             if "slow" in self.path:
                 self.wfile.flush()
-                made.halfway.set()
                 made.go_on.wait(60)
             try:
                 self.wfile.write(content[len(content) // 2 :])
@@ -288,18 +287,22 @@ print(Sets(table=table, cache=Path(sys.argv[2])).files("set:slow")[0][1])
 
 
 def test_killed_in_the_middle_nothing_looks_whole(site: Site, tmp_path: Path) -> None:
-    """Without a known digest, so that only how the file appears says that it is whole."""
-    cache, address = tmp_path / "cache", f"{site.address}/slow/PartiPrompts.tsv"
+    """Without a known digest, so that only its name says that a file is whole. More than one chunk is written."""
+    site.files["long.txt"] = b"a red cup\n" * 500_000
+    cache, address = tmp_path / "cache", f"{site.address}/slow/long.txt"
     command = [sys.executable, "-c", FETCH, address, str(cache)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-    assert site.halfway.wait(60)
+    until = time.monotonic() + 60
+    while not any(path.is_file() and path.stat().st_size for path in cache.rglob("*")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
-    assert list(cache.rglob("*.lock")) and not list(cache.rglob("PartiPrompts.tsv"))
+    assert {path.name for path in cache.rglob("*") if path.is_file()} == {".long.txt.begun", ".long.txt.lock"}
     site.go_on.set()
     found = Path(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip())
-    assert found.read_text() == PARTI
-    assert sorted(path.name for path in found.parent.iterdir()) == [".PartiPrompts.tsv.lock", "PartiPrompts.tsv"]
+    assert found.read_bytes() == site.files["long.txt"]
+    assert {path.name for path in found.parent.iterdir()} == {".long.txt.lock", "long.txt"}
 
 
 FROM_HUB = """
