@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dmdr.cluster import Cluster
 from dmdr.section import Address, Positive, Rate, Section
-from dmdr.weights import OF_REWARD
+from dmdr.weights import OF, OF_JUDGE, OF_REWARD
 
 STAGES = ("prompts", "cold_start", "joint", "export", "evaluate")  # in data order
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run, as it stands in paths and in Kubernetes labels
@@ -217,8 +217,17 @@ class Joint(Training):
         return self
 
 
-JUDGES = ("lab-checker", "fashion-judge")  # metrics that are no reward
+JUDGES = ("lab-checker", "fashion-judge", *OF_JUDGE)  # metrics that are no reward
 MODELS = ("student", "teacher", "naive teacher", "cold start")
+MODEL = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}$"  # the name of another model on the scorecard
+
+
+class Pipeline(Section):
+    """A checkpoint of somebody else's on the scorecard, drawn by its own diffusers pipeline."""
+
+    path: Address  # a diffusers folder, hub:OWNER/NAME@COMMIT, or lab:NAME
+    steps: Positive
+    guidance_scale: float = Field(1.0, ge=0.0)  # as its pipeline takes it
 
 
 class Evaluate(Section):
@@ -229,6 +238,15 @@ class Evaluate(Section):
     batch_size: Positive = 64
     models: tuple[Literal[MODELS], ...] = Field(MODELS, min_length=1, strict=False)  # who is compared
     seeds: Positive = 1  # images a prompt; from 2 on, diversity is reported
+    pipelines: dict[Annotated[str, Field(pattern=MODEL)], Pipeline] = Field({})  # by the name that the card has
+
+    @model_validator(mode="after")
+    def _names_are_new(self) -> Evaluate:
+        if taken := sorted(set(self.pipelines).intersection(MODELS)):
+            raise ValueError(
+                f"evaluate.pipelines.{taken[0]}: {taken[0]} is one of evaluate.models; choose another name"
+            )
+        return self
 
     @model_validator(mode="after")
     def _each_once(self) -> Evaluate:
@@ -309,6 +327,12 @@ class Config(Section):
             }
         return set(self.evaluate.metrics).difference(JUDGES) if stage == "evaluate" else set()
 
+    def weighed(self, stage: str) -> set[str]:
+        """`rewards`, and the other metrics that have weights."""
+        return self.rewards(stage) | (
+            set(OF_JUDGE).intersection(self.evaluate.metrics) if stage == "evaluate" else set()
+        )
+
     @model_validator(mode="after")
     def _rewards_are_known(self) -> Config:
         asked = self.rewards("joint") | self.rewards("evaluate")
@@ -317,7 +341,8 @@ class Config(Section):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"DMDR has {', '.join(known)}"
             raise ValueError(f"unknown reward {name}; {hint}")
-        read = {weights for name in asked for weights in OF_REWARD[name]}
+        weighed = asked | self.weighed("evaluate")
+        read = {weights for name in weighed for weights in OF[name]}
         idle = sorted(set(self.weights) - read)
         if idle:
             raise ValueError(

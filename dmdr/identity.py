@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 from dmdr.config import Config
 
@@ -20,11 +21,13 @@ NEEDS = {  # the settings each stage reads, and so the ones that name its result
 }
 # the digests of what lies there count instead
 ADDRESSES = ("teacher.path", "teacher.parts", "prompts.sources", "prompts.evaluation", "joint.rl.tiny_decoder")
+PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # and of each of these
 
 LATER = {  # settings that results were sealed without, and the value those were made with, at which they are left out
     "precision": "float32",
     "export.forms": None,
     "joint.rl.decoder": "whole",
+    "evaluate.pipelines": {},
     **{f"{stage}.{of}.kind": "adamw" for stage in ("cold_start", "joint") for of in ("student", "fake_score")},
 }
 
@@ -33,7 +36,8 @@ def identity(config: Config, stage: str) -> dict[str, object]:
     """The settings that name a stage's result, flat ("student.steps": 4), without ADDRESSES and execution."""
     flat = _flat("", config.model_dump(mode="json"))
     needed = {key for key in flat for need in NEEDS[stage] if key == need or key.startswith(f"{need}.")}
-    return {key: flat[key] for key in sorted(needed.difference(ADDRESSES)) if LATER.get(key, ...) != flat[key]}
+    needed = {key for key in needed.difference(ADDRESSES) if not PIPELINE.fullmatch(key)}
+    return {key: flat[key] for key in sorted(needed) if LATER.get(key, ...) != flat[key]}
 
 
 def _flat(prefix: str, value: object) -> dict[str, object]:

@@ -113,19 +113,23 @@ def load(source: Path | SingleFile, device: str = "cpu", *, text: bool = True, r
     return backbone(family(source), pipeline(source, text=text).to(device), resolution)
 
 
+def backbones() -> dict[str, type]:
+    """family -> its Backbone."""
+    from dmdr.backbones.flux import Flux
+    from dmdr.backbones.sd3 import SD3
+    from dmdr.backbones.sdxl import SDXL
+    from dmdr.backbones.z_image import ZImage
+
+    return {each.family: each for each in (SD3, SDXL, ZImage, Flux)}
+
+
 def backbone(family: str, pipe, resolution: int | None):
     """The Backbone of a family around its pipeline.
 
     Raises:
         DataError: a resolution that the family does not have.
     """
-    from dmdr.backbones.flux import Flux
-    from dmdr.backbones.sd3 import SD3
-    from dmdr.backbones.sdxl import SDXL
-    from dmdr.backbones.z_image import ZImage
-
-    backbones = {each.family: each for each in (SD3, SDXL, ZImage, Flux)}
-    return backbones[family](pipe, resolution)
+    return backbones()[family](pipe, resolution)
 
 
 def pipeline(source: Path | SingleFile, *, text: bool = True):

@@ -38,10 +38,10 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def attempt(text: str) -> int:
-    """The number of an attempt."""
+def count(text: str) -> int:
+    """A number of steps, or which attempt it is."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"attempts are counted from 1 on, not {text!r}")
+        raise argparse.ArgumentTypeError(f"it is a whole number from 1 on, not {text!r}")
     return int(text)
 
 
@@ -66,6 +66,22 @@ def parser() -> Parser:
     tables.add_argument("--out", metavar="PAGE", help="the page (default: tables/NAME.html); configs lie beside it")
     tables.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
+    evaluate = commands.add_parser(
+        "evaluate", help="put any checkpoint that diffusers loads on the scorecard of a run", epilog=EPILOG
+    )
+    evaluate.add_argument("config", metavar="CONFIG", help="of the run: its prompts, noise and metrics judge")
+    evaluate.add_argument(
+        "--pipeline",
+        required=True,
+        metavar="FOLDER-OR-ID",
+        help="a diffusers folder, hub:OWNER/NAME@COMMIT or lab:NAME",
+    )
+    evaluate.add_argument("--steps", required=True, type=count, metavar="N", help="of its sampler")
+    evaluate.add_argument("--guidance", type=float, default=1.0, metavar="G", help="its scale (default: %(default)s)")
+    evaluate.add_argument("--name", metavar="NAME", help="on the card (default: the folder's or repository's)")
+    evaluate.add_argument("--run", metavar="NAME", help="name of the run (default: the config's own)")
+    evaluate.add_argument("--store", default="runs", metavar="URL", help=STORE)
+
     plan = commands.add_parser("plan", help="what a config needs of a GPU, memory, work, hours, without running it")
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, for example configs/sd35-large.yaml")
     plan.add_argument("--gpu", default="h100-80", metavar="GPU", choices=GPUS, help=f"one of {', '.join(GPUS)}")
@@ -75,7 +91,7 @@ def parser() -> Parser:
     render.add_argument("--stage", required=True, metavar="STAGE", choices=STAGES, help=f"one of {', '.join(STAGES)}")
     render.add_argument("--run", metavar="NAME", help="name of the run (default: the config's own)")
     render.add_argument("--store", required=True, metavar="URL", help="where artifacts lie, as s3://BUCKET/PREFIX")
-    render.add_argument("--attempt", type=attempt, default=1, metavar="N", help="which attempt it is (default: 1)")
+    render.add_argument("--attempt", type=count, default=1, metavar="N", help="which attempt it is (default: 1)")
 
     status = commands.add_parser("status", help="list the stages of a run: sealed, open or not started")
     status.add_argument("run", metavar="RUN", help="name of the run, or what it was promoted as")
@@ -83,6 +99,11 @@ def parser() -> Parser:
 
     runs = commands.add_parser("runs", help="list the runs of a store with their teachers and scores")
     runs.add_argument("--store", default="runs", metavar="URL", help=STORE)
+
+    compare = commands.add_parser("compare", help="put evaluated runs side by side: one page, and tables here")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="names of runs, or what they were promoted as")
+    compare.add_argument("--out", default="comparison.html", metavar="PAGE", help="the page (default: %(default)s)")
+    compare.add_argument("--store", default="runs", metavar="URL", help=STORE)
 
     promote = commands.add_parser("promote", help="let a name mean the export of a run; dmdr pull follows it")
     promote.add_argument("run", metavar="RUN", help="name of the run")
@@ -136,6 +157,13 @@ def main(argv: list[str] | None = None) -> int:
             return run.tables(given.spec, given.seeds, given.store, given.base, given.out)
         if given.command == "run":
             return run.run(given.config, given.run, given.store)
+        if given.command == "evaluate":
+            from flows.evaluate import evaluate
+
+            return evaluate(
+                given.config, given.pipeline, given.steps, given.guidance, name=given.name, run=given.run,
+                store=given.store,
+            )  # fmt: skip
         if given.command == "plan":
             from flows.plan import plan
 
@@ -154,6 +182,10 @@ def main(argv: list[str] | None = None) -> int:
             return store.status(given.run, given.store)
         if given.command == "runs":
             return store.runs(given.store)
+        if given.command == "compare":
+            from flows.compare import compare
+
+            return compare(given.runs, given.store, given.out)
         if given.command == "promote":
             return store.promote(given.run, given.name, given.store)
         return pull.pull(given.run, given.stage, given.folder, given.store, given.form)

@@ -93,17 +93,18 @@ def _as_job(asked: Stage, artifact: Artifact, say: Callable[[str], None]) -> Non
         say(f"{asked.name}: sealed already at {artifact.address}")
         return
     kubernetes.run(
-        asked, say=say, sealed=lambda: artifact.record() is not None, flow_run=str(flow_run.id), is_over=owners.is_over
-    )
+        asked, say=say, sealed=lambda: artifact.record() is not None, flow_run=str(flow_run.id),
+        deployment=deployment.id, is_over=owners.is_over,
+    )  # fmt: skip
 
 
 def stop_jobs(flow: Flow, flow_run: FlowRun, state: State) -> None:
     """A second chance to stop the Jobs of a cancelled flow run, in another process than its own."""
     cluster = load(flow_run.parameters["config"]).execution.cluster
     if cluster is not None:
-        from flows.launch import kubernetes
+        from flows.launch import owned
 
-        for job in kubernetes.stop_all(cluster.namespace, str(flow_run.id)):
+        for job in owned.stop_all(cluster.namespace, str(flow_run.id)):
             print(f"stopped {job}")
 
 

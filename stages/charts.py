@@ -9,7 +9,7 @@ from pathlib import Path
 
 POINTS = 160  # a curve; more updates than this are averaged in equal runs
 WIDTH, HEIGHT = 300, 130  # of the plot, in SVG units
-LEFT, TOP, BOTTOM = 52, 8, 20  # room for the labels
+LEFT, TOP, BOTTOM = 62, 8, 22  # room for the labels
 WATCH = "watch/"  # the figures of the hacking alarm
 FIRST = ("loss_dm", "loss_fake", "loss_rl", "reward", WATCH)  # how columns begin, in this order; then the rest by name
 
@@ -88,11 +88,11 @@ def chart(
         for x, y in points:
             if y is None:
                 parts.append(f'<path class="broken" d="M{at(x, low)}L{at(x, high)}"><title>not a number</title></path>')
-    for y, where in ((high, TOP + 9), (low, TOP + HEIGHT)):
+    for y, where in ((high, TOP + 10), (low, TOP + HEIGHT)):
         parts.append(f'<text class="tick" x="{LEFT - 5}" y="{where}" text-anchor="end">{y:.3g}</text>')
     for x, anchor in ((0.0, "start"), (end, "end")):
         place = LEFT + (WIDTH if anchor == "end" else 0)
-        parts.append(f'<text class="tick" x="{place}" y="{TOP + HEIGHT + 14}" text-anchor="{anchor}">{x:g}</text>')
+        parts.append(f'<text class="tick" x="{place}" y="{TOP + HEIGHT + 16}" text-anchor="{anchor}">{x:g}</text>')
     warning = f' <b class="bad">not a number at {broken} of its points</b>' if broken else ""
     last = f"<span>last {values[-1]:.4g}</span>" if values and colours is None else ""
     return (

@@ -1,11 +1,10 @@
-"""Who may be compared: the student as exported, the teacher, the naive teacher, the student after cold start alone."""
+"""Who may be compared: the student as exported, the teacher, the naive teacher, the student after cold start alone, and
+any pipeline of diffusers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from dmdr import teacher
 from dmdr.backbones import Backbone, Conditioning
@@ -13,17 +12,18 @@ from dmdr.config import Config
 from dmdr.export import load_student
 from dmdr.metrics.scorecard import Model
 from dmdr.rollout import student_sample, teacher_sample
-
-# (conditioning of B images, noises (N, B, C, H, W)) -> x0 latents (B, C, H, W)
-Sampler = Callable[[Conditioning, torch.Tensor], torch.Tensor]
+from stages import third_party
+from stages.batch import Sampler
 
 
 def models(config: Config, backbone: Backbone) -> list[Model]:
-    """The columns of the scorecard, in the order of `evaluate.models`. The naive teacher has the student's NFE."""
+    """The columns of the scorecard: `evaluate.models`, then `evaluate.pipelines`, in their order. The naive teacher has
+    the student's NFE."""
     steps, teacher = config.student.steps, config.teacher
     known = {name: Model(name, steps, 1.0) for name in ("student", "naive teacher", "cold start")}
     known["teacher"] = Model("teacher", teacher.steps, teacher.guidance_scale, backbone.guidance_is_input)
-    return [known[name] for name in config.evaluate.models]
+    others = [third_party.model(name, asked) for name, asked in config.evaluate.pipelines.items()]
+    return [*(known[name] for name in config.evaluate.models), *others]
 
 
 def sampler(
@@ -35,15 +35,20 @@ def sampler(
     made: (stage, under) -> the folder with what a stage sealed under such names.
     """
     device = str(backbone.network.device)
+    if model.name in config.evaluate.pipelines:
+        return third_party.sampler(model.name, config.evaluate.pipelines[model.name], backbone)
     if model.name in ("teacher", "naive teacher"):
         times = backbone.teacher_times(model.steps).to(device)
-        return lambda c, noises: teacher_sample(
-            backbone, c, unconditional, guidance_scale=model.guidance_scale, times=times, noise=noises[0]
-        )
+        return lambda batch: backbone.decode(
+            teacher_sample(
+                backbone, batch.c, unconditional, guidance_scale=model.guidance_scale, times=times,
+                noise=batch.noises[0],
+            )
+        )  # fmt: skip
     if model.name == "student":
         network = teacher.load(made("export", "pipeline/") / "pipeline", device, text=False).network
     else:
         network = teacher.load(teacher.source(config.teacher), device, text=False).network
         load_student(network, made("cold_start"))
     times = backbone.student_times(model.steps).to(device)
-    return lambda c, noises: student_sample(backbone, network, c, times, noises)
+    return lambda batch: backbone.decode(student_sample(backbone, network, batch.c, times, batch.noises))

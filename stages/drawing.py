@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from dmdr import distributed
-from dmdr.backbones import Backbone, Conditioning
+from dmdr.backbones import Backbone
 from dmdr.metrics.scorecard import Model
 from dmdr.promptset import PromptSet
-from dmdr.rollout import noise_for
+from dmdr.rollout import generator_for, noise_for
 from stages import Context, Stopped
-from stages.contestants import Sampler
+from stages.batch import Batch, Sampler
 from stages.parts import Parts
 from stages.samples import packed, sample
 
@@ -90,12 +90,17 @@ def draw(
 
 def _batch(context: Context, exam: Exam, places: range, draws: Sampler, backbone: Backbone) -> torch.Tensor:
     """(P, S, 3, H, W) in [0, 1], on the CPU."""
-    indices = [exam.indices[place] for place in places]
+    indices, seed = [exam.indices[place] for place in places], context.config.seed
     steps, shape = context.config.student.steps, backbone.latent_shape
-    noises = noises_for(context.config.seed, indices, steps=steps, shape=shape, seeds=exam.seeds)
-    c: Conditioning = backbone.collate([item for item in exam.prompts.items(indices) for _ in range(exam.seeds)])
-    latents = draws(c, noises.to(backbone.network.device))
-    return backbone.decode(latents).float().cpu().unflatten(0, (len(places), exam.seeds))
+    noises = noises_for(seed, indices, steps=steps, shape=shape, seeds=exam.seeds)
+    records = [exam.records[place] for place in places for _ in range(exam.seeds)]
+    batch = Batch(
+        [record["prompt"] for record in records],
+        backbone.collate([item for item in exam.prompts.items(indices) for _ in range(exam.seeds)]),
+        noises.to(backbone.network.device),
+        [generator_for(seed, "evaluate", index, "own", number) for index in indices for number in range(exam.seeds)],
+    )
+    return draws(batch).float().cpu().unflatten(0, (len(places), exam.seeds))
 
 
 def noises_for(

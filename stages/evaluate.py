@@ -10,48 +10,34 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 from collections.abc import Callable
 
-import pyarrow
 import torch
-from PIL import Image
-from pyarrow import parquet
 
 from dmdr import distributed, metrics, teacher
 from dmdr.config import Config
-from dmdr.identity import identity
 from dmdr.metrics import Metric
+from dmdr.metrics.dpg_bench import FIGURE, OFFICIAL, DPGBench
 from dmdr.metrics.reward import RewardMetric
-from dmdr.metrics.scorecard import Model, Scores, scorecard
+from dmdr.metrics.scorecard import Model, scorecard
 from dmdr.promptset import PromptSet
 from dmdr.rewards.lab import LabReward
 from stages import Context, provenance
-from stages.charts import read_columns
 from stages.contestants import models, sampler
-from stages.device import device
-from stages.drawing import Exam, Tick, draw, folder_of, images_part
-from stages.gallery import Row, chosen, grid, png, reduced
-from stages.judging import Judged, Jury, gathered, judge_all
+from stages.device import device, device_name
+from stages.drawing import Exam, Tick, draw
+from stages.exhibits import exhibit
+from stages.judging import Jury, gathered, judge_all
 from stages.parts import Parts
-from stages.report import page
-from stages.samples import file, unpacked
+from stages.report.paper import base_model
+from stages.score_files import write_samples, write_scores, write_table
 from stages.verdict import verdicts
-
-# training stage -> the models that went through it
-TRAINED = {"cold_start": {"student", "cold start"}, "joint": {"student"}}
-
-SCHEMA = pyarrow.schema(
-    [
-        ("index", pyarrow.int64()), ("prompt", pyarrow.string()), ("model", pyarrow.string()),
-        ("image", pyarrow.int32()), ("figure", pyarrow.string()), ("score", pyarrow.float64()),
-    ]
-)  # fmt: skip
 
 
 def run(context: Context) -> dict:
     """Draw and judge; writes scorecard.json, scores.jsonl, scores.parquet, speed.json, report.html, grid.png,
-    samples/<model>-00000.tar with all images, images/ with those that are shown, and results-<model>.jsonl.
+    samples/<model>-00000.tar with all images, images/ with those that are shown, results-<model>.jsonl as GenEval has
+    it, and answers-<model>.jsonl of DPG-Bench.
 
     Raises:
         ConfigError: a metric is unknown or cannot judge these prompts.
@@ -64,9 +50,10 @@ def run(context: Context) -> dict:
     exam = Exam(prompts, indices, prompts.records(indices), config.evaluate.seeds)
     metrics.check(config.evaluate.metrics, exam.records)  # before hours of drawing
     parts = Parts(context.artifact, context.cache.parent / "parts")
-    tick = counter(context, 2 * len(config.evaluate.models) * sum(len(places) for _, places in exam.mine()))
+    field = len(config.evaluate.models) + len(config.evaluate.pipelines)
+    tick = counter(context, 2 * field * sum(len(places) for _, places in exam.mine()))
 
-    compared = draw_all(context, exam, parts, tick)
+    compared, base = draw_all(context, exam, parts, tick)
     gc.collect()  # the networks go before the metrics come
     judges, missing = metrics.load(config.evaluate.metrics, exam.records, device(config), config.weights)
     for name, why in missing.items():
@@ -83,12 +70,19 @@ def run(context: Context) -> dict:
         context.artifact.run, compared, scores=scores, prompts=len(exam.records), seed=config.seed,
         images=exam.seeds, trained_on=trained_on(config),
     )  # fmt: skip
-    card["missing"] = [{"metric": name, "why": why} for name, why in missing.items()]
-    rows = shown(context, exam, parts, jury, found)
-    publish(context, card, rows)
+    facts = provenance.records(context)["prompts"]["facts"]
+    card |= {"missing": [{"metric": name, "why": why} for name, why in missing.items()], "about": {}}
+    for metric in judges:
+        if isinstance(metric, DPGBench):
+            of_models = {model: metric.categories(lines[metric.writes]) for model, lines in found.lines.items()}
+            for figure in (FIGURE, OFFICIAL):
+                card["tags"][figure] = {model: by_figure[figure] for model, by_figure in of_models.items()}
+    card["truncated"] = facts.get("truncated_evaluation", facts["truncated"])  # earlier prompts have one count of all
+    (context.out / "scorecard.json").write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     write_scores(context, exam, scores, jury)
     write_table(context, exam, found, jury)
-    write_samples(context, exam, parts, compared, found)
+    speed = write_samples(context, exam, parts, compared, found, device_name(config))
+    exhibit(context, exam, parts, jury, found, scores=scores, card=card, speed=speed, base=base)
     return {"prompts": len(exam.records), "metrics": card["metrics"], "verdicts": [v["text"] for v in verdicts(card)]}
 
 
@@ -104,8 +98,8 @@ def counter(context: Context, total: int) -> Tick:
     return tick
 
 
-def draw_all(context: Context, exam: Exam, parts: Parts, tick: Tick) -> list[Model]:
-    """Every model's images; returns the models."""
+def draw_all(context: Context, exam: Exam, parts: Parts, tick: Tick) -> tuple[list[Model], str | None]:
+    """Every model's images; returns the models, and the teacher as the paper calls it."""
     config = context.config
     backbone = teacher.load(
         teacher.source(config.teacher), device(config), text=False, resolution=config.teacher.resolution
@@ -119,7 +113,7 @@ def draw_all(context: Context, exam: Exam, parts: Parts, tick: Tick) -> list[Mod
                 config, backbone, model, unconditional=unconditional, made=context.input
             ),
         )  # fmt: skip
-    return compared
+    return compared, base_model(type(backbone.network).__name__, backbone.network.config)
 
 
 def trained_on(config: Config) -> set[str]:
@@ -132,92 +126,3 @@ def embeddings(metrics: list[Metric], trained_on: set[str]) -> dict[str, Callabl
     rewards = [metric.reward for metric in metrics if isinstance(metric, RewardMetric)]
     held_out = [each for each in rewards if isinstance(each, LabReward) and each.name not in trained_on]
     return {each.name: each.embed_images for each in held_out}
-
-
-def shown(context: Context, exam: Exam, parts: Parts, jury: Jury, found: Judged) -> list[Row]:
-    """The prompts on the page, with what the metrics say under each image; writes their images, large ones reduced."""
-    places = chosen([record.get("tag") for record in exam.records])
-    rows = {place: Row(exam.records[place]["prompt"], exam.records[place].get("tag")) for place in places}
-    for model in context.config.evaluate.models:
-        for number, shard in enumerate(exam.shards()):
-            wanted = rows.keys() & set(shard)
-            if not wanted:
-                continue
-            for each in unpacked(parts.get(images_part(model, number))[0], wanted):
-                rows[each.place].images[model] = each.images[0]
-                figures = [
-                    f for f in found.figures if any(f in m.figures and m.judges(each.record) for m in jury.metrics)
-                ]
-                rows[each.place].notes[model] = noted({f: found.figures[f][model][each.place, 0] for f in figures})
-                for n, image in enumerate(each.images):
-                    path = context.out / "images" / folder_of(model) / file(each.place, n)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(png(reduced(Image.fromarray(image))))
-    return list(rows.values())
-
-
-def noted(figures: dict[str, float]) -> str:
-    return ", ".join(f"{f} {v:.2f}" if math.isfinite(v) else f"{f} broken" for f, v in figures.items())
-
-
-def write_scores(context: Context, exam: Exam, scores: dict[str, Scores], jury: Jury) -> None:
-    """scores.jsonl: a prompt a line, with the mean over its images by model and figure; null is not a number."""
-    lines: list[dict] = [
-        {"index": index, "prompt": record["prompt"], "scores": {name: {} for name in context.config.evaluate.models}}
-        for index, record in zip(exam.indices, exam.records, strict=True)
-    ]
-    for figure, each in scores.items():
-        places = [place for place, record in enumerate(exam.records) if jury.judges(figure, record)]
-        for model, values in each.by_model.items():
-            for place, value in zip(places, values.tolist(), strict=True):
-                lines[place]["scores"][model][figure] = value if math.isfinite(value) else None
-    text = "".join(f"{json.dumps(line, ensure_ascii=False, allow_nan=False)}\n" for line in lines)
-    (context.out / "scores.jsonl").write_text(text, encoding="utf-8")
-
-
-def write_table(context: Context, exam: Exam, found: Judged, jury: Jury) -> None:
-    """scores.parquet: one row an image and figure; image is null where a figure is about all images of a prompt, score
-    where it is not a number."""
-    columns: dict[str, list] = {name: [] for name in SCHEMA.names}
-    for figure, by_model in found.figures.items():
-        for model, values in by_model.items():
-            for place, record in enumerate(exam.records):
-                if not jury.judges(figure, record):
-                    continue
-                for number, score in enumerate(values[place].tolist()):
-                    image = number if values.shape[1] == exam.seeds else None
-                    row = (exam.indices[place], record["prompt"], model, image, figure, score)
-                    for name, value in zip(columns, row, strict=True):
-                        columns[name].append(value)
-    table = pyarrow.table(columns, schema=SCHEMA)
-    parquet.write_table(table, context.out / "scores.parquet", compression="zstd")
-
-
-def write_samples(context: Context, exam: Exam, parts: Parts, compared: list[Model], found: Judged) -> None:
-    """samples/, GenEval's results-<model>.jsonl and speed.json, which is apart from the card: time is no result."""
-    speed = {}
-    for model in compared:
-        names = [images_part(model.name, number) for number in range(len(exam.shards()))]
-        for name in names:
-            parts.move(name, context.out / name)
-        about = [parts.get(name)[1] for name in names]
-        speed[model.name] = sum(each["seconds"] for each in about) / sum(each["images"] for each in about)
-        if found.lines[model.name]:
-            text = "".join(f"{json.dumps(line)}\n" for line in found.lines[model.name])
-            (context.out / f"results-{folder_of(model.name)}.jsonl").write_text(text, encoding="utf-8")
-    said = {"seconds_per_image": speed, "batch_size": context.config.evaluate.batch_size}
-    (context.out / "speed.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-
-
-def publish(context: Context, card: dict, rows: list[Row]) -> None:
-    """scorecard.json, grid.png and report.html."""
-    (context.out / "scorecard.json").write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    headings = {each["name"]: f"{each['name']}, {each['nfe']} NFE" for each in card["models"]}
-    (context.out / "grid.png").write_bytes(png(grid(rows, headings)))
-    sealed, compared = provenance.records(context), context.config.evaluate.models
-    trained = [stage for stage, models in TRAINED.items() if stage in sealed and models.intersection(compared)]
-    curves = {stage: read_columns(context.input(stage) / "metrics.jsonl") for stage in trained}
-    name = provenance.teacher_name(context.config.teacher.path)
-    settings = provenance.settings(sealed, identity(context.config, "evaluate"))
-    html = page(card, teacher=name, rows=rows, curves=curves, provenance=provenance.table(context), settings=settings)
-    (context.out / "report.html").write_text(html, encoding="utf-8")

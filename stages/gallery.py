@@ -1,4 +1,4 @@
-"""The side-by-side images of a scorecard: which prompts are shown, and the grid as one PNG with readable captions."""
+"""The images of a scorecard: which prompts are shown, and the side-by-side grid as one PNG with readable captions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,32 @@ class Row:
     notes: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class Strip:
+    """Several images of one prompt. images: model -> S of (H, W, 3) uint8, each from its own noise."""
+
+    prompt: str
+    images: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
 def chosen(tags: list[str | None]) -> list[int]:
     """Places of the prompts to show, at most ROWS: turn by turn one of each tag, in the order of the prompts."""
     queues = [[place for place, tag in enumerate(tags) if tag == each] for each in dict.fromkeys(tags)]
     turns = [queue[turn] for turn in range(ROWS) for queue in queues if turn < len(queue)]
     return sorted(turns[:ROWS])
+
+
+def extremes(ours_P: np.ndarray, theirs_P: np.ndarray, most: int = ROWS) -> tuple[list[int], list[int]]:
+    """Places of the prompts with the largest leads of ours over theirs, and with the largest losses, the largest first.
+
+    (P,) each; equal ones in the order of the prompts. A prompt whose score is not a number is in neither, and what is
+    no lead is no win: there may be fewer than `most`.
+    """
+    leads_P = np.asarray(ours_P, dtype=np.float64) - np.asarray(theirs_P, dtype=np.float64)
+    places = [place for place, lead in enumerate(leads_P) if np.isfinite(lead)]
+    wins = sorted((place for place in places if leads_P[place] > 0), key=lambda place: (-leads_P[place], place))
+    losses = sorted((place for place in places if leads_P[place] < 0), key=lambda place: (leads_P[place], place))
+    return wins[:most], losses[:most]
 
 
 def tile(image: np.ndarray) -> Image.Image:
@@ -51,6 +72,13 @@ def reduced(picture: Image.Image) -> Image.Image:
 def png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    """For pages that hold many large images: about a fifth of the PNG."""
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=82, optimize=True)
     return file.getvalue()
 
 

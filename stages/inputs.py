@@ -23,7 +23,8 @@ def upstream(config: Config, stage: str) -> tuple[str, ...]:
 
 
 def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
-    """name -> fingerprint: the teacher, the prompt sources of the stage prompts, weights of rewards, the stages before.
+    """name -> fingerprint: the teacher, the prompt sources of the stage prompts, weights of rewards, other pipelines on
+    the scorecard, the stages before.
 
     Raises:
         ConfigError: the teacher's family has not the forms of export.forms, or a stage before was made from another
@@ -41,7 +42,11 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
         sets = sources.sets_of(config.prompts)
         found |= {name: sources.digest(source, sets) for name, source in sources.by_name(config.prompts).items()}
     read = weights.digests_or_missing if stage == "evaluate" else weights.digests  # a card says what it lacks
-    found |= read(config.rewards(stage), config.weights)
+    found |= read(config.weighed(stage), config.weights)
+    if stage == "evaluate":
+        for name, pipeline in config.evaluate.pipelines.items():
+            folder = teacher.diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)
+            found[f"pipeline:{name}"] = digests.digest(folder)
     if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
         found["tiny_decoder"] = digests.digest(decoders.resolve(config.joint.rl.tiny_decoder))
     for before in upstream(config, stage):

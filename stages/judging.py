@@ -59,9 +59,9 @@ def judge_all(context: Context, exam: Exam, parts: Parts, jury: Jury, models: li
 
 @torch.no_grad()
 def _judged(jury: Jury, samples: list[Sample], at_once: int) -> dict:
-    """{"figures": {figure: a list of S scores a prompt}, "lines": GenEval's}; null is not a number."""
+    """{"figures": {figure: a list of S scores a prompt}, "lines": {file: lines}}; null is not a number."""
     figures: dict[str, list[list[float | None]]] = {}
-    lines: list[dict] = []
+    lines: dict[str, list[dict]] = {}
     for first in range(0, len(samples), at_once):
         batch = samples[first : first + at_once]
         seeds = len(batch[0].images)
@@ -72,7 +72,9 @@ def _judged(jury: Jury, samples: list[Sample], at_once: int) -> dict:
             found, results = judge(metric, images, records)
             for figure, scores in found.items():
                 figures.setdefault(figure, []).extend(_plain(scores.reshape(-1, seeds)))
-            lines += [{"filename": f, **line} for f, line in zip(files, results, strict=True) if line is not None]
+            told = [{"filename": f, **line} for f, line in zip(files, results, strict=True) if line is not None]
+            if told:
+                lines.setdefault(metric.writes, []).extend(told)
         if seeds > 1:
             for figure, scores in diversity(images.unflatten(0, (-1, seeds)), jury.embeddings).items():
                 figures.setdefault(figure, []).extend(_plain(scores[:, None]))
@@ -85,10 +87,13 @@ def _plain(scores: np.ndarray) -> list[list[float | None]]:
 
 @dataclass(frozen=True)
 class Judged:
-    """figures: figure -> model -> (prompts, images of each), NaN where a score is none. lines: model -> GenEval's."""
+    """figures: figure -> model -> (prompts, images of each), NaN where a score is none.
+
+    lines: model -> file -> what the metrics say image by image.
+    """
 
     figures: dict[str, dict[str, np.ndarray]]
-    lines: dict[str, list[dict]]
+    lines: dict[str, dict[str, list[dict]]]
 
     def scores(self, exam: Exam, jury: Jury) -> dict[str, Scores]:
         """Each figure's scores (prompts,), means over a prompt's images, on the prompts that it judges."""
@@ -103,7 +108,7 @@ class Judged:
 def gathered(exam: Exam, parts: Parts, models: list[Model]) -> Judged:
     """What all ranks and all attempts found, in the order of the prompts."""
     figures: dict[str, dict[str, list]] = {}
-    lines: dict[str, list[dict]] = {model.name: [] for model in models}
+    lines: dict[str, dict[str, list[dict]]] = {model.name: {} for model in models}
     for model in models:
         for number in range(len(exam.shards())):
             part = parts.get(scores_part(model.name, number))
@@ -111,7 +116,8 @@ def gathered(exam: Exam, parts: Parts, models: list[Model]) -> Judged:
             found = json.loads(part[0].read_text(encoding="utf-8"))
             for figure, rows in found["figures"].items():
                 figures.setdefault(figure, {}).setdefault(model.name, []).extend(rows)
-            lines[model.name] += found["lines"]
+            for name, told in found["lines"].items():
+                lines[model.name].setdefault(name, []).extend(told)
     as_arrays = {
         figure: {model: np.array(rows, dtype=np.float64) for model, rows in by_model.items()}
         for figure, by_model in figures.items()

@@ -65,9 +65,10 @@ def run(context: Context, sets: Sets | None = None) -> dict:
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     truncated = encode(context, backbone, counts["train"] + counts["evaluation"], sets)
-    if truncated:
-        progress.say(f"{truncated:,} prompts were longer than the text encoder reads; it sees their beginning")
-    facts = {**{name: counts[name] for name in COUNTS}, "truncated": truncated}
+    if cut := truncated.total():
+        progress.say(f"{cut:,} prompts were longer than the text encoder reads; it sees their beginning")
+    facts = {name: counts[name] for name in COUNTS}
+    facts |= {"truncated": cut, "truncated_evaluation": truncated["evaluation"]}
     told = json.dumps({**facts, "sources": described}, indent=1)
     (context.out / "report.json").write_text(f"{told}\n", encoding="utf-8")
     return facts
@@ -104,15 +105,15 @@ def identity(prompt: str) -> int:
     return int.from_bytes(hashlib.blake2b(prompt.casefold().encode(), digest_size=8).digest())
 
 
-def encode(context: Context, backbone: Backbone, total: int, sets: Sets) -> int:
+def encode(context: Context, backbone: Backbone, total: int, sets: Sets) -> Counter[Split]:
     """Read the sources again and write the shards, each as it fills; returns how many prompts were truncated."""
     prompts = context.config.prompts
     waiting: dict[Split, list[dict]] = {"train": [], "evaluation": []}
     shards: Counter[str] = Counter()
-    done = truncated = 0
+    done, truncated = 0, Counter[Split]()
 
     def write(split: Split) -> None:
-        nonlocal done, truncated
+        nonlocal done
         records, items = waiting[split], []
         for first in range(0, len(records), BATCH):
             _heed(context)
@@ -120,7 +121,7 @@ def encode(context: Context, backbone: Backbone, total: int, sets: Sets) -> int:
             with torch.no_grad():
                 encoded, cut = backbone.encode(batch)
             items += encoded
-            truncated += cut
+            truncated[split] += cut
             done += len(batch)
             context.progress.update(done, total)
         write_shard(context.out, split, shards[split], records, items)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dmdr.config import MODELS
+
 NOT_A_NUMBER = "not a number"
 
 
@@ -30,6 +32,11 @@ def is_diversity(metric: str) -> bool:
     return metric.startswith("diversity/")
 
 
+def called(model: str) -> str:
+    """A model in a sentence: "the student", but a third party's by its own name."""
+    return f"the {model}" if model in MODELS else model
+
+
 def verdicts(scorecard: dict) -> list[dict[str, str]]:
     """One {versus, word, text, also} a comparison: text is the sentence, also the other metrics in short."""
     metric = deciding(scorecard)
@@ -37,6 +44,8 @@ def verdicts(scorecard: dict) -> list[dict[str, str]]:
     trained_on = {each["name"] for each in scorecard["metrics"] if each["trained_on"]}
     nfe = {model["name"]: model["nfe"] for model in scorecard["models"]}
     student = scorecard["models"][0]
+    known = student["name"] in MODELS
+    first = f"The {student['steps']}-step {student['name']}" if known else student["name"]
     found = []
     for pair in scorecard["paired"]:
         if pair["metric"] != metric:
@@ -47,8 +56,8 @@ def verdicts(scorecard: dict) -> list[dict[str, str]]:
             else f"95 % interval of the difference {number(pair['low'])} to {number(pair['high'])}"
         )  # fmt: skip
         text = (
-            f"The {student['steps']}-step {pair['a']} scores {number(means[pair['a']])} {metric}"
-            f"{' (trained on)' if metric in trained_on else ''}, the {pair['b']} {number(means[pair['b']])} "
+            f"{first} scores {number(means[pair['a']])} {metric}"
+            f"{' (trained on)' if metric in trained_on else ''}, {called(pair['b'])} {number(means[pair['b']])} "
             f"at {nfe[pair['b']]} NFE: {outcome}, {reason}."
         )
         others = [each for each in scorecard["paired"] if each["b"] == pair["b"] and each["metric"] != metric]

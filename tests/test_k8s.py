@@ -41,7 +41,7 @@ def test_the_base_lacks_only_the_digests_of_images():
     assert [schema_problems(build("base"), minor) for minor in minors()] == [[], [], []]
 
 
-FOLLOW = ["create", "get", "list", "watch", "delete"]
+FOLLOW = ["create", "get", "list", "watch", "patch", "delete"]
 RIGHTS = [
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": FOLLOW},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},

@@ -15,7 +15,7 @@ import pytest
 from manifests import minors, problems, rendered, schema_problems
 
 from dmdr.config import STAGES
-from flows.launch import api, kubernetes
+from flows.launch import api, kubernetes, owned
 from flows.launch.failure import StageFailed
 from flows.launch.manifest import LONGEST, manifest, name
 from flows.launch.stage import RUN, Stage, prepared
@@ -274,7 +274,7 @@ def test_a_cancelled_flow_stops_its_own_jobs_and_no_other(cluster: Cluster, stag
 
         patch.setattr(kubernetes.Jobs, "pods", cancelled)
         with pytest.raises(Cancelled):
-            kubernetes.run(asked, say=say, sealed=lambda: False, flow_run="me", is_over=lambda flow: flow == "over")
+            kubernetes.run(asked, say=say, sealed=lambda: False, flow_run="me", is_over=lambda flow, _: flow == "over")
     assert bool(jobs(cluster)) == stays and bool(cluster.kubelet.running()) == stays
     if not stays:
         assert [*cluster.kubelet.ended.values()] == [75], "it had its time to checkpoint"
@@ -284,7 +284,7 @@ def test_the_second_chance_stops_what_a_flow_run_started(cluster: Cluster, stage
     cluster.kubelet.suspends = True
     kubernetes.Jobs(stage("prompts"), print).begin("me")
     kubernetes.Jobs(stage("export"), print).begin("somebody")
-    assert kubernetes.stop_all("dmdr", "me") == ["dmdr-tiny-prompts-1"]
+    assert owned.stop_all("dmdr", "me") == ["dmdr-tiny-prompts-1"]
     until(lambda: jobs(cluster) == ["dmdr-tiny-export-1"])
 
 
@@ -363,8 +363,9 @@ def test_several_nodes_train_as_one(cluster: Cluster, tiny_config: Callable[...,
 
 def test_the_launcher_uses_no_right_that_its_role_lacks(cluster: Cluster, stage: Callable[..., Stage]):
     launched(stage(environment={"QUICK_SECONDS": "1"}))
-    kubernetes.stop_all("dmdr", "me")
-    allowed = {(verb, kind) for verb in ("create", "get", "list", "watch", "delete") for kind in ("jobs", "jobsets")}
+    owned.stop_all("dmdr", "me")
+    verbs = ("create", "get", "list", "watch", "patch", "delete")
+    allowed = {(verb, kind) for verb in verbs for kind in ("jobs", "jobsets")}
     allowed |= {("get", "pods"), ("list", "pods"), ("watch", "pods"), ("get", "pods/log")}
     assert cluster.asked <= allowed, cluster.asked - allowed
 

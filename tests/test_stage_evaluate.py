@@ -45,7 +45,7 @@ def test_scorecard_of_a_tiny_run(config, store, tmp_path):
     folder = run_stage(config, store, "evaluate")
     card = json.loads((folder / "scorecard.json").read_text())
     models = [model["name"] for model in card["models"]]
-    assert (card["schema"], card["run"], card["prompts"]) == (1, "tiny", 6)
+    assert (card["schema"], card["run"], card["prompts"]) == (2, "tiny", 6)
     assert {m["name"]: (m["steps"], m["nfe"], m["guidance_scale"]) for m in card["models"]} == {
         "student": (2, 2, 1.0), "teacher": (3, 6, 3.0), "naive teacher": (2, 2, 1.0), "cold start": (2, 2, 1.0),
     }  # fmt: skip
@@ -67,7 +67,7 @@ def test_scorecard_of_a_tiny_run(config, store, tmp_path):
         assert pair["difference"] == pytest.approx(lead.mean(), abs=1e-4)
     assert Image.open(folder / "grid.png").width > 4 * 144
     html = (folder / "report.html").read_text()
-    assert html.count("<img ") == 6 * len(models)
+    assert html.count("<img ") == (6 + extremes(expected, models)) * len(models)
     assert all(text in html for text in ("loss_dm", "cold start", "trained on", "student.steps", config.run))
     assert str(tmp_path) not in html
 
@@ -96,6 +96,14 @@ def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
         metric: {name: rewards.load(metric)(each, texts).numpy() for name, each in pictures.items()}
         for metric in METRICS
     }
+
+
+def extremes(expected: dict[str, dict[str, np.ndarray]], models: list[str]) -> int:
+    """How many prompts are shown as largest wins and losses of the first model against the second, five of each."""
+    if len(models) < 2:
+        return 0
+    leads = expected["lab-mixer"][models[0]] - expected["lab-mixer"][models[1]]
+    return min(5, int((leads > 0).sum())) + min(5, int((leads < 0).sum()))
 
 
 def eight_bits(images: torch.Tensor) -> torch.Tensor:
@@ -129,7 +137,7 @@ def test_a_part_of_the_models_needs_a_part_of_the_stages(tiny_config, tmp_path, 
         assert each["trained_on"] == (each["name"] == "lab-conv" and "student" in models)
     assert [(pair["a"], pair["b"]) for pair in card["paired"]] == [(models[0], b) for _ in METRICS for b in models[1:]]
     html = (folder / "report.html").read_text()
-    assert html.count("<img ") == 6 * len(models)
+    assert html.count("<img ") == (6 + extremes(expected, models)) * len(models)
     assert ("The lead of the" in html) == (len(models) > 1)
     assert ("loss_dm" in html) == bool(needed & {"cold_start"})
 

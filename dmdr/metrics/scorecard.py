@@ -9,7 +9,7 @@ import numpy as np
 
 from dmdr.metrics.intervals import RESAMPLES, Interval, differences, intervals
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def scorecard(
         "prompts": prompts,
         "images_per_prompt": images,
         "intervals": {"method": "percentile bootstrap over prompts, 95 %", "resamples": RESAMPLES, "seed": seed},
-        "models": [asdict(model) | {"nfe": model.nfe} for model in models],
+        "models": [asdict(model) | {"label": model.name, "nfe": model.nfe} for model in models],
         "metrics": metrics,
         "paired": paired,
         "tags": tags,

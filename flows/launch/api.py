@@ -19,6 +19,7 @@ OUTAGE = 900  # seconds that the cluster may not answer
 FIRST = 20  # the same, before it has ever answered
 SHORTEST, TOLD, LONGEST = 0.125, 1.0, 8.0  # pauses between tries, in seconds; from the second on they are told of
 TIMEOUT = (5, 30)  # seconds to connect and to answer
+MERGE = "application/merge-patch+json"  # the one that every kind of object takes
 KINDS = {False: ("batch", "v1", "jobs"), True: ("jobset.x-k8s.io", "v1alpha2", "jobsets")}
 
 
@@ -59,13 +60,22 @@ class Patience:
         self.pause = min(2 * self.pause, LONGEST)
 
 
+def kubeconfig_files() -> str:
+    return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+
+
+def is_known() -> bool:
+    """Whether anything says where a cluster is."""
+    return bool({"KUBECONFIG", "KUBERNETES_SERVICE_HOST"} & os.environ.keys()) or Path(kubeconfig_files()).exists()
+
+
 def connected(stage: str) -> tuple[client.CustomObjectsApi, client.CoreV1Api]:
     """The cluster that kubectl would speak to, or the one that this process runs in.
 
     Raises:
         StageFailed: there is none.
     """
-    files = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+    files = kubeconfig_files()
     is_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
     try:
         kubeconfig.load_incluster_config() if is_pod else kubeconfig.load_kube_config(files)
@@ -81,10 +91,15 @@ def connected(stage: str) -> tuple[client.CustomObjectsApi, client.CoreV1Api]:
     return client.CustomObjectsApi(api), client.CoreV1Api(api)
 
 
-def delete(api: client.CustomObjectsApi, where: tuple[str, ...], name: str) -> None:
-    """Delete a Job with its pods, in the background of the cluster; it may be gone already."""
+def delete(api: client.CustomObjectsApi, where: tuple[str, ...], name: str, *, only: dict | None = None) -> None:
+    """Delete a Job with its pods, in the background of the cluster; it may be gone already.
+
+    only: the Job as it was read; if it has changed since, or is another by now, the cluster refuses with 409.
+    """
+    as_read = {key: only["metadata"][key] for key in ("uid", "resourceVersion")} if only else None
+    body = client.V1DeleteOptions(propagation_policy="Foreground", preconditions=as_read)
     try:
-        api.delete_namespaced_custom_object(*where, name, propagation_policy="Foreground", _request_timeout=TIMEOUT)
+        api.delete_namespaced_custom_object(*where, name, body=body, _request_timeout=TIMEOUT)
     except client.ApiException as error:
         if error.status != 404:
             raise

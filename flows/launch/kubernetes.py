@@ -5,7 +5,8 @@
 2. What is true is read anew whenever a watch says that something happened, breaks off or says nothing for a while. Only
    the conditions Complete and Failed end a Job; suspended, as a queue leaves it, is waiting.
 3. The cluster may be away for a while (api.py); nothing is deleted meanwhile.
-4. A flow stops the Jobs that it started, and those it met whose own flow run is over. Others belong to somebody.
+4. A flow stops the Jobs that it started, and those it met which no living flow run waits for. Others belong to
+   somebody. Each flow run marks the Jobs that it waits for, so that one that dies leaves none behind; see owned.py.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import urllib3
 from kubernetes import client, watch
 
 from flows.launch import pods
-from flows.launch.api import KINDS, OUTAGE, TIMEOUT, Away, Met, Patience, connected, delete, message
+from flows.launch.api import KINDS, MERGE, OUTAGE, TIMEOUT, Away, Met, Patience, connected, delete, message
 from flows.launch.failure import StageFailed
 from flows.launch.logs import Logs
-from flows.launch.manifest import ATTEMPT, FLOW_RUN, IDENTITY, STORE, manifest
+from flows.launch.manifest import ATTEMPT, FLOW_RUN, IDENTITY, STORE, manifest, mark, marks
 from flows.launch.stage import PREFIX, Stage
 
 CONFIG, STOPPED, INTERNAL = 64, 75, 70  # exit codes, as in stages/__main__.py
@@ -37,21 +38,23 @@ def run(
     say: Callable[[str], None],
     sealed: Callable[[], bool],
     flow_run: str | None = None,
-    is_over: Callable[[str], bool] = lambda flow_run: False,
+    deployment: str | None = None,
+    is_over: Callable[[str, str], bool] = lambda flow_run, deployment: False,
 ) -> None:
     """Run a stage to its end, or wait for the Job that does.
 
-    say: gets the lines of its pods and what becomes of them. sealed: whether the artifact is. flow_run: ours.
-    is_over: whether another flow run has ended.
+    say: gets the lines of its pods and what becomes of them. sealed: whether the artifact is. flow_run, deployment:
+    ours. is_over: whether another flow run of a deployment has ended.
 
     Raises:
         StageFailed: it ended without its seal, cannot start, or the cluster refuses.
     """
-    jobs = Jobs(stage, say)
+    jobs = Jobs(stage, say, deployment)
     if (job := jobs.begin(flow_run, sealed)) is None:
         return
     name, owner = job["metadata"]["name"], job["metadata"]["labels"].get(FLOW_RUN)
-    ours = owner is not None and (owner == flow_run or is_over(owner))
+    others = {other: of for other, of in marks(job).items() if other != flow_run}
+    ours = owner is not None and (owner == flow_run or all(is_over(*other) for other in others.items()))
     try:
         problem = jobs.watched(name)
     except BaseException:
@@ -68,8 +71,8 @@ def run(
 class Jobs:
     """The Jobs of one stage of one run, all attempts."""
 
-    def __init__(self, stage: Stage, say: Callable[[str], None]) -> None:
-        self.stage, self.say = stage, say
+    def __init__(self, stage: Stage, say: Callable[[str], None], deployment: str | None = None) -> None:
+        self.stage, self.say, self.deployment = stage, say, deployment
         self.api, self.core = connected(stage.name)
         self.kind = KINDS[stage.is_set]
         self.where = (*self.kind[:2], stage.cluster.namespace, self.kind[2])
@@ -87,7 +90,11 @@ class Jobs:
                 newest = attempts[-1] if attempts else None
                 if newest is not None and outcome(newest) is None:
                     if not newest["metadata"].get("deletionTimestamp"):
-                        return self._met(newest, flow_run)
+                        newest = self._met(newest, flow_run)
+                    if newest is None:
+                        continue
+                    if not newest["metadata"].get("deletionTimestamp"):
+                        return newest
                     self.say(f"{self.stage.name}: waiting for {newest['metadata']['name']} to end, which was deleted")
                     time.sleep(POLL / 5)
                     continue
@@ -107,13 +114,14 @@ class Jobs:
         return sorted(ours, key=attempt)
 
     def _created(self, number: int, flow_run: str | None) -> dict:
-        body = manifest(self.stage, number, flow_run)
+        body = manifest(self.stage, number, flow_run, self.deployment)
         with self._asked("create"):
             job = self.api.create_namespaced_custom_object(*self.where, body=body, _request_timeout=TIMEOUT)
         self.say(f"{self.stage.name}: created {self.kind[2][:-1]} {job['metadata']['name']}")
         return job
 
-    def _met(self, job: dict, flow_run: str | None) -> dict:
+    def _met(self, job: dict, flow_run: str | None) -> dict | None:
+        """A Job of ours that is there already, with our mark on it; None if it has gone meanwhile."""
         asked, name = manifest(self.stage, attempt(job))["metadata"]["annotations"], job["metadata"]["name"]
         differs = [key for key in (STORE, IDENTITY) if job["metadata"]["annotations"].get(key) != asked[key]]
         if differs:
@@ -123,9 +131,18 @@ class Jobs:
                 f"{name} runs already for run {self.stage.run} {what}; wait for it, delete it with kubectl, or give "
                 "this run another name",
             )  # fmt: skip
-        if job["metadata"]["labels"].get(FLOW_RUN) != flow_run:
+        if job["metadata"]["labels"].get(FLOW_RUN) == flow_run:
+            return job
+        met = self._marked(name, mark(flow_run, self.deployment)) if flow_run else job
+        if met is not None and not met["metadata"].get("deletionTimestamp"):
             self.say(f"{self.stage.name}: attached to {name}")
-        return job
+        return met
+
+    def _marked(self, name: str, ours: dict[str, str]) -> dict | None:
+        with self._asked("patch"), missing():
+            return self.api.patch_namespaced_custom_object(
+                *self.where, name, {"metadata": {"annotations": ours}}, _content_type=MERGE, _request_timeout=TIMEOUT
+            )
 
     def watched(self, name: str) -> StageFailed | None:
         """Wait for the end of a Job; what went wrong, if anything."""
@@ -185,13 +202,8 @@ class Jobs:
         return found
 
     def read(self, name: str) -> dict | None:
-        with self._asked("get"):
-            try:
-                return self.api.get_namespaced_custom_object(*self.where, name, _request_timeout=TIMEOUT)
-            except client.ApiException as error:
-                if error.status == 404:
-                    return None
-                raise
+        with self._asked("get"), missing():
+            return self.api.get_namespaced_custom_object(*self.where, name, _request_timeout=TIMEOUT)
 
     def stop(self, name: str) -> None:
         """Delete a Job; its pods get SIGTERM and their time. Returns when all are gone, or should be."""
@@ -253,25 +265,14 @@ class Jobs:
         return f"the cluster refuses to {verb} {resource} in the namespace {namespace}: {said}"
 
 
-def stop_all(namespace: str, flow_run: str) -> list[str]:
-    """Delete every unfinished Job that a flow run started; returns their names."""
-    api, _ = connected("cancel")
-    stopped = []
-    for kind in KINDS.values():
-        where = (*kind[:2], namespace, kind[2])
-        try:
-            found = api.list_namespaced_custom_object(
-                *where, label_selector=f"{FLOW_RUN}={flow_run}", _request_timeout=TIMEOUT
-            )["items"]
-        except client.ApiException as error:
-            if error.status in (403, 404) and kind[2] == "jobsets":
-                continue  # a cluster without JobSet
+@contextmanager
+def missing() -> Iterator[None]:
+    """Leaves the block where the cluster has no such object, whose name then means None."""
+    try:
+        yield
+    except client.ApiException as error:
+        if error.status != 404:
             raise
-        for job in found:
-            if outcome(job) is None:
-                delete(api, where, job["metadata"]["name"])
-                stopped.append(job["metadata"]["name"])
-    return stopped
 
 
 def outcome(job: dict) -> bool | None:

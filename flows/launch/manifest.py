@@ -23,6 +23,7 @@ from stages.provenance import teacher_name
 from stages.ranks import SPLIT
 
 TEACHER, ATTEMPT, FLOW_RUN = (f"{PREFIX}/{n}" for n in ("teacher", "attempt", "flow-run"))
+WAITS = f"flow-run.{PREFIX}/"  # and its id: the annotations of all flow runs that wait for a Job
 STORE, IDENTITY, CONFIG = f"{PREFIX}/store", f"{PREFIX}/identity", f"{PREFIX}/config"
 COMPONENT = {"app.kubernetes.io/name": "dmdr", "app.kubernetes.io/component": "stage"}
 CONTAINER = "stage"
@@ -43,8 +44,21 @@ def name(run: str, stage: str, attempt: int) -> str:
     return plain.rstrip("-") + last
 
 
-def manifest(stage: Stage, attempt: int, flow_run: str | None = None) -> dict:
-    """The object to create. flow_run: who starts it, and stops it when it is cancelled itself.
+def mark(flow_run: str | None, deployment: str | None) -> dict[str, str]:
+    """The annotation by which others know that a flow run waits for a Job, and of which deployment it is a run."""
+    return {f"{WAITS}{flow_run}": deployment or ""} if flow_run else {}
+
+
+def marks(job: dict) -> dict[str, str]:
+    """flow run -> deployment, or "", of all that wait for a Job or once did."""
+    about = job["metadata"].get("annotations") or {}
+    owner = job["metadata"]["labels"].get(FLOW_RUN)
+    found = {owner: ""} if owner else {}
+    return found | {key.removeprefix(WAITS): value for key, value in about.items() if key.startswith(WAITS)}
+
+
+def manifest(stage: Stage, attempt: int, flow_run: str | None = None, deployment: str | None = None) -> dict:
+    """The object to create. flow_run: who starts it, and stops it when it is cancelled itself; deployment: of which.
 
     Raises:
         ConfigError: the store is a folder that no pod can see.
@@ -60,7 +74,7 @@ def manifest(stage: Stage, attempt: int, flow_run: str | None = None) -> dict:
     settings = {"settings": identity(stage.config, stage.name), "teacher": stage.teacher or stage.config.teacher.path}
     about = {STORE: stage.store, IDENTITY: fingerprint(settings)}
     metadata = {"name": called, "namespace": stage.cluster.namespace, "labels": marks, "annotations": about}
-    metadata["annotations"][f"{PREFIX}/run"] = stage.run
+    metadata["annotations"] |= {f"{PREFIX}/run": stage.run, **mark(flow_run, deployment)}
     job = _job(stage, labels, called)
     if not stage.is_set:
         job |= {"ttlSecondsAfterFinished": stage.cluster.ttl}

@@ -14,12 +14,13 @@ import numpy as np
 from dmdr.metrics.intervals import Interval
 from stages.charts import chart, thin
 from stages.gallery import png, tile
-from stages.report import DIVERSITY, MARK, STYLE, plain, shown, table
+from stages.report.html import DIVERSITY, MARK, count, plain, shown, table, whole
+from stages.report.style import COLOURS
 from stages.tables.judgement import FAILS, HOLDS, NOT_RUN, UNDECIDED, Judgement, judgements, mean_over_seeds, of_row
 from stages.tables.plan import Run
 from stages.tables.results import Found, read
 from stages.tables.spec import Row, Spec, paper_numbers
-from stages.tables.style import COLOURS, DIRECTION, HOW, MORE_STYLE, TRAINED_ON
+from stages.tables.style import DIRECTION, HOW, MORE_STYLE, TRAINED_ON
 from stages.verdict import is_diversity, number
 
 SHOWN = 6  # prompts with images
@@ -45,8 +46,8 @@ def page(spec: Spec, runs: list[Run], found: list[Found], judged: list[Judgement
     teacher, seeds = runs[0].config.teacher.path, list(dict.fromkeys(run.seed for run in runs))
     prompts = max((len(values) for each in found for values in each.scores.values()), default=0)
     summary = (
-        f"Teacher {escape(teacher)}, {_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), "
-        f"{prompts:,} evaluation prompts; {len(found)} of {_count(len(runs), 'run')} finished."
+        f"Teacher {escape(teacher)}, {count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), "
+        f"{prompts:,} evaluation prompts; {len(found)} of {count(len(runs), 'run')} finished."
     )
     body = [f"<h1>{escape(title)}</h1>", f'<p class="faint">{summary}</p>']
     body += [f"<p>{escape(spec.note)}</p>"] if spec.note else []
@@ -56,15 +57,7 @@ def page(spec: Spec, runs: list[Run], found: list[Found], judged: list[Judgement
         body += ["<h2>Curves</h2>", curves(spec, found)]
     body += ["<h2>Images</h2>", images(spec, found), "<h2>Runs</h2>", provenance(runs, found)]
     body.append(f"<p><small>This page and every run that is not sealed yet: <code>{escape(command)}</code></small></p>")
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}{MORE_STYLE}</style></head>\n<body>\n{chr(10).join(body)}\n</body></html>\n"
-    )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+    return whole(title, body, MORE_STYLE)
 
 
 def claims(judged: list[Judgement]) -> str:
@@ -81,7 +74,7 @@ def claims(judged: list[Judgement]) -> str:
     words = Counter(each.word for each in judged)
     summary = ", ".join(f"{each} {words[each]}" for each in (HOLDS, FAILS, UNDECIDED, NOT_RUN) if words[each])
     return (
-        f'<div class="claims"><p class="faint">{_count(len(judged), "judgement")}: {summary}.</p>{"".join(parts)}</div>'
+        f'<div class="claims"><p class="faint">{count(len(judged), "judgement")}: {summary}.</p>{"".join(parts)}</div>'
     )
 
 
@@ -99,9 +92,7 @@ def sentence(judgement: Judgement) -> str:
             ends = "a score is not a number"
         else:
             ends = f"difference {number(mean, '+')}, 95 % interval {number(low, '+')} to {number(high, '+')}"
-        over = _count(judgement.seeds, "seed") + (
-            f" and {_count(judgement.prompts, 'prompt')}" * bool(judgement.prompts)
-        )
+        over = count(judgement.seeds, "seed") + (f" and {count(judgement.prompts, 'prompt')}" * bool(judgement.prompts))
         text += f"; {higher} {number(a)}, {lower} {number(b)}: {ends}, over {over}"
     paper = ", ".join(f"{column} {value:+.4f}" for column, value in judgement.paper.items())
     return f"{text}. In the paper: {paper}." if paper else f"{text}."
@@ -110,9 +101,10 @@ def sentence(judgement: Judgement) -> str:
 def figures(spec: Spec, found: list[Found]) -> str:
     """Rows by metrics, ours first and the paper's beside them."""
     variants = spec.variants or (None,)
-    count, papers = len(spec.columns), len(spec.paper_columns)
+    columns, papers = len(spec.columns), len(spec.paper_columns)
     head = "<th></th>" + "".join(
-        f'<th class="group" colspan="{count}">ours{_at(variant.label if variant else "")}</th>' for variant in variants
+        f'<th class="group" colspan="{columns}">ours{_at(variant.label if variant else "")}</th>'
+        for variant in variants
     )
     if papers:
         head += "".join(
@@ -132,7 +124,7 @@ def figures(spec: Spec, found: list[Found]) -> str:
     note = HOW + f" {MARK}: {TRAINED_ON}" * trained_on
     note += f" {DIRECTION}" if papers else ""
     note += f" {DIVERSITY}" if any(is_diversity(column.metric) for column in spec.columns) else ""
-    return table(f"{head}</tr><tr><th>row</th>{''.join(names)}", rows) + f"<p><small>{note}</small></p>"
+    return table(f"{head}</tr><tr><th>row</th>{''.join(names)}", rows, name="Figures") + f"<p><small>{note}</small></p>"
 
 
 def _at(label: str) -> str:
@@ -150,7 +142,7 @@ def _cells(spec: Spec, row: Row, found: list[Found]) -> str:
         for n, column in enumerate(spec.columns):
             cell = _cell(mean_over_seeds(found, row.name, variant, column.metric))
             trained_on = any(column.metric in each.trained_on for each in runs.values())
-            seeds = f"<small>{_count(len(runs), 'seed')}</small>" * bool(runs)
+            seeds = f"<small>{count(len(runs), 'seed')}</small>" * bool(runs)
             cells.append(f'<td class="{"first" * (n == 0)}">{cell}{seeds * (n == 0)}{MARK * trained_on}</td>')
     for variant in spec.variants or (None,):
         paper = paper_numbers(row, variant)
@@ -213,7 +205,7 @@ def images(spec: Spec, found: list[Found]) -> str:
             "<tr>" + "".join(_pictures(each.images[prompt], row, prompt) for row, _, each in columns) + "</tr>"
         )
     note = f'<p class="faint">Same prompts, same noise; seed {", ".join(map(str, seeds))}.</p>'
-    return note + table(head, lines).replace("<table>", '<table class="images rows">', 1)
+    return note + table(head, lines, name="Images", kind="images rows")
 
 
 def _pictures(pictures: list[np.ndarray], row: Row, prompt: str) -> str:
@@ -223,14 +215,16 @@ def _pictures(pictures: list[np.ndarray], row: Row, prompt: str) -> str:
         tiny = ' class="tiny"' if max(image.shape) < picture.width else ""
         data = base64.b64encode(png(picture)).decode("ascii")
         alt = escape(f"{row.label}: {prompt}", quote=True)
-        tags.append(f'<img{tiny} src="data:image/png;base64,{data}" alt="{alt}">')
+        tags.append(f'<img{tiny} src="data:image/png;base64,{data}" alt="{alt}"/>')
     return f'<td><div class="{"one" * (len(tags) == 1)}">{"".join(tags)}</div></td>'
 
 
 def provenance(runs: list[Run], found: list[Found]) -> str:
     """A line a run: what made it, or that it is not there yet."""
     by_name = {each.run.name: each for each in found}
-    return plain([(run.name, _made(by_name[run.name]) if run.name in by_name else "not finished") for run in runs])
+    return plain(
+        [(run.name, _made(by_name[run.name]) if run.name in by_name else "not finished") for run in runs], name="Runs"
+    )
 
 
 def _made(found: Found) -> str:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-COLOURS = ("#2457c5", "#c2410c", "#137a3e", "#8b3fb0", "#0e7c86", "#a3781a", "#b3266b", "#5d6470")  # of the rows
-OF_ROWS = "\n".join(
-    f".curve{n} {{ stroke:{colour} }} .dot{n} {{ fill:{colour} }} .key .k{n} {{ background:{colour} }}"
-    for n, colour in enumerate(COLOURS)
-)
-MORE_STYLE = f"""
-body {{ max-width:84rem }} .group {{ text-align:center }} .group, .first {{ border-left:1px solid var(--line) }}
-.paper {{ color:var(--faint) }} .claims p {{ max-width:60rem }} h3 {{ font-size:1rem; margin:1.2rem 0 .2rem }}
-h3::first-letter {{ text-transform:uppercase }}
-.charts {{ grid-template-columns:repeat(auto-fill,minmax(26rem,1fr)) }} path {{ stroke-width:1.2 }}
-.rows {{ width:auto; table-layout:auto }} .rows td, .rows th {{ width:8rem; vertical-align:top }}
-.rows td div {{ display:grid; grid-template-columns:1fr 1fr; gap:2px; width:8rem }} .rows img {{ max-width:8rem }}
-.rows td div.one {{ grid-template-columns:1fr }} table.plain td:not(:last-child) {{ white-space:nowrap }}
-.key i {{ margin-left:0; margin-right:.35rem }} .key span {{ margin-right:1.1rem; white-space:nowrap }}
-{OF_ROWS}
+MORE_STYLE = """
+body { max-width:84rem } .group { text-align:center } .group, .first { border-left:1px solid var(--line) }
+.paper { color:var(--faint) } .claims p { max-width:60rem } h3 { font-size:1rem; margin:1.2rem 0 .2rem }
+h3::first-letter { text-transform:uppercase }
+.charts { grid-template-columns:repeat(auto-fill,minmax(min(26rem,100%),1fr)) } path { stroke-width:1.2 }
+.rows { width:auto; table-layout:auto } .rows td, .rows th { width:8rem; vertical-align:top }
+.rows td div { display:grid; grid-template-columns:1fr 1fr; gap:2px; width:8rem } .rows img { max-width:8rem }
+.rows td div.one { grid-template-columns:1fr } table.plain td:not(:last-child) { white-space:nowrap }
+.key i { margin-left:0; margin-right:.35rem } .key span { margin-right:1.1rem; white-space:nowrap }
 """
 HOW = (
     "A figure is the mean over all seeds and prompts of a row. Its 95 % interval is Student's t on the variance "

@@ -52,13 +52,15 @@ class Objects:
             return copy.deepcopy(self._objects[resource, name])
 
     def list(self, resource: str, labels: str = "", name: str | None = None) -> tuple[list[dict], int]:
-        """Objects whose labels are as `labels` (a=b,c=d) says, and the version of the list."""
-        wanted = dict(each.split("=", 1) for each in labels.split(",") if each)
+        """Objects whose labels are as `labels` (a=b,c=d,e) says, and the version of the list."""
+        wanted = dict(each.split("=", 1) for each in labels.split(",") if "=" in each)
+        present = {each for each in labels.split(",") if each and "=" not in each}
         with self.changed:
             found = [
                 copy.deepcopy(each) for (kind, called), each in self._objects.items()
                 if kind == resource and name in (None, called)
                 and wanted.items() <= each["metadata"].get("labels", {}).items()
+                and present <= each["metadata"].get("labels", {}).keys()
             ]  # fmt: skip
             return found, self._version
 
@@ -71,6 +73,17 @@ class Objects:
             for part, changes in parts.items():
                 found[part] = {**found.get(part, {}), **changes}
             return self._record(resource, "MODIFIED", found)
+
+    def annotate(self, resource: str, name: str, annotations: dict[str, str]) -> dict:
+        with self.changed:
+            before = self.read(resource, name)["metadata"].get("annotations", {})
+            return self.update(resource, name, metadata={"annotations": {**before, **annotations}})
+
+    def check(self, resource: str, name: str, preconditions: dict[str, str]) -> None:
+        """Refuse unless the object is as it was read."""
+        found = self.read(resource, name)["metadata"]
+        if any(found[key] != value for key, value in preconditions.items()):
+            raise Refused(409, "Conflict", f'{resource} "{name}": the object has been modified')
 
     def remove(self, resource: str, name: str) -> None:
         """For good."""

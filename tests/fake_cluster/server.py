@@ -89,6 +89,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer("create")
 
+    def do_PATCH(self) -> None:
+        self._answer("patch")
+
     def do_DELETE(self) -> None:
         self._answer("delete")
 
@@ -132,8 +135,11 @@ class Handler(BaseHTTPRequestHandler):
             if self.cluster.kubelet.suspends:
                 body["spec"]["suspend"] = True
             return self._send(201, objects.create(resource, body))
+        if verb == "patch":
+            assert self.headers["Content-Type"] == "application/merge-patch+json", "JobSets take no strategic one"
+            return self._send(200, objects.annotate(resource, name, body["metadata"]["annotations"]))
         if verb == "delete":
-            objects.read(resource, name)
+            objects.check(resource, name, (body or {}).get("preconditions", {}))
             self.cluster.kubelet.delete_job(name) if resource == "jobs" else objects.update(
                 resource, name, metadata={"deletionTimestamp": "now"}
             )
@@ -230,6 +236,6 @@ def discovery(path: str, cluster: Cluster) -> dict | None:
     if path not in known:
         return None
     version, name, kind = known[path]
-    verbs = ["create", "delete", "get", "list", "watch"]
+    verbs = ["create", "delete", "get", "list", "patch", "watch"]
     resource = {"name": name, "singularName": kind.lower(), "namespaced": True, "kind": kind, "verbs": verbs}
     return {"kind": "APIResourceList", "groupVersion": version, "resources": [resource]}

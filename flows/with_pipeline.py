@@ -1,0 +1,28 @@
+"""The flow of `dmdr evaluate`: the stages of a run, copied where they are sealed, then an evaluation of its own."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from dmdr.config_file import load
+from flows import publish
+from flows.dmdr import stage
+from stages.artifacts import Artifact
+from stages.inputs import upstream
+
+CHAIN = ("prompts", "cold_start", "joint", "export")
+
+
+@flow(name="evaluate", persist_result=False, result_serializer="json")
+def with_pipeline(config: str, run: str, of: str, store: str) -> None:
+    """Evaluate under the name `run` what `of` has made, with the pipelines of the config beside it.
+
+    Raises:
+        StageFailed: a stage ended without its seal.
+    """
+    needed = upstream(load(config), "evaluate")
+    last = max(CHAIN.index(name) for name in needed)
+    for name in CHAIN[: last + 1]:
+        stage(name, config, run, store, adopt=of if Artifact(store, of, name).record() is not None else None)
+    stage("evaluate", config, run, store)
+    publish.scorecard(run, store)

@@ -1,0 +1,85 @@
+"""Evaluations made in a moment: scorecards of random scores, and runs whose evaluate is sealed with one."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dmdr.metrics.scorecard import Model, Scores, scorecard
+from stages.artifacts import Artifact
+from stages.gallery import png
+
+MODELS = [Model("student", 2, 1.0), Model("teacher", 25, 3.0), Model("naive teacher", 2, 1.0)]
+GENEVAL = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+MADE = {
+    "code": {"version": "0.1.0", "torch": "2"}, "device": "cpu", "duration_s": 1.5, "cost": {"cpu_s": 1.0},
+    "teacher": "lab:flow",
+}  # fmt: skip
+
+
+def completed(card: dict, **more: object) -> dict:
+    """A scorecard with what evaluate knows besides the scores; more: other values."""
+    for model in card["models"]:
+        model.update({"label": model["name"], "seconds_per_image": 0.25 * model["nfe"], **model})
+    known = {"missing": [], "about": {}, "device": "cpu", "batch_size": 4, "truncated": 0}
+    return {**known, **card, "schema": 2, **more}
+
+
+def seal_evaluation(
+    store: str,
+    run: str,
+    scratch: Path,
+    *,
+    scores: dict[str, dict[str, np.ndarray]],
+    prompts: list[str],
+    trained_on: tuple[str, ...] = (),
+    teacher: str = "0123456789abcdef" * 4,
+    models: list[Model] = MODELS[:2],
+    seed: int = 0,
+    tags: list[str | None] | None = None,
+    **more: object,
+) -> dict:
+    """Seal evaluate, and joint with a curve; returns the card. scores: figure -> model -> (prompts,)."""
+    tags = tags or [None] * len(prompts)
+    figures = {figure: Scores(by_model, tags) for figure, by_model in scores.items()}
+    card = scorecard(
+        run, models, scores=figures, trained_on=set(trained_on), prompts=len(prompts), seed=seed
+    )  # fmt: skip
+    card = completed(card, **more)
+    lines = [
+        {"index": n, "prompt": prompt, "scores": {
+            model.name: {f: finite(by[model.name][n]) for f, by in scores.items()} for model in models
+        }}
+        for n, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    files = {
+        "scorecard.json": json.dumps(card).encode(),
+        "scores.jsonl": "".join(f"{json.dumps(line)}\n" for line in lines).encode(),
+    }
+    for number, model in enumerate(models):
+        for place in range(min(3, len(prompts))):
+            picture = np.full((16, 16, 3), 40 * number + 10 * place + len(run), dtype=np.uint8)
+            files[f"images/{model.name.replace(' ', '-')}/{place:05d}/samples/0000.png"] = png(Image.fromarray(picture))
+    curve = "".join(f"{json.dumps({'update': n, 'reward/lab-conv': n / 9, 'loss_dm': 1.0})}\n" for n in range(9))
+    for stage, content in {"joint": {"metrics.jsonl": curve.encode()}, "evaluate": files}.items():
+        folder = scratch / f"{run}-{stage}"
+        for name, data in content.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        artifact = Artifact(store, run, stage)
+        artifact.claim({"seed": seed, "joint.updates": len(run)}, {"teacher": teacher})
+        artifact.seal(folder, facts={"metrics": card["metrics"]} if stage == "evaluate" else {}, made=MADE)
+    return card
+
+
+def finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
