@@ -27,14 +27,22 @@ class Teacher(Section):
 
 
 class Prompts(Section):
-    """Where prompts come from: .txt, .jsonl, .csv, .tsv or .parquet files, or the lists of the lab's two worlds:
-    lab:train, lab:held-out, fashion:train and fashion:held-out."""
+    """Where prompts come from: .txt, .jsonl, .csv, .tsv or .parquet files, public sets by name, as set:geneval, or the
+    lists of the lab's two worlds: lab:train, lab:held-out, fashion:train and fashion:held-out."""
 
     sources: tuple[Address, ...] = Field(min_length=1, strict=False)
     column: str = Field("prompt", min_length=1)  # of jsonl, csv, tsv and parquet
     evaluation: Address | None = None  # None: `evaluation_share` of the sources, chosen by hash, is held out
     evaluation_share: float = Field(0.1, gt=0, lt=1)
+    folder: Address | None = None  # with the files of the public sets by their names; None: they are fetched
     shard_size: Positive = 1024  # prompts a shard
+
+    @model_validator(mode="after")
+    def _folder_is_read(self) -> Prompts:
+        named = [each for each in (*self.sources, self.evaluation or "") if each.startswith("set:")]
+        if self.folder is not None and not named:
+            raise ValueError("prompts.folder is set but no source is a set:NAME, which alone are read there; drop it")
+        return self
 
 
 class Student(Section):
