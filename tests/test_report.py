@@ -20,6 +20,7 @@ from stages.charts import POINTS, chart, read_columns, thin
 from stages.gallery import LARGEST, ROWS, Row, Strip, chosen, extremes, grid
 from stages.report import page, paper
 from stages.report.card import timed
+from stages.report.nfe import plot
 from stages.report.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
 from stages.verdict import verdicts
 from tests.evaluated import GENEVAL, MODELS, completed, decoded, speed_of
@@ -291,6 +292,16 @@ def test_points_lie_where_their_numbers_say():
     share = np.log(nfe[THIRD.name] / 2) / np.log(nfe["teacher"] / 2)
     left = (points["student"][0] + points["naive teacher"][0]) / 2  # both have 2 NFE and stand beside each other
     assert points[THIRD.name][0] == pytest.approx(left + share * (points["teacher"][0] - left), abs=0.2)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-4, 0.02, 1.0, 34.0, 1e3, 1e7])
+def test_the_numbers_of_an_axis_fit_beside_it(scale: float):
+    card, *_ = example()
+    for each in card["metrics"]:
+        each.update({key: -each[key] * scale for key in ("mean", "low", "high")})
+    ticks = re.findall(r'text-anchor="end">([^<]*)<', plot(card, "strict"))
+    assert len(ticks) == 3 and max(map(len, ticks)) <= 8
+    assert len(set(ticks)) == 3
 
 
 def luminance(colour: str) -> float:
