@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dmdr.cluster import Cluster
 from dmdr.section import Address, Positive, Rate, Section
-from dmdr.weights import OF_REWARD
+from dmdr.weights import OF, OF_JUDGE, OF_REWARD
 
 STAGES = ("prompts", "cold_start", "joint", "export", "evaluate")  # in data order
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run, as it stands in paths and in Kubernetes labels
@@ -27,14 +27,22 @@ class Teacher(Section):
 
 
 class Prompts(Section):
-    """Where prompts come from: .txt, .jsonl, .csv, .tsv or .parquet files, or the lists of the lab's two worlds:
-    lab:train, lab:held-out, fashion:train and fashion:held-out."""
+    """Where prompts come from: .txt, .jsonl, .csv, .tsv or .parquet files, public sets by name, as set:geneval, or the
+    lists of the lab's two worlds: lab:train, lab:held-out, fashion:train and fashion:held-out."""
 
     sources: tuple[Address, ...] = Field(min_length=1, strict=False)
     column: str = Field("prompt", min_length=1)  # of jsonl, csv, tsv and parquet
     evaluation: Address | None = None  # None: `evaluation_share` of the sources, chosen by hash, is held out
     evaluation_share: float = Field(0.1, gt=0, lt=1)
+    folder: Address | None = None  # with the files of the public sets by their names; None: they are fetched
     shard_size: Positive = 1024  # prompts a shard
+
+    @model_validator(mode="after")
+    def _folder_is_read(self) -> Prompts:
+        named = [each for each in (*self.sources, self.evaluation or "") if each.startswith("set:")]
+        if self.folder is not None and not named:
+            raise ValueError("prompts.folder is set but no source is a set:NAME, which alone are read there; drop it")
+        return self
 
 
 class Student(Section):
@@ -209,7 +217,7 @@ class Joint(Training):
         return self
 
 
-JUDGES = ("lab-checker", "fashion-judge")  # metrics that are no reward
+JUDGES = ("lab-checker", "fashion-judge", *OF_JUDGE)  # metrics that are no reward
 MODELS = ("student", "teacher", "naive teacher", "cold start")
 MODEL = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}$"  # the name of another model on the scorecard
 
@@ -231,6 +239,14 @@ class Evaluate(Section):
     models: tuple[Literal[MODELS], ...] = Field(MODELS, min_length=1, strict=False)  # who is compared
     seeds: Positive = 1  # images a prompt; from 2 on, diversity is reported
     pipelines: dict[Annotated[str, Field(pattern=MODEL)], Pipeline] = Field({})  # by the name that the card has
+
+    @model_validator(mode="after")
+    def _lpips_has_pairs(self) -> Evaluate:
+        if "lpips" in self.metrics and self.seeds == 1:
+            raise ValueError("evaluate.metrics has lpips, a distance between a prompt's images, and seeds is 1; set 4")
+        if self.metrics == ("lpips",):
+            raise ValueError("evaluate.metrics has nothing but lpips, and varied is not good; add another metric")
+        return self
 
     @model_validator(mode="after")
     def _names_are_new(self) -> Evaluate:
@@ -319,6 +335,12 @@ class Config(Section):
             }
         return set(self.evaluate.metrics).difference(JUDGES) if stage == "evaluate" else set()
 
+    def weighed(self, stage: str) -> set[str]:
+        """`rewards`, and the other metrics that have weights."""
+        return self.rewards(stage) | (
+            set(OF_JUDGE).intersection(self.evaluate.metrics) if stage == "evaluate" else set()
+        )
+
     @model_validator(mode="after")
     def _rewards_are_known(self) -> Config:
         asked = self.rewards("joint") | self.rewards("evaluate")
@@ -327,7 +349,8 @@ class Config(Section):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"DMDR has {', '.join(known)}"
             raise ValueError(f"unknown reward {name}; {hint}")
-        read = {weights for name in asked for weights in OF_REWARD[name]}
+        weighed = asked | self.weighed("evaluate")
+        read = {weights for name in weighed for weights in OF[name]}
         idle = sorted(set(self.weights) - read)
         if idle:
             raise ValueError(

@@ -20,7 +20,9 @@ NEEDS = {  # the settings each stage reads, and so the ones that name its result
     "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
 }
 # the digests of what lies there count instead
-ADDRESSES = ("teacher.path", "teacher.parts", "prompts.sources", "prompts.evaluation", "joint.rl.tiny_decoder")
+ADDRESSES = (
+    "teacher.path", "teacher.parts", "prompts.sources", "prompts.evaluation", "prompts.folder", "joint.rl.tiny_decoder",
+)  # fmt: skip
 PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # and of each of these
 
 LATER = {  # settings that results were sealed without, and the value those were made with, at which they are left out

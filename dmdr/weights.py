@@ -31,12 +31,27 @@ OF_REWARD = {  # every reward -> the sets of weights that it reads; those of the
     **dict.fromkeys((*LAB, *FASHION), ()),
 }
 MISSING = "missing"
+OF_JUDGE = {  # the metrics that are no reward and have weights, or a file of questions, which the config has to name
+    "geneval": ("mask2former", "clip-vit-l-14"),
+    "dpg-bench": ("dpg-questions", "vqa"),
+    "lpips": ("lpips-vgg16",),
+}
+OF = OF_REWARD | OF_JUDGE
 FILES = ("*.json", "*.txt", "model.safetensors")  # of a whole repository
 
 
 def address(name: str, addresses: Mapping[str, str]) -> str:
-    """Of a set of weights: the config's, or the pinned one."""
-    return addresses.get(name, PINNED[name])
+    """Of a set of weights: the config's, or the pinned one.
+
+    Raises:
+        InputMissing: there is neither.
+    """
+    if name not in addresses and name not in PINNED:
+        raise InputMissing(
+            f"weights.{name} is not set and has no pinned address; set it to a folder, a file or "
+            "hub:OWNER/NAME@COMMIT (README, Metrics, says which)"
+        )
+    return addresses.get(name) or PINNED[name]
 
 
 def resolve(name: str, addresses: Mapping[str, str]) -> Path:
@@ -51,20 +66,18 @@ def resolve(name: str, addresses: Mapping[str, str]) -> Path:
         return hub.fetched(f"weights.{name}", found, files=FILES)
     path = Path(found)
     if not path.exists():
-        raise InputMissing(
-            f"weights.{name} {found} does not exist; give the file or folder, or leave it out and DMDR fetches "
-            f"{PINNED[name]}"
-        )
+        other = f", or leave it out and DMDR fetches {PINNED[name]}" if name in PINNED else ""
+        raise InputMissing(f"weights.{name} {found} does not exist; give the file or folder{other}")
     return path
 
 
 def digests(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
-    """The digest of each set of weights that these rewards read, for a stage's inputs.
+    """The digest of each set of weights that these rewards and judges read, for a stage's inputs.
 
     Raises:
         InputMissing: a set is not there.
     """
-    needed = sorted({name for reward in rewards for name in OF_REWARD[reward]})
+    needed = sorted({name for reward in rewards for name in OF[reward]})
     return {f"weights:{name}": digest(resolve(name, addresses)) for name in needed}
 
 
@@ -72,7 +85,7 @@ def digests_or_missing(rewards: set[str], addresses: Mapping[str, str]) -> dict[
     """The same where a set may be missing, and its rewards are left out: MISSING in the place of its digest."""
     found = {}
     for reward in sorted(rewards):
-        for name in OF_REWARD[reward]:
+        for name in OF[reward]:
             try:
                 found |= {f"weights:{name}": digest(resolve(name, addresses))}
             except InputMissing:

@@ -19,8 +19,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 METHOD = {
-    "accelerate", "diffusers", "open-clip-torch", "peft", "pillow", "pyarrow", "safetensors", "scipy", "tokenizers",
-    "torch", "torchvision", "transformers",
+    "accelerate", "diffusers", "lpips", "open-clip-torch", "peft", "pillow", "pyarrow", "safetensors", "scipy",
+    "tokenizers", "torch", "torchvision", "transformers",
 }  # fmt: skip
 # What of Prefect only its server imports; the server is another image. A worker talks to it over HTTP.
 SERVER = {"aiosqlite", "alembic", "apprise", "asyncpg", "cryptography", "docker", "pydocket", "sqlalchemy"}

@@ -17,6 +17,7 @@ import torch
 from dmdr import distributed, metrics, teacher
 from dmdr.config import Config
 from dmdr.metrics import Metric
+from dmdr.metrics.dpg_bench import FIGURE, OFFICIAL, DPGBench
 from dmdr.metrics.reward import RewardMetric
 from dmdr.metrics.scorecard import Model, scorecard
 from dmdr.promptset import PromptSet
@@ -35,7 +36,8 @@ from stages.verdict import verdicts
 
 def run(context: Context) -> dict:
     """Draw and judge; writes scorecard.json, scores.jsonl, scores.parquet, speed.json, report.html, grid.png,
-    samples/<model>-00000.tar with all images, images/ with those that are shown, and results-<model>.jsonl.
+    samples/<model>-00000.tar with all images, images/ with those that are shown, results-<model>.jsonl as GenEval has
+    it, and answers-<model>.jsonl of DPG-Bench.
 
     Raises:
         ConfigError: a metric is unknown or cannot judge these prompts.
@@ -54,9 +56,11 @@ def run(context: Context) -> dict:
     compared, base = draw_all(context, exam, parts, tick)
     gc.collect()  # the networks go before the metrics come
     judges, missing = metrics.load(config.evaluate.metrics, exam.records, device(config), config.weights)
+    lpips, without = metrics.load_lpips(config.evaluate.metrics, device(config), config.weights)
+    missing |= without
     for name, why in missing.items():
         context.progress.say(f"{name} is left out: {why}")
-    jury = Jury(judges, embeddings(judges, trained_on(config)), device(config))
+    jury = Jury(judges, lpips, embeddings(judges, trained_on(config)), device(config))
     judge_all(context, exam, parts, jury, compared, tick)
     distributed.wait()  # for the parts of the others
     if distributed.rank():
@@ -70,6 +74,11 @@ def run(context: Context) -> dict:
     )  # fmt: skip
     facts = provenance.records(context)["prompts"]["facts"]
     card |= {"missing": [{"metric": name, "why": why} for name, why in missing.items()], "about": {}}
+    for metric in judges:
+        if isinstance(metric, DPGBench):
+            of_models = {model: metric.categories(lines[metric.writes]) for model, lines in found.lines.items()}
+            for figure in (FIGURE, OFFICIAL):
+                card["tags"][figure] = {model: by_figure[figure] for model, by_figure in of_models.items()}
     card["truncated"] = facts.get("truncated_evaluation", facts["truncated"])  # earlier prompts have one count of all
     (context.out / "scorecard.json").write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     write_scores(context, exam, scores, jury)

@@ -39,11 +39,10 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
         )
     found = {"teacher": teacher.digest(source)}
     if stage == "prompts":
-        found |= {f"source:{index}": sources.digest(source) for index, source in enumerate(config.prompts.sources)}
-        if config.prompts.evaluation is not None:
-            found["evaluation"] = sources.digest(config.prompts.evaluation)
+        sets = sources.sets_of(config.prompts)
+        found |= {name: sources.digest(source, sets) for name, source in sources.by_name(config.prompts).items()}
     read = weights.digests_or_missing if stage == "evaluate" else weights.digests  # a card says what it lacks
-    found |= read(config.rewards(stage), config.weights)
+    found |= read(config.weighed(stage), config.weights)
     if stage == "evaluate":
         for name, pipeline in config.evaluate.pipelines.items():
             folder = teacher.diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)

@@ -11,6 +11,8 @@ import torch
 
 from dmdr.metrics import Metric, judge
 from dmdr.metrics.diversity import diversity
+from dmdr.metrics.lpips import FIGURE as LPIPS_FIGURE
+from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.scorecard import Model, Scores
 from stages import Context, Stopped
 from stages.drawing import Exam, Tick, folder_of, images_part
@@ -20,9 +22,11 @@ from stages.samples import Sample, file, unpacked
 
 @dataclass(frozen=True)
 class Jury:
-    """embeddings: held-out reward -> images to vectors, for diversity; used from two images a prompt on."""
+    """Who judges. lpips, and embeddings (held-out reward -> images to vectors), are for diversity: used from two images
+    a prompt on."""
 
     metrics: list[Metric]
+    lpips: LPIPS | None
     embeddings: dict[str, Callable[[torch.Tensor], torch.Tensor]]
     device: str
 
@@ -59,9 +63,9 @@ def judge_all(context: Context, exam: Exam, parts: Parts, jury: Jury, models: li
 
 @torch.no_grad()
 def _judged(jury: Jury, samples: list[Sample], at_once: int) -> dict:
-    """{"figures": {figure: a list of S scores a prompt}, "lines": GenEval's}; null is not a number."""
+    """{"figures": {figure: a list of S scores a prompt}, "lines": {file: lines}}; null is not a number."""
     figures: dict[str, list[list[float | None]]] = {}
-    lines: list[dict] = []
+    lines: dict[str, list[dict]] = {}
     for first in range(0, len(samples), at_once):
         batch = samples[first : first + at_once]
         seeds = len(batch[0].images)
@@ -72,9 +76,14 @@ def _judged(jury: Jury, samples: list[Sample], at_once: int) -> dict:
             found, results = judge(metric, images, records)
             for figure, scores in found.items():
                 figures.setdefault(figure, []).extend(_plain(scores.reshape(-1, seeds)))
-            lines += [{"filename": f, **line} for f, line in zip(files, results, strict=True) if line is not None]
+            told = [{"filename": f, **line} for f, line in zip(files, results, strict=True) if line is not None]
+            if told:
+                lines.setdefault(metric.writes, []).extend(told)
         if seeds > 1:
-            for figure, scores in diversity(images.unflatten(0, (-1, seeds)), jury.embeddings).items():
+            images_PS = images.unflatten(0, (-1, seeds))
+            distances = diversity(images_PS, jury.embeddings)
+            distances |= {LPIPS_FIGURE: jury.lpips(images_PS)} if jury.lpips else {}
+            for figure, scores in distances.items():
                 figures.setdefault(figure, []).extend(_plain(scores[:, None]))
     return {"figures": figures, "lines": lines}
 
@@ -85,10 +94,13 @@ def _plain(scores: np.ndarray) -> list[list[float | None]]:
 
 @dataclass(frozen=True)
 class Judged:
-    """figures: figure -> model -> (prompts, images of each), NaN where a score is none. lines: model -> GenEval's."""
+    """figures: figure -> model -> (prompts, images of each), NaN where a score is none.
+
+    lines: model -> file -> what the metrics say image by image.
+    """
 
     figures: dict[str, dict[str, np.ndarray]]
-    lines: dict[str, list[dict]]
+    lines: dict[str, dict[str, list[dict]]]
 
     def scores(self, exam: Exam, jury: Jury) -> dict[str, Scores]:
         """Each figure's scores (prompts,), means over a prompt's images, on the prompts that it judges."""
@@ -103,7 +115,7 @@ class Judged:
 def gathered(exam: Exam, parts: Parts, models: list[Model]) -> Judged:
     """What all ranks and all attempts found, in the order of the prompts."""
     figures: dict[str, dict[str, list]] = {}
-    lines: dict[str, list[dict]] = {model.name: [] for model in models}
+    lines: dict[str, dict[str, list[dict]]] = {model.name: {} for model in models}
     for model in models:
         for number in range(len(exam.shards())):
             part = parts.get(scores_part(model.name, number))
@@ -111,7 +123,8 @@ def gathered(exam: Exam, parts: Parts, models: list[Model]) -> Judged:
             found = json.loads(part[0].read_text(encoding="utf-8"))
             for figure, rows in found["figures"].items():
                 figures.setdefault(figure, {}).setdefault(model.name, []).extend(rows)
-            lines[model.name] += found["lines"]
+            for name, told in found["lines"].items():
+                lines[model.name].setdefault(name, []).extend(told)
     as_arrays = {
         figure: {model: np.array(rows, dtype=np.float64) for model, rows in by_model.items()}
         for figure, by_model in figures.items()

@@ -3,6 +3,9 @@
 1. Two prompts are the same if they are so without regard to case. The first one stays.
 2. Without an evaluation file, whether a prompt is held out is a function of its text alone: the same in every run.
 3. The sources are read twice, first to check and count them. A bad file is found before the teacher is loaded.
+4. A named set for evaluation may be trained on, which is said; what is also an evaluation prompt is left out.
+
+report.json   the counts; `sources`: the same of each source, its sha256, and what is promised of a named set
 """
 
 from __future__ import annotations
@@ -22,13 +25,20 @@ from dmdr.export import check_single_file
 from dmdr.promptset import Split, write_shard, write_unconditional
 from stages import Context, Stopped
 from stages.device import device
-from stages.sources import Lines, read
+from stages.formats import Lines
+from stages.named_sets import is_named
+from stages.set_files import Sets, report
+from stages.sources import by_name, digest, read, sets_of
 
 BATCH = 64  # prompts encoded at once
+Counts = Counter[str | tuple[str, str]]
+COUNTS = ("read", "train", "evaluation", "duplicates", "overlap", "bad")
 
 
-def run(context: Context) -> dict:
+def run(context: Context, sets: Sets | None = None) -> dict:
     """Write the PromptSet into context.out; returns the counts.
+
+    sets: the named sets there are; None: the public ones.
 
     Raises:
         DataError: a source is empty or more than 1 % bad, a split ends up empty, or the teacher cannot be exported in
@@ -36,51 +46,58 @@ def run(context: Context) -> dict:
         Stopped: asked to; there is no checkpoint, the stage begins anew.
     """
     prompts, progress = context.config.prompts, context.progress
-    counts: Counter[str] = Counter()
-    for split, _ in select(prompts, counts, progress.say):
+    sets = sets_of(prompts) if sets is None else sets
+    counts: Counts = Counter()
+    for split, _ in select(prompts, counts, progress.say, sets):
         counts[split] += 1
         _heed(context)
     if not counts["evaluation"]:
         raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
     if not counts["train"]:
         raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
-    names = ("read", "train", "evaluation", "duplicates", "overlap", "bad")
-    progress.say(", ".join(f"{name} {counts[name]:,}" for name in names))
+    progress.say(", ".join(f"{name} {counts[name]:,}" for name in COUNTS))
+    described = [_described(name, source, counts, sets) for name, source in by_name(prompts).items()]
+    for each in described:
+        if each["input"] != "evaluation" and each.get("kind") == "evaluation":
+            progress.say(f"{each['source']} is meant for evaluation; no score on it counts once it was trained on")
 
     backbone = teacher.load(teacher.source(context.config.teacher), device(context.config))
     if "single-file" in context.config.forms:
         check_single_file(backbone)
-    truncated = encode(context, backbone, counts["train"] + counts["evaluation"])
+    truncated = encode(context, backbone, counts["train"] + counts["evaluation"], sets)
     if cut := truncated.total():
         progress.say(f"{cut:,} prompts were longer than the text encoder reads; it sees their beginning")
-    facts = {name: counts[name] for name in names}
+    facts = {name: counts[name] for name in COUNTS}
     facts |= {"truncated": cut, "truncated_evaluation": truncated["evaluation"]}
-    (context.out / "report.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    told = json.dumps({**facts, "sources": described}, indent=1)
+    (context.out / "report.json").write_text(f"{told}\n", encoding="utf-8")
     return facts
 
 
-def select(prompts: settings.Prompts, counts: Counter[str], say: Callable[[str], None]) -> Iterator[tuple[Split, dict]]:
-    """The records that stay, each with its split; evaluation files first. Counts read, bad, duplicates and overlap."""
+def select(
+    prompts: settings.Prompts, counts: Counts, say: Callable[[str], None], sets: Sets | None = None
+) -> Iterator[tuple[Split, dict]]:  # fmt: skip
+    """The records that stay, each with its split; evaluation files first.
+
+    Counts read, bad, duplicates and overlap, and under (input, count) all COUNTS of each source.
+    """
+    sets = sets_of(prompts) if sets is None else sets
     evaluation: set[int] = set()
     train: set[int] = set()
-    if prompts.evaluation is not None:
-        for record in _read(prompts.evaluation, prompts.column, counts, say):
-            if (key := identity(record["prompt"])) in evaluation:
-                counts["duplicates"] += 1
-                continue
-            evaluation.add(key)
-            yield "evaluation", record
-    for source in prompts.sources:
-        for record in _read(source, prompts.column, counts, say):
+    for name, source in by_name(prompts).items():
+        for record in _read(name, source, prompts.column, counts, say, sets):
             key = identity(record["prompt"])
-            if key in train:
-                counts["duplicates"] += 1
+            own = evaluation if name == "evaluation" else train
+            if key in own:
+                _count(counts, name, "duplicates")
             elif key in evaluation:
-                counts["overlap"] += 1
+                _count(counts, name, "overlap")
             else:
-                train.add(key)
+                own.add(key)
                 held_out = prompts.evaluation is None and key < prompts.evaluation_share * 2**64
-                yield ("evaluation" if held_out else "train"), record
+                split: Split = "evaluation" if held_out or name == "evaluation" else "train"
+                counts[name, split] += 1
+                yield split, record
 
 
 def identity(prompt: str) -> int:
@@ -88,7 +105,7 @@ def identity(prompt: str) -> int:
     return int.from_bytes(hashlib.blake2b(prompt.casefold().encode(), digest_size=8).digest())
 
 
-def encode(context: Context, backbone: Backbone, total: int) -> Counter[Split]:
+def encode(context: Context, backbone: Backbone, total: int, sets: Sets) -> Counter[Split]:
     """Read the sources again and write the shards, each as it fills; returns how many prompts were truncated."""
     prompts = context.config.prompts
     waiting: dict[Split, list[dict]] = {"train": [], "evaluation": []}
@@ -111,7 +128,7 @@ def encode(context: Context, backbone: Backbone, total: int) -> Counter[Split]:
         shards[split] += 1
         waiting[split] = []
 
-    for split, record in select(prompts, Counter(), lambda line: None):
+    for split, record in select(prompts, Counter(), lambda line: None, sets):
         waiting[split].append(record)
         if len(waiting[split]) == prompts.shard_size:
             write(split)
@@ -123,11 +140,28 @@ def encode(context: Context, backbone: Backbone, total: int) -> Counter[Split]:
     return truncated
 
 
-def _read(source: str, column: str, counts: Counter[str], say: Callable[[str], None]) -> Iterator[dict]:
+def _read(
+    name: str, source: str, column: str, counts: Counts, say: Callable[[str], None], sets: Sets
+) -> Iterator[dict]:  # fmt: skip
     lines = Lines(source, say)
-    yield from read(source, column, lines)
-    counts["read"] += lines.read
-    counts["bad"] += lines.bad
+    yield from read(source, column, lines, sets)
+    _count(counts, name, "read", lines.read)
+    _count(counts, name, "bad", lines.bad)
+
+
+def _count(counts: Counts, name: str, what: str, number: int = 1) -> None:
+    counts[what] += number
+    counts[name, what] += number
+
+
+def _described(name: str, source: str, counts: Counts, sets: Sets) -> dict[str, object]:
+    """A source for report.json."""
+    about: dict[str, object] = {"input": name, "source": source, "sha256": digest(source, sets)}
+    about |= {count: counts[name, count] for count in COUNTS}
+    if not is_named(source):
+        return about
+    found = counts[name, "read"] - counts[name, "bad"]
+    return {**about, **report(sets.named(source), sets.files(source)), "found": found}
 
 
 def _heed(context: Context) -> None:

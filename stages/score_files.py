@@ -1,4 +1,4 @@
-"""What an evaluation found, as files: scores.jsonl, scores.parquet, GenEval's results, all images, and the speed."""
+"""What an evaluation found, as files: scores by prompt and by image, what metrics say of each, images and the speed."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ def write_table(context: Context, exam: Exam, found: Judged, jury: Jury) -> None
 def write_samples(
     context: Context, exam: Exam, parts: Parts, compared: list[Model], found: Judged, device: str
 ) -> dict:
-    """samples/, GenEval's results-<model>.jsonl and speed.json, whose content is returned: {"device", "batch_size",
-    "seconds_per_image": by model}. It is apart from the card, for time is no result."""
+    """samples/, what the metrics say image by image, and speed.json, which is apart from the card: time is no result.
+
+    Returns what it says: {"device", "batch_size", "seconds_per_image": by model}.
+    """
     speed = {}
     for model in compared:
         names = [images_part(model.name, number) for number in range(len(exam.shards()))]
@@ -68,9 +70,9 @@ def write_samples(
             parts.move(name, context.out / name)
         about = [parts.get(name)[1] for name in names]
         speed[model.name] = sum(each["seconds"] for each in about) / sum(each["images"] for each in about)
-        if found.lines[model.name]:
-            text = "".join(f"{json.dumps(line)}\n" for line in found.lines[model.name])
-            (context.out / f"results-{folder_of(model.name)}.jsonl").write_text(text, encoding="utf-8")
+        for name, lines in found.lines[model.name].items():
+            text = "".join(f"{json.dumps(line)}\n" for line in lines)
+            (context.out / f"{name}-{folder_of(model.name)}.jsonl").write_text(text, encoding="utf-8")
     said = {"device": device, "batch_size": context.config.evaluate.batch_size, "seconds_per_image": speed}
     (context.out / "speed.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     return said

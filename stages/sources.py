@@ -1,4 +1,4 @@
-"""Prompt sources: text, JSONL, CSV, TSV, Parquet and the lab's own lists, as a stream of records in bounded memory.
+"""Prompt sources: files, public sets by name and the lab's own lists, as a stream of records.
 
 A record is {"prompt": text, ...}: normalised text, and beside it what the source says about it (GenEval's tag, include
 and exclude, and any other plain value). A line that cannot be a prompt is named, counted and skipped.
@@ -6,70 +6,50 @@ and exclude, and any other plain value). A line that cannot be a prompt is named
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
+from dmdr.config import Prompts
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.identity import fingerprint
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
+from stages import set_files
+from stages.formats import READERS, READERS_OF_SETS, Lines, Rows
+from stages.named_sets import NamedSet, is_named
+from stages.set_files import FETCHED, Sets
 
-LONGEST = 4096  # bytes of a line, without its end
-MOST_BAD = 0.01  # of the lines; more, and the file is not what the config says it is
-NAMED = 10  # bad lines that are told one by one
 WORLDS = {"lab": lab_prompts, "fashion": fashion_prompts}  # WORLD:train and WORLD:held-out
 GENEVAL = ("include", "exclude")  # its lists of objects; everything else that is kept is a plain value
 DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069\ufeff]")  # bidirectional overrides and byte order marks
-QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
-@dataclass
-class Lines:
-    """What became of a source's lines. `say` is told the first bad ones."""
-
-    source: str
-    say: Callable[[str], None]
-    read: int = 0
-    bad: int = 0
-
-    def skip(self, number: int, why: str, lines: int = 1) -> None:
-        self.read += lines
-        self.bad += lines
-        if self.bad <= NAMED:
-            self.say(f"{self.source}, line {number:,}, {why}; skipped")
-
-    def check(self) -> None:
-        """Raises DataError if the source was empty or had too many bad lines."""
-        if self.bad > NAMED:
-            self.say(f"{self.source}: {self.bad:,} bad lines in all")
-        if self.read == 0:
-            raise DataError(f"{self.source} is empty; give a file with a prompt on each line")
-        if self.bad > self.read * MOST_BAD:
-            raise DataError(
-                f"{self.source}: {self.bad:,} of {self.read:,} lines are bad, more than {MOST_BAD:.0%}; mend the file, "
-                "or correct prompts.sources, prompts.evaluation or prompts.column"
-            )
+def by_name(prompts: Prompts) -> dict[str, str]:
+    """Every source of a config under its name among the stage's inputs, the evaluation prompts first."""
+    evaluation = {} if prompts.evaluation is None else {"evaluation": prompts.evaluation}
+    return evaluation | {f"source:{index}": source for index, source in enumerate(prompts.sources)}
 
 
-Rows = Iterator[tuple[int, object, dict]]  # line number, what should be the prompt, the rest
+def sets_of(prompts: Prompts) -> Sets:
+    """The public sets, from where the config says."""
+    return FETCHED if prompts.folder is None else Sets(Path(prompts.folder))
 
 
-def read(source: str, column: str, lines: Lines) -> Iterator[dict]:
+def read(source: str, column: str, lines: Lines, sets: Sets = FETCHED) -> Iterator[dict]:
     """The records of a source; `lines` counts along.
 
     Raises:
-        InputMissing: no such file.
-        ConfigError: a kind of file that is not read here, or one without `column`.
-        DataError: the file is empty, or more than 1 % of it is bad.
+        InputMissing: no such file, or a set that cannot be fetched.
+        ConfigError: a kind of file that is not read here, one without `column`, or no such set.
+        DataError: the file is empty, or more than 1 % of it is bad, or a set is not what is promised.
     """
-    if _is_list(source):
+    if is_named(source):
+        yield from _of_set(source, lines, sets)
+    elif _is_list(source):
         yield from _records(((number, each["prompt"], each) for number, each in enumerate(_list(source), 1)), lines)
     else:
         path = _path(source)
@@ -78,8 +58,10 @@ def read(source: str, column: str, lines: Lines) -> Iterator[dict]:
     lines.check()
 
 
-def digest(source: str) -> str:
+def digest(source: str, sets: Sets = FETCHED) -> str:
     """sha256 of a source's content."""
+    if is_named(source):
+        return set_files.digest(sets.files(source))
     if _is_list(source):
         return fingerprint(_list(source))
     with _path(source).open("rb") as file:
@@ -108,10 +90,40 @@ def _path(source: str) -> Path:
     path = Path(source)
     if path.suffix.lower() not in READERS:
         lists = ", ".join(f"{world}:{name}" for world in WORLDS for name in ("train", "held-out"))
-        raise ConfigError(f"prompt source {source} must be {lists} or end in {', '.join(READERS)}")
+        raise ConfigError(f"prompt source {source} must be {lists} or end in {', '.join(READERS)}, or be set:NAME")
     if not path.is_file():
         raise InputMissing(f"prompt source {source} is not a file; correct prompts.sources or prompts.evaluation")
     return path
+
+
+def _of_set(source: str, lines: Lines, sets: Sets) -> Iterator[dict]:
+    """The records of set:NAME, file by file. Raises DataError if they are not as many as is promised."""
+    promise, found, files = sets.named(source), 0, sets.files(source)
+    for file, path in files:
+        lines.source = f"{source} ({file.name})"
+        with path.open("rb") as stream:
+            rows = READERS_OF_SETS[path.suffix.lower()](stream, promise.column, lines)
+            for record in _records(_items(rows, promise), lines):
+                found += 1
+                yield {**record, **file.says}
+    lines.source = source
+    if promise.rows is not None and found != promise.rows:
+        raise DataError(
+            f"prompt source {source} promises {promise.rows:,} prompts and {found:,} were found in "
+            f"{', '.join(str(path) for _, path in files)}; replace what is not as {files[0][0].address} has it"
+        )
+
+
+def _items(rows: Rows, promise: NamedSet) -> Rows:
+    """The rows as they are, or the first one of each item."""
+    if promise.item is None:
+        yield from rows
+        return
+    seen = set()
+    for number, prompt, rest in rows:
+        if (item := rest.get(promise.item)) not in seen:
+            seen.add(item)
+            yield number, prompt, {promise.item: item}
 
 
 def _records(rows: Rows, lines: Lines) -> Iterator[dict]:
@@ -143,118 +155,3 @@ def _record(prompt: object, rest: dict) -> dict:
     except ValueError as error:
         raise ValueError("has a number that is not finite") from error
     return record
-
-
-def _lines(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, str]]:
-    """(number, text) of the lines that are text; no more than LONGEST bytes are held, however long a line is."""
-    number = 0
-    while raw := file.readline(LONGEST + 1):
-        number += 1
-        if len(raw) > LONGEST and not raw.endswith(b"\n"):
-            while (more := file.readline(LONGEST)) and not more.endswith(b"\n"):
-                pass
-            lines.skip(number, f"is longer than {LONGEST:,} bytes")
-            continue
-        try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            lines.skip(number, "is not UTF-8")
-            continue
-        yield number, text.rstrip("\r\n")
-
-
-def _text(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    return ((number, text, {}) for number, text in _lines(file, lines))
-
-
-def _jsonl(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    for number, text in _lines(file, lines):
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
-            lines.skip(number, "is not JSON")
-            continue
-        if not isinstance(data, dict) or column not in data:
-            lines.skip(number, f"has no {column!r}")
-            continue
-        yield number, data.pop(column), data
-
-
-def _tsv(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    """A tab always separates; a field is quoted if the quotes are its first and last character and doubled inside."""
-    rows = ((number, text.split("\t")) for number, text in _lines(file, lines))
-    unquoted = ((number, [QUOTED.sub(_inside, f) if QUOTED.fullmatch(f) else f for f in row]) for number, row in rows)
-    return _table(unquoted, column, lines)
-
-
-def _inside(quoted: re.Match) -> str:
-    return quoted[1].replace('""', '"')
-
-
-def _csv(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    return _table(_csv_rows(file, lines), column, lines)
-
-
-def _csv_rows(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, list[str]]]:
-    """RFC 4180: a quoted field may hold line ends. A quote that never closes costs the lines of one field's length."""
-    at = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal at
-        for at, text in _lines(file, lines):  # noqa: B007, the row's last line, for the caller
-            yield f"{text}\n"
-
-    csv.field_size_limit(LONGEST)
-    rows = csv.reader(texts(), strict=True)
-    while True:
-        before = rows.line_num
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            lines.skip(at, f"is not CSV ({error})", rows.line_num - before)
-            continue
-        yield at, row
-
-
-def _table(rows: Iterator[tuple[int, list[str]]], column: str, lines: Lines) -> Rows:
-    """Rows under a header."""
-    _, header = next(rows, (0, []))
-    if header and column not in header:
-        raise ConfigError(
-            f"{lines.source} has no column {column!r}, it has {', '.join(map(repr, header))}; correct prompts.column"
-        )
-    for number, row in rows:
-        if len(row) != len(header):
-            lines.skip(number, f"has {len(row)} fields instead of {len(header)}")
-            continue
-        fields = dict(zip(header, row, strict=True))
-        yield number, fields.pop(column), {name: value for name, value in fields.items() if name and value}
-
-
-def _parquet(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    try:
-        import pyarrow
-        from pyarrow import parquet, types
-    except ImportError as error:
-        raise ConfigError(f"{lines.source} needs pyarrow to be read: pip install pyarrow") from error
-    try:
-        table = parquet.ParquetFile(file)
-        schema = table.schema_arrow
-        if column not in schema.names:
-            raise ConfigError(
-                f"{lines.source} has no column {column!r}, it has {', '.join(schema.names)}; correct prompts.column"
-            )
-        plain = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
-        names = [f.name for f in schema if f.name == column or any(is_kind(f.type) for is_kind in plain)]
-        number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=names):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row.pop(column), row
-    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{lines.source} is not whole Parquet: {error}; fetch it again") from error
-
-
-READERS = {".txt": _text, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -291,3 +292,27 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def tiny_open_clip(tmp_path):
+    """A folder in open_clip's layout, and the model in it."""
+
+    import open_clip
+    import torch
+
+    def make(seed: int = 0, name: str = "clip", width: int = 32):
+        config = {
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 32, "layers": 2, "width": width, "head_width": 16, "patch_size": 8},
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        }
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**config).eval()
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+        torch.save({"state_dict": model.state_dict()}, folder / "open_clip_pytorch_model.bin")
+        return folder, model
+
+    return make

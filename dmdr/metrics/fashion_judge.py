@@ -18,6 +18,7 @@ class FashionJudge:
     """Judges the prompts that carry GenEval metadata of the world of garments. strict: colour and class are right."""
 
     figures = ("strict", "color", "class")
+    writes = "results"
 
     def __init__(self) -> None:
         self.classifier = classifier.load()

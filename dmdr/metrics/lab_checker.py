@@ -16,6 +16,7 @@ class LabChecker:
     """Judges the prompts that carry GenEval metadata of the lab's world."""
 
     figures = ("strict", "soft")
+    writes = "results"
 
     def judges(self, record: dict) -> bool:
         """Whether the prompt says what its image must show (tag and include)."""

@@ -11,6 +11,8 @@ from dmdr.rewards import Reward
 class RewardMetric:
     """Judges every prompt."""
 
+    writes = None
+
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
         self.figures = (reward.name,)

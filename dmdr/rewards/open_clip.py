@@ -48,21 +48,8 @@ def load(name: str, path: Path | None, device: str) -> DualEncoder:
         DataError: the weights are damaged, or are another model's.
         InputMissing: the folder holds none.
     """
-    import open_clip
-
     kind = KINDS[name]
-    if path is None:
-        with torch.device("meta"):
-            model = open_clip.CLIP(**open_clip.get_model_config(kind.architecture)).requires_grad_(False)
-    else:
-        config, file = read(path) if path.is_dir() else (open_clip.get_model_config(kind.architecture), path)
-        found = tensors(file)  # before the model, which takes a while to make
-        model = open_clip.CLIP(**config)
-        fill(model, found, file, f"{name}'s {'open_clip_config.json' if path.is_dir() else kind.architecture}")
-    model.to(device)
-    size = model.visual.image_size
-    size = size[0] if isinstance(size, tuple) else size
-    tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+    model, tokenizer, size = clip(name, kind.architecture, path, device)
 
     def encode_images(images: torch.Tensor) -> torch.Tensor:
         return model.encode_image(normalized(kind.shape(images, size)))
@@ -71,6 +58,24 @@ def load(name: str, path: Path | None, device: str) -> DualEncoder:
         return model.encode_text(tokenizer(prompts).to(device))
 
     return DualEncoder(name, encode_images, encode_prompts, SCALE)
+
+
+def clip(name: str, architecture: str, path: Path | None, device: str) -> tuple[torch.nn.Module, Callable, int]:
+    """An open_clip model, frozen, with its tokenizer and the side of its images; arguments and errors as of `load`."""
+    import open_clip
+
+    if path is None:
+        with torch.device("meta"):
+            model = open_clip.CLIP(**open_clip.get_model_config(architecture)).requires_grad_(False)
+    else:
+        config, file = read(path) if path.is_dir() else (open_clip.get_model_config(architecture), path)
+        found = tensors(file)  # before the model, which takes a while to make
+        model = open_clip.CLIP(**config)
+        fill(model, found, file, f"{name}'s {'open_clip_config.json' if path.is_dir() else architecture}")
+    model.to(device)
+    size = model.visual.image_size
+    size = size[0] if isinstance(size, tuple) else size
+    return model, open_clip.SimpleTokenizer(context_length=model.context_length), size
 
 
 def read(folder: Path) -> tuple[dict, Path]:

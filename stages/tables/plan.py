@@ -17,6 +17,9 @@ from stages.tables.spec import Changes, Row, Spec, Variant
 FIGURES = {
     "lab-checker": ("strict", "soft"),
     "fashion-judge": ("strict", "color", "class"),
+    "geneval": ("geneval",),
+    "dpg-bench": ("dpg-bench",),
+    "lpips": ("diversity/lpips-vgg16",),
 }  # a reward's is its own name
 OURS = {"run", "seed", "evaluate.models"}  # what a table sets in each config
 

@@ -1,0 +1,70 @@
+"""DPG-Bench: how many of the questions about a dense prompt a model answers with yes, in 0 to 100.
+
+An image here is one of the four that the official layout has in a grid; a prompt's score is the mean over its images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dmdr.errors import ConfigError
+from dmdr.metrics import dpg_rules
+from dmdr.metrics.dpg_questions import Question, read
+from dmdr.metrics.vqa import VQA
+
+FIGURE, OFFICIAL = "dpg-bench", "dpg-bench (official)"
+
+
+class DPGBench:
+    """Judges the prompts whose item_id the file of questions has."""
+
+    figures = (FIGURE,)
+    writes = "answers"
+
+    def __init__(self, questions: dict[str, list[Question]], first: tuple[str, int], vqa: VQA) -> None:
+        self.questions, self.first, self.vqa = questions, first, vqa
+
+    @classmethod
+    def load(cls, weights: dict[str, Path], device: str) -> DPGBench:
+        """weights: of the sets dpg-questions and vqa."""
+        return cls(*read(weights["dpg-questions"]), VQA(weights["vqa"], device))
+
+    def judges(self, record: dict) -> bool:
+        return record.get("item_id") in self.questions
+
+    @staticmethod
+    def check_prompts(records: list[dict]) -> None:
+        """Raises ConfigError when no prompt has an item_id."""
+        if not any("item_id" in record for record in records):
+            raise ConfigError(
+                f"evaluate.metrics asks for dpg-bench, but none of the {len(records)} evaluation prompts has an "
+                "item_id; evaluate on set:dpg-bench, or drop dpg-bench"
+            )
+
+    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1], and of each {"item_id", "answers": question -> text}."""
+        scores, lines = [], []
+        for image, record in zip(images, records, strict=True):
+            asked = self.questions[record["item_id"]]
+            answers = self.vqa(image, [each.text for each in asked])
+            told = {str(each.number): answer for each, answer in zip(asked, answers, strict=True)}
+            lines.append({"item_id": record["item_id"], "answers": told})
+            scores.append(100 * dpg_rules.image_score(asked, yes(told)))
+        return {FIGURE: np.array(scores)}, lines
+
+    def categories(self, lines: list[dict]) -> dict[str, dict]:
+        """Of all lines of a model: figure -> {"tags", "overall"}, as it should be and as the official script has it."""
+        images: dict[str, list[dict[int, bool]]] = {}
+        for line in lines:
+            images.setdefault(line["item_id"], []).append(yes(line["answers"]))
+        return {
+            FIGURE: dpg_rules.fixed(self.questions, images),
+            OFFICIAL: dpg_rules.official(self.questions, images, self.first),
+        }
+
+
+def yes(answers: dict[str, str]) -> dict[int, bool]:
+    return {int(number): answer == "yes" for number, answer in answers.items()}

@@ -1,0 +1,61 @@
+"""DPG-Bench's questions: what is asked about each prompt's image, and which answers need another one to be yes first.
+
+The file is dpg_bench.csv of the ELLA repository (Apache-2.0), which DMDR does not ship.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmdr.errors import DataError
+
+COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
+OVERALL = 0  # a dependency that is none
+
+
+@dataclass(frozen=True)
+class Question:
+    """parents: numbers of the prompt's questions that have to be answered with yes. category: as "entity - whole"."""
+
+    number: int
+    parents: tuple[int, ...]
+    category: str
+    text: str
+
+
+def read(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
+    """item_id -> its questions, in the file's order; and (item, question) of the file's first row.
+
+    Raises:
+        DataError: a column is missing, a row does not parse, a parent is no question of its prompt, or it is empty.
+    """
+    found: dict[str, list[Question]] = {}
+    first = None
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        if absent := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+            raise DataError(f"{path} lacks the column {', '.join(absent)}; give DPG-Bench's dpg_bench.csv")
+        for row in rows:
+            try:
+                parents = tuple(int(each) for each in row["dependency"].split(",") if int(each) != OVERALL)
+                number = int(row["proposition_id"])
+            except (ValueError, AttributeError) as error:
+                raise DataError(f"{path}, line {rows.line_num}: {error}; fetch the file again") from error
+            category = row["tuple"].split("(")[0].strip()
+            found.setdefault(row["item_id"], []).append(
+                Question(number, parents, category, row["question_natural_language"])
+            )
+            first = first or (row["item_id"], number)
+    if first is None:
+        raise DataError(f"{path} has no questions; give DPG-Bench's dpg_bench.csv")
+    for item, questions in found.items():
+        known = {each.number for each in questions}
+        for each in questions:
+            if strangers := set(each.parents) - known:
+                raise DataError(
+                    f"{path}: question {each.number} of {item} depends on {min(strangers)}, which is none of that "
+                    "prompt's; fetch the file again"
+                )
+    return found, first
