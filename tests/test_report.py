@@ -177,6 +177,35 @@ def test_the_papers_rows_stand_only_under_its_own_metrics():
     assert bars["paper: DMDR"][2] == "0.540"
 
 
+def test_dpg_bench_as_the_official_script_counts_stands_beside_ours_and_the_papers():
+    """Its figure has categories, finer ones too, and no score of a prompt."""
+    card, rows, strips = example()
+    tags = {"attribute": 80.5, "attribute-color": 70.5, "entity": 81.5, "global": 82.5, "other": 83.5, "relation": 84.5}
+    summary = {"tags": {name: {"mean": mean, "n": 9} for name, mean in tags.items()}, "overall": 61.25}
+    card["metrics"] += [
+        each | {"name": "dpg-bench", "mean": 62.5} for each in card["metrics"] if each["name"] == "soft"
+    ]
+    card["tags"] |= {f: {m["name"]: summary for m in card["models"]} for f in ("dpg-bench", "dpg-bench (official)")}
+    html = page(
+        card, teacher="", rows=rows, strips=strips, curves={}, provenance=[], settings={}, base="SD3-Medium"
+    )  # fmt: skip
+    table = cells(html)
+    assert table[1][-1].startswith("62.500|") and table[1][-1].endswith("|official 61.250")
+    assert table[-1][0] == "paper: DMDR" and table[-1][-1] == "84.96"
+    blocks = [
+        ["".join(c.itertext()) for c in each.iter()]
+        for each in ET.fromstring(html).iter("table")
+        if each.get("class") == "bars"
+    ]
+    captions = [block[1] for block in blocks][-7:]
+    assert [each.split(" ")[0] for each in captions] == [
+        "overall", "global", "entity", "attribute", "relation", "other", "attribute-color"
+    ]  # fmt: skip
+    assert captions[0] == "overall mean over the prompts"
+    assert "paper: DMDR84.960" in blocks[-7][0] and "paper: DMDR90.460" in blocks[-6][0]
+    assert "paper" not in blocks[-1][0] and "paper" not in blocks[-8][0]
+
+
 def test_printed_numbers_are_brought_to_the_scale_of_the_card():
     figures = ["clip-score", "dpg-bench", "dpg-bench (official)", "geneval"]
     rows = {row.label: cells for row, cells in paper.rows_for("SDXL-Base", figures, {})}
