@@ -20,6 +20,7 @@ from stages.charts import POINTS, chart, read_columns, thin
 from stages.gallery import LARGEST, ROWS, Row, Strip, chosen, extremes, grid
 from stages.report import page, paper
 from stages.report.card import timed
+from stages.report.nfe import plot
 from stages.report.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
 from stages.verdict import verdicts
 from tests.evaluated import GENEVAL, MODELS, completed, decoded, speed_of
@@ -176,6 +177,35 @@ def test_the_papers_rows_stand_only_under_its_own_metrics():
     assert bars["paper: DMDR"][2] == "0.540"
 
 
+def test_dpg_bench_as_the_official_script_counts_stands_beside_ours_and_the_papers():
+    """Its figure has categories, finer ones too, and no score of a prompt."""
+    card, rows, strips = example()
+    tags = {"attribute": 80.5, "attribute-color": 70.5, "entity": 81.5, "global": 82.5, "other": 83.5, "relation": 84.5}
+    summary = {"tags": {name: {"mean": mean, "n": 9} for name, mean in tags.items()}, "overall": 61.25}
+    card["metrics"] += [
+        each | {"name": "dpg-bench", "mean": 62.5} for each in card["metrics"] if each["name"] == "soft"
+    ]
+    card["tags"] |= {f: {m["name"]: summary for m in card["models"]} for f in ("dpg-bench", "dpg-bench (official)")}
+    html = page(
+        card, teacher="", rows=rows, strips=strips, curves={}, provenance=[], settings={}, base="SD3-Medium"
+    )  # fmt: skip
+    table = cells(html)
+    assert table[1][-1].startswith("62.500|") and table[1][-1].endswith("|official 61.250")
+    assert table[-1][0] == "paper: DMDR" and table[-1][-1] == "84.96"
+    blocks = [
+        ["".join(c.itertext()) for c in each.iter()]
+        for each in ET.fromstring(html).iter("table")
+        if each.get("class") == "bars"
+    ]
+    captions = [block[1] for block in blocks][-7:]
+    assert [each.split(" ")[0] for each in captions] == [
+        "overall", "global", "entity", "attribute", "relation", "other", "attribute-color"
+    ]  # fmt: skip
+    assert captions[0] == "overall mean over the prompts"
+    assert "paper: DMDR84.960" in blocks[-7][0] and "paper: DMDR90.460" in blocks[-6][0]
+    assert "paper" not in blocks[-1][0] and "paper" not in blocks[-8][0]
+
+
 def test_printed_numbers_are_brought_to_the_scale_of_the_card():
     figures = ["clip-score", "dpg-bench", "dpg-bench (official)", "geneval"]
     rows = {row.label: cells for row, cells in paper.rows_for("SDXL-Base", figures, {})}
@@ -291,6 +321,16 @@ def test_points_lie_where_their_numbers_say():
     share = np.log(nfe[THIRD.name] / 2) / np.log(nfe["teacher"] / 2)
     left = (points["student"][0] + points["naive teacher"][0]) / 2  # both have 2 NFE and stand beside each other
     assert points[THIRD.name][0] == pytest.approx(left + share * (points["teacher"][0] - left), abs=0.2)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-4, 0.02, 1.0, 34.0, 1e3, 1e7])
+def test_the_numbers_of_an_axis_fit_beside_it(scale: float):
+    card, *_ = example()
+    for each in card["metrics"]:
+        each.update({key: -each[key] * scale for key in ("mean", "low", "high")})
+    ticks = re.findall(r'text-anchor="end">([^<]*)<', plot(card, "strict"))
+    assert len(ticks) == 3 and max(map(len, ticks)) <= 8
+    assert len(set(ticks)) == 3
 
 
 def luminance(colour: str) -> float:

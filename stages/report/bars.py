@@ -7,17 +7,18 @@ from html import escape
 from stages.report.html import count, shown
 from stages.report.paper import in_order, tasks_for
 from stages.report.style import COLOURS
-from stages.report.table1 import figure_name, figures_of
+from stages.report.table1 import figure_name
 from stages.verdict import deciding
 
-BENCHMARKS = ("geneval", "dpg-bench")  # how the figures begin that are open at once, besides the deciding one
+DPG = "dpg-bench"
+BENCHMARKS = ("geneval", DPG)  # how the figures begin that are open at once, besides the deciding one
 
 
 def categories(card: dict, base: str | None) -> str:
     """A part a figure that has categories. base: the teacher as the paper calls it, whose numbers stand beside ours."""
     parts = []
-    for figure, by_model in card["tags"].items():
-        printed = tasks_for(base, figure, figures_of(card), card["about"])
+    for figure in card["tags"]:
+        printed = tasks_for(base, figure, list(card["tags"]), card["about"])
         is_open = ' open=""' if figure == deciding(card) or figure.startswith(BENCHMARKS) else ""
         note = (
             f'<p class="faint"><small>Outlined: as printed in the paper for {escape(base or "")}.</small></p>'
@@ -25,11 +26,12 @@ def categories(card: dict, base: str | None) -> str:
             else ""
         )
         summary = f"<summary>{figure_name(card, figure)}</summary>"
-        parts.append(f"<details{is_open}>{summary}{note}{_blocks(card, by_model, printed)}</details>")
+        parts.append(f"<details{is_open}>{summary}{note}{_blocks(card, figure, printed)}</details>")
     return "".join(parts)
 
 
-def _blocks(card: dict, by_model: dict[str, dict], printed: dict[str, dict[str, float]]) -> str:
+def _blocks(card: dict, figure: str, printed: dict[str, dict[str, float]]) -> str:
+    by_model = card["tags"][figure]
     models = [(n, model) for n, model in enumerate(card["models"]) if model["name"] in by_model]
     tags = {tag: row for each in by_model.values() for tag, row in each["tags"].items()}
     values = [row["mean"] for each in by_model.values() for row in each["tags"].values() if row["mean"] is not None]
@@ -50,7 +52,8 @@ def _blocks(card: dict, by_model: dict[str, dict], printed: dict[str, dict[str, 
                 rows.append(
                     _bar(f"paper: {label}", numbers[name], full if has_bars else None, "", " class='reference'")
                 )
-        told = "mean of the categories" if name == "overall" else count(tags[name]["n"], "prompt")
+        over = "mean over the prompts" if figure.startswith(DPG) else "mean of the categories"
+        told = over if name == "overall" else count(tags[name]["n"], "prompt")
         caption = f"<caption>{escape(name)} <small>{told}</small></caption>"
         blocks.append(f'<table class="bars">{caption}<tbody>{"".join(rows)}</tbody></table>')
     return f'<div class="blocks">{"".join(blocks)}</div>'

@@ -86,14 +86,13 @@ def _shape(n: int, x: float, y: float, title: str = "") -> str:
 def _axes(nfes: list[int], x, low: float, high: float) -> list[str]:
     """Guides with their numbers, as many decimals as the range needs; an NFE that would touch the one before is left
     out."""
-    decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
+    decimals = max(0, 1 - math.floor(math.log10(high - low)))
+    form = f".{decimals}f" if decimals <= 4 and max(-low, high) < 1e5 else ".1e"
     parts = []
     for share in (0.1, 0.5, 0.9):
         at, value = TOP + HEIGHT * (1 - share), low + share * (high - low)
         parts.append(f'<path class="guide" d="M{LEFT},{at:.1f}H{LEFT + WIDTH}"/>')
-        parts.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:.{decimals}f}</text>'
-        )
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:{form}}</text>')
     last = -math.inf
     for nfe in nfes:
         if x(nfe) - last >= 22:

@@ -120,9 +120,9 @@ def on_scale(value: float, metric: str, about: dict) -> float:
 
 
 def in_order(tasks: list[str]) -> list[str]:
-    """Categories in the order of the paper's columns where it has them, else as they are."""
-    order = next((list(names) for names in TASKS.values() if set(names) == set(tasks)), None)
-    return tasks if order is None else order
+    """Categories, those of the paper first and in its order; DPG-Bench has finer ones besides."""
+    first = next(([*names] for names in TASKS.values() if set(names) <= set(tasks)), [])
+    return first + [task for task in tasks if task not in first]
 
 
 def rows_for(base: str | None, figures: list[str], about: dict[str, dict]) -> list[tuple[Printed, dict[str, str]]]:
@@ -140,14 +140,13 @@ def rows_for(base: str | None, figures: list[str], about: dict[str, dict]) -> li
 
 
 def tasks_for(base: str | None, figure: str, figures: list[str], about: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """Label -> task -> printed number, under this figure of a scorecard; GenEval's overall is the mean of its tasks."""
+    """Label -> task, or overall -> printed number, under this figure; figures: those that have categories."""
     found = {}
     for row in ROWS[base] if base is not None else []:
         for metric, numbers in row.tasks.items():
             if column_of(metric, figures) == figure:
-                overall = {"overall": row.figures[metric]} if metric == "geneval" else {}
+                numbers = {"overall": row.figures[metric], **numbers}
                 found[row.label] = {
-                    task: on_scale(value, metric, about.get(figure, {}))
-                    for task, value in {**overall, **numbers}.items()
+                    task: on_scale(value, metric, about.get(figure, {})) for task, value in numbers.items()
                 }
     return found

@@ -62,6 +62,9 @@ def _cell(card: dict, row: dict | None, figure: str, model: str) -> str:
     overall = card["tags"].get(figure, {}).get(model, {}).get("overall")
     if overall is not None and figure.startswith(GENEVAL):
         under += f"<small>by task {number(overall)}</small>"
+    official = card["tags"].get(f"{figure} (official)", {}).get(model, {}).get("overall")
+    if official is not None:
+        under += f"<small>official {number(official)}</small>"
     return f"<td>{number(row['mean'])}{under}</td>"
 
 
@@ -99,6 +102,10 @@ def _notes(card: dict) -> str:
     ]
     if any(each.startswith(GENEVAL) for each in card["tags"]):
         notes.append("By task: the mean of the tasks, each counted once, which is what GenEval calls overall.")
+    if any(each.endswith("(official)") for each in card["tags"]):
+        notes.append(
+            "Official: as DPG-Bench's own script counts, with its errors; the paper's numbers are of that kind."
+        )
     if card["images_per_prompt"] > 1:
         notes.append(f"A prompt's score is the mean over its {card['images_per_prompt']} images. {DIVERSITY}")
     notes.append("NFE: forwards of the network an image; guidance (CFG) doubles them, unless it is an input.")
