@@ -30,6 +30,7 @@ from stages.artifacts import SCHEMA, SEEN, Artifact, place_at
 from stages.download import CHUNK, download
 from stages.folder import Folder, refused
 from stages.layout import RECORD
+from stages.refusals import Refused
 from stages.remote import Remote
 
 
@@ -63,6 +64,8 @@ def publish(folder: str, name: str, revision: str | None, to: str, told: Callabl
     artifact = Artifact(to, name, digest[:SEEN] if revision is None else revision)
     try:
         record = artifact.claim({"class": kind}, {"teacher": digest})
+    except Refused:
+        raise
     except ConfigError as error:
         raise ConfigError(
             f"{artifact.address} belongs to another teacher than {folder}, which is sha256 {digest[:SEEN]}…; a "

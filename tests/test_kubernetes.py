@@ -337,7 +337,8 @@ def test_a_flow_that_is_cancelled_in_any_stage_leaves_no_pod_and_goes_on(
     for number, each in enumerate(STAGES):
         with subprocess.Popen(command, cwd=ROOT) as flow:
             try:
-                until(lambda begun=[*twice(STAGES[:number]), each]: began(log) == begun, 60)
+                so_far = [*twice(STAGES[:number]), each]
+                until(lambda so_far=so_far: began(log) == so_far, 60)
                 flow.terminate()
                 assert flow.wait(30) == 75
             finally:
