@@ -107,7 +107,7 @@ def resolved(config: Config, address: str | None, told: Callable[[int], None]) -
         DataError: a file of it is missing or damaged.
     """
     path = address or config.teacher.path
-    if "://" in path or (Path(path) / RECORD).is_file():
+    if "://" in path or os.path.isfile(Path(path, RECORD)):
         path = str(_folder(path, told))
     if path == config.teacher.path:
         return config
@@ -120,12 +120,12 @@ def _whole(folder: Path) -> str:
     """The class of a pipeline whose parts are there; of its weights only the headers are read."""
     from safetensors import SafetensorError, safe_open
 
-    index = teacher.index_of(folder)
+    files, index = digests.files(folder), teacher.index_of(folder)
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
     lacks = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
     if lacks:
         raise DataError(f"teacher {folder} lacks {', '.join(lacks)}, which its model_index.json names; fetch it again")
-    for file in sorted(folder.rglob("*.safetensors")):
+    for file in (file for file in files if file.suffix == ".safetensors"):
         try:
             with safe_open(file, framework="np"):
                 pass
@@ -147,7 +147,7 @@ def _is_name(text: str) -> bool:
 
 def _copied(source: Path, artifact: Artifact, told: Callable[[int, int], None]) -> dict[str, dict]:
     """What the record says of the files, once each of them is in the store and was read there."""
-    files = sorted(path for path in source.rglob("*") if path.is_file())
+    files = digests.files(source)
     named = {f"{artifact.run}@{artifact.stage}/{path.relative_to(source).as_posix()}": path for path in files}
     total, here = sum(path.stat().st_size for path in files), 0
     found: dict[str, dict] = {}
