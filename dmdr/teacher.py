@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from dmdr import digests, hub
@@ -31,12 +32,12 @@ def resolve(path: str, parts: str | None = None) -> Path | SingleFile:
 
     Raises:
         ConfigError: a hub's teacher is not pinned to a commit.
-        InputMissing: no such folder or file, or the hub does not give it.
+        InputMissing: no such folder or file, one that cannot be read, or the hub does not give it.
         DataError: the folder is not a diffusers pipeline, or one of a family that has no files of this kind.
     """
     if parts is None:
         return diffusers_folder("teacher.path", path)
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputMissing(f"teacher.path {path}: no such file; give a .safetensors file, or a folder without parts")
     source = SingleFile(Path(path), diffusers_folder("teacher.parts", parts))
     if family(source) not in ONE_FILE:
@@ -58,9 +59,11 @@ def diffusers_folder(key: str, path: str) -> Path:
         folder = hub.fetched(key, path, files=PIPELINE_FILES, but=OTHER_FORMS)
     else:
         folder = LAB / path.removeprefix("lab:") if path.startswith("lab:") else Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         have = ", ".join(sorted(f"lab:{each.name}" for each in LAB.iterdir())) if LAB.is_dir() else "none"
         raise InputMissing(f"{key} {path}: no such folder; give a diffusers folder or one of the lab's: {have}")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputMissing(f"{key} {path}: this user may not read {folder}; change its permissions, or give another")
     if not (folder / "model_index.json").is_file():
         raise DataError(f"{key} {path} has no model_index.json; save the pipeline there with save_pretrained")
     return folder
@@ -85,6 +88,8 @@ def index_of(folder: Path) -> dict:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"teacher {folder}: model_index.json is not JSON ({error}); fetch the teacher again") from error
+    except OSError as error:
+        raise InputMissing(f"cannot read {error.filename}: {error.strerror}; let this user read it") from error
     name = index.get("_class_name")
     if name not in FAMILIES:
         raise DataError(f"teacher {folder} is a {name}; DMDR knows {', '.join(FAMILIES)}")
@@ -144,7 +149,7 @@ def pipeline(source: Path | SingleFile, *, text: bool = True):
 
     folder = _parts(source)
     index = index_of(folder)
-    for file in sorted(folder.rglob("*.safetensors")):
+    for file in (file for file in digests.files(folder) if file.suffix == ".safetensors"):
         try:
             with safe_open(file, framework="pt"):
                 pass

@@ -53,8 +53,9 @@ def pull(run: str, stage: str, folder: str, store: str, form: str | None) -> int
     with alone(target.parent / f".{target.name}.partial") as partial:
         try:
             download(artifact, sizes, partial, told)
-        except (DataError, OSError) as error:
-            kind = DataError if isinstance(error, DataError) else StoreError
+        except (ConfigError, DataError, OSError) as error:
+            kinds = (ConfigError, DataError, InputMissing)
+            kind = next((each for each in kinds if isinstance(error, each)), StoreError)
             raise kind(f"{error}; {_missing(partial, sizes)}") from error
         except KeyboardInterrupt:
             print(f"dmdr: stopped; {_missing(partial, sizes)}; repeat the command to go on", file=sys.stderr)

@@ -47,6 +47,7 @@ from stages.adoption import adopted  # noqa: E402
 from stages.artifacts import Artifact  # noqa: E402
 from stages.inputs import inputs  # noqa: E402
 from stages.layout import digest  # noqa: E402
+from stages.refusals import Refused  # noqa: E402
 from stages.teachers import resolved  # noqa: E402
 
 EXIT = {ConfigError: 64, DataError: 65, InputMissing: 66, NonFinite: 70, StoreError: 74, Stopped: 75}
@@ -186,7 +187,7 @@ def main(arguments: list[str]) -> int:
 
 def tell(stage: str, message: object) -> None:
     if ranks.rank():
-        if isinstance(message, (ConfigError, NonFinite, Stopped)):
+        if isinstance(message, (ConfigError, NonFinite, Stopped)) and not isinstance(message, Refused):
             return  # all ranks meet these; the first tells
         stage = f"{stage}, rank {ranks.rank()}"
     print(f"{stage}: {' '.join(str(message).split())}", file=sys.stderr)

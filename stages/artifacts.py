@@ -5,6 +5,8 @@
                        ...          the files of the artifact
                        record.json  last, and only if there is none: the seal. No record, no artifact
 
+A record's fingerprint is over what the result is made from and its files, except those that tell how long it took.
+
 Two live copies of a stage may race to here. A local copy seals alone, behind a lock; on S3 an object is never
 overwritten: the later copy's file gets another name. So the record that wins always describes files that still stand.
 """
@@ -23,7 +25,7 @@ from dmdr.config import NAME
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from dmdr.identity import fingerprint
 from stages.folder import Folder
-from stages.layout import CHECKPOINTS, CLAIM, RECORD, digest
+from stages.layout import CHECKPOINTS, CLAIM, RECORD, digest, tells_time
 from stages.remote import Remote
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Artifact:
 
     Raises:
         ConfigError: a run name that cannot stand in an address, or a store of an unknown kind.
-        StoreError: from every method, when the store refuses.
+        StoreError, Refused, InputMissing: from every method, as the store does not answer, refuses, or has no bucket.
     """
 
     def __init__(self, store: str, run: str, stage: str) -> None:
@@ -191,7 +193,7 @@ class Artifact:
             stored_as = self.place.add(name, path, str(files[name]["sha256"]))
             if stored_as != name:
                 files[name]["stored_as"] = stored_as
-        contents = {name: found["sha256"] for name, found in files.items()}
+        contents = {name: found["sha256"] for name, found in files.items() if not tells_time(name)}
         named = {key: claim[key] for key in ("stage", "identity", "inputs")}
         record = {**about, **claim, "files": files, "fingerprint": fingerprint({**named, "files": contents})}
         return self._parse(RECORD, self.place.create(RECORD, _pretty(record)))

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from dmdr.errors import ConfigError
-from stages.refusals import code, is_taken, patiently
+from stages.refusals import Refused, code, is_taken, patiently
 
 VARIABLE = "DMDR_STORE_CONDITIONAL"
 HONOURED, IGNORED = "honoured", "ignored"
@@ -33,13 +33,13 @@ def ensure(store: str, writes: Iterable[Callable[[], object]], clean: Callable[[
     writes: each creates one and the same object, so that all but the first have to be refused.
 
     Raises:
-        ConfigError: one of them was not.
+        Refused: one of them was not.
     """
     if store in _found:
         return
     try:
         if not all([_refused(write) for write in writes][1:]):
-            raise ConfigError(
+            raise Refused(
                 f"store {store} replaces an object although it is told not to (If-None-Match), so that two live copies "
                 f"of a stage could spoil each other's files; choose another store, or set {VARIABLE}={IGNORED} and see "
                 "to it that no stage runs twice at once"

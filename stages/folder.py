@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dmdr.errors import StoreError
+from dmdr.errors import InputMissing, StoreError
 
 ATTEMPT = ".attempt-"
 UMASK = os.umask(0o022)  # it can only be read by setting it
@@ -27,7 +27,7 @@ def refused(action: str, where: object) -> Iterator[None]:
     """Turn what the operating system would not do into one line for the user."""
     try:
         yield
-    except StoreError:
+    except (StoreError, InputMissing):
         raise
     except OSError as error:
         raise StoreError(

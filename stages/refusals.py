@@ -1,5 +1,8 @@
 """What a store's error means: whether it passes, so that the same is tried again, and what to tell if it does not.
 
+Trouble that passes in a while is a StoreError, which the flow tries again. A bucket that is not there is an input that
+is missing, and credentials that are refused are wrong settings: neither gets better by itself.
+
 Only here are failed requests repeated: the S3 client repeats none by itself. Errors are known by the names of their
 classes, because their libraries are slow to import and a store that is a folder needs none of them.
 """
@@ -12,6 +15,8 @@ import random
 import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from dmdr.errors import ConfigError, InputMissing, StoreError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,11 +38,18 @@ PASSING_CODES = {
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity", "InvalidClientTokenId"}
 DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
-ABSENT = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
+SKEWED, NO_BUCKET = "RequestTimeTooSkewed", "NoSuchBucket"
+ABSENT = {"NoCredentialsError", "PartialCredentialsError"}
+UNOBTAINED = {"CredentialRetrievalError", "TokenRetrievalError"}  # of an identity that may answer in a while
 PERMISSION = {  # what it is called where permissions are given, if not like the operation
-    "HeadObject": "GetObject", "ListObjectsV2": "ListBucket", "CreateMultipartUpload": "PutObject",
+    "GetObject": "GetObject and s3:ListBucket", "HeadObject": "GetObject and s3:ListBucket",
+    "ListObjectsV2": "ListBucket", "CreateMultipartUpload": "PutObject",
     "UploadPart": "PutObject", "CompleteMultipartUpload": "PutObject",
 }  # fmt: skip
+
+
+class Refused(ConfigError):
+    """The store will not do it, however often it is asked: credentials, permissions, a clock, conditional writes."""
 
 
 def patiently(ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
@@ -61,6 +73,21 @@ def passes(error: BaseException) -> bool:
     return bool(_kinds(error) & PASSING) and not _kinds(error) & LASTING
 
 
+def expired(error: BaseException) -> bool:
+    """Whether new credentials may help, which an identity or a file may have by now."""
+    return code(error) in EXPIRED
+
+
+def failure(error: BaseException, action: str, url: str) -> StoreError | Refused | InputMissing:
+    """What to raise for an error of a store, in one line. action: what it would not do. url: to what."""
+    told = f"cannot {action} {url}: {explained(error, url)}"
+    if code(error) == NO_BUCKET:
+        return InputMissing(told)
+    if code(error) in {*EXPIRED, *UNKNOWN, *DENIED, SKEWED} or _kinds(error) & ABSENT:
+        return Refused(told)
+    return StoreError(told)
+
+
 def code(error: BaseException) -> str:
     """S3's own word for the error, such as NoSuchBucket; empty if it does not come from S3."""
     return _answer(error)[0]
@@ -71,22 +98,24 @@ def is_taken(error: BaseException) -> bool:
     return isinstance(error, FileExistsError) or code(error) == "PreconditionFailed"
 
 
-def explained(error: BaseException) -> str:
+def explained(error: BaseException, url: str) -> str:
     """What happened and what to do, in one line."""
     found, _, operation = _answer(error)
     permission = f"s3:{PERMISSION.get(operation, operation)}"
-    if found == "NoSuchBucket":
-        return "the bucket does not exist; create the bucket, or correct --store"
+    if found == NO_BUCKET:
+        return f"the bucket {url.split('/')[2]} does not exist; create it, or correct the address"
     if found in EXPIRED:
         return "the credentials have expired; renew them, then repeat the command"
     if found in UNKNOWN:
         return f"the store does not accept these credentials ({found}); correct AWS_ACCESS_KEY_ID and its secret"
-    if found == "RequestTimeTooSkewed":
+    if found == SKEWED:
         return "this machine's clock is too far from the store's; set the clock, then repeat the command"
     if found in DENIED:
         return f"access denied ({operation}); allow {permission} there, or give other credentials"
     if _kinds(error) & ABSENT:
         return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run under an identity"
+    if _kinds(error) & UNOBTAINED:
+        return f"the credentials of this identity cannot be had ({error}); see that it may be assumed, then repeat"
     said = " ".join(f"{error}".split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{said}; free some space on the local disk, then repeat the command"

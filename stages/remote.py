@@ -16,10 +16,10 @@ from typing import ParamSpec, TypeVar
 
 import fsspec
 
-from dmdr.errors import ConfigError, StoreError
+from dmdr.errors import ConfigError, InputMissing, StoreError
 from stages import conditions, transfer
 from stages.listing import listing
-from stages.refusals import code, explained, is_taken, patiently
+from stages.refusals import code, expired, failure, is_taken, patiently
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,17 +51,38 @@ class Remote:
         """A remote filesystem raises whatever its client library raises: all of it becomes one line."""
         try:
             yield
-        except (StoreError, ConfigError):
+        except (StoreError, ConfigError, InputMissing):
             raise
         except Exception as error:
-            raise StoreError(f"cannot {action} {self.url}/{name}: {explained(error)}") from error
+            raise failure(error, action, f"{self.url}/{name}") from error
+
+    def _renewing(self, ask: Callable[P, T]) -> Callable[P, T]:
+        """`ask`, which is asked once more with new credentials, as files and identities have them, if ours expired."""
+
+        def asked(*values: P.args, **named: P.kwargs) -> T:
+            try:
+                return ask(*values, **named)
+            except Exception as error:
+                if not expired(error):
+                    raise
+            self.fs.connect(refresh=True)
+            return ask(*values, **named)
+
+        return asked
+
+    def _patiently(self, ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
+        return patiently(self._renewing(ask), *values, **named)
+
+    def _call(self, operation: str, **parameters: object) -> dict:
+        """An operation of S3, by name."""
+        return self._renewing(self.fs.call_s3)(operation, **parameters)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes | None:
         with self._asked("read", name):
-            return _unless_missing(patiently, self.fs.cat_file, self._path(name))
+            return _unless_missing(self._patiently, self.fs.cat_file, self._path(name))
 
     def create(self, name: str, data: bytes) -> bytes:
         with self._asked("write", name):
@@ -69,7 +90,7 @@ class Remote:
                 return self._create_unconditionally(name, data)
             self._ensure_conditions()
             try:
-                patiently(self.fs.pipe_file, self._path(name), data, mode="create")
+                self._patiently(self.fs.pipe_file, self._path(name), data, mode="create")
             except Exception as error:
                 # Written by somebody, or by us while the answer got lost: what stands there decides.
                 if not is_taken(error) or (found := self.read(name)) is None:
@@ -80,7 +101,7 @@ class Remote:
     def _create_unconditionally(self, name: str, data: bytes) -> bytes:
         if (found := self.read(name)) is not None:
             return found
-        patiently(self.fs.pipe_file, self._path(name), data)
+        self._patiently(self.fs.pipe_file, self._path(name), data)
         if (found := self.read(name)) is None:
             raise FileNotFoundError("it was gone right after it was written")
         return found
@@ -90,7 +111,7 @@ class Remote:
         with tempfile.NamedTemporaryFile() as file:
             file.write(b"?")
             file.flush()
-            writes = [lambda: self.fs.pipe_file(path, b"?", mode="create")] * 2
+            writes = [lambda: self._renewing(self.fs.pipe_file)(path, b"?", mode="create")] * 2
             if self.is_s3:  # some honour the condition on plain writes only
                 writes.append(lambda: self._upload(path, Path(file.name), create=True))
             store = "/".join(self.url.split("/")[:3])
@@ -122,7 +143,7 @@ class Remote:
         size = source.stat().st_size
         if not self.is_s3 or size < 2 * transfer.PART:
             mode = "create" if create else "overwrite"
-            patiently(self.fs.put_file, str(source), path, mode=mode)
+            self._patiently(self.fs.put_file, str(source), path, mode=mode)
             return
         try:
             self._upload(path, source, create=create)
@@ -135,18 +156,18 @@ class Remote:
 
     def _upload(self, path: str, source: Path, *, create: bool) -> None:
         bucket, key, _ = self.fs.split_path(path)
-        transfer.upload(self.fs.call_s3, bucket, key, source, create=create)
+        transfer.upload(self._call, bucket, key, source, create=create)
 
     def _holds(self, path: str, source: Path) -> bool:
         return bool(_unless_missing(transfer.is_same, self._reader(path), partial(self._size, path), source))
 
     def _size(self, path: str) -> int:
-        return patiently(self.fs.size, path)
+        return self._patiently(self.fs.size, path)
 
     def _reader(self, path: str) -> transfer.Read:
         def read(start: int, end: int) -> bytes:
             try:
-                return patiently(self.fs.cat_file, path, start=start, end=end)
+                return self._patiently(self.fs.cat_file, path, start=start, end=end)
             except OSError as error:
                 if code(error) == "InvalidRange":  # the object ends before it
                     return b""
@@ -172,9 +193,9 @@ class Remote:
         with self._asked("list"):
             if self.is_s3:
                 bucket, key, _ = self.fs.split_path(self.root)
-                found = listing(self.fs.call_s3, bucket, f"{key}/" if key else "", folders=True)
+                found = listing(self._call, bucket, f"{key}/" if key else "", folders=True)
             else:
-                entries: list[dict] = _unless_missing(patiently, self.fs.ls, self.root, detail=True) or []
+                entries: list[dict] = _unless_missing(self._patiently, self.fs.ls, self.root, detail=True) or []
                 found = [each["name"] for each in entries if each["type"] == "directory"]
             return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
 
@@ -186,13 +207,13 @@ class Remote:
     def _at(self, path: str) -> list[str]:
         """The object of that path, if there is one, and all below it."""
         if not self.is_s3:
-            return patiently(self.fs.find, path)
+            return self._patiently(self.fs.find, path)
         bucket, key, _ = self.fs.split_path(path)
-        found = listing(self.fs.call_s3, bucket, key)
+        found = listing(self._call, bucket, key)
         return [f"{bucket}/{each}" for each in found if each == key or each.startswith(f"{key}/")]
 
     def _delete(self, path: str) -> None:
-        _unless_missing(patiently, self.fs.rm_file, path)
+        _unless_missing(self._patiently, self.fs.rm_file, path)
 
     def scratch(self) -> Path:
         if self._scratch is None:

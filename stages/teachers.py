@@ -30,6 +30,7 @@ from stages.artifacts import SCHEMA, SEEN, Artifact, place_at
 from stages.download import CHUNK, download
 from stages.folder import Folder, refused
 from stages.layout import RECORD
+from stages.refusals import Refused
 from stages.remote import Remote
 
 
@@ -63,6 +64,8 @@ def publish(folder: str, name: str, revision: str | None, to: str, told: Callabl
     artifact = Artifact(to, name, digest[:SEEN] if revision is None else revision)
     try:
         record = artifact.claim({"class": kind}, {"teacher": digest})
+    except Refused:
+        raise
     except ConfigError as error:
         raise ConfigError(
             f"{artifact.address} belongs to another teacher than {folder}, which is sha256 {digest[:SEEN]}…; a "
@@ -104,7 +107,7 @@ def resolved(config: Config, address: str | None, told: Callable[[int], None]) -
         DataError: a file of it is missing or damaged.
     """
     path = address or config.teacher.path
-    if "://" in path or (Path(path) / RECORD).is_file():
+    if "://" in path or os.path.isfile(Path(path, RECORD)):
         path = str(_folder(path, told))
     if path == config.teacher.path:
         return config
@@ -117,12 +120,12 @@ def _whole(folder: Path) -> str:
     """The class of a pipeline whose parts are there; of its weights only the headers are read."""
     from safetensors import SafetensorError, safe_open
 
-    index = teacher.index_of(folder)
+    files, index = digests.files(folder), teacher.index_of(folder)
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
     lacks = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
     if lacks:
         raise DataError(f"teacher {folder} lacks {', '.join(lacks)}, which its model_index.json names; fetch it again")
-    for file in sorted(folder.rglob("*.safetensors")):
+    for file in (file for file in files if file.suffix == ".safetensors"):
         try:
             with safe_open(file, framework="np"):
                 pass
@@ -144,7 +147,7 @@ def _is_name(text: str) -> bool:
 
 def _copied(source: Path, artifact: Artifact, told: Callable[[int, int], None]) -> dict[str, dict]:
     """What the record says of the files, once each of them is in the store and was read there."""
-    files = sorted(path for path in source.rglob("*") if path.is_file())
+    files = digests.files(source)
     named = {f"{artifact.run}@{artifact.stage}/{path.relative_to(source).as_posix()}": path for path in files}
     total, here = sum(path.stat().st_size for path in files), 0
     found: dict[str, dict] = {}

@@ -28,6 +28,7 @@ class Faults:
     short: str = ""  # where a request has this in its line, the server gets all but the last byte of its body
     answers: dict[str, tuple[int, str]] = field(default_factory=dict)  # part of a request's line: status and code
     silent: bool = False  # no answer at all
+    expired: str = ""  # the id of an access key whose requests are refused
     seen: list[str] = field(default_factory=list)  # the lines of all requests
     headers: list[dict[str, str]] = field(default_factory=list)  # the headers of all requests
     random: random.Random = field(default_factory=random.Random)
@@ -81,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.silent:
             self.close_connection = True
             threading.Event().wait(60)
+        elif faults.expired and f"Credential={faults.expired}/" in self.headers.get("Authorization", ""):
+            self.reply(*refusal(400, "ExpiredToken"))
         elif found := [answer for part, answer in faults.answers.items() if part in line]:
             self.reply(*refusal(*found[0]))
         elif faults.befalls(faults.busy):

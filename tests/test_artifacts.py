@@ -451,12 +451,12 @@ def one_line(error: pytest.ExceptionInfo, *parts: str) -> None:
 
 def test_a_bucket_that_does_not_exist(s3: str, tmp_path: Path) -> None:
     artifact = Artifact("s3://no-such-bucket/runs", "r", "joint")
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(InputMissing) as caught:
         artifact.record()
-    one_line(caught, "no-such-bucket", "create the bucket")
-    with pytest.raises(StoreError) as caught:
+    one_line(caught, "no-such-bucket", "create it")
+    with pytest.raises(InputMissing) as caught:
         artifact.place.add("a", write(tmp_path, {"a": b"a"}) / "a", "0")
-    one_line(caught, "no-such-bucket", "create the bucket")
+    one_line(caught, "no-such-bucket", "create it")
 
 
 def test_a_store_that_does_not_answer_is_given_up(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from dmdr.config import STAGES
 from flows.launch import api, kubernetes, owned
 from flows.launch.failure import StageFailed
 from flows.launch.manifest import LONGEST, manifest, name
-from flows.launch.stage import RUN, Stage, prepared
+from flows.launch.stage import RUN, STAGE, Stage, prepared
 from stages.artifacts import Artifact
 from tests.fake_cluster.server import IMAGE, QUICK, Cluster
 
@@ -289,7 +289,8 @@ def test_the_second_chance_stops_what_a_flow_run_started(cluster: Cluster, stage
 
 
 FLOW = """
-import sys
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # as dmdr run has it
 from flows.launch import kubernetes
 from flows.launch.stage import prepared
 from stages.artifacts import Artifact
@@ -324,6 +325,38 @@ def test_flows_that_are_killed_run_nothing_twice(cluster: Cluster, stage: Callab
     assert kills == KILLS, f"done after {kills} kills"
     assert sorted(jobs(cluster)) == sorted(name("tiny", each, 1) for each in STAGES)
     assert log.read_text().split() == list(STAGES)
+
+
+def test_a_flow_that_is_cancelled_in_any_stage_leaves_no_pod_and_goes_on(
+    cluster: Cluster, stage: Callable[..., Stage], tmp_path: Path
+):
+    """Cancelled once in each stage, begun again each time: each stage is begun twice and sealed once."""
+    log = tmp_path / "starts"
+    asked = stage(environment={"QUICK_LOG": str(log), "QUICK_SECONDS": "1.5"}, grace=20)
+    command = [sys.executable, "-c", FLOW, str(tmp_path / "tiny.yaml"), asked.store]
+    for number, each in enumerate(STAGES):
+        with subprocess.Popen(command, cwd=ROOT) as flow:
+            try:
+                so_far = [*twice(STAGES[:number]), each]
+                until(lambda so_far=so_far: began(log) == so_far, 60)
+                flow.terminate()
+                assert flow.wait(30) == 75
+            finally:
+                flow.kill()
+        assert not cluster.kubelet.running() and not cluster.objects.list("pods", f"{STAGE}={each}")[0]
+        assert cluster.kubelet.ended[cluster.kubelet.started[-1]] == 75, "it had its time for a checkpoint"
+        assert sorted(jobs(cluster)) == sorted(name("tiny", before, 1) for before in STAGES[:number])
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    assert all(Artifact(asked.store, "tiny", each).record() is not None for each in STAGES)
+    assert began(log) == twice(STAGES)
+
+
+def twice(stages: Iterable[str]) -> list[str]:
+    return [each for each in stages for _ in range(2)]
+
+
+def began(log: Path) -> list[str]:
+    return log.read_text().split() if log.exists() else []
 
 
 def test_kubectl_alone_runs_a_stage(cluster: Cluster, stage: Callable[..., Stage], tmp_path: Path):

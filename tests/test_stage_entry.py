@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,18 @@ def test_user_errors(tmp_path: Path, tiny_config: Callable[..., Path]) -> None:
     (tmp_path / "tiny.yaml").write_text("run: tiny\nrun: tiny\n")
     refused(stages("prompts", "--config", config, cwd=tmp_path), 64, "given twice")
     assert not (tmp_path / "runs").exists(), "a refusal leaves nothing behind"
+
+
+def test_a_teacher_that_cannot_be_read(tmp_path: Path, tiny_config: Callable[..., Path], tiny_sd3_folder: Path) -> None:
+    copy = Path(shutil.copytree(tiny_sd3_folder, tmp_path / "copy"))
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    file.unlink()
+    file.symlink_to("nowhere")
+    config = str(tiny_config())
+    refused(stages("prompts", "--config", config, "--teacher", str(copy), cwd=tmp_path), 66, str(file), "nowhere")
+    (copy / "model_index.json").unlink()
+    (copy / "model_index.json").mkdir()
+    refused(stages("prompts", "--config", config, "--teacher", str(copy), cwd=tmp_path), 65, "no model_index.json")
 
 
 def test_help_says_what_to_do(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdr import teacher
+from dmdr import digests, teacher
 from dmdr.errors import ConfigError, DataError, InputMissing
 
 NETWORK = {"sd3": "transformer", "sdxl": "unet", "z_image": "transformer", "flux": "transformer"}
@@ -75,6 +75,49 @@ def test_a_truncated_file_is_named(folder):
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(DataError, match=f"{file} is damaged .*; fetch the teacher again"):
         teacher.load(folder)
+
+
+def dangling(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("nowhere")
+
+
+def endless(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file)
+
+
+def a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def forbidden(path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    path.chmod(0)
+
+
+@pytest.mark.parametrize("spoil", [dangling, endless, a_folder, forbidden])
+@pytest.mark.parametrize("part", ["network", "vae", "text_encoder"])
+def test_a_file_that_cannot_be_read_is_named(folder, part, spoil):
+    """Or its folder, if it is another; never left out of what the teacher is known by."""
+    file, whole = weights(folder, part), teacher.digest(folder)
+    digests.digest.cache_clear()
+    spoil(file)
+    with pytest.raises((InputMissing, DataError)) as said:
+        assert teacher.digest(folder) != whole
+        teacher.load(folder, resolution=16)
+    assert str(file.parent if spoil is a_folder else file) in str(said.value) and "\n" not in str(said.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder, request):
+    for inner in (folder / "vae", folder):
+        request.addfinalizer(lambda inner=inner: inner.chmod(0o700))
+        forbidden(inner)
+        with pytest.raises(InputMissing, match=f"(?i){inner}.*permission"):
+            teacher.digest(teacher.resolve(str(folder)))
+        inner.chmod(0o700)
 
 
 def test_a_family_that_nobody_wrote_is_named(folder):

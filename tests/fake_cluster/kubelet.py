@@ -6,6 +6,7 @@ image may have a program of its own in the place of `python -m stages`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ class Kubelet:
         self._pods: dict[str, subprocess.Popen] = {}
         self._evicted: set[str] = set()
         self._out_of_memory: set[str] = set()
+        self._numbers = itertools.count()  # a Job of the same name as one that was deleted has other pods
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -146,7 +148,7 @@ class Kubelet:
             self.objects.update("jobs", name, status=status)
         for index in range(spec["completions"]):
             if index not in succeeded | alive:
-                self._create_pod(job, index, len(mine))
+                self._create_pod(job, index)
 
     def _end(self, name: str, mine: list[dict], status: dict, condition: dict) -> None:
         for pod in mine:
@@ -165,11 +167,11 @@ class Kubelet:
                 return rule["action"]
         return "Count"
 
-    def _create_pod(self, job: dict, index: int, number: int) -> None:
+    def _create_pod(self, job: dict, index: int) -> None:
         template, name = job["spec"]["template"], job["metadata"]["name"]
         labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-name": name}
         annotations = {**template["metadata"]["annotations"], "batch.kubernetes.io/job-completion-index": str(index)}
-        called = f"{name}-{index}-{number}x"
+        called = f"{name}-{index}-{next(self._numbers)}x"
         metadata = {"name": called, "labels": labels, "annotations": annotations}
         self.objects.create("pods", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
 
