@@ -17,6 +17,7 @@ import torch
 from dmdr import distributed, metrics, teacher
 from dmdr.config import Config
 from dmdr.metrics import Metric
+from dmdr.metrics.description import described
 from dmdr.metrics.dpg_bench import FIGURE, OFFICIAL, DPGBench
 from dmdr.metrics.reward import RewardMetric
 from dmdr.metrics.scorecard import Model, scorecard
@@ -73,7 +74,8 @@ def run(context: Context) -> dict:
         images=exam.seeds, trained_on=trained_on(config),
     )  # fmt: skip
     facts = provenance.records(context)["prompts"]["facts"]
-    card |= {"missing": [{"metric": name, "why": why} for name, why in missing.items()], "about": {}}
+    card["missing"] = [{"metric": name, "why": why} for name, why in missing.items()]
+    card["about"] = described(config.evaluate.metrics, config.weights)
     for metric in judges:
         if isinstance(metric, DPGBench):
             of_models = {model: metric.categories(lines[metric.writes]) for model, lines in found.lines.items()}

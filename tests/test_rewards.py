@@ -24,6 +24,7 @@ from dmdr import metrics, rewards, weights
 from dmdr.config import JUDGES
 from dmdr.config_file import load
 from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.metrics.description import described
 from dmdr.rewards import imagereward
 from dmdr.rewards import open_clip as open_clip_rewards
 from dmdr.rewards.checkpoint import affine
@@ -415,6 +416,10 @@ def test_every_address_is_pinned_and_every_name_has_a_loader():
     assert all(weights.hub.ADDRESS.fullmatch(address) for address in weights.PINNED.values())
     assert {name for needed in weights.OF_REWARD.values() for name in needed} == set(weights.PINNED)
     assert set(metrics.JUDGES) == set(JUDGES)
+    told = described(tuple(weights.OF), {"vqa": "/somewhere/blip"})
+    assert len(told) == sum(bool(needed) for needed in weights.OF.values())
+    assert "blip" in told["dpg-bench"]["weights"] and "somewhere" not in told["dpg-bench"]["weights"]
+    assert (told["clip-score"]["model"], told["clip-score"]["scale"]) == ("open_clip ViT-g-14, images cropped", 100.0)
     for name, needed in weights.OF_REWARD.items():
         with pytest.raises(InputMissing) if needed else nullcontext():
             rewards.load(name, addresses=dict.fromkeys(weights.PINNED, "nowhere"))

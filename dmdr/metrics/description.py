@@ -1,0 +1,50 @@
+"""What a figure is: model, weights, scale and what stands before a prompt, for whoever compares it with another's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dmdr import hub
+from dmdr.errors import InputMissing
+from dmdr.metrics.lpips import FIGURE, SIDE
+from dmdr.rewards.open_clip import KINDS, SCALE
+from dmdr.weights import OF, address
+
+MODELS = {
+    "pickscore": "CLIP ViT-H/14 of PickScore v1",
+    "aesthetic": "LAION aesthetic v2 on CLIP ViT-L/14",
+    "imagereward": "ImageReward v1.0",
+    "geneval": "Mask2Former Swin-S, colours by CLIP ViT-L/14",
+    "dpg-bench": "questions answered by BLIP",
+}
+SCALES = {"geneval": 1.0, "dpg-bench": 100.0}
+
+
+def described(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """Figure -> {"model", "weights", "scale", "prefix"}, of the metrics that have weights; None where it has none.
+
+    addresses: the config's `weights`. A folder or file is called by its own name, as its place means nothing elsewhere.
+    """
+    found: dict[str, dict[str, object]] = {}
+    for name in metrics:
+        if not OF.get(name):  # one of the lab's
+            continue
+        weights = ", ".join(_called(each, addresses) for each in OF[name])
+        if name == "lpips":
+            found[FIGURE] = {"model": f"LPIPS v0.1 on VGG-16 at {SIDE} pixels", "weights": weights, "scale": None}
+        elif name in KINDS:
+            kind = KINDS[name]
+            model = f"open_clip {kind.architecture}, images {kind.shape.__name__}"
+            found[name] = {"model": model, "weights": weights, "scale": SCALE, "prefix": "none"}
+        else:
+            found[name] = {"model": MODELS[name], "weights": weights, "scale": SCALES.get(name)}
+    return found
+
+
+def _called(weights: str, addresses: Mapping[str, str]) -> str:
+    try:
+        where = address(weights, addresses)
+    except InputMissing:
+        return f"{weights} (not set)"
+    return where if hub.is_hub(where) else f"{weights} {Path(where).name}"
