@@ -15,7 +15,8 @@ from stages.verdict import number
 MARK = '<span class="mark">trained on</span>'
 DIVERSITY = (
     "Diversity is the mean distance between the images of one prompt: root mean square over pixels in [0, 1], LPIPS, "
-    "or cosine distance in the image embedding of a held-out reward. Higher is more varied, no merit by itself."
+    "or cosine distance in the image embedding of a held-out reward. Higher is more varied, which is no merit by "
+    "itself."
 )
 TABLE = '<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table{kind}>{inside}</table></div>'
 
