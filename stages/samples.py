@@ -1,7 +1,9 @@
-"""A shard of one model's images as a tar file, in the layout that GenEval's scripts read once it is unpacked.
+"""A shard of one model's images as a tar file; unpacked, they lie as the benchmarks' own scripts read them.
 
-{place:05d}/metadata.jsonl         the prompt's record, a line of JSON
+{place:05d}/metadata.jsonl         the prompt's record, a line of JSON: GenEval's layout
 {place:05d}/samples/{n:04d}.png    its images
+dpg/{item_id}.png                  of a DPG-Bench prompt: its image, or its four in a grid of 2 x 2
+hps/{style}/{index:05d}.jpg        of an HPDv2 prompt: its first image
 not-a-number.json                  names of images that were not numbers and are black; only where there are any
 """
 
@@ -59,6 +61,10 @@ def packed(samples: list[Sample]) -> bytes:
             _add(tar, f"{each.place:05d}/metadata.jsonl", line.encode())
             for number, image in enumerate(each.images):
                 _add(tar, file(each.place, number), _png(image))
+            if "item_id" in each.record and len(each.images) in (1, 4):
+                _add(tar, f"dpg/{each.record['item_id']}.png", _png(grid_of(each.images)))
+            if {"style", "index"} <= each.record.keys():
+                _add(tar, f"hps/{each.record['style']}/{int(each.record['index']):05d}.jpg", _jpeg(each.images[0]))
         broken = [file(each.place, int(n)) for each in samples for n in np.flatnonzero(~each.sound)]
         if broken:
             _add(tar, BROKEN, json.dumps(broken).encode())
@@ -78,7 +84,7 @@ def unpacked(path: Path, only: set[int] | None = None) -> Iterator[Sample]:
                 raise EOFError("its end is missing")  # which tarfile takes for an end
             read = lambda name: tar.extractfile(members[name]).read()  # noqa: E731, a reader of this very file
             broken = set(json.loads(read(BROKEN))) if BROKEN in members else set()
-            for place in dict.fromkeys(int(name.split("/")[0]) for name in members if name != BROKEN):
+            for place in [int(name.split("/")[0]) for name in members if name.endswith("/metadata.jsonl")]:
                 if only is not None and place not in only:
                     continue
                 names = sorted(name for name in members if name.startswith(f"{place:05d}/samples/"))
@@ -91,6 +97,11 @@ def unpacked(path: Path, only: set[int] | None = None) -> Iterator[Sample]:
         raise DataError(f"{path} is no whole shard of images ({error}); delete the stage and run it again") from error
 
 
+def grid_of(images: np.ndarray) -> np.ndarray:
+    """(1 or 4, H, W, 3) -> the image, or (2 H, 2 W, 3) in reading order, as DPG-Bench crops it."""
+    return images[0] if len(images) == 1 else np.concatenate([np.concatenate(images[n : n + 2], 1) for n in (0, 2)], 0)
+
+
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(data), 0o644
@@ -100,6 +111,12 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def _png(image: np.ndarray) -> bytes:
     data = io.BytesIO()
     Image.fromarray(image).save(data, format="PNG", compress_level=1)  # 6 is five times as slow and 5 % smaller
+    return data.getvalue()
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, format="JPEG", quality=95, subsampling=0)
     return data.getvalue()
 
 

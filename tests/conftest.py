@@ -15,6 +15,8 @@ from dmdr import torchvision_shim
 from tests.fake_cluster.server import Cluster, fake_cluster
 from tests.s3_server import BUCKET, s3_server
 
+pytest_plugins = ["tests.tiny_judges"]
+
 torchvision_shim.install()  # before a test imports a library that imports torchvision
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only get in each other's way
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

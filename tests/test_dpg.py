@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering, BlipImageProcessor, BlipProcessor
 
 from dmdr import metrics
 from dmdr.errors import ConfigError, DataError
 from dmdr.metrics import dpg_rules
 from dmdr.metrics.dpg_questions import Question, read
-
-HEADER = (
-    "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language\n"
-)
-ROWS = """\
-one,a red dog,,1,0,entity,whole,entity - whole (dog),Is there a dog?
-one,a red dog,,2,1,attribute,color,"attribute - color (dog, red)",Is the dog red?
-one,a red dog,,3,2,attribute,texture,"attribute - texture (dog, shiny)",Is the red dog shiny?
-two,a cup on a table,,1,0,entity,whole,entity - whole (cup),Is there a cup?
-two,a cup on a table,,2,0,entity,whole,entity - whole (table),Is there a table?
-two,a cup on a table,,3,"1,2",relation,spatial,"relation - spatial (cup, table, on)",Is the cup on the table?
-"""
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    (tmp_path / "dpg_bench.csv").write_text(HEADER + ROWS)
-    return tmp_path / "dpg_bench.csv"
+from tests.tiny_judges import HEADER
 
 
 def answers(text: str) -> dict[int, bool]:
@@ -106,45 +87,6 @@ def test_a_broken_file_of_questions_is_named(tmp_path, text, says):
     (tmp_path / "broken.csv").write_text(text)
     with pytest.raises(DataError, match=rf"broken\.csv.*{says}"):
         read(tmp_path / "broken.csv")
-
-
-@pytest.fixture
-def tiny_blip(tmp_path) -> Path:
-    """A real BLIP that answers questions, small and random, as transformers saves it."""
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "yes",
-        "no",
-        "is",
-        "there",
-        "a",
-        "dog",
-        "cup",
-        "the",
-        "on",
-        "red",
-    ]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": len(words), "hidden_size": 16, "encoder_hidden_size": 16, "intermediate_size": 16,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3,
-        "pad_token_id": 0, "projection_dim": 16,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
-        "patch_size": 16,
-    }  # fmt: skip
-    network = BlipForQuestionAnswering(BlipConfig(text_config=text, vision_config=vision, projection_dim=16))
-    folder = tmp_path / "blip"
-    network.save_pretrained(folder)
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
-    return folder
 
 
 def test_the_metric_asks_about_each_image(table, tiny_blip):

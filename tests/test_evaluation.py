@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from pyarrow import parquet
 
 from dmdr.config_file import load
@@ -173,6 +175,65 @@ def test_a_row_of_the_table_is_an_image_and_a_figure(many, ready):
         *(f"00000/samples/000{n}.png" for n in range(3)),
         "00001/metadata.jsonl",
     ]
+
+
+def test_benchmarks_beside_rewards(tiny_config, table, tiny_mask2former, tiny_blip, tiny_open_clip, tmp_path):
+    """GenEval, DPG-Bench, LPIPS and a reward on one card, each on the prompts that it knows; their scripts' layouts."""
+    vgg = tmp_path / "vgg16.pth"
+    weights = torchvision.models.vgg16(weights=None).state_dict()
+    torch.save({name: value for name, value in weights.items() if name.startswith("features.")}, vgg)
+    include = [{"class": "dog", "count": 1}]
+    records = [
+        {"prompt": "a photo of a dog", "tag": "single_object", "include": include},
+        {"prompt": "a red dog", "item_id": "one"},
+        {"prompt": "a cup on a table", "item_id": "two"},
+        {"prompt": "a fox as a knight", "style": "anime", "index": 17},
+    ]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "train.txt").write_text("a hill\na sea\n")
+    config = load(
+        tiny_config(
+            prompts={"sources": [str(tmp_path / "train.txt")], "evaluation": str(tmp_path / "bench.jsonl")},
+            evaluate={
+                "metrics": ["geneval", "dpg-bench", "clip-score", "lpips"], "models": ["student", "teacher"],
+                "seeds": 4, "batch_size": 16,
+            },
+            weights={
+                "mask2former": str(tiny_mask2former), "clip-vit-l-14": str(tiny_open_clip(name="colours")[0]),
+                "dpg-questions": str(table), "vqa": str(tiny_blip), "clip-score": str(tiny_open_clip()[0]),
+                "lpips-vgg16": str(vgg),
+            },
+        )
+    )  # fmt: skip
+    store = trained_run(config, tmp_path / "store")
+    run_stage(config, store, "export")
+    folder = run_stage(config, store, "evaluate")
+    card = json.loads((folder / "scorecard.json").read_text())
+    counts = {each["name"]: each["n"] for each in card["metrics"]}
+    assert counts == {
+        "geneval": 1, "dpg-bench": 2, "clip-score": 4, "diversity/pixels": 4, "diversity/lpips-vgg16": 4
+    }  # fmt: skip
+    assert card["missing"] == [] and card["about"]["clip-score"]["prefix"] == "none"
+    assert set(card["tags"]) == {"geneval", "dpg-bench", "dpg-bench (official)"}
+    for model in ("student", "teacher"):
+        (mean,) = [e["mean"] for e in card["metrics"] if (e["name"], e["model"]) == ("dpg-bench", model)]
+        assert card["tags"]["dpg-bench"][model]["overall"] == pytest.approx(mean)
+        lines = [json.loads(line) for line in (folder / f"answers-{model}.jsonl").read_text().splitlines()]
+        assert [line["item_id"] for line in lines] == ["one"] * 4 + ["two"] * 4
+        assert len((folder / f"results-{model}.jsonl").read_text().splitlines()) == 4
+    assert all(text in (folder / "report.html").read_text() for text in ("dpg-bench", "lpips-vgg16", "single_object"))
+
+    with tarfile.open(folder / "samples" / "student-00000.tar") as tar:
+        tar.extractall(tmp_path / "samples", filter="data")
+    record = json.loads((tmp_path / "samples" / "00000" / "metadata.jsonl").read_text())
+    assert record == records[0]
+    whole = np.asarray(Image.open(tmp_path / "samples" / "dpg" / "one.png"))
+    side = len(whole) // 2
+    corners = [(0, 0), (side, 0), (0, side), (side, side)]  # as its script crops: x, then y
+    for number, (x, y) in enumerate(corners):
+        alone = np.asarray(Image.open(tmp_path / "samples" / "00001" / "samples" / f"000{number}.png"))
+        assert np.array_equal(whole[y : y + side, x : x + side], alone)
+    assert Image.open(tmp_path / "samples" / "hps" / "anime" / "00017.jpg").size == (side, side)
 
 
 def test_samples_come_back(tmp_path):

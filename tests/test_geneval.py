@@ -9,7 +9,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, SwinConfig
 
 from dmdr import metrics
 from dmdr.errors import ConfigError, DataError, InputMissing
@@ -149,28 +148,6 @@ def test_a_row_that_does_not_parse_is_named(change, says):
         metrics.check(("geneval",), [{"tag": "counting", "prompt": "two dogs", **change}])
     with pytest.raises(ConfigError, match="none of the 1 evaluation prompts"):
         metrics.check(("geneval",), [{"prompt": "a dog"}])
-
-
-@pytest.fixture
-def tiny_mask2former(tmp_path):
-    """A real Mask2Former with COCO's classes, small and random, as transformers saves it."""
-    torch.manual_seed(0)
-    swin = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
-        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, num_queries=10,
-        id2label=dict(enumerate(NAMES)),
-    )  # fmt: skip
-    network = Mask2FormerForUniversalSegmentation(config)
-    torch.nn.init.normal_(network.class_predictor.weight, std=3.0)  # or no class would reach a threshold
-    network.save_pretrained(tmp_path / "mask2former")
-    Mask2FormerImageProcessor(size={"height": 64, "width": 64}, ignore_index=255).save_pretrained(
-        tmp_path / "mask2former"
-    )
-    return tmp_path / "mask2former"
 
 
 def test_detections_are_each_images_own(tiny_mask2former):
