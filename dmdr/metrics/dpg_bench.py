@@ -13,7 +13,7 @@ import torch
 from dmdr.errors import ConfigError
 from dmdr.metrics import dpg_rules
 from dmdr.metrics.dpg_questions import Question, read
-from dmdr.metrics.vqa import VQA
+from dmdr.metrics.vqa import BlipVQA
 
 FIGURE, OFFICIAL = "dpg-bench", "dpg-bench (official)"
 
@@ -24,13 +24,13 @@ class DPGBench:
     figures = (FIGURE,)
     writes = "answers"
 
-    def __init__(self, questions: dict[str, list[Question]], first: tuple[str, int], vqa: VQA) -> None:
+    def __init__(self, questions: dict[str, list[Question]], first: tuple[str, int], vqa: BlipVQA) -> None:
         self.questions, self.first, self.vqa = questions, first, vqa
 
     @classmethod
     def load(cls, weights: dict[str, Path], device: str) -> DPGBench:
         """weights: of the sets dpg-questions and vqa."""
-        return cls(*read(weights["dpg-questions"]), VQA(weights["vqa"], device))
+        return cls(*read(weights["dpg-questions"]), BlipVQA(weights["vqa"], device))
 
     def judges(self, record: dict) -> bool:
         return record.get("item_id") in self.questions
@@ -49,7 +49,7 @@ class DPGBench:
         scores, lines = [], []
         for image, record in zip(images, records, strict=True):
             asked = self.questions[record["item_id"]]
-            answers = self.vqa(image, [each.text for each in asked])
+            answers = self.vqa(image[None], [each.text for each in asked])
             told = {str(each.number): answer for each, answer in zip(asked, answers, strict=True)}
             lines.append({"item_id": record["item_id"], "answers": told})
             scores.append(100 * dpg_rules.image_score(asked, yes(told)))
@@ -67,4 +67,4 @@ class DPGBench:
 
 
 def yes(answers: dict[str, str]) -> dict[int, bool]:
-    return {int(number): answer == "yes" for number, answer in answers.items()}
+    return {int(number): answer.lower() == "yes" for number, answer in answers.items()}
