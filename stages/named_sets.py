@@ -22,7 +22,7 @@ from dmdr.hub import ADDRESS
 
 SOURCE = re.compile(r"set:(?P<name>[^@]*)(?:@(?P<commit>.*))?")
 RAW = "https://raw.githubusercontent.com/"
-COMPBENCH = f"{RAW}Karine-Huang/T2I-CompBench/4aa404212eb5d06e5adbcd9cee696c750d0d25a5/examples/dataset/"
+COMPBENCH = f"{RAW}Karine-Huang/T2I-CompBench/1b7094991a57f3c22abdd4f6e8ba6c1a15517073/examples/dataset/"
 HPDV2 = "hub:zhwang/HPDv2@b9517430f34b1080d4f741118d2a440155a165cd/benchmark/"
 SHAREGPT = "hub:FreedomIntelligence/ShareGPT-4o-Image@COMMIT/text_to_image.json"
 UNPINNED = "@COMMIT/"
