@@ -46,7 +46,7 @@ class Sets:
 
         Raises:
             ConfigError: there is no such set, or it has no commit to fetch.
-            InputMissing: the folder lacks a file, or it cannot be fetched.
+            InputMissing: the folder lacks a file, or it cannot be read or fetched.
             DataError: a file is not the one that is promised.
             StoreError: the cache cannot be written.
         """
@@ -55,10 +55,10 @@ class Sets:
     def _file(self, source: str, file: File) -> Path:
         if self.folder is not None:
             path = self.folder / file.name
-            if not path.is_file():
+            if not os.path.isfile(path):  # which, unlike Path.is_file, answers about a folder that is closed to us, too
                 raise InputMissing(
-                    f"prompt source {source}: {path} does not exist; put {file.address} there, or take prompts.folder "
-                    "out, so that it is fetched"
+                    f"prompt source {source}: {path} does not exist, or its folder is closed to this user; put "
+                    f"{file.address} there, or take prompts.folder out, so that it is fetched"
                 )
             _verify(source, file, path, f"put {file.address} there")
             return path
@@ -77,7 +77,7 @@ class Sets:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.with_name(f".{target.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if target.is_file() and file.sha256 in (None, _digest(target)):
+                if target.is_file() and file.sha256 in (None, sha256(target)):
                     return target
                 _fetch(source, file, begun, self.pauses)
                 _verify(source, file, begun, _elsewhere(file))
@@ -97,7 +97,7 @@ FETCHED = Sets()
 
 def digest(files: list[tuple[File, Path]]) -> str:
     """sha256 of the one file, or over (name, sha256) of several: wherever they lie."""
-    found = [(file.name, _digest(path)) for file, path in files]
+    found = [(file.name, sha256(path)) for file, path in files]
     if len(found) == 1:
         return found[0][1]
     return hashlib.sha256("".join(f"{name} {each}\n" for name, each in found).encode()).hexdigest()
@@ -105,7 +105,7 @@ def digest(files: list[tuple[File, Path]]) -> str:
 
 def report(named: NamedSet, files: list[tuple[File, Path]]) -> dict:
     """What is promised of a set and which files were found."""
-    found = [{"address": file.address, "sha256": _digest(path)} for file, path in files]
+    found = [{"address": file.address, "sha256": sha256(path)} for file, path in files]
     return {"kind": named.kind, "licence": named.licence, "promised": named.rows, "files": found}
 
 
@@ -168,13 +168,17 @@ def _elsewhere(file: File) -> str:
 
 
 def _verify(source: str, file: File, path: Path, remedy: str) -> None:
-    if file.sha256 is not None and (found := _digest(path)) != file.sha256:
+    if file.sha256 is not None and (found := sha256(path)) != file.sha256:
         raise DataError(
             f"prompt source {source}: {file.name} at {path if path.name == file.name else file.address} has sha256 "
             f"{found[:SEEN]}… instead of {file.sha256[:SEEN]}…; {remedy}"
         )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path) -> str:
+    """Of a file. Raises InputMissing if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputMissing(f"cannot read {path}: {error.strerror}; let this user read it, or fetch it again") from error

@@ -6,8 +6,8 @@ and exclude, and any other plain value). A line that cannot be a prompt is named
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -59,13 +59,12 @@ def read(source: str, column: str, lines: Lines, sets: Sets = FETCHED) -> Iterat
 
 
 def digest(source: str, sets: Sets = FETCHED) -> str:
-    """sha256 of a source's content."""
+    """sha256 of a source's content. Raises, beside what `read` does, InputMissing if a file cannot be read."""
     if is_named(source):
         return set_files.digest(sets.files(source))
     if _is_list(source):
         return fingerprint(_list(source))
-    with _path(source).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return set_files.sha256(_path(source))
 
 
 def normalise(text: str) -> str:
@@ -91,8 +90,11 @@ def _path(source: str) -> Path:
     if path.suffix.lower() not in READERS:
         lists = ", ".join(f"{world}:{name}" for world in WORLDS for name in ("train", "held-out"))
         raise ConfigError(f"prompt source {source} must be {lists} or end in {', '.join(READERS)}, or be set:NAME")
-    if not path.is_file():
-        raise InputMissing(f"prompt source {source} is not a file; correct prompts.sources or prompts.evaluation")
+    if not os.path.isfile(path):
+        raise InputMissing(
+            f"prompt source {source} is not a file, or its folder is closed to this user; correct prompts.sources or "
+            "prompts.evaluation"
+        )
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -199,9 +201,40 @@ def test_a_set_is_fetched_once_and_is_the_same_from_a_folder(sets: Sets, site: S
     with pytest.raises(DataError, match=r"set:hpdv2: photo\.json at .*photo\.json has sha256 [0-9a-f]{12}… instead of"):
         sources.digest("set:hpdv2", folder)
     (tmp_path / "photo.json").unlink()
-    with pytest.raises(InputMissing, match=r"photo\.json does not exist; put http://.*/photo\.json there"):
+    with pytest.raises(InputMissing, match=r"photo\.json does not exist, .* put http://.*/photo\.json there"):
         sources.digest("set:hpdv2", folder)
     assert len(site.asked) == asked
+
+
+@contextlib.contextmanager
+def not_root() -> Iterator[None]:
+    """Root may read everything."""
+    before = os.geteuid()
+    os.seteuid(before or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize(
+    ("of_file", "of_folder", "told"),
+    [
+        (0o000, 0o755, "cannot read {}: Permission denied; let this user read it"),
+        (0o644, 0o600, "{} .*its folder is closed to this user"),
+    ],
+)
+def test_what_this_user_may_not_read_is_named(of_file: int, of_folder: int, told: str, sets: Sets) -> None:
+    with tempfile.TemporaryDirectory() as place:  # not below tmp_path, which is closed to all but its owner
+        table, own = Path(place, "PartiPrompts.tsv"), Path(place, "own.txt")
+        for path, content in ((table, PARTI), (own, "a lamp\n")):
+            path.write_text(content)
+            path.chmod(of_file)
+        Path(place).chmod(of_folder)
+        for source, path in (("set:parti", table), (str(own), own)):
+            with not_root(), pytest.raises(InputMissing, match=told.format(path)):
+                sources.digest(source, replace(sets, folder=Path(place)))
+        Path(place).chmod(0o700)
 
 
 def test_of_several_files_the_one_that_changed_counts(sets: Sets, site: Site) -> None:
@@ -416,7 +449,7 @@ def test_overlap_between_two_named_sets(sets: Sets, site: Site) -> None:
 def test_the_folder_of_the_config_is_read(tmp_path: Path, tiny_config: Callable[..., Path]) -> None:
     """With the real table: a file by a real name but with another content is refused."""
     path = tiny_config(prompts={"sources": ["set:parti"], "folder": str(tmp_path)})
-    with pytest.raises(InputMissing, match=r"PartiPrompts\.tsv does not exist; put https://"):
+    with pytest.raises(InputMissing, match=r"PartiPrompts\.tsv does not exist, .* put https://"):
         inputs(load(path), "prompts", str(tmp_path / "runs"), "tiny")
     (tmp_path / "PartiPrompts.tsv").write_text(PARTI)
     with pytest.raises(DataError, match=r"has sha256 .* instead of fab29e41bb51…; put https://"):
