@@ -51,8 +51,8 @@ for file in sorted(pathlib.Path("flows").rglob("*.py")):
 for name in PROGRAMS:
     importlib.import_module(name)
 """
-# What a flow imports only for what the flow image does not do: plans, the lab's teachers, pages of tables.
-TRAINS = ("dmdr.plan", "dmdr.lab.build", "stages.tables.page")
+# What a flow imports only for what the flow image does not do: plans, the lab's teachers, pages of tables and of runs.
+TRAINS = ("dmdr.plan", "dmdr.lab.build", "stages.tables.page", "stages.comparison")
 # What else runs there: Prefect's commands and its worker, stages that are sealed already, S3, the hub, the cluster.
 PROGRAMS = (
     "prefect.cli.worker", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool",
