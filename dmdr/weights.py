@@ -28,6 +28,7 @@ OF_REWARD = {  # every reward -> the sets of weights that it reads; those of the
     "aesthetic": ("aesthetic", "clip-vit-large-patch14"),
     "imagereward": ("imagereward", "bert-vocabulary"),
     "clip-score": ("clip-score",),
+    "clip-score-dmd2": ("clip-score",),
     **dict.fromkeys((*LAB, *FASHION), ()),
 }
 MISSING = "missing"

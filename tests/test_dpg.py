@@ -55,6 +55,29 @@ def test_both_ways_by_hand(table):
     )
 
 
+def test_a_question_before_its_parent():
+    """Right whatever the order; the script, which has one pass, misses the cascade."""
+    asked = [Question(3, (2,), "a", "?"), Question(2, (1,), "a", "?"), Question(1, (), "a", "?")]
+    assert dpg_rules.zeroed(asked, answers("nyy")) == {3: 0, 2: 0, 1: 0}
+    official = dpg_rules.official({"one": asked}, {"one": [answers("nyy")]}, ("other", 1))
+    assert official["overall"] == pytest.approx(100 / 3)
+
+
+def test_the_script_stops_at_a_no_before_the_question_that_it_dropped():
+    asked = [Question(1, (), "a", "?"), Question(2, (), "a", "?"), Question(3, (2, 1), "a", "?")]
+    stopped, fails = ({"one": [answers(text)]} for text in ("yny", "yyy"))
+    assert dpg_rules.official({"one": asked}, stopped, ("one", 1))["overall"] == 0.0
+    assert dpg_rules.official({"one": asked}, fails, ("one", 1))["overall"] is None
+
+
+def test_the_script_sees_four_images():
+    asked = {"one": [Question(1, (), "a", "?")]}
+    six = {"one": [answers(text) for text in "yyynnn"]}
+    official = dpg_rules.official(asked, six, ("other", 1))
+    assert official == {"tags": {"a": {"mean": 0.0, "n": 1}}, "overall": 75.0}
+    assert dpg_rules.fixed(asked, six)["overall"] == 50.0
+
+
 def test_the_arithmetic_beside_a_naive_one():
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -81,6 +104,8 @@ def test_the_arithmetic_beside_a_naive_one():
         (HEADER, "has no questions"),
         (HEADER + "one,t,,1,none,e,w,e (x),q?\n", "line 2: invalid literal"),
         (HEADER + "one,t,,1,4,e,w,e (x),q?\n", "question 1 of one depends on 4"),
+        (HEADER + "one,t,,1,0,e,w,e (x),q?\n" * 2, "one has a question twice"),
+        (HEADER + "one,t,,1,2,e,w,e (x),q?\none,t,,2,1,e,w,e (x),q?\n", "questions 1, 2 of one depend on each other"),
     ],
 )
 def test_a_broken_file_of_questions_is_named(tmp_path, text, says):

@@ -8,7 +8,7 @@ from pathlib import Path
 from dmdr import hub
 from dmdr.errors import InputMissing
 from dmdr.metrics.lpips import FIGURE, SIDE
-from dmdr.rewards.open_clip import KINDS, SCALE
+from dmdr.rewards.open_clip import KINDS, PREFIXED, SCALE
 from dmdr.weights import OF, address
 
 MODELS = {
@@ -33,10 +33,11 @@ def described(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[st
         weights = ", ".join(_called(each, addresses) for each in OF[name])
         if name == "lpips":
             found[FIGURE] = {"model": f"LPIPS v0.1 on VGG-16 at {SIDE} pixels", "weights": weights, "scale": None}
-        elif name in KINDS:
-            kind = KINDS[name]
+        elif name in KINDS or name in PREFIXED:
+            of, prefix = PREFIXED.get(name, (name, "none"))
+            kind = KINDS[of]
             model = f"open_clip {kind.architecture}, images {kind.shape.__name__}"
-            found[name] = {"model": model, "weights": weights, "scale": SCALE, "prefix": "none"}
+            found[name] = {"model": model, "weights": weights, "scale": SCALE, "prefix": prefix}
         else:
             found[name] = {"model": MODELS[name], "weights": weights, "scale": SCALES.get(name)}
     return found

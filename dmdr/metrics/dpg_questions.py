@@ -6,6 +6,7 @@ The file is dpg_bench.csv of the ELLA repository (Apache-2.0), which DMDR does n
 from __future__ import annotations
 
 import csv
+import graphlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def read(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
     """item_id -> its questions, in the file's order; and (item, question) of the file's first row.
 
     Raises:
-        DataError: a column is missing, a row does not parse, a parent is no question of its prompt, or it is empty.
+        DataError: a column is missing, a row does not parse, a question stands twice, a parent is no question of its
+            prompt, questions depend on each other in a circle, or it is empty.
     """
     found: dict[str, list[Question]] = {}
     first = None
@@ -52,10 +54,17 @@ def read(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
         raise DataError(f"{path} has no questions; give DPG-Bench's dpg_bench.csv")
     for item, questions in found.items():
         known = {each.number for each in questions}
+        if len(known) < len(questions):
+            raise DataError(f"{path}: {item} has a question twice; fetch the file again")
         for each in questions:
             if strangers := set(each.parents) - known:
                 raise DataError(
                     f"{path}: question {each.number} of {item} depends on {min(strangers)}, which is none of that "
                     "prompt's; fetch the file again"
                 )
+        try:
+            graphlib.TopologicalSorter({each.number: each.parents for each in questions}).prepare()
+        except graphlib.CycleError as error:
+            circle = ", ".join(map(str, sorted(set(error.args[1]))))
+            raise DataError(f"{path}: questions {circle} of {item} depend on each other; fetch it again") from error
     return found, first

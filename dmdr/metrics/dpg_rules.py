@@ -3,7 +3,9 @@
 The official script
 1. drops the file's first row, after which that prompt fails if another of its questions depends on the dropped one;
 2. takes categories from the last image alone, before answers are zeroed for their parents;
-3. leaves prompts that fail out of the mean without a word.
+3. leaves prompts that fail out of the mean without a word;
+4. goes through a prompt's questions once, in the file's order: one before its parent misses what becomes of that;
+5. sees at most four images.
 """
 
 from __future__ import annotations
@@ -15,15 +17,20 @@ import numpy as np
 from dmdr.metrics.dpg_questions import Question
 
 Answers = Mapping[int, bool]  # question -> whether the answer was yes
+CROPS = 4  # of the script's grid
 
 
 def zeroed(questions: Sequence[Question], answers: Answers) -> dict[int, float]:
-    """Each question's score: 1 for yes, but 0 where a parent has 0. In order, so that zeros go on to children."""
-    scores = {each.number: float(answers[each.number]) for each in questions}
-    for each in questions:
-        if any(scores[parent] == 0 for parent in each.parents):
-            scores[each.number] = 0.0
-    return scores
+    """Each question's score: 1 for yes, but 0 where one that it depends on, however far, has 0."""
+    by_number = {each.number: each for each in questions}
+    found: dict[int, float] = {}
+
+    def score(number: int) -> float:
+        if number not in found:
+            found[number] = float(answers[number] and all(score(parent) for parent in by_number[number].parents))
+        return found[number]
+
+    return {each.number: score(each.number) for each in questions}
 
 
 def image_score(questions: Sequence[Question], answers: Answers) -> float:
@@ -59,15 +66,29 @@ def official(
     overall = []
     for item, of_item in images.items():
         asked = [each for each in questions[item] if (item, each.number) != first]
-        known = {each.number for each in asked}
-        if not asked or any(set(each.parents) - known for each in asked):
-            continue  # its KeyError is caught, and the prompt is gone
-        overall.append(np.mean([image_score(asked, answers) for answers in of_item]))
+        scores = [_officially(asked, answers) for answers in of_item[:CROPS]]
+        if None in scores:
+            continue
+        overall.append(np.mean(scores))
         for each in asked:
             for category in {each.category, broad(each.category)}:
-                by.setdefault(category, []).append(float(of_item[-1][each.number]))
+                by.setdefault(category, []).append(float(of_item[:CROPS][-1][each.number]))
                 counted.setdefault(category, []).append(item)
     return _summary(by, {name: sorted(set(items)) for name, items in counted.items()}, overall)
+
+
+def _officially(questions: Sequence[Question], answers: Answers) -> float | None:
+    """One image's score in the script's one pass in the file's order; None where it fails, at a question that it
+    dropped."""
+    scores = {each.number: float(answers[each.number]) for each in questions}
+    for each in questions:
+        for parent in each.parents:
+            if parent not in scores:
+                return None  # its KeyError is caught, and the prompt is gone
+            if scores[parent] == 0:
+                scores[each.number] = 0.0
+                break  # and does not come to a parent behind it
+    return float(np.mean(list(scores.values()))) if scores else None
 
 
 def broad(category: str) -> str:

@@ -3,7 +3,9 @@
 1. Each is 100 times a cosine, the scale on which the paper's tables print them.
 2. HPSv2.1 is read by plain open_clip with HPSv2's own preprocessing, which is not open_clip's; the hpsv2 package, whose
    pins break others, is not needed.
-3. The CLIP score is that of ViT-g/14 trained on LAION-2B, on the prompt itself (DMD2 puts "A photo depicts" before it).
+3. The CLIP score is that of ViT-g/14 trained on LAION-2B, on the prompt itself. clip-score-dmd2 is of the same weights
+   and puts "A photo depicts " before it as DMD2's compute_clip_score (read at 4e54501) does; that cuts images to a
+   square and has them at 256x256 by LANCZOS on their way to 224x224, which neither figure here does.
 4. A folder in open_clip's own layout (open_clip_config.json beside the weights) says its architecture itself.
 """
 
@@ -39,6 +41,7 @@ KINDS = {
     "hpsv2.1": Kind("ViT-H-14", padded),
     "clip-score": Kind("ViT-g-14", cropped),
 }
+PREFIXED = {"clip-score-dmd2": ("clip-score", "A photo depicts ")}  # name -> the kind whose weights it has, its prefix
 
 
 def load(name: str, path: Path | None, device: str) -> DualEncoder:
@@ -48,14 +51,16 @@ def load(name: str, path: Path | None, device: str) -> DualEncoder:
         DataError: the weights are damaged, or are another model's.
         InputMissing: the folder holds none.
     """
-    kind = KINDS[name]
+    of, prefix = PREFIXED.get(name, (name, ""))
+    kind = KINDS[of]
     model, tokenizer, size = clip(name, kind.architecture, path, device)
 
     def encode_images(images: torch.Tensor) -> torch.Tensor:
         return model.encode_image(normalized(kind.shape(images, size)))
 
     def encode_prompts(prompts: list[str]) -> torch.Tensor:
-        return model.encode_text(tokenizer(prompts).to(device))
+        tokens = prefixed(prompts, prefix, tokenizer) if prefix else tokenizer(prompts)
+        return model.encode_text(tokens.to(device))
 
     return DualEncoder(name, encode_images, encode_prompts, SCALE)
 
@@ -78,6 +83,17 @@ def clip(name: str, architecture: str, path: Path | None, device: str) -> tuple[
     return model, open_clip.SimpleTokenizer(context_length=model.context_length), size
 
 
+def prefixed(prompts: list[str], prefix: str, tokenizer: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+    """Tokens (B, L) of prompts, those of the prefix behind the begin; what becomes too long is cut to L and ends with
+    the end."""
+    tokens, own = tokenizer(prompts), tokenizer([prefix])[0]
+    end = own.max()  # of all tokens the last in CLIP's vocabulary
+    own = own[1 : int(own.argmax())]
+    cut = torch.cat([tokens[:, :1], own.expand(len(tokens), -1), tokens[:, 1:]], dim=1)[:, : tokens.shape[1]]
+    cut[:, -1] = torch.where(cut[:, -1] > 0, end, cut[:, -1])
+    return cut
+
+
 def read(folder: Path) -> tuple[dict, Path]:
     """What open_clip_config.json says of the model, and the file of its weights."""
     try:
@@ -96,4 +112,4 @@ def read(folder: Path) -> tuple[dict, Path]:
     return config, found
 
 
-LOADERS = {name: partial(load, name) for name in KINDS}
+LOADERS = {name: partial(load, name) for name in (*KINDS, *PREFIXED)}
