@@ -131,5 +131,10 @@ def test_the_metric_asks_about_each_image(table, tiny_blip):
         "dpg-bench (official)": dpg_rules.official(questions, told, first),
     }
     assert json.loads(json.dumps(lines)) == lines
+    images[1, 0, 0, 0] = torch.nan
+    scores, lines = metrics.judge(metric, images, records)
+    assert np.isnan(scores["dpg-bench"][1]) and lines[1] == {"item_id": "two", "answers": None}
+    for of_figure in metric.categories(lines[:2]).values():
+        assert of_figure["overall"] is None and {each["mean"] for each in of_figure["tags"].values()} == {None}
     with pytest.raises(ConfigError, match="has an item_id"):
         metrics.check(("dpg-bench",), [{"prompt": "a dog"}])

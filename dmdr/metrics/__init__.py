@@ -109,8 +109,8 @@ def _loaded(name: str, device: str, addresses: Mapping[str, str]) -> Metric:
 def judge(metric: Metric, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
     """Scores (B,) by figure and B lines; NaN and None for prompts that the metric does not judge.
 
-    An image that is not a number scores NaN under every figure, is incorrect in a line of GenEval's and has no other
-    line: a broken model must not look like one that merely drew the wrong thing.
+    An image that is not a number scores NaN under every figure, is incorrect in a line of GenEval's and has
+    no answers in one of DPG-Bench's: a broken model must not look like one that merely drew the wrong thing.
     """
     figures = {figure: np.full(len(records), np.nan) for figure in metric.figures}
     lines: list[dict | None] = [None] * len(records)
@@ -123,7 +123,7 @@ def judge(metric: Metric, images: torch.Tensor, records: list[dict]) -> tuple[di
         lines[place] = results[row]
         if results[row] is not None and not sound[place]:
             broken = {"correct": False, "reason": "the image is not a number", "details": "{}"}
-            lines[place] = results[row] | broken if metric.writes == RESULTS else None
+            lines[place] = results[row] | (broken if metric.writes == RESULTS else {"answers": None})
         for figure in metric.figures:
             figures[figure][place] = found[figure][row] if sound[place] else np.nan
     return figures, lines

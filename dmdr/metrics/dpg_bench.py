@@ -56,14 +56,23 @@ class DPGBench:
         return {FIGURE: np.array(scores)}, lines
 
     def categories(self, lines: list[dict]) -> dict[str, dict]:
-        """Of all lines of a model: figure -> {"tags", "overall"}, as it should be and as the official script has it."""
+        """Of all lines of a model: figure -> {"tags", "overall"}, as it should be and as the official script has it.
+
+        Where an image was not a number, which nobody can be asked about, no mean is one.
+        """
         images: dict[str, list[dict[int, bool]]] = {}
         for line in lines:
-            images.setdefault(line["item_id"], []).append(yes(line["answers"]))
-        return {
+            answers = line["answers"] or dict.fromkeys((str(q.number) for q in self.questions[line["item_id"]]), "no")
+            images.setdefault(line["item_id"], []).append(yes(answers))
+        found = {
             FIGURE: dpg_rules.fixed(self.questions, images),
             OFFICIAL: dpg_rules.official(self.questions, images, self.first),
         }
+        if any(line["answers"] is None for line in lines):
+            for each in found.values():
+                each["tags"] = {name: {**of, "mean": None} for name, of in each["tags"].items()}
+                each["overall"] = None
+        return found
 
 
 def yes(answers: dict[str, str]) -> dict[int, bool]:
