@@ -155,6 +155,7 @@ def test_killed_while_it_downloads_from_s3(number, s3, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as child:
         deadline = time.monotonic() + 60
         while not (file.is_file() and file.stat().st_size):
