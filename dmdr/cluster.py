@@ -29,7 +29,8 @@ class Pods(Section):
 
     image: str = Field(pattern=IMAGE)  # by digest: a tag may mean another image tomorrow
     nodes: Positive = 1  # above 1 a JobSet, and execution.processes ranks on each
-    gpus: int | None = Field(None, ge=0)  # a pod; None: execution.processes in training, else 1, and 0 on device: cpu
+    # of a pod; None: execution.processes in training and evaluation, else 1, and 0 on device: cpu
+    gpus: int | None = Field(None, ge=0)
     gpu_resource: str = Field("nvidia.com/gpu", min_length=1)
     cpu: Amount = "8"
     memory: Amount = "64Gi"  # shared memory counts

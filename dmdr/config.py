@@ -292,7 +292,7 @@ class Execution(Section):
     add in another order."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    processes: Positive = 1  # of a training stage on this machine, one a GPU; the batch is split over them
+    processes: Positive = 1  # of a training stage or evaluation on this machine, one a GPU; they split the work
     # the most samples that the networks are given at once; the parts of a batch add up. null: the whole batch
     micro_batch_size: Positive | None = None
     # whether each process holds all weights, or its rows of them, which costs messages and saves memory

@@ -41,8 +41,9 @@ def count(config: Config, stage: str) -> int:
         ConfigError: torchrun started a stage that runs in one process, or another number than the config asks for.
     """
     if rank() is None:
-        alone = stage not in SPLIT or config.execution.processes * nodes() == 1
-        return 0 if alone else config.execution.processes
+        here = _here(config, stage)
+        alone = stage not in SPLIT or here * nodes() == 1
+        return 0 if alone else here
     if stage not in SPLIT and int(os.environ["WORLD_SIZE"]) > 1:
         raise ConfigError(f"{stage} runs in one process, torchrun started {os.environ['WORLD_SIZE']}; start it alone")
     here, asked = int(os.environ["LOCAL_WORLD_SIZE"]), config.execution.processes
@@ -52,6 +53,16 @@ def count(config: Config, stage: str) -> int:
             f"{asked}, or leave execution.processes out"
         )
     return 0
+
+
+def _here(config: Config, stage: str) -> int:
+    """execution.processes; of an evaluation, whose result does not depend on it, no more than there are GPUs."""
+    asked = config.execution.processes
+    if stage != "evaluate" or asked == 1 or config.execution.device == "cpu":
+        return asked
+    import torch  # late: a training stage that is started in ranks has no use for it here
+
+    return min(asked, torch.cuda.device_count() or asked)
 
 
 def nodes() -> int:
