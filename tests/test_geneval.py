@@ -12,6 +12,8 @@ import torch
 
 from dmdr import metrics
 from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.lab.fashion.prompts import fashion_prompts
+from dmdr.lab.prompts import lab_prompts
 from dmdr.metrics.detector import NAMES, Detector, box_of
 from dmdr.metrics.geneval import line
 from dmdr.metrics.geneval_colours import GREY, ColourClassifier, crop
@@ -139,7 +141,10 @@ def test_results_sum_up_as_the_official_script_does(rng):
         ({"include": [{"class": "dog"}]}, "without class and count"),
         ({"include": [{"class": "dog", "count": 0}]}, "without class and count"),
         ({"include": [{"class": "dog", "count": 1, "color": "mauve"}]}, "asks for mauve"),
+        ({"include": [{"class": "mouse", "count": 1}]}, "asks for mouse, which its detector does not know"),
+        ({"include": [{"class": "dog", "count": 1}], "exclude": [{"class": "circle", "count": 1}]}, "asks for circle"),
         ({"include": [{"class": "dog", "count": 1, "position": ["left of", 0]}]}, "none of left of, right of"),
+        ({"include": [{"class": "dog", "count": 1, "position": None}]}, "position None, which is none of left of"),
         ({"include": [{"class": "dog", "count": 1}], "exclude": "cats"}, "exclude that is no list"),
     ],
 )
@@ -148,6 +153,13 @@ def test_a_row_that_does_not_parse_is_named(change, says):
         metrics.check(("geneval",), [{"tag": "counting", "prompt": "two dogs", **change}])
     with pytest.raises(ConfigError, match="none of the 1 evaluation prompts"):
         metrics.check(("geneval",), [{"prompt": "a dog"}])
+
+
+@pytest.mark.parametrize("prompts", [lab_prompts, fashion_prompts])
+def test_the_labs_prompts_are_not_genevals(prompts):
+    """They carry the same kind of metadata, of objects that the detector never finds."""
+    with pytest.raises(ConfigError, match="asks for .*, which its detector does not know; .* drop geneval"):
+        metrics.check(("geneval",), list(prompts("held-out")))
 
 
 def test_detections_are_each_images_own(tiny_mask2former):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dmdr.errors import ConfigError
-from dmdr.metrics.detector import Detector
+from dmdr.metrics.detector import NAMES, Detector
 from dmdr.metrics.geneval_colours import ColourClassifier
 from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, counted, verdict
 
@@ -38,7 +38,7 @@ class GenEval:
         """Refuse prompts that it can say nothing about.
 
         Raises:
-            ConfigError: no prompt has metadata, or a row of it does not parse.
+            ConfigError: no prompt has metadata, or a row of it does not parse or asks for what is never found.
         """
         judged = [record for record in records if cls.judges(record)]
         if not judged:
@@ -48,7 +48,7 @@ class GenEval:
             )
         for record in judged:
             if why := unreadable(record):
-                raise ConfigError(f"GenEval's metadata of {record['prompt']!r} {why}; mend the row of the prompt file")
+                raise ConfigError(f"GenEval's metadata of {record['prompt']!r} {why}; mend the row, or drop geneval")
 
     def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
         """Scores (B,) and GenEval's lines, less the file name; images (B, 3, H, W) in [0, 1]."""
@@ -85,12 +85,13 @@ def unreadable(record: dict) -> str:
             count = clause.get("count")
             if not isinstance(clause.get("class"), str) or type(count) is not int or count < 1:
                 return f"has a clause of {key} without class and count: {clause}"
+            if clause["class"] not in NAMES:  # no image would ever be correct
+                return f"asks for {clause['class']}, which its detector does not know"
             if clause.get("color", COLOURS[0]) not in COLOURS:
                 return f"asks for {clause['color']}; GenEval knows {', '.join(COLOURS)}"
-            if (where := clause.get("position")) is not None and not _is_position(where, number):
-                return (
-                    f"has position {where}, which is none of {', '.join(POSITIONS)} and the number of a clause before"
-                )
+            if "position" in clause and not _is_position(clause["position"], number):
+                where, known = clause["position"], ", ".join(POSITIONS)
+                return f"has position {where}, which is none of {known} and the number of a clause before"
     return ""
 
 
