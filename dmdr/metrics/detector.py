@@ -3,7 +3,9 @@
 1. It is transformers' (facebook/mask2former-swin-small-coco-instance), the same network as GenEval's mmdet 2 checkpoint
    but another training run's export; a few detections differ, so a score says which detector it is from.
 2. Boxes are those of the masks, as mmdet's Mask2Former has them.
-3. Images are resized to 384 x 384, as this checkpoint was evaluated by its processor's own settings.
+3. Images are resized as its processor says, for this checkpoint to 384 x 384; mmdet fits them into 1333 x 800, so
+   GenEval's own finds smaller things. Masks are cut at 384 x 384 and enlarged; mmdet's are cut at the image's size.
+4. Scores have six digits. Which of equal ones is first is chance there and here.
 """
 
 from __future__ import annotations

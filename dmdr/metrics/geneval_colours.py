@@ -1,4 +1,7 @@
-"""What colour an object has, by GenEval's zero-shot classifier: CLIP ViT-L/14 on its crop, with the rest greyed out."""
+"""What colour an object has, by GenEval's zero-shot classifier: CLIP ViT-L/14 on its crop, with the rest greyed out.
+
+1. CLIP is in float32 and the crop is resized without rounding to 8 bits; GenEval's has CLIP under autocast.
+"""
 
 from __future__ import annotations
 
