@@ -38,7 +38,7 @@ OF_JUDGE = {  # the metrics that are no reward and have weights, or a file of qu
     "lpips": ("lpips-vgg16",),
 }
 OF = OF_REWARD | OF_JUDGE
-FILES = ("*.json", "*.txt", "model.safetensors")  # of a whole repository
+FILES = ("*.json", "*.txt", "model.safetensors", "open_clip_model.safetensors")  # of a whole repository
 
 
 def address(name: str, addresses: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmdr import metrics
+from dmdr import metrics, weights
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
@@ -230,9 +230,9 @@ def test_colours_are_clips_nearest_words(tiny_open_clip):
 
 
 def test_the_metric_judges_images(tiny_mask2former, tiny_open_clip, rng):
-    weights = {"mask2former": str(tiny_mask2former), "clip-vit-l-14": str(tiny_open_clip()[0])}
+    addresses = {"mask2former": str(tiny_mask2former), "clip-vit-l-14": str(tiny_open_clip()[0])}
     records = [{**metadata(rng, tag), "prompt": f"a {tag}"} for tag in TAGS]
-    (metric,), missing = metrics.load(("geneval",), records, addresses=weights)
+    (metric,), missing = metrics.load(("geneval",), records, addresses=addresses)
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     images[4, 0, 0, 0] = torch.nan
     scores, lines = metrics.judge(metric, images, records)
@@ -240,3 +240,10 @@ def test_the_metric_judges_images(tiny_mask2former, tiny_open_clip, rng):
     assert [each["correct"] for each in lines] == [score == 1 for score in scores["geneval"]]
     assert lines[4]["reason"] == "the image is not a number"
     assert [json.loads(each["metadata"]) for each in lines] == records
+
+
+def test_a_repository_of_open_clips_is_fetched_with_its_weights():
+    from huggingface_hub.utils import filter_repo_objects
+
+    there = ["README.md", "open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    assert list(filter_repo_objects(there, allow_patterns=list(weights.FILES))) == there[1:3]
