@@ -33,17 +33,28 @@ def read(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
         DataError: a column is missing, a row does not parse, a question stands twice, a parent is no question of its
             prompt, questions depend on each other in a circle, or it is empty.
     """
+    try:
+        found, first = _rows(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:  # a folder, another encoding, a quote that never closes
+        raise DataError(f"{path} does not read as CSV ({error}); give DPG-Bench's dpg_bench.csv") from error
+    _check(path, found)
+    return found, first
+
+
+def _rows(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
     found: dict[str, list[Question]] = {}
     first = None
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+        rows = csv.DictReader(file, strict=True)
         if absent := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
             raise DataError(f"{path} lacks the column {', '.join(absent)}; give DPG-Bench's dpg_bench.csv")
         for row in rows:
+            if lost := [name for name in COLUMNS if row[name] is None]:
+                raise DataError(f"{path}, line {rows.line_num}: ends before {lost[0]}; fetch the file again")
             try:
                 parents = tuple(int(each) for each in row["dependency"].split(",") if int(each) != OVERALL)
                 number = int(row["proposition_id"])
-            except (ValueError, AttributeError) as error:
+            except ValueError as error:
                 raise DataError(f"{path}, line {rows.line_num}: {error}; fetch the file again") from error
             category = row["tuple"].split("(")[0].strip()
             found.setdefault(row["item_id"], []).append(
@@ -52,6 +63,10 @@ def read(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
             first = first or (row["item_id"], number)
     if first is None:
         raise DataError(f"{path} has no questions; give DPG-Bench's dpg_bench.csv")
+    return found, first
+
+
+def _check(path: Path, found: dict[str, list[Question]]) -> None:
     for item, questions in found.items():
         known = {each.number for each in questions}
         if len(known) < len(questions):
@@ -67,4 +82,3 @@ def read(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
         except graphlib.CycleError as error:
             circle = ", ".join(map(str, sorted(set(error.args[1]))))
             raise DataError(f"{path}: questions {circle} of {item} depend on each other; fetch it again") from error
-    return found, first
