@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -70,3 +73,17 @@ def asked(environment: dict[str, str], path: str, body: dict | None = None, meth
             if refused.code != 503 or time.monotonic() > deadline:
                 raise
             time.sleep(1)
+
+
+@contextmanager
+def server_alone(home: Path) -> Iterator[dict[str, str]]:
+    """A server on SQLite with the work pool `local`, no deployment and no worker; its clients' environment."""
+    port, environment = server_environment(home, PYTHONPATH=str(ROOT), PREFECT_DEFAULT_WORK_POOL_NAME="local")
+    process = started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)
+    try:
+        answers(f"{environment['PREFECT_API_URL']}/health")
+        asked(environment, "/work_pools/", {"name": "local", "type": "process"})
+        yield environment
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -20,7 +20,7 @@ from flows.launch.manifest import FLOW_RUN, manifest, marks
 from flows.launch.owned import Owned
 from flows.launch.stage import Stage, prepared
 from tests.fake_cluster.server import QUICK, Cluster
-from tests.prefect_server import ROOT, answers, asked, prefect, server_environment, started
+from tests.prefect_server import ROOT, asked, prefect, server_alone
 
 FLOW = "import sys; from flows.dmdr import dmdr; dmdr(*sys.argv[1:])"
 REAP = "import sys; from flows.reap import reap; [reap(after=int(seconds)) for seconds in sys.argv[1:]]"
@@ -28,18 +28,10 @@ REAP = "import sys; from flows.reap import reap; [reap(after=int(seconds)) for s
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Prefect server on SQLite with all deployments and no worker; yields its clients' environment."""
-    home = tmp_path_factory.mktemp("prefect")
-    port, environment = server_environment(home, PYTHONPATH=str(ROOT), PREFECT_DEFAULT_WORK_POOL_NAME="local")
-    process = started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)
-    try:
-        answers(f"{environment['PREFECT_API_URL']}/health")
-        asked(environment, "/work_pools/", {"name": "local", "type": "process"})
+    """A Prefect server with the deployment of reap and no worker; yields its clients' environment."""
+    with server_alone(tmp_path_factory.mktemp("prefect")) as environment:
         prefect("--no-prompt", "deploy", "--name", "left-behind", environment=environment)
         yield environment
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 class Scene:

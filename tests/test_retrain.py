@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +19,7 @@ from stages import teachers
 from stages.artifacts import Artifact
 from stages.revisions import run_name
 from stages.teachers import Revision
-from tests.prefect_server import ROOT, answers, asked, prefect, server_environment, started
+from tests.prefect_server import ROOT, asked, prefect, server_alone
 from tests.trained_run import trained_run
 
 LAB = ROOT / "dmdr" / "lab" / "teachers"
@@ -30,18 +28,10 @@ LAB = ROOT / "dmdr" / "lab" / "teachers"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Prefect server on SQLite with the work pool `local` and all deployments; yields its clients' environment."""
-    home = tmp_path_factory.mktemp("prefect")
-    port, environment = server_environment(home, PYTHONPATH=str(ROOT), PREFECT_DEFAULT_WORK_POOL_NAME="local")
-    process = started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)
-    try:
-        answers(f"{environment['PREFECT_API_URL']}/health")
-        asked(environment, "/work_pools/", {"name": "local", "type": "process"})
+    with server_alone(tmp_path_factory.mktemp("prefect")) as environment:
         asked(environment, "/work_pools/local/queues", {"name": "gpu", "concurrency_limit": 1})
         prefect("--no-prompt", "deploy", "--all", environment=environment)
         yield environment
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def deployment(environment: dict[str, str], name: str) -> dict:
