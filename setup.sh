@@ -41,7 +41,8 @@ if [ -n "$index" ]; then export UV_DEFAULT_INDEX="$index"; fi
 if [ "$extra" != " " ]; then export UV_EXTRA_INDEX_URL="$extra" UV_INDEX_STRATEGY=unsafe-best-match; fi
 if [ -n "${TORCH_INDEX_URL:-}" ]; then export PIP_EXTRA_INDEX_URL="$extra"; fi
 
-with_uv() { "$bin/uv" pip install -q -p "$bin/python" --system-certs "$@"; }
+# Bytecode is compiled here, as pip does it: where nothing may write it later, every process would compile for ten seconds.
+with_uv() { "$bin/uv" pip install -q -p "$bin/python" --system-certs --compile-bytecode "$@"; }
 with_pip() { "$bin/pip" install -q --disable-pip-version-check "$@"; }
 install() {
     if [ -z "${NO_UV:-}" ] && [ -x "$bin/uv" ] && with_uv "$@"; then return; fi

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmdr.errors import InputMissing, StoreError
@@ -122,10 +122,13 @@ class Folder:
             while self._scratch is None:
                 self.root.mkdir(parents=True, exist_ok=True)
                 folder = tempfile.TemporaryDirectory(prefix=ATTEMPT, dir=self.root, ignore_cleanup_errors=True)
-                self._lock = os.open(folder.name, os.O_RDONLY)
+                try:
+                    self._lock = os.open(folder.name, os.O_RDONLY)
+                except FileNotFoundError:  # another attempt's tidy() was quicker
+                    continue
                 weakref.finalize(self, os.close, self._lock)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
-                if Path(folder.name).exists():  # else another attempt's tidy() was quicker than our lock
+                if Path(folder.name).exists():  # else it was quicker than our lock
                     self._scratch = folder
             return Path(self._scratch.name)
 
@@ -133,14 +136,8 @@ class Folder:
         """Delete what killed attempts left behind."""
         with refused("delete in", self.root):
             for folder in self.root.glob(f"{ATTEMPT}*"):
-                handle = os.open(folder, os.O_RDONLY)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder)
-                except BlockingIOError:
-                    pass  # its attempt is alive
-                finally:
-                    os.close(handle)
+                with suppress(FileNotFoundError):  # its attempt ended, or another one tidies up too
+                    _delete_unless_locked(folder)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -171,6 +168,18 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, target)
         _flush(target.parent)
+
+
+def _delete_unless_locked(folder: Path) -> None:
+    """Delete the folder of an attempt that is dead."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    except BlockingIOError:
+        pass  # its attempt is alive
+    finally:
+        os.close(handle)
 
 
 def _flush(path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -214,22 +215,29 @@ def test_a_run_name_cannot_leave_the_store(run: str, tmp_path: Path) -> None:
 def test_two_live_copies_make_one_whole_artifact(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
     for trial in range(12 if bench.root else 3):
         both = [contents(rng), contents(rng, count=rng.randrange(1, 5))]
-        barrier, records = threading.Barrier(2), []
+        barrier = threading.Barrier(2, timeout=60)
 
-        def race(which: int, trial: int = trial, both: list = both, barrier: threading.Barrier = barrier) -> None:
+        def race(which: int, trial: int = trial, both: list = both, barrier: threading.Barrier = barrier) -> dict:
             artifact = bench.artifact(run=f"t{trial}")
             artifact.claim(IDENTITY, INPUTS)
             out = write(tmp_path / f"out-{trial}-{which}", both[which])
             barrier.wait()
-            records.append(artifact.seal(out, facts={}))  # noqa: B023, joined below
+            return artifact.seal(out, facts={})
 
-        threads = [threading.Thread(target=race, args=(which,)) for which in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as pool:
+            records = list(pool.map(race, (0, 1)))
         assert records[0] == records[1] == bench.artifact(run=f"t{trial}").record()
         check(bench.artifact(run=f"t{trial}"), tmp_path / f"cache-{trial}", *both)
+
+
+def test_copies_that_start_at_once_all_claim_and_keep_their_folders(bench: Bench) -> None:
+    def start(_: int) -> bool:
+        artifact = bench.artifact()
+        artifact.claim(IDENTITY, INPUTS)
+        return artifact.workspace().exists()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(start, range(200 if bench.root else 12)))
 
 
 def test_a_copy_that_comes_late_changes_nothing(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
