@@ -17,6 +17,8 @@ from tests.s3_server import BUCKET, s3_server
 
 pytest_plugins = ["tests.tiny_judges"]
 
+ROOT = Path(__file__).parent.parent
+
 torchvision_shim.install()  # before a test imports a library that imports torchvision
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only get in each other's way
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -291,6 +293,24 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
         }
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def short_lab_config(tmp_path: Path) -> Callable[..., Path]:
+    """Writes configs/lab-flow.yaml with few updates, small batches and few images; keywords replace top-level keys."""
+
+    def write(**changes: object) -> Path:
+        config = yaml.safe_load((ROOT / "configs/lab-flow.yaml").read_text(encoding="utf-8"))
+        few = {"updates": 2, "batch_size": 4, "fake_updates": 2}
+        config["cold_start"] |= few | {"dynamic": config["cold_start"]["dynamic"] | {"updates": 2}}
+        config["joint"] |= few | {"watch": config["joint"]["watch"] | {"prompts": 4}}
+        config["evaluate"] |= {"limit": 8, "batch_size": 8}
+        config["execution"] |= {"device": "cpu", "checkpoint_every": 1}
+        path = tmp_path / "short-lab.yaml"
+        path.write_text(yaml.safe_dump(config | changes, sort_keys=False), encoding="utf-8")
         return path
 
     return write

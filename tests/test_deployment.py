@@ -38,18 +38,18 @@ def server(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def test_the_deployment_runs_each_stage_as_a_job(
-    server: dict[str, str], cluster: Cluster, tiny_config: Callable[..., Path], tmp_path: Path
+    server: dict[str, str], cluster: Cluster, short_lab_config: Callable[..., Path], tmp_path: Path
 ):
-    """To the scorecard; then `dmdr run` finds all sealed, and a run that is cancelled leaves no pod."""
+    """The lab's run, to the scorecard; then `dmdr run` finds all sealed, and a run that is cancelled leaves no pod."""
     on = {"image": IMAGE, "claims": {str(tmp_path.parent): "everything"}}
-    config, store = str(tiny_config(execution={"device": "cpu", "cluster": on})), str(tmp_path / "store")
+    config, store = str(short_lab_config(execution={"device": "cpu", "cluster": on})), str(tmp_path / "store")
     prefect(
         "deployment", "run", "dmdr/full", "--watch", "-p", f"config={json.dumps(config)}",
         "-p", f"store={json.dumps(store)}", environment=server,
     )  # fmt: skip
     for stage in STAGES:
-        assert Path(store, "tiny", stage, "record.json").is_file()
-    assert [name.rsplit("-", 2)[0] for name in cluster.kubelet.started] == [job_name("tiny", s, 1) for s in STAGES]
+        assert Path(store, "lab-flow", stage, "record.json").is_file()
+    assert [name.rsplit("-", 2)[0] for name in cluster.kubelet.started] == [job_name("lab-flow", s, 1) for s in STAGES]
     published = asked(server, "/artifacts/filter", {})
     assert {artifact["key"] for artifact in published} == {"scorecard", "grid", "report"}
     logged = asked(server, "/logs/filter", {})
@@ -62,10 +62,10 @@ def test_the_deployment_runs_each_stage_as_a_job(
     lines = again.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:5]] == list(STAGES)
     assert all("sealed already" in line for line in lines[:5])
-    assert lines[-1] == f"report: {store}/tiny/evaluate/report.html"
+    assert lines[-1] == f"report: {store}/lab-flow/evaluate/report.html"
 
     slow = {**on, "image": QUICK, "environment": {"QUICK_SECONDS": "600"}, "grace": 20}
-    config = str(tiny_config(execution={"device": "cpu", "cluster": slow}))
+    config = str(short_lab_config(execution={"device": "cpu", "cluster": slow}))
     started = prefect(
         "deployment", "run", "dmdr/full", "-p", f"config={json.dumps(config)}", "-p", 'run="another"',
         "-p", f"store={json.dumps(store)}", environment=server,

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from trained_run import run_stage
 
 from dmdr import distributed
+from dmdr.config_file import load
 from dmdr.errors import ConfigError
-from stages.ranks import verdict
+from stages import ranks
 
 TOLERANCE = 1e-5
 RUN = {"updates": 4, "batch_size": 3, "fake_updates": 3, "dynamic": {"updates": 3}}
@@ -87,7 +89,10 @@ def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings
 
     def run(stage: str, store: Path, processes: int, sharding: str = "none") -> None:
         config = together(tiny_config, processes, sharding, student=student, joint={**TRAINING, **joint})
-        finish(command(stage, config, store))
+        if processes > 1:
+            finish(command(stage, config, store))
+        else:
+            run_stage(load(config), store, stage)
 
     run("prompts", alone, 1)
     shutil.copytree(alone / "tiny/prompts", both / "tiny/prompts")
@@ -104,21 +109,23 @@ def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings
         shutil.rmtree(both / "tiny/joint")
 
 
-def test_torchrun_may_start_the_ranks(tiny_config, tmp_path):
+def test_torchrun_may_start_the_ranks(tiny_config, tmp_path, monkeypatch):
     config = together(tiny_config, 1)
-    finish(command("prompts", config, tmp_path))
+    run_stage(load(config), tmp_path, "prompts")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     finish([*torchrun, *command("cold_start", config, tmp_path)])
     record = json.loads((tmp_path / "tiny/cold_start/record.json").read_text())
     assert record["processes"] == 2
-    err = finish([*torchrun, *command("export", config, tmp_path)], code=1)
-    assert "it needs joint" in err or "export runs in one process" in err
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():  # as torchrun sets them
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="export runs in one process, torchrun started 2"):
+        ranks.count(load(config), "export")
 
 
 @pytest.mark.parametrize("who", ["all", "one"])
 def test_sigterm_on_any_rank_leaves_one_checkpoint_and_75(tiny_config, tmp_path, who):
     config = together(tiny_config, 2, cold_start={**TRAINING, "updates": 4000})
-    finish(command("prompts", config, tmp_path))
+    run_stage(load(config), tmp_path, "prompts")
     process = start(command("cold_start", config, tmp_path))
     checkpoints = tmp_path / "tiny/cold_start/checkpoints"
     while not list(checkpoints.glob("*/manifest.json")) and process.poll() is None:
@@ -144,7 +151,7 @@ def test_sigterm_on_any_rank_leaves_one_checkpoint_and_75(tiny_config, tmp_path,
 )
 def test_what_cannot_be_split_is_refused_in_one_line(tiny_config, tmp_path, changes, said):
     config = together(tiny_config, 2, **changes)
-    finish(command("prompts", config, tmp_path))
+    run_stage(load(config), tmp_path, "prompts")
     err = finish(command("cold_start", config, tmp_path), code=64)
     assert said in err and err.count("\n") == 1
     assert not (tmp_path / "tiny/cold_start/record.json").exists()
@@ -163,4 +170,4 @@ def test_a_rank_without_a_gpu_is_refused_in_one_line(monkeypatch):
      ([0, 75], 75), ([-15, 75], 75), ([-15, 0], 143)],
 )  # fmt: skip
 def test_the_exit_code_that_tells_most(codes, code):
-    assert verdict(codes) == code
+    assert ranks.verdict(codes) == code

@@ -82,7 +82,7 @@ def ready(many, tmp_path: Path) -> Callable[[str], Path]:
 
 def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, ready):
     config, whole, killed = many(), ready("whole"), ready("killed")
-    finish(config, whole)
+    run_stage(load(config), whole, "evaluate")
     rng = random.Random(seed := random.randrange(2**32))
     print(f"seed {seed}")
     seen: dict[str, int] = {}
@@ -105,7 +105,7 @@ def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, 
 
 def test_two_ranks_find_what_one_finds(many, ready):
     one, two = ready("one"), ready("two")
-    finish(many(), one)
+    run_stage(load(many()), one, "evaluate")
     finish(many(execution={"device": "cpu", "processes": 2}), two)
     assert digests(two) == digests(one)
 

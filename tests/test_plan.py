@@ -118,13 +118,19 @@ def test_memory_is_that_of_the_run(tiny_config, tmp_path, monkeypatch, request, 
 
 
 def test_work_is_what_is_counted_another_way():
-    """SD3-Medium at 1,024 px: 8.90 TFLOP a forward, as facts have it, and an update as `dmdr.bench` counts it from two
-    and three blocks with torch's FlopCounterMode, whose attention on meta keeps its weights: a fused kernel's backward
-    multiplies queries and keys again. Recomputing activations adds a forward of all that is trained."""
-    config = load("configs/sd3-medium.yaml")
-    one = config.execution.model_copy(update={"micro_batch_size": 1})
-    found, k = plan(config.model_copy(update={"execution": one}), "cold_start"), config.cold_start.fake_updates
-    rank = config.student.lora_rank
+    """SD3-Medium at 1,024 px, 2 steps and 2 fake-score updates: 8.90 TFLOP a forward, as facts have it, and an update
+    as `dmdr.bench` counts it from two and three blocks with torch's FlopCounterMode, whose attention on meta keeps its
+    weights: a fused kernel's backward multiplies queries and keys again. Recomputing activations adds a forward of all
+    that is trained."""
+    config, k = load("configs/sd3-medium.yaml"), 2
+    config = config.model_copy(
+        update={
+            "execution": config.execution.model_copy(update={"micro_batch_size": 1}),
+            "cold_start": config.cold_start.model_copy(update={"fake_updates": k}),
+            "student": config.student.model_copy(update={"steps": 2}),
+        }
+    )
+    found, rank = plan(config, "cold_start"), config.student.lora_rank
     work = bench.counted_deep(
         lambda depth: bench.on_meta("SD3-Medium", config.student.steps, k, rank, depth=depth, fake_rank=rank),
         bench.DEPTHS["SD3-Medium"], ["ours"],

@@ -489,12 +489,12 @@ def timeless(artifact: Artifact, cache: Path) -> dict[str, bytes | str]:
 
 
 def test_a_whole_run_through_trouble_is_the_run_on_a_folder(
-    tiny_config: Callable[..., Path], proxy: Faults, tmp_path: Path
+    short_lab_config: Callable[..., Path], proxy: Faults, tmp_path: Path
 ) -> None:
-    """The same fingerprints, and the same bytes in every file of every stage, but for the times that some tell."""
+    """Of the lab. Same fingerprints, and the same bytes in every file of every stage but for the times some tell."""
     proxy.busy, proxy.cut, proxy.lost = 0.3, 0.1, 0.02
     stores = (str(tmp_path / "runs"), f"s3://{BUCKET}/whole/runs")
-    command = [sys.executable, "-c", ALL_STAGES, str(tiny_config()), *stores]
+    command = [sys.executable, "-c", ALL_STAGES, str(short_lab_config()), *stores]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -502,7 +502,7 @@ def test_a_whole_run_through_trouble_is_the_run_on_a_folder(
     proxy.busy = proxy.cut = proxy.lost = 0.0
     told = set()
     for stage in STAGES:
-        folder, s3 = (Artifact(store, "tiny", stage) for store in stores)
+        folder, s3 = (Artifact(store, "lab-flow", stage) for store in stores)
         assert folder.record()["fingerprint"] == s3.record()["fingerprint"], stage
         ours, theirs = timeless(folder, tmp_path), timeless(s3, tmp_path / "fetched" / stage)
         assert [name for name in ours | theirs if ours.get(name) != theirs.get(name)] == [], stage

@@ -43,7 +43,7 @@ import sys, threading
 from flows.retrain import retrain
 
 threads, (config, teachers, store, deployment, again) = int(sys.argv[1]), sys.argv[2:]
-failed, together = [], threading.Barrier(threads)
+failed, together = [], threading.Barrier(threads, timeout=60)
 
 def fire():
     together.wait()

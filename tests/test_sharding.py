@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from test_distributed import TRAINING, assert_same, command, finish, start
+from trained_run import run_stage
 
+from dmdr.config_file import load
 from stages.checkpoints import Checkpoints, Joined
 from stages.folder import Folder
 
@@ -47,10 +49,10 @@ def test_killed_on_two_ranks_resumed_on_one_and_the_reverse(tiny_config, tmp_pat
         return tiny_config(cold_start=training, execution=execution)
 
     uninterrupted, reverse, split = (tmp_path / name for name in ("1", "1-2", "2-1"))
-    finish(command("prompts", config(1), uninterrupted))
+    run_stage(load(config(1)), uninterrupted, "prompts")
     for store in (reverse, split):
         shutil.copytree(uninterrupted / "tiny/prompts", store / "tiny/prompts")
-    finish(command("cold_start", config(1), uninterrupted))
+    run_stage(load(config(1)), uninterrupted, "cold_start")
 
     killed(config(2), split, 2)
     newest = split / f"tiny/cold_start/checkpoints/step-{whole_steps(split)[-1]:08d}"

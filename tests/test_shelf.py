@@ -107,7 +107,7 @@ def test_a_pointer_is_whole_whoever_writes_it(store, tmp_path):
     shelf.promote(store, "one", "production")
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    choices = [random.Random(seed + n).choices(["one", "two"], k=4) for n in range(4)]
+    choices = [random.Random(seed + n).choices(["one", "two"], k=3) for n in range(3)]
     failed: list[BaseException] = []
 
     def write(runs: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from trained_run import run_stage
 
-KILLS = 5
+from dmdr.config_file import load
+
+KILLS = 3
 UPDATES = 14
 
 
@@ -53,9 +57,9 @@ def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request,
         teacher={"path": path, "guidance_scale": 3.0},
     )  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for store in (whole, killed):
-        finish("prompts", config, store)
-    finish("cold_start", config, whole)
+    run_stage(load(config), whole, "prompts")
+    shutil.copytree(whole, killed)
+    run_stage(load(config), whole, "cold_start")
 
     kills, resumed = 0, 0
     while kills < (KILLS if form == "full" else 2):
@@ -82,7 +86,7 @@ def test_sigterm_leaves_a_checkpoint_and_75(tiny_config, tmp_path):
         "fake_score": {"learning_rate": 1e-3},
     }  # fmt: skip
     config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 5})
-    finish("prompts", config, tmp_path)
+    run_stage(load(config), tmp_path, "prompts")
     process = start("cold_start", config, tmp_path)
     while not steps_saved(tmp_path, "cold_start") and process.poll() is None:
         time.sleep(0.01)
@@ -100,7 +104,7 @@ def test_divergence_is_one_line_and_keeps_the_checkpoint(tiny_config, tmp_path):
         "fake_score": {"learning_rate": 1e-3},
     }  # fmt: skip
     config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 1})
-    finish("prompts", config, tmp_path)
+    run_stage(load(config), tmp_path, "prompts")
     process = start("cold_start", config, tmp_path)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 70, err

@@ -382,7 +382,7 @@ def test_killed_with_the_watch_on_ends_with_the_same_bits(stage):
     whole, killed, config = stage.run("whole", **joint), stage.store("killed"), stage.config(**joint)
 
     kills, resumed = 0, 0
-    while kills < 3:
+    while kills < 2:
         before = steps_saved(killed, "joint")
         process = start("joint", config, killed)
         while steps_saved(killed, "joint") <= before and process.poll() is None:
