@@ -87,9 +87,10 @@ def test_names_are_a_function_of_run_stage_and_attempt():
     assert names == [name(run, each, attempt) for run in runs for each in STAGES for attempt in (1, 2, 10)]
 
 
-def test_replies_that_get_lost_double_nothing(cluster: Cluster, stage: Callable[..., Stage]):
+def test_replies_that_get_lost_double_nothing(cluster: Cluster, stage: Callable[..., Stage], monkeypatch):
     """200 creations of which 30 % of the replies are lost: 200 Jobs."""
     cluster.kubelet.suspends, cluster.lost = True, 0.3
+    monkeypatch.setattr(api, "FIRST", 120)  # on a busy machine 20 s are few tries
     base = stage()
 
     def create(number: int) -> None:
@@ -204,6 +205,19 @@ def test_no_cluster_that_answers(cluster: Cluster, stage: Callable[..., Stage], 
     monkeypatch.setattr(api, "FIRST", 1)
     failure = failed(stage())
     assert failure.code == 74 and "127.0.0.1:9" in str(failure)
+
+
+def test_a_cluster_that_answered_in_part_gets_the_time_of_an_outage(monkeypatch):
+    monkeypatch.setattr(api, "FIRST", 0.1)
+    away = api.Away("the cluster does not answer")
+    answered, silent = api.Patience("prompts", print), api.Patience("prompts", print)
+    for patience in (answered, silent):
+        patience.wait(away)
+    time.sleep(0.2)
+    answered.reached()
+    answered.wait(away)
+    with pytest.raises(StageFailed, match="does not answer; see that the cluster runs"):
+        silent.wait(away)
 
 
 def test_a_job_that_somebody_deletes_is_noticed(cluster: Cluster, stage: Callable[..., Stage]):

@@ -42,6 +42,12 @@ class Patience:
     def answered(self) -> None:
         self.until, self.pause = None, SHORTEST
 
+    def reached(self) -> None:
+        """It answered, if only in part: what fails from now on is an outage, not a wrong address."""
+        if self.seconds != OUTAGE:
+            self.seconds = OUTAGE
+            self.answered()
+
     def wait(self, error: Away) -> None:
         """Pause before another try.
 

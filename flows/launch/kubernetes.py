@@ -20,7 +20,7 @@ import urllib3
 from kubernetes import client, watch
 
 from flows.launch import pods
-from flows.launch.api import KINDS, MERGE, OUTAGE, TIMEOUT, Away, Met, Patience, connected, delete, message
+from flows.launch.api import KINDS, MERGE, TIMEOUT, Away, Met, Patience, connected, delete, message
 from flows.launch.failure import StageFailed
 from flows.launch.logs import Logs
 from flows.launch.manifest import ATTEMPT, FLOW_RUN, IDENTITY, STORE, manifest, mark, marks
@@ -86,7 +86,7 @@ class Jobs:
         while True:
             try:
                 attempts = self.attempts()
-                self.patience.seconds = OUTAGE
+                self.patience.reached()
                 newest = attempts[-1] if attempts else None
                 if newest is not None and outcome(newest) is None:
                     if not newest["metadata"].get("deletionTimestamp"):
