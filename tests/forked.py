@@ -222,13 +222,13 @@ ONE_ITEM = """
 import sys
 from pathlib import Path
 from dmdr.promptset import PromptSet
-from tests.forked import memory
+from tests.forked import peak
 
 PromptSet(Path("small"), "train").items([0])  # some kernels then map 50 MB of torch's own code
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-before = memory("VmHWM")
+before = peak()
 found = PromptSet(Path("large"), "train").items([40])[0]["t5"]
-print(memory("VmHWM") - before if bool((found == 40.0).all()) else "another item")
+print(peak() - before if bool((found == 40.0).all()) else "another item")
 """
 
 
@@ -257,10 +257,10 @@ def test_a_long_file_streams_in_bounded_memory(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        before = memory("VmHWM")
+        before = peak()
         counts: Counter[str] = Counter()
         number = sum(1 for _ in prompts.select(Prompts(sources=[str(path)]), counts, lambda line: None))
-        os.write(writer, json.dumps([number, counts["bad"], memory("VmHWM") - before]).encode())
+        os.write(writer, json.dumps([number, counts["bad"], peak() - before]).encode())
         os._exit(0)
     os.waitpid(child, 0)
     number, bad, grown = json.loads(os.read(reader, 100))
@@ -269,6 +269,6 @@ def test_a_long_file_streams_in_bounded_memory(tmp_path: Path) -> None:
     assert grown < 40 * 1024
 
 
-def memory(kind: str) -> int:
-    """KiB that this process holds (VmRSS) or held at most (VmHWM); a forked one begins with what its parent has."""
-    return int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0])
+def peak() -> int:
+    """KiB that this process held at most; a forked one begins with what its parent held."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
