@@ -122,6 +122,9 @@ def start(flow: Callable[[], None]) -> int:
             )
     else:
         print("starting Prefect's embedded server", file=sys.stderr)
+        from flows.embedded_server import EmbeddedServer
+
+        EmbeddedServer()
     try:
         flow()
     except StageFailed as failure:

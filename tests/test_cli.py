@@ -213,9 +213,34 @@ def test_whatever_ends_the_flow_the_stage_is_asked_to_stop(tmp_path: Path, numbe
     appears(tmp_path / "checkpoint")
 
 
-def appears(path: Path) -> None:
-    """Wait until a file is there, for at most 20 s."""
-    deadline = time.monotonic() + 20
+def test_ctrl_c_leaves_prefects_embedded_server_alive_until_the_flow_has_ended(tmp_path: Path):
+    """A terminal sends SIGINT to every process of its foreground group, the server among them."""
+    flow = (
+        "import pathlib, sys, time\n"
+        "from flows.run import start\n"
+        "def waiting():\n"
+        "    from prefect import flow\n"
+        "    def wait():\n"
+        f"        pathlib.Path({str(tmp_path / 'started')!r}).touch()\n"
+        "        time.sleep(60)\n"
+        "    flow(wait)()\n"
+        "sys.exit(start(waiting))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    started = subprocess.Popen(
+        [sys.executable, "-c", flow], stderr=subprocess.PIPE, text=True, process_group=0,
+        env=environment | {"PREFECT_HOME": str(tmp_path / "prefect")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    appears(tmp_path / "started", 120)
+    os.killpg(started.pid, signal.SIGINT)
+    _, told = started.communicate(timeout=60)
+    assert (started.returncode, told) == (75, "starting Prefect's embedded server\n")
+
+
+def appears(path: Path, seconds: float = 20) -> None:
+    """Wait until a file is there."""
+    deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.05)
