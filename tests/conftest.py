@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -13,9 +12,10 @@ import yaml
 
 from dmdr import torchvision_shim
 from tests.fake_cluster.server import Cluster, fake_cluster
+from tests.s3_proxy import Faults, s3_proxy
 from tests.s3_server import BUCKET, s3_server
 
-pytest_plugins = ["tests.tiny_judges"]
+pytest_plugins = ["tests.tiny_judges", "tests.tiny_rewards"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -247,6 +247,13 @@ def s3() -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def proxy(s3: str) -> Iterator[Faults]:
+    """What goes wrong on the way to that server, where AWS_ENDPOINT_URL points while a test has this."""
+    with s3_proxy(s3) as faults:
+        yield faults
+
+
 @pytest.fixture(params=["folder", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A --store that nobody else writes to: a folder, and a prefix on S3."""
@@ -314,27 +321,3 @@ def short_lab_config(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-@pytest.fixture
-def tiny_open_clip(tmp_path):
-    """A folder in open_clip's layout, and the model in it."""
-
-    import open_clip
-    import torch
-
-    def make(seed: int = 0, name: str = "clip", width: int = 32):
-        config = {
-            "embed_dim": 16,
-            "vision_cfg": {"image_size": 32, "layers": 2, "width": width, "head_width": 16, "patch_size": 8},
-            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-        }
-        torch.manual_seed(seed)
-        model = open_clip.CLIP(**config).eval()
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-        torch.save({"state_dict": model.state_dict()}, folder / "open_clip_pytorch_model.bin")
-        return folder, model
-
-    return make

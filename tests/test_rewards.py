@@ -7,83 +7,31 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 
-import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 from open_clip.transform import image_transform
-from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 from trained_run import context_for, run_stage
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPImageProcessorPil
 
 from dmdr import metrics, rewards, weights
 from dmdr.config import JUDGES
 from dmdr.config_file import load
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.metrics.description import described
-from dmdr.rewards import imagereward
 from dmdr.rewards import open_clip as open_clip_rewards
 from dmdr.rewards.checkpoint import affine
 from dmdr.rewards.preprocess import CLIP_MEAN, CLIP_STD, cropped, normalized, padded, squashed
 from stages.artifacts import Artifact
 from stages.inputs import inputs
+from tests.tiny_rewards import photo, predictor, tensor
 
 SIZES = [(224, 224), (300, 200), (97, 256), (512, 512), (1024, 768)]
 PROMPTS = ["a red cat", "two dogs under a table", "a red cat", "水彩画 of a fox 🦊"]
-
-
-def photo(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Smooth colours with a hard edge: what antialiasing and padding get wrong is visible.
-
-    Neither black nor white: where a bicubic overshoots, bytes would clamp it.
-    """
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(64, 192, (7, 5, 3), dtype=np.uint8))
-    picture = np.array(small.resize((width, height), Image.Resampling.BICUBIC))
-    picture[height // 3 : height // 2, : width // 2] = 200
-    return Image.fromarray(picture)
-
-
-def tensor(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
-
-
-@pytest.fixture
-def tiny_transformers_clip(tmp_path):
-    """A CLIPModel folder of transformers, with open_clip's vocabulary as the real ones have."""
-
-    def make(name: str = "hf", seed: int = 0):
-        torch.manual_seed(seed)
-        text = CLIPTextConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
-            vocab_size=49408, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-        )  # fmt: skip
-        vision_tower = CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
-            image_size=32, patch_size=8,
-        )  # fmt: skip
-        config = CLIPConfig(text_config=text.to_dict(), vision_config=vision_tower.to_dict(), projection_dim=16)
-        model = CLIPModel(config).eval()
-        folder = tmp_path / name
-        model.save_pretrained(folder)
-        tokenizer = open_clip.SimpleTokenizer()
-        merges = "\n".join(" ".join(pair) for pair in tokenizer.bpe_ranks)
-        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
-        (folder / "vocab.json").write_text(json.dumps(specials(tokenizer.encoder)), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
-        return folder, model
-
-    return make
-
-
-def specials(vocabulary: dict[str, int]) -> dict[str, int]:
-    """open_clip's names of the two special tokens to transformers'."""
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    return {names.get(word, word): number for word, number in vocabulary.items()}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -198,15 +146,6 @@ def test_a_long_prompt_is_cut_where_the_encoder_ends(tiny_transformers_clip, tin
         assert torch.equal(reward(image, ["cat " * 500]), reward(image, ["cat " * 500 + "dog"]))
 
 
-def predictor(width: int, seed: int = 0) -> torch.nn.Sequential:
-    """LAION's MLP, whose dropouts are off."""
-    torch.manual_seed(seed)
-    widths = (width, 1024, 128, 64, 16, 1)
-    layers = [torch.nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
-    drop = torch.nn.Dropout
-    return torch.nn.Sequential(layers[0], drop(0.2), layers[1], drop(0.2), layers[2], drop(0.1), *layers[3:]).eval()
-
-
 def test_aesthetic_is_the_mlp_multiplied_out(tiny_transformers_clip, tmp_path):
     folder, model = tiny_transformers_clip()
     mlp, head = predictor(16), tmp_path / "aesthetic-model.pth"
@@ -224,142 +163,6 @@ def test_aesthetic_is_the_mlp_multiplied_out(tiny_transformers_clip, tmp_path):
     vector = F.normalize(torch.randn(7, 16, dtype=torch.float64), dim=-1)
     weight, bias = affine({f"layers.{key}": value for key, value in mlp.state_dict().items()}, "layers.", head)
     torch.testing.assert_close(vector @ weight + bias, mlp.double()(vector).squeeze(-1), atol=1e-7, rtol=1e-6)
-
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "cat", "two", "dogs", "under", "table", "of", "fox"]
-WIDTH, SEEN = 24, 32  # of the text states and the image states of a tiny ImageReward
-
-
-@pytest.fixture
-def tiny_imagereward(tmp_path, monkeypatch) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Addresses of a checkpoint and a vocabulary, and the tensors under the package's names."""
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
-    monkeypatch.setattr(imagereward, "VISION", {
-        **imagereward.VISION, **heads, "hidden_size": SEEN, "intermediate_size": 48, "image_size": 32, "patch_size": 8,
-    })  # fmt: skip
-    monkeypatch.setattr(imagereward, "TEXT", {
-        **imagereward.TEXT, **heads, "hidden_size": WIDTH, "intermediate_size": 40, "encoder_hidden_size": SEEN,
-        "vocab_size": len(WORDS) + 2, "max_position_embeddings": 40,
-    })  # fmt: skip
-    generator = torch.Generator().manual_seed(11)
-    found: dict[str, torch.Tensor] = {}
-
-    def layer(name: str, out: int, *into: int) -> None:
-        found[f"{name}.weight"] = 0.3 * torch.randn(out, *into, generator=generator)
-        found[f"{name}.bias"] = 0.3 * torch.randn(out, generator=generator)
-
-    image, text = "blip.visual_encoder", "blip.text_encoder"
-    found[f"{image}.cls_token"] = torch.randn(1, 1, SEEN, generator=generator)
-    found[f"{image}.pos_embed"] = torch.randn(1, 17, SEEN, generator=generator)
-    layer(f"{image}.patch_embed.proj", SEEN, 3, 8, 8)
-    layer(f"{image}.norm", SEEN)
-    for n in range(2):
-        for norm in ("norm1", "norm2"):
-            layer(f"{image}.blocks.{n}.{norm}", SEEN)
-        for name, out, into in (("attn.qkv", 3 * SEEN, SEEN), ("attn.proj", SEEN, SEEN), ("mlp.fc1", 48, SEEN),
-                                ("mlp.fc2", SEEN, 48)):  # fmt: skip
-            layer(f"{image}.blocks.{n}.{name}", out, into)
-        for attention, into in (("attention", WIDTH), ("crossattention", SEEN)):
-            at = f"{text}.encoder.layer.{n}.{attention}"
-            layer(f"{at}.self.query", WIDTH, WIDTH)
-            layer(f"{at}.self.key", WIDTH, into)
-            layer(f"{at}.self.value", WIDTH, into)
-            layer(f"{at}.output.dense", WIDTH, WIDTH)
-            layer(f"{at}.output.LayerNorm", WIDTH)
-        layer(f"{text}.encoder.layer.{n}.intermediate.dense", 40, WIDTH)
-        layer(f"{text}.encoder.layer.{n}.output.dense", WIDTH, 40)
-        layer(f"{text}.encoder.layer.{n}.output.LayerNorm", WIDTH)
-    found[f"{text}.embeddings.word_embeddings.weight"] = torch.randn(len(WORDS) + 2, WIDTH, generator=generator)
-    found[f"{text}.embeddings.position_embeddings.weight"] = torch.randn(40, WIDTH, generator=generator)
-    found[f"{text}.embeddings.position_ids"] = torch.arange(40)[None]
-    layer(f"{text}.embeddings.LayerNorm", WIDTH)
-    for name, into in (("vision_proj", SEEN), ("text_proj", WIDTH)):  # which its score does not use
-        layer(f"blip.{name}", 256, into)
-    found |= {f"mlp.layers.{key}": 3 * value for key, value in predictor(WIDTH, 12).state_dict().items()}
-    torch.save(found, tmp_path / "ImageReward.pt")
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return {"imagereward": str(tmp_path / "ImageReward.pt"), "bert-vocabulary": str(tmp_path / "vocab.txt")}, found
-
-
-def blip_by_hand(w: dict[str, torch.Tensor], pixels: torch.Tensor, ids: list[int]) -> torch.Tensor:
-    """One image (1, 3, 32, 32) and one prompt through BLIP as it was published (Li et al. 2022), no library's model."""
-
-    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-    def norm(name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
-        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
-        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (each.unflatten(-1, (2, -1)).transpose(0, 1) for each in (q, k, v))  # two heads
-        mix = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
-        return (mix @ v).transpose(0, 1).flatten(1)
-
-    at = "blip.visual_encoder"
-    patches = pixels[0].unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 0, 3, 4).reshape(16, -1)
-    x = patches @ w[f"{at}.patch_embed.proj.weight"].flatten(1).T + w[f"{at}.patch_embed.proj.bias"]
-    x = torch.cat([w[f"{at}.cls_token"][0], x]) + w[f"{at}.pos_embed"][0]
-    for n in range(2):
-        q, k, v = linear(f"{at}.blocks.{n}.attn.qkv", norm(f"{at}.blocks.{n}.norm1", x, 1e-6)).chunk(3, dim=-1)
-        x = x + linear(f"{at}.blocks.{n}.attn.proj", attention(q, k, v))
-        inner = F.gelu(linear(f"{at}.blocks.{n}.mlp.fc1", norm(f"{at}.blocks.{n}.norm2", x, 1e-6)))
-        x = x + linear(f"{at}.blocks.{n}.mlp.fc2", inner)
-    x = norm(f"{at}.norm", x, 1e-6)
-
-    at = "blip.text_encoder.embeddings"
-    h = w[f"{at}.word_embeddings.weight"][ids] + w[f"{at}.position_embeddings.weight"][: len(ids)]
-    h = norm(f"{at}.LayerNorm", h, 1e-12)
-    for n in range(2):
-        at = f"blip.text_encoder.encoder.layer.{n}"
-        for kind in ("attention", "crossattention"):
-            source = h if kind == "attention" else x
-            q, k, v = (
-                linear(f"{at}.{kind}.self.{role}", each) for role, each in zip(
-                    ("query", "key", "value"), (h, source, source), strict=True)
-            )  # fmt: skip
-            out = linear(f"{at}.{kind}.output.dense", attention(q, k, v))
-            h = norm(f"{at}.{kind}.output.LayerNorm", h + out, 1e-12)
-        inner = F.gelu(linear(f"{at}.intermediate.dense", h))
-        h = norm(f"{at}.output.LayerNorm", h + linear(f"{at}.output.dense", inner), 1e-12)
-    return h[0]
-
-
-def test_imagereward_is_its_blip_and_its_mlp(tiny_imagereward):
-    addresses, found = tiny_imagereward
-    reward = rewards.load("imagereward", addresses=addresses)
-    prompts = ["a red cat", "two dogs under a table", "a zebra"]  # the last has a word that is not in the list
-    ids = [[2, *(WORDS.index(word) if word in WORDS else 1 for word in each.split()), 3] for each in prompts]
-    images = torch.cat([tensor(photo(32, 32, seed)) for seed in range(3)]).requires_grad_()
-    with torch.no_grad():
-        features = [blip_by_hand(found, normalized(images[i : i + 1]), ids[i]) for i in range(3)]
-        mlp = predictor(WIDTH)
-        mlp.load_state_dict({key[11:]: value for key, value in found.items() if key.startswith("mlp.layers.")})
-        raw = mlp(torch.stack(features)).squeeze(-1)
-        expected = (raw - 0.16717362830052426) / 1.0333394966054072
-    ours = reward(images, prompts)
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
-    assert ours.dtype == torch.float32 and reward.differentiable and expected.std() > 0.05
-    ours.sum().backward()
-    assert images.grad.isfinite().all() and (images.grad.flatten(1).abs().amax(1) > 0).all()
-    with torch.no_grad():  # cut where it ends, and a prompt's own score whatever stands beside it
-        alone, beside = reward(images[:1], prompts[:1]), reward(images[:2], [prompts[0], "cat " * 500])
-        assert torch.allclose(alone[0], beside[0], atol=1e-5)
-        assert torch.equal(reward(images[:1], ["cat " * 500]), reward(images[:1], ["cat " * 500 + "dogs"]))
-
-
-def test_what_is_wrong_with_imagereward_is_said(tiny_imagereward, tmp_path):
-    addresses, found = tiny_imagereward
-    other = tmp_path / "other"
-    for name, content, said in (
-        ("imagereward", {k: v for k, v in found.items() if "crossattention" not in k}, "lack text.encoder.*crossatt"),
-        ("imagereward", {k: v for k, v in found.items() if "mlp.layers.4" not in k}, "lack the MLP's layers"),
-        ("bert-vocabulary", "cat\ndog\n", "not a vocabulary of BERT"),
-        ("bert-vocabulary", "\n".join([*WORDS, "b", "c", "d"]), "have 16 words, ImageReward knows 15"),
-    ):
-        other.write_text(content) if isinstance(content, str) else torch.save(content, other)
-        with pytest.raises(DataError, match=said):
-            rewards.load("imagereward", addresses={**addresses, name: str(other)})
 
 
 def test_what_is_wrong_with_weights_is_said_in_one_line(tiny_open_clip, tiny_transformers_clip, tmp_path):
