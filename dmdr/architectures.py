@@ -28,6 +28,8 @@ from diffusers import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmdr.shapes import KnownShapes
+
 SD3_COMMON = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
     "joint_attention_dim": 4096, "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
@@ -92,7 +94,7 @@ class Architecture:
     def flops(self, side: int = 128) -> int:
         """Of one forward of one image, attention counted; 128 is the latent side of 1,024 pixels."""
         network = self.on_meta()
-        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        with torch.device("meta"), KnownShapes(), FlopCounterMode(display=False) as counter, torch.no_grad():
             network(**self.inputs(side, self.tokens))
         return counter.get_total_flops()
 

@@ -21,6 +21,7 @@ from dmdr.backbones.null_tokens import NullTokenAttention
 from dmdr.backbones.sd3 import SD3
 from dmdr.backbones.sdxl import SDXL
 from dmdr.path import VPPath
+from dmdr.shapes import KnownShapes
 from dmdr.structures import STRUCTURES, Case, updates
 
 DEPTHS = {
@@ -69,7 +70,7 @@ def on_meta(name: str, steps: int, k: int, student_rank: int | None, *, depth: i
 
 
 def flops(work: Callable[[], None]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with KnownShapes(), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 

@@ -28,6 +28,7 @@ from dmdr.rl import Figures, Objective, log_prob
 from dmdr.rl.algorithms import ALGORITHMS
 from dmdr.rl.refl import ReFL
 from dmdr.rollout import States
+from dmdr.shapes import KnownShapes
 from dmdr.state import TrainState
 from dmdr.train import Run, chosen, groups, rolled_out
 from dmdr.update import Batch, Renoise, Weighted, update_fake_score, update_student, update_student_by_rl
@@ -114,7 +115,7 @@ class _Stage:
 
     def planned(self) -> StagePlan:
         found = StagePlan(self.stage, self.training.updates, self.ranks)
-        with CostCounter("meta") as cost:
+        with KnownShapes(), CostCounter("meta") as cost:
             self.build(cost, found)
             spared = [*self.base.backbone.pipe.vae.parameters(), *self.tiny_parameters()]
             with arithmetic(DTYPES[self.config.precision], spared):
