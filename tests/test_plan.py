@@ -80,12 +80,12 @@ def measured(config, store: Path, stage: str, trace: Path, monkeypatch) -> int:
 
 CASES = {  # student, joint, execution, the rest
     "full": (FULL, None, {}, {}),
-    "parts": (LORA, None, {"micro_batch_size": 2}, {}),
+    "parts": (LORA, None, {"micro_batch_size": 6}, {}),
     "recomputed": (LORA, None, {"gradient_checkpointing": True}, {}),
     "bfloat16": (LORA, None, {}, {"precision": "bfloat16"}),
     "refl": (FULL, {"rl": {"algorithm": "refl", **REWARDS}}, {}, {}),
     "refl-recomputed": (
-        LORA, {"rl": {"algorithm": "refl", **REWARDS}}, {"micro_batch_size": 1, "gradient_checkpointing": True}, {},
+        LORA, {"rl": {"algorithm": "refl", **REWARDS}}, {"micro_batch_size": 4, "gradient_checkpointing": True}, {},
     ),
     "grpo": (FULL, {"rl": {"algorithm": "grpo", "group_size": 4, **REWARDS}}, {}, {}),
     "dpo": (LORA, {"rl": {"algorithm": "dpo", "group_size": 4, **REWARDS}}, {}, {}),
