@@ -9,18 +9,29 @@ from __future__ import annotations
 import signal
 import subprocess
 
-from prefect.server.api.server import SubprocessASGIServer
+from dmdr.errors import ConfigError
 
 
-class EmbeddedServer(SubprocessASGIServer):
-    """Prefect's own, which blocks SIGINT; the flow's process ends it with SIGTERM as ever.
+def prepare() -> None:
+    """Let the server that Prefect starts for this process block SIGINT. SIGTERM, with which Prefect ends it, it gets.
 
-    Prefect keeps one such server a process, whose later starts do nothing: the first one made is the one it uses.
+    Raises:
+        ConfigError: what a server needs is not installed.
     """
+    try:
+        from prefect.server.api.server import SubprocessASGIServer
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"Prefect's server cannot run here, {missing.name} is not installed (the image dmdr-flow has no server); "
+            "set PREFECT_API_URL to the address of one that runs"
+        ) from None
 
-    def _run_uvicorn_command(self) -> subprocess.Popen[bytes]:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits what is blocked
-        try:
-            return super()._run_uvicorn_command()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    class EmbeddedServer(SubprocessASGIServer):
+        def _run_uvicorn_command(self) -> subprocess.Popen[bytes]:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits what is blocked
+            try:
+                return super()._run_uvicorn_command()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    EmbeddedServer()  # Prefect keeps the first that is made, for all that ask for one

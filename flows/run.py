@@ -6,6 +6,7 @@ The seals are looked at first. Prefect is imported, and its server started, only
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from dmdr.config import STAGES, Config
 from dmdr.config_file import load
 from dmdr.errors import StoreError
 from dmdr.identity import identity
+from flows import embedded_server
 from flows.scorecard import as_text
 from flows.tables import is_finished, prepared, write_page
 from stages.artifacts import Artifact
@@ -26,10 +28,12 @@ from stages.teachers import resolved
 STOPPED = 75
 QUIET = {  # Prefect's settings; what the user has set wins
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the stages say themselves what they do and what went wrong
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",  # events that could not be delivered any more
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # "database is locked", which the embedded server itself retries
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",  # a busy machine
 }
+SERVICES = ("EventsWorker", "APILogWorker")  # Prefect's, whose loggers no setting reaches: they tell how far they are
 
 
 def run(config: str, name: str | None, store: str) -> int:
@@ -102,12 +106,15 @@ def start(flow: Callable[[], None]) -> int:
 
     Raises:
         StoreError: PREFECT_API_URL names a server that does not answer.
+        ConfigError: it is not set, and there is no server to embed.
     """
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(STOPPED)
     )  # Prefect raises its own exception first, then calls this
     for setting, value in QUIET.items():
         os.environ.setdefault(setting, value)
+    for service in SERVICES:
+        logging.getLogger(service).setLevel(logging.CRITICAL)
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
@@ -121,10 +128,8 @@ def start(flow: Callable[[], None]) -> int:
                 "or unset PREFECT_API_URL to use the embedded one"
             )
     else:
+        embedded_server.prepare()
         print("starting Prefect's embedded server", file=sys.stderr)
-        from flows.embedded_server import EmbeddedServer
-
-        EmbeddedServer()
     try:
         flow()
     except StageFailed as failure:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from dmdr.config import STAGES
-from flows import cli
+from dmdr.errors import ConfigError
+from flows import cli, embedded_server
 from flows.launch import process
 from flows.scorecard import as_text
 from stages.artifacts import Artifact
@@ -236,6 +237,13 @@ def test_ctrl_c_leaves_prefects_embedded_server_alive_until_the_flow_has_ended(t
     os.killpg(started.pid, signal.SIGINT)
     _, told = started.communicate(timeout=60)
     assert (started.returncode, told) == (75, "starting Prefect's embedded server\n")
+
+
+def test_where_no_server_is_installed_that_is_said(monkeypatch: pytest.MonkeyPatch):
+    """As in the image dmdr-flow."""
+    monkeypatch.setitem(sys.modules, "prefect.server.api.server", None)
+    with pytest.raises(ConfigError, match="is not installed.*; set PREFECT_API_URL to the address of one that runs"):
+        embedded_server.prepare()
 
 
 def appears(path: Path, seconds: float = 20) -> None:
