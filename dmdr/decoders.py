@@ -23,7 +23,7 @@ from dmdr.errors import DataError, InputMissing
 if TYPE_CHECKING:
     import torch
 
-    from dmdr.backbones import Backbone
+    from dmdr.backbones.protocol import Backbone
     from dmdr.config import ReFL
 
     Decoder = Callable[[torch.Tensor], torch.Tensor]  # latents (B, C, H, W) -> images (B, 3, h, w) in [0, 1]
@@ -119,8 +119,9 @@ def gradient_cosine(
 
 
 def main() -> None:
-    from dmdr import rewards, teacher
+    from dmdr import teacher
     from dmdr.config import ReFL
+    from dmdr.rewards.load import load_reward
     from dmdr.rollout import noise_for, teacher_sample
 
     parser = argparse.ArgumentParser(prog="python -m dmdr.decoders", description=gradient_cosine.__doc__)
@@ -138,7 +139,7 @@ def main() -> None:
         guidance_scale=asked.guidance_scale, times=backbone.teacher_times(asked.steps),
         noise=noise_for(0, "decoders", shape=(len(prompts), *backbone.latent_shape)),
     )  # fmt: skip
-    reward = rewards.load(asked.reward, "cpu")
+    reward = load_reward(asked.reward, "cpu")
     common = {"algorithm": "refl", "weight": 1.0, "rewards": {asked.reward: 1.0}}
     others = [ReFL(**common, decoder="tiled")]
     others += [ReFL(**common, decoder="tiny", tiny_decoder=asked.tiny)] if asked.tiny else []

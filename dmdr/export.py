@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from dmdr.backbones import Backbone
+from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
 from dmdr.original_layout import LAYOUTS, original
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from dmdr import hub, teacher
 from dmdr.architectures import ARCHITECTURES, assembled
-from dmdr.backbones import Backbone
+from dmdr.backbones.protocol import Backbone
 from dmdr.config import Teacher
 
 CONFIGS = ("model_index.json", "*/config.json", "scheduler/*.json")

@@ -8,8 +8,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dmdr import teacher
-from dmdr.backbones import Backbone
 from dmdr.backbones.latent import unheard
+from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
 from dmdr.export import absent_texts, network_part, no_bars
 from dmdr.rollout import student_sample

@@ -17,15 +17,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dmdr import distributed, rewards
-from dmdr.backbones import Conditioning, Item
+from dmdr import distributed
+from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.backbones.scores import DTYPES, FAKE, SharedBase
 from dmdr.config import Config, Training
 from dmdr.cost import CostCounter
 from dmdr.dyna import real_scale
 from dmdr.meta import arithmetic, backbone_of
-from dmdr.rl import Figures, Objective, log_prob
+from dmdr.rewards.load import load_reward
 from dmdr.rl.algorithms import ALGORITHMS
+from dmdr.rl.objective import Figures, Objective, log_prob
 from dmdr.rl.refl import ReFL
 from dmdr.rollout import States
 from dmdr.shapes import KnownShapes
@@ -148,7 +149,7 @@ class _Stage:
             before = cost.live
             self.algorithm = ALGORITHMS[self.rl.algorithm](self.rl, base, config.weights)
         watch = config.joint.watch if self.stage == "joint" else None
-        self.watched = watch and rewards.load(watch.reward, "meta", config.weights)
+        self.watched = watch and load_reward(watch.reward, "meta", config.weights)
         in_rewards = cost.live - before
         backbone.compute = torch.float32  # `arithmetic` casts, in the place of autocast
 

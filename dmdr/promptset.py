@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from dmdr.backbones import Item
+from dmdr.backbones.protocol import Item
 from dmdr.errors import DataError
 
 Split = Literal["train", "evaluation"]

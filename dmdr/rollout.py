@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dmdr.backbones import Backbone, Conditioning
+from dmdr.backbones.protocol import Backbone, Conditioning
 
 
 def generator_for(seed: int, *key: int | str) -> torch.Generator:

@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 
 from dmdr import losses
-from dmdr.backbones import Backbone, Conditioning
+from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.backbones.scores import FAKE, STUDENT, SharedBase
 from dmdr.update import Renoise, rollout, select, trajectories, update_fake_score, update_student
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from dmdr import distributed, optimizers
-from dmdr.backbones import Conditioning
+from dmdr.backbones.protocol import Conditioning
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import RL, Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import ConfigError, NonFinite
 from dmdr.promptset import PromptSet
-from dmdr.rl import Algorithm, Objective
+from dmdr.rl.objective import Algorithm, Objective
 from dmdr.rollout import States, generator_for, noise_for
 from dmdr.state import TrainState
 from dmdr.update import (

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from dmdr import distributed, losses
-from dmdr.backbones import Conditioning
+from dmdr.backbones.protocol import Conditioning
 from dmdr.backbones.scores import STUDENT, SharedBase
 from dmdr.rollout import States, backward_simulation
 

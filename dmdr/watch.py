@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from dmdr import distributed, rewards
+from dmdr import distributed
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import Watch
 from dmdr.promptset import PromptSet
-from dmdr.rewards import Reward
+from dmdr.rewards.load import Reward, load_reward
 from dmdr.rollout import noise_for
 from dmdr.state import TrainState
 from dmdr.update import rollout
@@ -93,7 +93,7 @@ class Watcher:
         weights: Mapping[str, str] | None = None,
     ) -> None:
         self.config, self.base, self.prompts, self.times, self.seed = config, base, prompts, times, seed
-        self.reward = rewards.load(config.reward, str(base.backbone.network.device), weights)
+        self.reward = load_reward(config.reward, str(base.backbone.network.device), weights)
         self.at_once, self.say = max(1, batch_size // config.seeds), say
 
     def look(self, state: TrainState, *, last: bool) -> Seen:

@@ -42,9 +42,10 @@ from dmdr.config import STAGES  # noqa: E402
 from dmdr.config_file import load  # noqa: E402
 from dmdr.errors import ConfigError, DataError, InputMissing, NonFinite, StoreError  # noqa: E402
 from dmdr.identity import fingerprint, identity  # noqa: E402
-from stages import Context, Stopped, ranks  # noqa: E402
+from stages import ranks  # noqa: E402
 from stages.adoption import adopted  # noqa: E402
 from stages.artifacts import Artifact  # noqa: E402
+from stages.context import Context, Stopped  # noqa: E402
 from stages.inputs import inputs  # noqa: E402
 from stages.layout import digest  # noqa: E402
 from stages.refusals import Refused  # noqa: E402

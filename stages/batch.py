@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dmdr.backbones import Conditioning
+from dmdr.backbones.protocol import Conditioning
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmdr import teacher
-from dmdr.backbones import Backbone, Conditioning
+from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.config import Config
 from dmdr.export import load_student
 from dmdr.metrics.scorecard import Model

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from dmdr import distributed
-from dmdr.backbones import Backbone
+from dmdr.backbones.protocol import Backbone
 from dmdr.metrics.scorecard import Model
 from dmdr.promptset import PromptSet
 from dmdr.rollout import generator_for, noise_for
-from stages import Context, Stopped
 from stages.batch import Batch, Sampler
+from stages.context import Context, Stopped
 from stages.parts import Parts
 from stages.samples import packed, sample
 

@@ -14,17 +14,18 @@ from collections.abc import Callable
 
 import torch
 
-from dmdr import distributed, metrics, teacher
+from dmdr import distributed, teacher
 from dmdr.config import Config
-from dmdr.metrics import Metric
 from dmdr.metrics.description import described
 from dmdr.metrics.dpg_bench import FIGURE, OFFICIAL, DPGBench
+from dmdr.metrics.load import Metric, check_metrics, load_lpips, load_metrics
 from dmdr.metrics.reward import RewardMetric
 from dmdr.metrics.scorecard import Model, scorecard
 from dmdr.promptset import PromptSet
 from dmdr.rewards.lab import LabReward
-from stages import Context, provenance
+from stages import provenance
 from stages.contestants import models, sampler
+from stages.context import Context
 from stages.device import device, device_name
 from stages.drawing import Exam, Tick, draw
 from stages.exhibits import exhibit
@@ -49,15 +50,15 @@ def run(context: Context) -> dict:
     config, prompts = context.config, PromptSet(context.input("prompts"), "evaluation")
     indices = prompts.spread(config.evaluate.limit or len(prompts))
     exam = Exam(prompts, indices, prompts.records(indices), config.evaluate.seeds)
-    metrics.check(config.evaluate.metrics, exam.records)  # before hours of drawing
+    check_metrics(config.evaluate.metrics, exam.records)  # before hours of drawing
     parts = Parts(context.artifact, context.cache.parent / "parts")
     field = len(config.evaluate.models) + len(config.evaluate.pipelines)
     tick = counter(context, 2 * field * sum(len(places) for _, places in exam.mine()))
 
     compared, base = draw_all(context, exam, parts, tick)
     gc.collect()  # the networks go before the metrics come
-    judges, missing = metrics.load(config.evaluate.metrics, exam.records, device(config), config.weights)
-    lpips, without = metrics.load_lpips(config.evaluate.metrics, device(config), config.weights)
+    judges, missing = load_metrics(config.evaluate.metrics, exam.records, device(config), config.weights)
+    lpips, without = load_lpips(config.evaluate.metrics, device(config), config.weights)
     missing |= without
     for name, why in missing.items():
         context.progress.say(f"{name} is left out: {why}")

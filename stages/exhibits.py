@@ -8,14 +8,15 @@ from PIL import Image
 
 from dmdr.identity import identity
 from dmdr.metrics.scorecard import Scores
-from stages import Context, provenance
+from stages import provenance
 from stages.charts import read_columns
+from stages.context import Context
 from stages.drawing import Exam, folder_of, images_part
 from stages.gallery import Row, Strip, chosen, extremes, grid, png, reduced
 from stages.judging import Judged, Jury
 from stages.parts import Parts
-from stages.report import page
 from stages.report.card import timed
+from stages.report.page import page
 from stages.samples import Sample, file, unpacked
 from stages.verdict import called, deciding
 

@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 
 from dmdr import teacher
-from dmdr.backbones import Backbone
+from dmdr.backbones.protocol import Backbone
 from dmdr.export import WEIGHTS, absent_texts, load_student, metadata, network_part, write
 from dmdr.identity import identity
 from dmdr.parity import loaded, parity
-from stages import Context, Stopped, provenance
+from stages import provenance
+from stages.context import Context, Stopped
 from stages.device import device
 from stages.layout import digest
 from stages.model_card import card

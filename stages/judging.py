@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dmdr.metrics import Metric, judge
 from dmdr.metrics.diversity import diversity
+from dmdr.metrics.load import Metric, judge
 from dmdr.metrics.lpips import FIGURE as LPIPS_FIGURE
 from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.scorecard import Model, Scores
-from stages import Context, Stopped
+from stages.context import Context, Stopped
 from stages.drawing import Exam, Tick, folder_of, images_part
 from stages.parts import Parts
 from stages.samples import Sample, file, unpacked

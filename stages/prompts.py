@@ -19,11 +19,11 @@ import torch
 
 from dmdr import config as settings
 from dmdr import teacher
-from dmdr.backbones import Backbone
+from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
 from dmdr.export import check_single_file
 from dmdr.promptset import Split, write_shard, write_unconditional
-from stages import Context, Stopped
+from stages.context import Context, Stopped
 from stages.device import device
 from stages.formats import Lines
 from stages.named_sets import is_named

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dmdr.config import STAGES
-from stages import Context
 from stages.artifacts import Artifact
+from stages.context import Context
 
 
 def records(context: Context) -> dict[str, dict]:

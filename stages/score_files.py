@@ -9,7 +9,7 @@ import pyarrow
 from pyarrow import parquet
 
 from dmdr.metrics.scorecard import Model, Scores
-from stages import Context
+from stages.context import Context
 from stages.drawing import Exam, folder_of, images_part
 from stages.judging import Judged, Jury
 from stages.parts import Parts

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dmdr import teacher
-from dmdr.backbones import Backbone
+from dmdr.backbones.protocol import Backbone
 from dmdr.config import Pipeline
 from dmdr.errors import DataError
 from dmdr.metrics.scorecard import Model

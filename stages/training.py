@@ -13,11 +13,11 @@ from dmdr import distributed, optimizers, teacher
 from dmdr.backbones.scores import DTYPES, FAKE, STUDENT, SharedBase
 from dmdr.config import RL, Training, Watch
 from dmdr.promptset import PromptSet
-from dmdr.rl import Algorithm
+from dmdr.rl.objective import Algorithm
 from dmdr.state import TrainState, fill
 from dmdr.train import Run, check_split, train
 from dmdr.watch import Watcher, exported, facts
-from stages import Context, Stopped
+from stages.context import Context, Stopped
 from stages.device import device
 
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from dmdr.backbones import Conditioning
+from dmdr.backbones.protocol import Conditioning
 from dmdr.backbones.scores import FAKE, SharedBase
 from dmdr.update import Renoise
 

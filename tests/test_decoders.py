@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from dmdr import decoders, rewards, teacher
+from dmdr import decoders, teacher
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import ReFL
 from dmdr.config_file import load
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.identity import identity
+from dmdr.rewards.load import load_reward
 from dmdr.rl.refl import ReFL as Algorithm
 from dmdr.rollout import noise_for
 from stages.inputs import inputs
@@ -78,7 +79,7 @@ def test_refl_trains_through_the_tiny_decoder(backbone, tmp_path):
     images = algorithm.decode(x0)
     assert images.shape == (2, 3, 16, 16) and 0 <= float(images.min()) <= float(images.max()) <= 1
     assert not torch.equal(images, backbone.decode(x0))
-    reward = rewards.load("lab-conv", "cpu")
+    reward = load_reward("lab-conv", "cpu")
     same = decoders.gradient_cosine(reward, x0, PROMPTS, backbone.decode, backbone.decode)
     other = decoders.gradient_cosine(reward, x0, PROMPTS, backbone.decode, algorithm.decode)
     assert same.tolist() == pytest.approx([1, 1]) and other.shape == (2,) and float(other.max()) < 0.99

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dmdr import metrics
 from dmdr.errors import ConfigError, DataError
 from dmdr.metrics import dpg_rules
 from dmdr.metrics.dpg_questions import Question, read
+from dmdr.metrics.load import check_metrics, judge, load_metrics
 from tests.tiny_judges import HEADER
 
 
@@ -127,12 +127,12 @@ def test_what_is_no_text_file_of_questions_is_named(tmp_path):
 def test_the_metric_asks_about_each_image(table, tiny_blip):
     weights = {"dpg-questions": str(table), "vqa": str(tiny_blip)}
     records = [{"prompt": "a red dog", "item_id": "one"}, {"prompt": "a cup", "item_id": "two"}, {"prompt": "else"}]
-    (metric,), missing = metrics.load(("dpg-bench",), records, addresses=weights)
+    (metric,), missing = load_metrics(("dpg-bench",), records, addresses=weights)
     assert missing == {} and [metric.judges(record) for record in records] == [True, True, False]
     images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(5))
-    scores, lines = metrics.judge(metric, images, records)
+    scores, lines = judge(metric, images, records)
     assert np.isnan(scores["dpg-bench"][2]) and lines[2] is None
-    again, lines_again = metrics.judge(metric, images[1:2], records[1:2])
+    again, lines_again = judge(metric, images[1:2], records[1:2])
     assert again["dpg-bench"][0] == scores["dpg-bench"][1] and lines_again[0] == lines[1]
     questions, first = read(table)
     told = {line["item_id"]: [{int(n): a == "yes" for n, a in line["answers"].items()}] for line in lines[:2]}
@@ -142,9 +142,9 @@ def test_the_metric_asks_about_each_image(table, tiny_blip):
     }
     assert json.loads(json.dumps(lines)) == lines
     images[1, 0, 0, 0] = torch.nan
-    scores, lines = metrics.judge(metric, images, records)
+    scores, lines = judge(metric, images, records)
     assert np.isnan(scores["dpg-bench"][1]) and lines[1] == {"item_id": "two", "answers": None}
     for of_figure in metric.categories(lines[:2]).values():
         assert of_figure["overall"] is None and {each["mean"] for each in of_figure["tags"].values()} == {None}
     with pytest.raises(ConfigError, match="has an item_id"):
-        metrics.check(("dpg-bench",), [{"prompt": "a dog"}])
+        check_metrics(("dpg-bench",), [{"prompt": "a dog"}])

@@ -21,8 +21,9 @@ from pyarrow import parquet
 
 from dmdr.config_file import load
 from dmdr.errors import DataError, InputMissing
-from stages import Stopped, evaluate
+from stages import evaluate
 from stages.artifacts import Artifact
+from stages.context import Stopped
 from stages.samples import packed, sample, unpacked
 from tests.trained_run import context_for, run_stage, trained_run
 

@@ -21,8 +21,9 @@ from dmdr.errors import ConfigError, DataError
 from dmdr.export import LORA_FILE, NETWORK_FILE, WEIGHTS, load_student, metadata, save_pipeline, write
 from dmdr.parity import loaded, parity
 from dmdr.rollout import student_sample
-from stages import Stopped, export
+from stages import export
 from stages.artifacts import Artifact
+from stages.context import Stopped
 from stages.model_card import card
 from tests.trained_run import MADE, context_for, full_student, lora_student, run_stage, trained_run
 

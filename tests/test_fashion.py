@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
-from dmdr import rewards, teacher
+from dmdr import teacher
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab import build
 from dmdr.lab.fashion import classifier, garments
@@ -26,8 +26,9 @@ from dmdr.lab.fashion.wardrobe import dressed
 from dmdr.lab.fashion.world import CLASSES, PLURAL, caption, tint, untint
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import BACKGROUND, COLORS, SIZE
-from dmdr.metrics import judge, load
 from dmdr.metrics.fashion_judge import FashionJudge
+from dmdr.metrics.load import judge, load_metrics
+from dmdr.rewards.load import FASHION, load_reward
 from stages.sources import Lines, digest, read
 
 needs_images = pytest.mark.skipif(
@@ -149,7 +150,7 @@ def test_the_judge_says_what_is_wrong():
 )
 def test_prompts_of_another_world_are_refused(records, said):
     with pytest.raises(ConfigError, match=said):
-        load(("fashion-judge",), records)
+        load_metrics(("fashion-judge",), records)
 
 
 def test_the_judge_refuses_images_of_another_size():
@@ -199,9 +200,9 @@ def test_wrong_captions_are_wrong_in_one_thing():
         assert not any({color, name} <= words for color, name in HELD_OUT_PAIRS)
 
 
-@pytest.mark.parametrize("name", rewards.FASHION)
+@pytest.mark.parametrize("name", FASHION)
 def test_rewards_know_colours_and_have_a_gradient(name):
-    reward = rewards.load(name)
+    reward = load_reward(name)
     colors = list(COLORS) * 3
     images = pixels(tint(blobs(len(colors)), colors)).requires_grad_(True)
     scores = torch.stack([reward(images, [f"a {color} bag"] * len(colors)) for color in COLORS], dim=1)
@@ -212,9 +213,9 @@ def test_rewards_know_colours_and_have_a_gradient(name):
 
 
 @needs_images
-@pytest.mark.parametrize("name", rewards.FASHION)
+@pytest.mark.parametrize("name", FASHION)
 def test_rewards_tell_right_from_wrong_captions(name):
-    reward, rng = rewards.load(name), np.random.default_rng(7)
+    reward, rng = load_reward(name), np.random.default_rng(7)
     records, images = dressed("held-out", 300, rng)
     right = reward(images.float() / 255, [record["prompt"] for record in records])
     wrong = reward(images.float() / 255, [wrong_caption(record, rng) for record in records])
@@ -222,10 +223,10 @@ def test_rewards_tell_right_from_wrong_captions(name):
 
 
 def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_told_all():
-    conv, mixer = (rewards.load(name) for name in rewards.FASHION)
+    conv, mixer = (load_reward(name) for name in FASHION)
     assert not {n for n, _ in conv.image.named_parameters()} & {n for n, _ in mixer.image.named_parameters()}
     with pytest.raises(ConfigError, match="lab-conv, lab-mixer, fashion-conv, fashion-mixer"):
-        rewards.load("lab-cnov")
+        load_reward("lab-cnov")
 
 
 def test_shipped_teacher_is_small_plain_and_imperfect():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmdr import metrics, weights
+from dmdr import weights
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
@@ -18,6 +18,7 @@ from dmdr.metrics.detector import NAMES, Detector, box_of
 from dmdr.metrics.geneval import line
 from dmdr.metrics.geneval_colours import GREY, ColourClassifier, crop
 from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, counted, verdict
+from dmdr.metrics.load import check_metrics, judge, load_metrics
 from dmdr.metrics.scorecard import by_tag
 
 CLASSES = ("bench", "dog", "cup")
@@ -150,16 +151,16 @@ def test_results_sum_up_as_the_official_script_does(rng):
 )
 def test_a_row_that_does_not_parse_is_named(change, says):
     with pytest.raises(ConfigError, match=f"of 'two dogs'.*{says}"):
-        metrics.check(("geneval",), [{"tag": "counting", "prompt": "two dogs", **change}])
+        check_metrics(("geneval",), [{"tag": "counting", "prompt": "two dogs", **change}])
     with pytest.raises(ConfigError, match="none of the 1 evaluation prompts"):
-        metrics.check(("geneval",), [{"prompt": "a dog"}])
+        check_metrics(("geneval",), [{"prompt": "a dog"}])
 
 
 @pytest.mark.parametrize("prompts", [lab_prompts, fashion_prompts])
 def test_the_labs_prompts_are_not_genevals(prompts):
     """They carry the same kind of metadata, of objects that the detector never finds."""
     with pytest.raises(ConfigError, match="asks for .*, which its detector does not know; .* drop geneval"):
-        metrics.check(("geneval",), list(prompts("held-out")))
+        check_metrics(("geneval",), list(prompts("held-out")))
 
 
 def test_detections_are_each_images_own(tiny_mask2former):
@@ -232,10 +233,10 @@ def test_colours_are_clips_nearest_words(tiny_open_clip):
 def test_the_metric_judges_images(tiny_mask2former, tiny_open_clip, rng):
     addresses = {"mask2former": str(tiny_mask2former), "clip-vit-l-14": str(tiny_open_clip()[0])}
     records = [{**metadata(rng, tag), "prompt": f"a {tag}"} for tag in TAGS]
-    (metric,), missing = metrics.load(("geneval",), records, addresses=addresses)
+    (metric,), missing = load_metrics(("geneval",), records, addresses=addresses)
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     images[4, 0, 0, 0] = torch.nan
-    scores, lines = metrics.judge(metric, images, records)
+    scores, lines = judge(metric, images, records)
     assert missing == {} and set(scores["geneval"][[0, 1, 2, 3, 5]]) <= {0.0, 1.0} and np.isnan(scores["geneval"][4])
     assert [each["correct"] for each in lines] == [score == 1 for score in scores["geneval"]]
     assert lines[4]["reason"] == "the image is not a number"

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmdr import rewards
 from dmdr.errors import DataError
+from dmdr.rewards.load import load_reward
 from dmdr.rewards.preprocess import normalized
 from tests.tiny_rewards import WIDTH, WORDS, photo, predictor, tensor
 
@@ -58,7 +58,7 @@ def blip_by_hand(w: dict[str, torch.Tensor], pixels: torch.Tensor, ids: list[int
 
 def test_imagereward_is_its_blip_and_its_mlp(tiny_imagereward):
     addresses, found = tiny_imagereward
-    reward = rewards.load("imagereward", addresses=addresses)
+    reward = load_reward("imagereward", addresses=addresses)
     prompts = ["a red cat", "two dogs under a table", "a zebra"]  # the last has a word that is not in the list
     ids = [[2, *(WORDS.index(word) if word in WORDS else 1 for word in each.split()), 3] for each in prompts]
     images = torch.cat([tensor(photo(32, 32, seed)) for seed in range(3)]).requires_grad_()
@@ -90,4 +90,4 @@ def test_what_is_wrong_with_imagereward_is_said(tiny_imagereward, tmp_path):
     ):
         other.write_text(content) if isinstance(content, str) else torch.save(content, other)
         with pytest.raises(DataError, match=said):
-            rewards.load("imagereward", addresses={**addresses, name: str(other)})
+            load_reward("imagereward", addresses={**addresses, name: str(other)})

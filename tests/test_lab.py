@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-from dmdr import rewards, teacher
+from dmdr import teacher
 from dmdr.errors import ConfigError
 from dmdr.lab import denoising, flow
 from dmdr.lab.captions import scene_classes, things
@@ -22,6 +22,7 @@ from dmdr.lab.flow import build_flow
 from dmdr.lab.prompts import HELD_OUT_PAIRS, lab_prompts
 from dmdr.lab.reward import attacked, contrastive, wrong_caption
 from dmdr.lab.world import PLURALS, Thing, images_for, relative_position, render
+from dmdr.rewards.load import LAB, load_reward
 
 TAGS = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
 
@@ -176,7 +177,7 @@ def test_wrong_captions_bring_in_no_held_out_pair():
 
 
 def test_attacks_stay_within_their_radius_and_raise_the_loss():
-    reward = rewards.load("lab-conv")
+    reward = load_reward("lab-conv")
     rng, records = np.random.default_rng(6), list(lab_prompts("train"))[:24]
     images = torch.from_numpy(images_for(records, rng)).permute(0, 3, 1, 2).float() / 255
     asked = [[r["prompt"], *(wrong_caption(r, rng) for _ in range(5))] for r in records]
@@ -187,9 +188,9 @@ def test_attacks_stay_within_their_radius_and_raise_the_loss():
     assert torch.equal(attacked(reward, images, captions, radius=0.0), images)
 
 
-@pytest.mark.parametrize("name", rewards.LAB)
+@pytest.mark.parametrize("name", LAB)
 def test_rewards_tell_right_from_wrong_captions(name):
-    reward, rng = rewards.load(name), np.random.default_rng(7)
+    reward, rng = load_reward(name), np.random.default_rng(7)
     records = list(lab_prompts("held-out"))[:300]
     images = torch.from_numpy(images_for(records, rng)).permute(0, 3, 1, 2).float() / 255
     right = reward(images, [record["prompt"] for record in records])
@@ -201,10 +202,10 @@ def test_rewards_tell_right_from_wrong_captions(name):
 
 
 def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_refused():
-    conv, vit = (rewards.load(name) for name in rewards.LAB)
+    conv, vit = (load_reward(name) for name in LAB)
     assert not {n for n, _ in conv.image.named_parameters()} & {n for n, _ in vit.image.named_parameters()}
     with pytest.raises(ConfigError, match="lab-conv, lab-mixer"):
-        rewards.load("lab-cnov")
+        load_reward("lab-cnov")
 
 
 def test_no_training_code_imports_the_checker():

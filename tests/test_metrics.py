@@ -12,10 +12,10 @@ import torch
 from dmdr.errors import ConfigError
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import images_for
-from dmdr.metrics import judge, load
 from dmdr.metrics.diversity import diversity
 from dmdr.metrics.intervals import RESAMPLES, differences, intervals, over_seeds, resampled_means
 from dmdr.metrics.lab_checker import LabChecker
+from dmdr.metrics.load import judge, load_metrics
 from dmdr.metrics.scorecard import Model, Scores, scorecard
 
 MODELS = [Model("student", 4, 1.0), Model("teacher", 25, 3.0)]
@@ -158,7 +158,7 @@ def test_diversity_is_zero_of_equal_images_and_one_of_black_and_white():
 def test_prompts_without_metadata_are_left_out_and_counted():
     records = [*lab_prompts("held-out")[:4], {"prompt": "a lighthouse at night"}]
     images = torch.cat([renders(records[:4]), torch.zeros(1, 3, 32, 32)])
-    figures, lines = judge(load(("lab-checker",), records)[0][0], images, records)
+    figures, lines = judge(load_metrics(("lab-checker",), records)[0][0], images, records)
     assert np.isnan(figures["strict"]).tolist() == [False] * 4 + [True]
     assert lines[4] is None
 
@@ -174,7 +174,7 @@ def test_prompts_without_metadata_are_left_out_and_counted():
 )
 def test_metrics_that_cannot_judge_are_refused(names, records, said):
     with pytest.raises(ConfigError, match=said):
-        load(names, records)
+        load_metrics(names, records)
 
 
 def test_checker_refuses_images_of_another_size():

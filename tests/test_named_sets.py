@@ -25,8 +25,9 @@ from dmdr.config import Prompts
 from dmdr.config_file import load
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from dmdr.promptset import PromptSet
-from stages import Context, prompts, sources
+from stages import prompts, sources
 from stages.artifacts import Artifact
+from stages.context import Context
 from stages.inputs import inputs
 from stages.named_sets import SETS, File, NamedSet, named
 from stages.progress import Progress

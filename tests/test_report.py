@@ -18,9 +18,10 @@ from dmdr.errors import DataError
 from dmdr.metrics.scorecard import SCHEMA, Model, Scores, scorecard
 from stages.charts import POINTS, chart, read_columns, thin
 from stages.gallery import LARGEST, ROWS, Row, Strip, chosen, extremes, grid
-from stages.report import page, paper
+from stages.report import paper
 from stages.report.card import timed
 from stages.report.nfe import plot
+from stages.report.page import page
 from stages.report.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
 from stages.verdict import verdicts
 from tests.evaluated import GENEVAL, MODELS, completed, decoded, speed_of

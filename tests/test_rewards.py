@@ -18,13 +18,15 @@ from torchvision.transforms import functional as vision
 from trained_run import context_for, run_stage
 from transformers import CLIPImageProcessorPil
 
-from dmdr import metrics, rewards, weights
+from dmdr import weights
 from dmdr.config import JUDGES
 from dmdr.config_file import load
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.metrics.description import described
+from dmdr.metrics.load import JUDGES
 from dmdr.rewards import open_clip as open_clip_rewards
 from dmdr.rewards.checkpoint import affine
+from dmdr.rewards.load import load_reward
 from dmdr.rewards.preprocess import CLIP_MEAN, CLIP_STD, cropped, normalized, padded, squashed
 from stages.artifacts import Artifact
 from stages.inputs import inputs
@@ -70,7 +72,7 @@ def test_architectures_are_in_open_clips_list():
 @pytest.mark.parametrize("name", open_clip_rewards.KINDS)
 def test_score_is_100_times_open_clips_cosine(tiny_open_clip, name):
     folder, model = tiny_open_clip()
-    reward = rewards.load(name, addresses={name: str(folder)})
+    reward = load_reward(name, addresses={name: str(folder)})
     images = torch.cat([tensor(photo(40, 40, seed)) for seed in range(4)])
     shape = {"hpsv2.1": padded, "dfn-clip": squashed, "clip-score": cropped}[name]
     with torch.no_grad():
@@ -88,7 +90,7 @@ def test_a_single_file_has_the_architecture_of_its_reward(tiny_open_clip, monkey
     monkeypatch.setitem(open_clip_rewards.KINDS, "hpsv2.1", kind)
     try:
         file = folder / "open_clip_pytorch_model.bin"
-        ours, whole = (rewards.load("hpsv2.1", addresses={"hpsv2.1": str(path)}) for path in (file, folder))
+        ours, whole = (load_reward("hpsv2.1", addresses={"hpsv2.1": str(path)}) for path in (file, folder))
         images = torch.cat([tensor(photo(48, 32, seed)) for seed in range(4)])
         assert torch.equal(ours(images, PROMPTS), whole(images, PROMPTS))
     finally:
@@ -98,7 +100,7 @@ def test_a_single_file_has_the_architecture_of_its_reward(tiny_open_clip, monkey
 def test_prompts_are_encoded_once_and_the_oldest_forgotten(tiny_open_clip, monkeypatch):
     monkeypatch.setattr("dmdr.rewards.dual_encoder.KEPT", 4)
     folder, _ = tiny_open_clip()
-    reward = rewards.load("dfn-clip", addresses={"dfn-clip": str(folder)})
+    reward = load_reward("dfn-clip", addresses={"dfn-clip": str(folder)})
     encoded, encode = [], reward.encode_prompts
     reward.encode_prompts = lambda prompts: encoded.extend(prompts) or encode(prompts)
     images = tensor(photo(32, 32)).expand(4, -1, -1, -1)
@@ -114,7 +116,7 @@ def test_prompts_are_encoded_once_and_the_oldest_forgotten(tiny_open_clip, monke
 def test_gradient_reaches_the_pixels_and_is_that_of_the_score(tiny_open_clip):
     """Against finite differences in the image's own direction, in float64 on a smooth image."""
     folder, _ = tiny_open_clip()
-    reward = rewards.load("hpsv2.1", addresses={"hpsv2.1": str(folder)})
+    reward = load_reward("hpsv2.1", addresses={"hpsv2.1": str(folder)})
     images = tensor(photo(48, 48)).requires_grad_()
     reward(images, ["a red cat"]).sum().backward()
     direction = F.normalize(images.grad.flatten(), dim=0).view_as(images)
@@ -127,7 +129,7 @@ def test_gradient_reaches_the_pixels_and_is_that_of_the_score(tiny_open_clip):
 
 def test_pickscore_is_what_transformers_computes(tiny_transformers_clip):
     folder, model = tiny_transformers_clip()
-    reward = rewards.load("pickscore", addresses={"pickscore": str(folder)})
+    reward = load_reward("pickscore", addresses={"pickscore": str(folder)})
     pictures = [photo(32, 32, seed) for seed in range(4)]  # no resizing: the processors agree but for it
     pixels = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)(pictures, return_tensors="pt").pixel_values
     tokens = open_clip.tokenize(PROMPTS)  # padded by 0 behind the end, where a causal encoder does not look
@@ -141,7 +143,7 @@ def test_a_long_prompt_is_cut_where_the_encoder_ends(tiny_transformers_clip, tin
     hf, clip = tiny_transformers_clip()[0], tiny_open_clip()[0]
     image = tensor(photo(32, 32))
     for name, folder in (("pickscore", hf), ("hpsv2.1", clip)):
-        reward = rewards.load(name, addresses={name: str(folder)})
+        reward = load_reward(name, addresses={name: str(folder)})
         assert reward(image, ["cat " * 500]).isfinite().all()
         assert torch.equal(reward(image, ["cat " * 500]), reward(image, ["cat " * 500 + "dog"]))
 
@@ -151,7 +153,7 @@ def test_aesthetic_is_the_mlp_multiplied_out(tiny_transformers_clip, tmp_path):
     mlp, head = predictor(16), tmp_path / "aesthetic-model.pth"
     torch.save({f"layers.{key}": value for key, value in mlp.state_dict().items()}, head)
     addresses = {"aesthetic": str(head), "clip-vit-large-patch14": str(folder)}
-    reward = rewards.load("aesthetic", addresses=addresses)
+    reward = load_reward("aesthetic", addresses=addresses)
     images = torch.cat([tensor(photo(32, 32, seed)) for seed in range(4)]).requires_grad_()
     with torch.no_grad():
         features = F.normalize(model.get_image_features(pixel_values=normalized(images)).pooler_output, dim=-1)
@@ -170,7 +172,7 @@ def test_what_is_wrong_with_weights_is_said_in_one_line(tiny_open_clip, tiny_tra
     file = folder / "open_clip_pytorch_model.bin"
 
     def from_(name: str, path) -> None:
-        rewards.load(name, addresses={name: str(path)})
+        load_reward(name, addresses={name: str(path)})
 
     with pytest.raises(InputMissing, match="weights.dfn-clip nowhere does not exist; .*hub:apple/DFN5B"):
         from_("dfn-clip", "nowhere")
@@ -200,7 +202,7 @@ def test_what_is_wrong_with_weights_is_said_in_one_line(tiny_open_clip, tiny_tra
     head = tmp_path / "head.pth"
     torch.save({f"layers.{k}": v for k, v in predictor(768).state_dict().items()}, head)
     with pytest.raises(DataError, match="takes? 768 features, the CLIP gives 16"):
-        rewards.load("aesthetic", addresses={"aesthetic": str(head), "clip-vit-large-patch14": str(hf)})
+        load_reward("aesthetic", addresses={"aesthetic": str(head), "clip-vit-large-patch14": str(hf)})
 
 
 def test_an_archive_that_would_run_code_is_refused(tmp_path):
@@ -211,21 +213,21 @@ def test_an_archive_that_would_run_code_is_refused(tmp_path):
     file = tmp_path / "weights.pt"
     torch.save({"state_dict": Harmful()}, file)
     with pytest.raises(DataError, match="cannot be read"):
-        rewards.load("hpsv2.1", addresses={"hpsv2.1": str(file)})
+        load_reward("hpsv2.1", addresses={"hpsv2.1": str(file)})
     assert not (tmp_path / "written").exists()
 
 
 def test_every_address_is_pinned_and_every_name_has_a_loader():
     assert all(weights.hub.ADDRESS.fullmatch(address) for address in weights.PINNED.values())
     assert {name for needed in weights.OF_REWARD.values() for name in needed} == set(weights.PINNED)
-    assert set(metrics.JUDGES) == set(JUDGES)
+    assert set(JUDGES) == set(JUDGES)
     told = described(tuple(weights.OF), {"vqa": "/somewhere/blip"})
     assert len(told) == sum(bool(needed) for needed in weights.OF.values())
     assert "blip" in told["dpg-bench"]["weights"] and "somewhere" not in told["dpg-bench"]["weights"]
     assert (told["clip-score"]["model"], told["clip-score"]["scale"]) == ("open_clip ViT-g-14, images cropped", 100.0)
     for name, needed in weights.OF_REWARD.items():
         with pytest.raises(InputMissing) if needed else nullcontext():
-            rewards.load(name, addresses=dict.fromkeys(weights.PINNED, "nowhere"))
+            load_reward(name, addresses=dict.fromkeys(weights.PINNED, "nowhere"))
 
 
 @pytest.fixture

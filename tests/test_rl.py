@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from dmdr import config, losses, rewards, teacher
+from dmdr import config, losses, teacher
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import Joint, Optimizer
 from dmdr.errors import ConfigError
 from dmdr.path import FlowPath, VPPath
-from dmdr.rl import actions, log_prob
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
+from dmdr.rl.objective import actions, log_prob
 from dmdr.rl.refl import ReFL
 from dmdr.rollout import noise_for
 from dmdr.state import TrainState
@@ -373,7 +373,7 @@ def test_actions_are_what_the_sampler_drew(tiny_sd3_folder):
 
 
 def broken(monkeypatch, reward) -> None:
-    monkeypatch.setattr(rewards, "load", lambda name, device, addresses: reward)
+    monkeypatch.setattr("dmdr.rewards.mixture.load_reward", lambda name, device, addresses: reward)
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dmdr import rewards, teacher
+from dmdr import teacher
 from dmdr.config import Config
 from dmdr.config_file import load
 from dmdr.errors import InputMissing
 from dmdr.export import WEIGHTS
 from dmdr.lab.prompts import lab_prompts
 from dmdr.promptset import PromptSet
+from dmdr.rewards.load import load_reward
 from dmdr.rollout import noise_for, student_sample, teacher_sample
-from stages import Stopped, evaluate
+from stages import evaluate
+from stages.context import Stopped
 from stages.drawing import noises_for
 from stages.inputs import inputs
 from tests.conftest import PROMPTS
@@ -93,7 +95,7 @@ def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
     texts = [record["prompt"] for record in prompts.records(range(len(prompts)))]
     pictures = {name: eight_bits(backbone.decode(torch.cat(each))) for name, each in images.items()}
     return {
-        metric: {name: rewards.load(metric)(each, texts).numpy() for name, each in pictures.items()}
+        metric: {name: load_reward(metric)(each, texts).numpy() for name, each in pictures.items()}
         for metric in METRICS
     }
 
@@ -172,11 +174,11 @@ def test_several_images_a_prompt(tiny_config, tmp_path):
     lines = [json.loads(line) for line in (pages[3] / "scores.jsonl").read_text().splitlines()]
     for model in ("student", "teacher"):
         first, *more = drawn(config, store, model)
-        expected = np.mean([rewards.load("lab-conv")(each, PROMPTS[14:]).numpy() for each in (first, *more)], axis=0)
+        expected = np.mean([load_reward("lab-conv")(each, PROMPTS[14:]).numpy() for each in (first, *more)], axis=0)
         assert [line["scores"][model]["lab-conv"] for line in lines] == pytest.approx(expected.tolist(), abs=1e-4)
         for n, line in enumerate(lines):  # distances, image by image
             trio = [images[n].clamp(0, 1) for images in (first, *more)]
-            vectors = [rewards.load("lab-mixer").embed_images(image[None])[0] for image in trio]
+            vectors = [load_reward("lab-mixer").embed_images(image[None])[0] for image in trio]
             pairs = [(0, 1), (0, 2), (1, 2)]
             pixels = np.mean([float(((trio[a] - trio[b]) ** 2).mean()) ** 0.5 for a, b in pairs])
             cosine = np.mean([1 - float(vectors[a] @ vectors[b]) for a, b in pairs])

@@ -19,8 +19,9 @@ from dmdr.config import Config, Prompts
 from dmdr.config_file import load
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.promptset import PromptSet
-from stages import Context, Stopped, prompts, sources
+from stages import prompts, sources
 from stages.artifacts import Artifact
+from stages.context import Context, Stopped
 from stages.inputs import inputs
 from stages.progress import Progress
 

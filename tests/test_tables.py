@@ -15,8 +15,8 @@ from PIL import Image
 from dmdr.config_file import load as load_config
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.lab.prompts import lab_prompts
-from dmdr.metrics import load as load_metrics
 from dmdr.metrics.intervals import Interval
+from dmdr.metrics.load import load_metrics
 from stages.tables.judgement import FAILS, HOLDS, NOT_RUN, UNDECIDED, judgements, mean_over_seeds, word
 from stages.tables.page import page, sentence
 from stages.tables.plan import Run, changed, figures, plan

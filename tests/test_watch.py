@@ -19,12 +19,13 @@ import torch
 from test_stage_training import digests, finish, start, steps_saved
 from trained_run import run_stage
 
-from dmdr import rewards, teacher
+from dmdr import teacher
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import Optimizer, Training, Watch
 from dmdr.config_file import load
 from dmdr.errors import ConfigError
 from dmdr.promptset import PromptSet
+from dmdr.rewards.load import load_reward
 from dmdr.rollout import noise_for, student_sample
 from dmdr.state import TrainState, fill
 from dmdr.watch import (
@@ -65,7 +66,7 @@ def test_saturation_and_diversity_equal_numpy():
 
 
 def test_a_broken_image_counts_for_nothing_else():
-    reward, prompts = rewards.load("lab-conv"), ["a red circle"] * 4
+    reward, prompts = load_reward("lab-conv"), ["a red circle"] * 4
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     sound = images[[0, 2, 3]].clone()
     images[1, 0, 3, 3] = torch.nan
@@ -136,7 +137,7 @@ def test_a_look_is_of_the_ema_and_leaves_no_trace(bench):
                 network = network if bench.base.student_is_lora else bench.base.student_network
                 images.append(backbone.decode(student_sample(backbone, network, c, times, noises))[0])
         by_prompt.append((prompts.records([index])[0]["prompt"], torch.stack(images)))
-    reward = rewards.load(HELD_OUT)
+    reward = load_reward(HELD_OUT)
     expected = {
         REWARD: np.mean([reward(images, [text] * 3).mean().item() for text, images in by_prompt]),
         DIVERSITY: np.mean([diversity(images).item() for _, images in by_prompt]),

@@ -14,8 +14,8 @@ from dmdr import teacher
 from dmdr.config import Config
 from dmdr.export import WEIGHTS
 from dmdr.identity import identity
-from stages import Context
 from stages.artifacts import Artifact
+from stages.context import Context
 from stages.inputs import inputs
 from stages.progress import Progress
 

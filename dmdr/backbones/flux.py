@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-from dmdr.backbones import Conditioning, Item
 from dmdr.backbones.latent import Shifted, unheard
+from dmdr.backbones.protocol import Conditioning, Item
 
 TOKENS = 512  # max_sequence_length, the default of FluxPipeline.__call__
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
 
-from dmdr.backbones import Conditioning
+from dmdr.backbones.protocol import Conditioning
 from dmdr.errors import DataError
 from dmdr.path import FlowPath, Path
 

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from dmdr import distributed
-from dmdr.backbones import Backbone, Conditioning
+from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.rollout import guided
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of a config's precision

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
-from dmdr.backbones import Conditioning, Item
 from dmdr.backbones.latent import Latent, unheard
 from dmdr.backbones.null_tokens import NullTokenAttention
+from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.backbones.silent_t5 import silent_t5
 from dmdr.path import FlowPath
 

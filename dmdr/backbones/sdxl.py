@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
 
-from dmdr.backbones import Conditioning, Item
 from dmdr.backbones.latent import Latent, unheard
+from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.errors import DataError
 from dmdr.path import VPPath
 

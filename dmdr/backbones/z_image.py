@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 
-from dmdr.backbones import Conditioning, Item
 from dmdr.backbones.latent import Shifted
+from dmdr.backbones.protocol import Conditioning, Item
 
 TYPICAL = 96  # tokens of a middling prompt, chat template included
 TOKENS = 512  # max_sequence_length, the default of ZImagePipeline.__call__

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 
-from dmdr.backbones import Backbone
+from dmdr.backbones.protocol import Backbone
 
 
 def schedule(recipe: dict, count: int) -> Iterator[tuple[int, float, torch.Tensor]]:

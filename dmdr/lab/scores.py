@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from dmdr import teacher
-from dmdr.backbones import Backbone
-from dmdr.metrics import Metric
+from dmdr.backbones.protocol import Backbone
+from dmdr.metrics.load import Metric
 from dmdr.rollout import noise_for, teacher_sample
 
 BATCH = 100

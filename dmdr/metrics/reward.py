@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dmdr.rewards import Reward
+from dmdr.rewards.load import Reward
 
 
 class RewardMetric:

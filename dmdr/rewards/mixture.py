@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from dmdr import rewards
-from dmdr.backbones import Backbone
+from dmdr.backbones.protocol import Backbone
 from dmdr.errors import ConfigError
+from dmdr.rewards.load import load_reward
 
 PROBES = ["a red circle", "two blue squares", ""]
 
@@ -33,7 +33,7 @@ class Mixture:
         weights: Mapping[str, str] | None = None,
     ) -> None:
         self.shares, self.backbone = shares, backbone
-        self.rewards = {name: rewards.load(name, str(backbone.network.device), weights) for name in shares}
+        self.rewards = {name: load_reward(name, str(backbone.network.device), weights) for name in shares}
         flat = [name for name, reward in self.rewards.items() if not reward.differentiable]
         if differentiable and flat:
             raise ConfigError(

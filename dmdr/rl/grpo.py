@@ -19,7 +19,7 @@ from dmdr import losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import GRPO as GRPOConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl import Figures, Objective, actions, log_prob, rewarded, share
+from dmdr.rl.objective import Figures, Objective, actions, log_prob, rewarded, share
 from dmdr.rollout import States
 from dmdr.update import Batch
 

@@ -17,7 +17,7 @@ from dmdr import decoders, losses
 from dmdr.backbones.scores import SharedBase
 from dmdr.config import ReFL as ReFLConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl import Figures, Objective
+from dmdr.rl.objective import Figures, Objective
 from dmdr.rollout import States
 from dmdr.update import Batch
 

@@ -10,10 +10,10 @@ from stages.comparison.merged import listed, merged, models, remarks, same_promp
 from stages.comparison.results import Evaluated
 from stages.gallery import Row
 from stages.provenance import teacher_name
-from stages.report import cards, leads
 from stages.report.bars import categories
 from stages.report.html import MARK, count, plain, table, whole
 from stages.report.nfe import plots
+from stages.report.page import cards, leads
 from stages.report.pictures import LARGE, sides
 from stages.report.style import COLOURS
 from stages.report.table1 import about, figures_table, missing

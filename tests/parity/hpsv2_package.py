@@ -22,7 +22,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from dmdr import rewards
+from dmdr.rewards.load import load_reward
 from dmdr.rewards.open_clip import KINDS, SCALE
 
 TOLERANCE = 1e-5
@@ -55,7 +55,7 @@ def main(folder: Path) -> int:
         torch.save({"state_dict": weights}, file)
         del weights
         pictures = [(picture(*size, rng), prompt) for size, prompt in PICTURES.items()]
-        reward = rewards.load("hpsv2.1", addresses={"hpsv2.1": str(file)})
+        reward = load_reward("hpsv2.1", addresses={"hpsv2.1": str(file)})
         with torch.no_grad():
             ours = [
                 reward(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255, [prompt]).item() / SCALE

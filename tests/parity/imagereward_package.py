@@ -26,8 +26,8 @@ import transformers
 from PIL import Image
 from transformers import modeling_utils, pytorch_utils
 
-from dmdr import rewards
 from dmdr.rewards.imagereward import LONGEST, MEAN, STD, TEXT, tokenizer
+from dmdr.rewards.load import load_reward
 from dmdr.rewards.preprocess import cropped, normalized
 
 TOLERANCE = 1e-5  # of scores about 1 wide
@@ -83,7 +83,7 @@ def main(folder: Path) -> int:
             tensor.copy_(torch.randn_like(tensor) / tensor.shape[-1] ** 0.5 if "weight" in name else tensor)
         assert (theirs.mean, theirs.std) == (MEAN, STD)
         torch.save(theirs.state_dict(), file)
-        ours = rewards.load("imagereward", addresses={"imagereward": str(file), "bert-vocabulary": str(vocabulary)})
+        ours = load_reward("imagereward", addresses={"imagereward": str(file), "bert-vocabulary": str(vocabulary)})
         words, most, scores = tokenizer(vocabulary), 0.0, []
         for size, prompt in PICTURES.items():
             small = Image.fromarray(rng.integers(64, 192, (7, 5, 3), dtype=np.uint8))

@@ -1,0 +1,1 @@
+"""A second world of the lab: tinted Fashion-MNIST garments."""

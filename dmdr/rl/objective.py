@@ -1,0 +1,89 @@
+"""Reinforcement learning beside distribution matching, one file an algorithm: refl, dpo, grpo.
+
+The seam: once a window, an algorithm looks at the rollout (States) and its prompts, without a graph, and returns an
+Objective; the student's update calls it with the x0 that it has just predicted, graph attached, and the Batch of states
+it was predicted at. No algorithm runs the student a second time.
+
+The sampler is a policy: its renoising step from t to t' draws x_t' ~ N(signal(t') x0(x_t), spread(t')^2), on the flow
+and the VP path alike, so that likelihoods are exact. The first noise is no action, and the last step, which only
+predicts x0, is deterministic: a student of N steps has N - 1 actions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from dmdr import distributed
+from dmdr.path import Path, per_sample
+from dmdr.rewards.mixture import Mixture
+from dmdr.rollout import States
+from dmdr.update import Batch
+
+Figures = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one window, before its weight: (x0 (B, C, H, W), batch) -> (scalar, figures to log), both the batch's
+    parts of the mean over the global batch, so that parts add up.
+
+    blocks (P, g): trajectories whose states of one step must stand in one batch; they alone are trained on.
+    figures: of the whole window.
+    """
+
+    loss: Callable[[torch.Tensor, Batch], tuple[torch.Tensor, Figures]]
+    blocks: torch.Tensor
+    figures: Figures = field(default_factory=dict)
+
+
+class Algorithm(Protocol):
+    """An RL algorithm; made by stages/joint.py."""
+
+    group_size: int  # images of one prompt in a rollout
+    unused: float  # trajectories rolled out for each one that is trained on
+    inner_updates: int  # student updates on one rollout
+    block: int  # trajectories whose states of one step must stand in one batch
+
+    def look(self, states: States, prompts: list[str]) -> Objective:
+        """states: N steps of M trajectories, groups one after another; prompts: of the M trajectories."""
+
+
+def log_prob(path: Path, x_next: torch.Tensor, x0: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
+    """log N(x_next; signal x0, spread^2), summed over C, H, W: (B,). t_next (B,) above 0."""
+    signal, spread = (per_sample(each, x0) for each in path.signal_and_spread(t_next))
+    z = (x_next - signal * x0) / spread
+    return (-0.5 * z * z - spread.log() - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+def actions(states: States, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which states (B,) were followed by a renoising step, and what it drew: x_next and t_next of those."""
+    acts = batch.step < len(states.times) - 1
+    after = batch.step[acts] + 1
+    return acts, states.x_t[after, batch.trajectory[acts]], states.times[after]
+
+
+def share(acts: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """What turns a mean over these actions (B,) into their part of the mean over the actions of the global batch."""
+    return acts.sum() / max(batch.acting, 1)
+
+
+def rewarded(reward: Mixture, states: States, prompts: list[str], group_size: int) -> tuple[torch.Tensor, Figures]:
+    """The rewards (P, G) of the samples of all groups, each group scored by one rank, and their figures."""
+    groups = distributed.share(len(prompts) // group_size)
+    mine = slice(groups.start * group_size, groups.stop * group_size)
+    scores_M = {
+        name: distributed.gather(each)
+        for name, each in reward.of_samples(states.x0[-1, mine], prompts[mine], group_size).items()
+    }
+    return reward.mixed(scores_M).view(-1, group_size), spread(scores_M)
+
+
+def spread(scores: dict[str, torch.Tensor]) -> Figures:
+    """Mean and standard deviation of each reward's scores (M,)."""
+    figures = {f"reward/{name}": each.mean() for name, each in scores.items()}
+    return figures | {f"reward_std/{name}": each.std(correction=0) for name, each in scores.items()}
