@@ -17,7 +17,7 @@ lint: setup
 	@$(BIN)/ruff check .
 
 bench: setup ## what a student update costs
-	@$(BIN)/python -m dmdr.bench
+	@$(BIN)/python -m dmdr.planning.bench
 
 setup:
 	@./setup.sh

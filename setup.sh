@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 venv=${VENV:-.venv}
 
 # The stamp is a copy of all that decides what is installed.
-decides="setup.sh requirements.lock pyproject.toml dmdr/torchvision_shim.py"
+decides="setup.sh requirements.lock pyproject.toml dmdr/rewards/torchvision_shim.py"
 if [ -f "$venv/installed" ] && cat $decides | cmp -s - "$venv/installed"; then
     exit 0
 fi
@@ -58,6 +58,6 @@ install "$(grep '^torch==' requirements.lock)" # a CUDA build brings CUDA librar
 install --no-deps --no-build-isolation -e .
 # Beside a CPU build of torch, torchvision breaks every import of diffusers, in scripts without dmdr too.
 packages=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-cp dmdr/torchvision_shim.py "$packages/torchvision_shim.py"
+cp dmdr/rewards/torchvision_shim.py "$packages/torchvision_shim.py"
 echo 'import torchvision_shim; torchvision_shim.install()' >"$packages/torchvision_shim.pth"
 cat $decides >"$venv/installed"

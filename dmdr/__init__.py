@@ -1,5 +1,5 @@
 """The method; see README.md."""
 
-from dmdr import torchvision_shim
+from dmdr.rewards import torchvision_shim
 
 torchvision_shim.install()

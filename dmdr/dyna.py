@@ -11,7 +11,7 @@ import math
 import torch
 from scipy.special import betaincinv
 
-from dmdr.config import Dynamic
+from dmdr.config.run import Dynamic
 
 
 def factor(update: int, dynamic: Dynamic) -> float:

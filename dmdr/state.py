@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 
 from dmdr import distributed, optimizers
-from dmdr.backbones.scores import SharedBase
-from dmdr.config import Training
+from dmdr.config.run import Training
 from dmdr.errors import DataError
+from dmdr.shared_base import SharedBase
 
 Named = dict[str, torch.Tensor]
 

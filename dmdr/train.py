@@ -15,13 +15,14 @@ import torch
 
 from dmdr import distributed, optimizers
 from dmdr.backbones.protocol import Conditioning
-from dmdr.backbones.scores import SharedBase
-from dmdr.config import RL, Training
+from dmdr.config.run import RL, Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import ConfigError, NonFinite
+from dmdr.hacking_alarm import Seen, Watcher
 from dmdr.promptset import PromptSet
 from dmdr.rl.objective import Algorithm, Objective
 from dmdr.rollout import States, generator_for, noise_for
+from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.update import (
     Batch,
@@ -34,7 +35,6 @@ from dmdr.update import (
     update_student,
     update_student_by_rl,
 )
-from dmdr.watch import Seen, Watcher
 
 
 @dataclass(frozen=True)

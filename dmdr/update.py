@@ -21,8 +21,8 @@ import torch
 
 from dmdr import distributed, losses
 from dmdr.backbones.protocol import Conditioning
-from dmdr.backbones.scores import STUDENT, SharedBase
 from dmdr.rollout import States, backward_simulation
+from dmdr.shared_base import STUDENT, SharedBase
 
 
 @dataclass(frozen=True)

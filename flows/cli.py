@@ -6,9 +6,9 @@ import argparse
 import sys
 from typing import NoReturn
 
-from dmdr.config import FORMS, STAGES
+from dmdr.config.run import FORMS, STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
-from dmdr.gpus import GPUS
+from dmdr.planning.gpus import GPUS
 
 EXIT = {
     ConfigError: 64,
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest:
         commands.error(f"unknown arguments: {' '.join(rest)}; see dmdr {given.command} --help")
 
-    from flows import pull, run, store
+    from flows.commands import pull, run, store
 
     try:
         if given.command == "tables":
@@ -158,22 +158,22 @@ def main(argv: list[str] | None = None) -> int:
         if given.command == "run":
             return run.run(given.config, given.run, given.store)
         if given.command == "evaluate":
-            from flows.evaluate import evaluate
+            from flows.commands.evaluate import evaluate
 
             return evaluate(
                 given.config, given.pipeline, given.steps, given.guidance, name=given.name, run=given.run,
                 store=given.store,
             )  # fmt: skip
         if given.command == "plan":
-            from flows.plan import plan
+            from flows.commands.plan import plan
 
             return plan(given.config, given.gpu)
         if given.command == "render":
-            from flows.render import render
+            from flows.commands.render import render
 
             return render(given.config, given.stage, given.run, given.store, given.attempt)
         if given.command == "teachers":
-            from flows import teachers
+            from flows.commands import teachers
 
             if given.what == "list":
                 return teachers.listed(given.at)
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         if given.command == "runs":
             return store.runs(given.store)
         if given.command == "compare":
-            from flows.compare import compare
+            from flows.commands.compare import compare
 
             return compare(given.runs, given.store, given.out)
         if given.command == "promote":

@@ -16,12 +16,12 @@ from datetime import UTC, datetime, timedelta
 
 from prefect import flow, get_run_logger
 
-from dmdr.cluster import Label
-from dmdr.section import Positive
-from flows import owners
+from dmdr.config.cluster import Label
+from dmdr.config.section import Positive
 from flows.launch import api
 from flows.launch.manifest import marks
 from flows.launch.owned import Owned
+from flows.prefect_support import owners
 
 
 @flow(name="reap", persist_result=False, result_serializer="json")

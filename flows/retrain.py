@@ -21,12 +21,12 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from pydantic import Field
 
-from dmdr.config import STAGES, Address, Config
-from dmdr.config_file import load
+from dmdr.config.identity import identity
+from dmdr.config.load import load
+from dmdr.config.run import STAGES, Address, Config
 from dmdr.errors import ConfigError
-from dmdr.identity import identity
-from stages.artifacts import Artifact
-from stages.revisions import revisions, run_name
+from stages.store.artifacts import Artifact
+from stages.store.revisions import revisions, run_name
 
 JUDGED = (StateType.FAILED, StateType.CANCELLED)
 Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prefect import flow
 
-from dmdr.config_file import load
-from flows import publish
-from flows.dmdr import stage
-from stages.artifacts import Artifact
-from stages.inputs import upstream
+from dmdr.config.load import load
+from flows.distil import stage
+from flows.prefect_support import artifacts
+from stages.store.artifacts import Artifact
+from stages.store.inputs import upstream
 
 CHAIN = ("prompts", "cold_start", "joint", "export")
 
@@ -25,4 +25,4 @@ def with_pipeline(config: str, run: str, of: str, store: str) -> None:
     for name in CHAIN[: last + 1]:
         stage(name, config, run, store, adopt=of if Artifact(store, of, name).record() is not None else None)
     stage("evaluate", config, run, store)
-    publish.scorecard(run, store)
+    artifacts.scorecard(run, store)

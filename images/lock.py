@@ -26,7 +26,7 @@ METHOD = {
 SERVER = {"aiosqlite", "alembic", "apprise", "asyncpg", "cryptography", "docker", "pydocket", "sqlalchemy"}
 DOWNLOADS = {"hf-xet"}  # how large files come from a model hub; flows only look there
 WITHOUT = {"flow": METHOD | SERVER | DOWNLOADS, "stages": {"kubernetes", "prefect"}}
-ALSO = {"flow": {"huggingface-hub"}, "stages": set()}  # dmdr/hub.py; diffusers brings it elsewhere
+ALSO = {"flow": {"huggingface-hub"}, "stages": set()}  # dmdr/teacher/hub.py; diffusers brings it elsewhere
 TORCH_BRINGS = re.compile(r"cuda|nvidia|triton")  # in the versions that torch itself pins; see `make lock`
 PLATFORM = default_environment() | {
     "implementation_name": "cpython", "os_name": "posix", "platform_machine": "x86_64",

@@ -38,18 +38,18 @@ from importlib import metadata  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
-from dmdr.config import STAGES  # noqa: E402
-from dmdr.config_file import load  # noqa: E402
+from dmdr.config.identity import fingerprint, identity  # noqa: E402
+from dmdr.config.load import load  # noqa: E402
+from dmdr.config.run import STAGES  # noqa: E402
 from dmdr.errors import ConfigError, DataError, InputMissing, NonFinite, StoreError  # noqa: E402
-from dmdr.identity import fingerprint, identity  # noqa: E402
-from stages import ranks  # noqa: E402
-from stages.adoption import adopted  # noqa: E402
-from stages.artifacts import Artifact  # noqa: E402
-from stages.context import Context, Stopped  # noqa: E402
-from stages.inputs import inputs  # noqa: E402
-from stages.layout import digest  # noqa: E402
-from stages.refusals import Refused  # noqa: E402
-from stages.teachers import resolved  # noqa: E402
+from stages.runtime import ranks  # noqa: E402
+from stages.runtime.context import Context, Stopped  # noqa: E402
+from stages.store.adoption import adopted  # noqa: E402
+from stages.store.artifacts import Artifact  # noqa: E402
+from stages.store.inputs import inputs  # noqa: E402
+from stages.store.layout import digest  # noqa: E402
+from stages.store.published_teachers import resolve_teacher  # noqa: E402
+from stages.store.s3_errors import Refused  # noqa: E402
 
 EXIT = {ConfigError: 64, DataError: 65, InputMissing: 66, NonFinite: 70, StoreError: 74, Stopped: 75}
 INTERNAL, IO = 70, 74
@@ -98,7 +98,7 @@ def execute(
 ) -> None:  # fmt: skip
     """Run one stage, or find it sealed. Raises what EXIT names."""
     began = time.monotonic()
-    config = resolved(load(config_path), teacher, lambda here: stop_if_asked())
+    config = resolve_teacher(load(config_path), teacher, lambda here: stop_if_asked())
     artifact = Artifact(store, config.run if run is None else run, stage)
     processes, first = ranks.count(config, stage), not ranks.rank()
     asked = identity(config, stage)
@@ -118,11 +118,11 @@ def execute(
         arguments += ["--teacher", config.teacher.path] if teacher is not None else []
         sys.exit(ranks.run(processes, arguments, asked_to_stop))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells of torchvision, which nothing here needs
-    from stages.progress import Progress
+    from stages.runtime.progress import Progress
 
     module = importlib.import_module(f"stages.{stage}")  # brings torch
-    from stages.device import device
-    from stages.provenance import teacher_name
+    from stages.reports.provenance import teacher_name
+    from stages.runtime.device import device
 
     stop_if_asked()
     ranks.join(device(config))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.context import Context
+from stages.runtime.context import Context
 from stages.training import fit
 
 

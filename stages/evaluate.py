@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from dmdr import distributed, teacher
-from dmdr.config import Config
+from dmdr import distributed
+from dmdr.config.run import Config
 from dmdr.metrics.description import described
 from dmdr.metrics.dpg_bench import FIGURE, OFFICIAL, DPGBench
 from dmdr.metrics.load import Metric, check_metrics, load_lpips, load_metrics
@@ -23,17 +23,18 @@ from dmdr.metrics.reward import RewardMetric
 from dmdr.metrics.scorecard import Model, scorecard
 from dmdr.promptset import PromptSet
 from dmdr.rewards.lab import LabReward
-from stages import provenance
-from stages.contestants import models, sampler
-from stages.context import Context
-from stages.device import device, device_name
-from stages.drawing import Exam, Tick, draw
-from stages.exhibits import exhibit
-from stages.judging import Jury, gathered, judge_all
-from stages.parts import Parts
-from stages.report.paper import base_model
-from stages.score_files import write_samples, write_scores, write_table
-from stages.verdict import verdicts
+from dmdr.teacher.load import find_configured, load_teacher
+from stages.evaluation.drawing import Exam, Tick, draw
+from stages.evaluation.judging import Jury, gathered, judge_all
+from stages.evaluation.models import models, sampler
+from stages.evaluation.score_files import write_samples, write_scores, write_table
+from stages.evaluation.showcase import exhibit
+from stages.reports import provenance
+from stages.reports.paper import base_model
+from stages.reports.verdict import verdicts
+from stages.runtime.context import Context
+from stages.runtime.device import device, device_name
+from stages.store.shards import Parts
 
 
 def run(context: Context) -> dict:
@@ -106,8 +107,8 @@ def counter(context: Context, total: int) -> Tick:
 def draw_all(context: Context, exam: Exam, parts: Parts, tick: Tick) -> tuple[list[Model], str | None]:
     """Every model's images; returns the models, and the teacher as the paper calls it."""
     config = context.config
-    backbone = teacher.load(
-        teacher.source(config.teacher), device(config), text=False, resolution=config.teacher.resolution
+    backbone = load_teacher(
+        find_configured(config.teacher), device(config), text=False, resolution=config.teacher.resolution
     )
     unconditional = backbone.collate([PromptSet.unconditional(context.input("prompts"))])
     compared = models(config, backbone)

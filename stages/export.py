@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dmdr import teacher
 from dmdr.backbones.protocol import Backbone
-from dmdr.export import WEIGHTS, absent_texts, load_student, metadata, network_part, write
-from dmdr.identity import identity
-from dmdr.parity import loaded, parity
-from stages import provenance
-from stages.context import Context, Stopped
-from stages.device import device
-from stages.layout import digest
-from stages.model_card import card
+from dmdr.config.identity import identity
+from dmdr.export.parity import loaded, parity
+from dmdr.export.write import WEIGHTS, absent_texts, load_student, metadata, network_part, write
+from dmdr.teacher.load import digest_teacher, find_configured, load_teacher
+from stages.reports import provenance
+from stages.reports.model_card import card
+from stages.runtime.context import Context, Stopped
+from stages.runtime.device import device
+from stages.store.layout import digest
 
 SUMS = "SHA256SUMS"
 
@@ -30,11 +30,11 @@ def run(context: Context) -> dict:
         DataError: the weights do not fit the teacher, or a form does not draw the student's images.
         Stopped: SIGTERM arrived; the next run starts over.
     """
-    config, trained, source = context.config, context.input("joint"), teacher.source(context.config.teacher)
+    config, trained, source = context.config, context.input("joint"), find_configured(context.config.teacher)
     steps, forms = config.student.steps, config.forms
-    backbone = teacher.load(source, device(config), resolution=config.teacher.resolution)
+    backbone = load_teacher(source, device(config), resolution=config.teacher.resolution)
     load_student(backbone.network, trained)
-    about = metadata(backbone, steps, title=context.artifact.run, teacher=teacher.digest(source))
+    about = metadata(backbone, steps, title=context.artifact.run, teacher=digest_teacher(source))
     for number, form in enumerate(forms):
         write(form, backbone, trained / WEIGHTS, steps, context.out, about)
         _heed(context)

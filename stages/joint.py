@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dmdr.rl.algorithms import ALGORITHMS
-from stages.context import Context
+from stages.runtime.context import Context
 from stages.training import fit
 
 

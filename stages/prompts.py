@@ -17,18 +17,18 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from dmdr import config as settings
-from dmdr import teacher
 from dmdr.backbones.protocol import Backbone
+from dmdr.config import run as settings
 from dmdr.errors import DataError
-from dmdr.export import check_single_file
+from dmdr.export.write import check_single_file
 from dmdr.promptset import Split, write_shard, write_unconditional
-from stages.context import Context, Stopped
-from stages.device import device
-from stages.formats import Lines
-from stages.named_sets import is_named
-from stages.set_files import Sets, report
-from stages.sources import by_name, digest, read, sets_of
+from dmdr.teacher.load import find_configured, load_teacher
+from stages.prompt_sources.formats import Lines
+from stages.prompt_sources.public_set_files import Sets, report
+from stages.prompt_sources.public_sets import is_named
+from stages.prompt_sources.sources import by_name, digest, read, sets_of
+from stages.runtime.context import Context, Stopped
+from stages.runtime.device import device
 
 BATCH = 64  # prompts encoded at once
 Counts = Counter[str | tuple[str, str]]
@@ -61,7 +61,7 @@ def run(context: Context, sets: Sets | None = None) -> dict:
         if each["input"] != "evaluation" and each.get("kind") == "evaluation":
             progress.say(f"{each['source']} is meant for evaluation; no score on it counts once it was trained on")
 
-    backbone = teacher.load(teacher.source(context.config.teacher), device(context.config))
+    backbone = load_teacher(find_configured(context.config.teacher), device(context.config))
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     truncated = encode(context, backbone, counts["train"] + counts["evaluation"], sets)

@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdr import distributed, optimizers, teacher
-from dmdr.backbones.scores import DTYPES, FAKE, STUDENT, SharedBase
-from dmdr.config import RL, Training, Watch
+from dmdr import distributed, optimizers
+from dmdr.config.run import RL, Training, Watch
+from dmdr.hacking_alarm import Watcher, exported, facts
 from dmdr.promptset import PromptSet
 from dmdr.rl.objective import Algorithm
+from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase
 from dmdr.state import TrainState, fill
+from dmdr.teacher.load import find_configured, load_teacher
 from dmdr.train import Run, check_split, train
-from dmdr.watch import Watcher, exported, facts
-from stages.context import Context, Stopped
-from stages.device import device
+from stages.runtime.context import Context, Stopped
+from stages.runtime.device import device
 
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
 SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every reward
@@ -49,8 +50,8 @@ def fit(
     config = context.config
     splits = config.execution.sharding == "fsdp" and distributed.ranks() > 1
     optimizers.check(training, stage, split=splits and config.student.form == "full")
-    backbone = teacher.load(
-        teacher.source(config.teacher), "cpu" if splits else device(config), text=False,
+    backbone = load_teacher(
+        find_configured(config.teacher), "cpu" if splits else device(config), text=False,
         resolution=config.teacher.resolution,
     )  # fmt: skip
     base = SharedBase(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmdr import torchvision_shim
+from dmdr.rewards import torchvision_shim
 from tests.fake_cluster.server import Cluster, fake_cluster
 from tests.s3_proxy import Faults, s3_proxy
 from tests.s3_server import BUCKET, s3_server

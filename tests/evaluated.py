@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from dmdr.metrics.scorecard import Model, Scores, scorecard
-from stages.artifacts import Artifact
-from stages.gallery import png
+from stages.reports.gallery import png
+from stages.store.artifacts import Artifact
 
 MODELS = [Model("student", 2, 1.0), Model("teacher", 25, 3.0), Model("naive teacher", 2, 1.0)]
 GENEVAL = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

@@ -24,12 +24,12 @@ import pytest
 import torch
 from test_artifacts import IDENTITY, INPUTS, ROOT, Bench, check, contents, rng, same, save, sealed, write
 
-from dmdr.config import Prompts
+from dmdr.config.run import Prompts
 from dmdr.errors import InputMissing
 from dmdr.promptset import write_shard
 from stages import prompts
-from stages.artifacts import Artifact
-from stages.folder import ATTEMPT
+from stages.store.artifacts import Artifact
+from stages.store.folder import ATTEMPT
 
 __all__ = ["rng"]  # a fixture, used by name
 

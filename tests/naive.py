@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from dmdr.backbones.protocol import Conditioning
-from dmdr.backbones.scores import FAKE, SharedBase
+from dmdr.shared_base import FAKE, SharedBase
 from dmdr.update import Renoise
 
 

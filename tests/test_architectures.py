@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmdr.architectures import ARCHITECTURES
+from dmdr.planning.architectures import ARCHITECTURES
 
 PUBLISHED = {"SDXL": 2.567, "SD3-Medium": 2.03, "SD3.5-Large": 8.06, "Z-Image": 6.15, "FLUX.1-dev": 11.90}  # billions
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
-from stages.artifacts import Artifact
-from stages.folder import ATTEMPT
+from stages.store.artifacts import Artifact
+from stages.store.folder import ATTEMPT
 from tests.s3_server import BUCKET
 
 SEED = random.SystemRandom().randrange(2**32)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
-from dmdr import losses, teacher
-from dmdr.backbones.scores import SharedBase
+from dmdr import losses
 from dmdr.errors import DataError
 from dmdr.rollout import noise_for, student_sample, teacher_sample
+from dmdr.shared_base import SharedBase
+from dmdr.teacher.load import load_teacher
 from dmdr.update import Renoise, Weighted, rollout, select, update_student
 
 PROMPTS = [
@@ -44,7 +45,7 @@ def plain(request):
 def backbone(plain, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     plain.save_pretrained(folder)
-    return teacher.load(folder, resolution=RESOLUTION)
+    return load_teacher(folder, resolution=RESOLUTION)
 
 
 def drawn_by(pipe: DiffusionPipeline, backbone, latents: torch.Tensor, steps: int, scale: float) -> torch.Tensor:
@@ -157,11 +158,11 @@ def test_a_window_of_training_moves_student_and_fake_score(backbone, rank):
 def test_a_resolution_that_the_family_does_not_have_is_refused(backbone, plain, tmp_path):
     plain.save_pretrained(tmp_path)
     with pytest.raises(DataError, match="teacher.resolution 17 is not a multiple of .*; the nearest is 16"):
-        teacher.load(tmp_path, text=False, resolution=17)
+        load_teacher(tmp_path, text=False, resolution=17)
 
 
 def test_a_teacher_that_predicts_something_else_is_refused(tiny_sdxl_folder, tmp_path):
     scheduler = EulerDiscreteScheduler(prediction_type="v_prediction")
     DiffusionPipeline.from_pretrained(tiny_sdxl_folder, scheduler=scheduler).save_pretrained(tmp_path)
     with pytest.raises(DataError, match="predicts v_prediction .*give another teacher"):
-        teacher.load(tmp_path)
+        load_teacher(tmp_path)

@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from dmdr import bench, structures
-from dmdr.structures import Case
+from dmdr.planning import bench, structures
+from dmdr.planning.structures import Case
 
 FULL, LORA = None, 64
 

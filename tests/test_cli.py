@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from dmdr.config import STAGES
+from dmdr.config.run import STAGES
 from dmdr.errors import ConfigError
-from flows import cli, embedded_server
+from flows import cli
 from flows.launch import process
-from flows.scorecard import as_text
-from stages.artifacts import Artifact
+from flows.prefect_support import embedded_server
+from stages.reports.scorecard_text import as_text
+from stages.store.artifacts import Artifact
 
 SCORECARD = {
     "models": [
@@ -218,7 +219,7 @@ def test_ctrl_c_leaves_prefects_embedded_server_alive_until_the_flow_has_ended(t
     """A terminal sends SIGINT to every process of its foreground group, the server among them."""
     flow = (
         "import pathlib, sys, time\n"
-        "from flows.run import start\n"
+        "from flows.commands.run import start\n"
         "def waiting():\n"
         "    from prefect import flow\n"
         "    def wait():\n"

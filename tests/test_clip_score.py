@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from open_clip.transform import image_transform
 from PIL import Image
 
-from dmdr import weights
+from dmdr.config import reward_weights
 from dmdr.metrics.description import described
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.open_clip import prefixed
@@ -96,7 +96,7 @@ def test_the_prefix_changes_the_score(clip):
 
 
 def test_both_scores_read_one_set_of_weights():
-    assert weights.OF_REWARD["clip-score-dmd2"] == weights.OF_REWARD["clip-score"] == ("clip-score",)
+    assert reward_weights.OF_REWARD["clip-score-dmd2"] == reward_weights.OF_REWARD["clip-score"] == ("clip-score",)
     told = described(("clip-score", "clip-score-dmd2"), {})
     plain, dmd2 = told["clip-score"], told["clip-score-dmd2"]
     assert plain["prefix"] == "none" and dmd2["prefix"] == PREFIX

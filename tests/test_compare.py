@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmdr.config_file import load
+from dmdr.config.load import load
 from dmdr.metrics.scorecard import Model
 from flows import cli
-from stages import shelf
-from stages.artifacts import Artifact
+from stages.store.artifacts import Artifact
+from stages.store.runs import promote_run
 from tests.evaluated import GENEVAL, seal_evaluation
 from tests.s3_server import BUCKET
 from tests.test_report import EVIL, Reader
@@ -175,7 +175,7 @@ def test_a_promoted_name_is_a_run(store, two, tmp_path):
     artifact = Artifact(store, "second", "export")
     artifact.claim({}, {"teacher": "0"})
     artifact.seal(folder, facts={}, made={"duration_s": 1.0})
-    shelf.promote(store, "second", "production")
+    promote_run(store, "second", "production")
     assert compared(store, tmp_path / "page.html", "first", "production")[0] == 0
     assert compared(store, tmp_path / "page.html", "second", "production")[0] == 64
 

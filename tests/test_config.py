@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmdr.config import STAGES
-from dmdr.config_file import load
+from dmdr.config.identity import identity
+from dmdr.config.load import load
+from dmdr.config.run import STAGES
 from dmdr.errors import ConfigError
-from dmdr.identity import identity
 
 REFL = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}
 GRPO = {**REFL, "algorithm": "grpo"}

@@ -9,16 +9,17 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from dmdr import decoders, teacher
-from dmdr.backbones.scores import SharedBase
-from dmdr.config import ReFL
-from dmdr.config_file import load
+from dmdr.config.identity import identity
+from dmdr.config.load import load
+from dmdr.config.run import ReFL
 from dmdr.errors import ConfigError, DataError, InputMissing
-from dmdr.identity import identity
 from dmdr.rewards.load import load_reward
+from dmdr.rl import decoders
 from dmdr.rl.refl import ReFL as Algorithm
 from dmdr.rollout import noise_for
-from stages.inputs import inputs
+from dmdr.shared_base import SharedBase
+from dmdr.teacher.load import load_teacher
+from stages.store.inputs import inputs
 
 PROMPTS = ["a red circle", "two squares"]
 
@@ -41,7 +42,7 @@ def tiny_decoder(folder, channels: int = 4, blocks: int = 2):
 
 @pytest.fixture
 def backbone(tiny_sd3_folder):
-    return teacher.load(tiny_sd3_folder)
+    return load_teacher(tiny_sd3_folder)
 
 
 def test_tiles_are_decoded_one_at_a_time_forward_and_backward(backbone):
@@ -110,7 +111,7 @@ def test_what_does_not_fit_is_said(backbone, tmp_path):
 
 
 def test_the_tiny_decoders_content_names_a_result_and_its_place_does_not(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.inputs.upstream", lambda config, stage: ())
+    monkeypatch.setattr("stages.store.inputs.upstream", lambda config, stage: ())
     place, moved = tiny_decoder(tmp_path / "here"), tmp_path / "there"
     shutil.copytree(place, moved)
     rl = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dmdr.config import STAGES
+from dmdr.config.run import STAGES
 from flows.launch.manifest import name as job_name
 from tests.fake_cluster.server import IMAGE, QUICK, Cluster
 from tests.prefect_server import ROOT, answers, asked, prefect, server_environment, started

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from trained_run import run_stage
 
 from dmdr import distributed
-from dmdr.config_file import load
+from dmdr.config.load import load
 from dmdr.errors import ConfigError
-from stages import ranks
+from stages.runtime import ranks
 
 TOLERANCE = 1e-5
 RUN = {"updates": 4, "batch_size": 3, "fake_updates": 3, "dynamic": {"updates": 3}}

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from dmdr.config_file import load
+from dmdr.config.load import load
 from dmdr.errors import DataError, InputMissing
 from stages import evaluate
-from stages.artifacts import Artifact
-from stages.context import Stopped
-from stages.samples import packed, sample, unpacked
+from stages.evaluation.samples import packed, sample, unpacked
+from stages.runtime.context import Stopped
+from stages.store.artifacts import Artifact
 from tests.trained_run import context_for, run_stage, trained_run
 
 PROMPTS = 260  # three shards

@@ -15,16 +15,16 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dmdr import teacher
-from dmdr.config_file import load
+from dmdr.config.load import load
 from dmdr.errors import ConfigError, DataError
-from dmdr.export import LORA_FILE, NETWORK_FILE, WEIGHTS, load_student, metadata, save_pipeline, write
-from dmdr.parity import loaded, parity
+from dmdr.export.parity import loaded, parity
+from dmdr.export.write import LORA_FILE, NETWORK_FILE, WEIGHTS, load_student, metadata, save_pipeline, write
 from dmdr.rollout import student_sample
+from dmdr.teacher.load import digest_teacher, load_teacher
 from stages import export
-from stages.artifacts import Artifact
-from stages.context import Stopped
-from stages.model_card import card
+from stages.reports.model_card import card
+from stages.runtime.context import Stopped
+from stages.store.artifacts import Artifact
 from tests.trained_run import MADE, context_for, full_student, lora_student, run_stage, trained_run
 
 PROMPTS = ["a red circle", "a cat that wears a hat"]
@@ -53,7 +53,7 @@ save_file({{"images": images.contiguous()}}, out)
 
 
 def exported(student: Path, tiny_folder: Path, folder: Path, steps: int):
-    backbone = teacher.load(tiny_folder)
+    backbone = load_teacher(tiny_folder)
     load_student(backbone.network, student)
     save_pipeline(backbone, backbone.network, steps, folder)
     return backbone
@@ -65,7 +65,7 @@ def test_every_form_draws_the_students_images(make, tiny_folder, tmp_path):
     backbone = exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
     about = metadata(backbone, 2, title="tiny", teacher="ab")
     others = ALL[2:] if make is full_student else ALL[1:]
-    untouched = teacher.load(tiny_folder)
+    untouched = load_teacher(tiny_folder)
     for form in others:
         write(form, backbone, student / WEIGHTS, 2, tmp_path, about)
     for form in ("pipeline", *others):
@@ -109,7 +109,7 @@ def test_teacher_without_t5_exports_a_folder_that_loads(tiny_sd3_folder, tmp_pat
 def test_weights_stay_float32_and_exact(tiny_folder, tmp_path):
     student = full_student(tmp_path / "joint", tiny_folder)
     exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
-    there = teacher.load(tmp_path / "pipeline", text=False).network.state_dict()
+    there = load_teacher(tmp_path / "pipeline", text=False).network.state_dict()
     assert all(torch.equal(weight, there[name]) for name, weight in load_file(student / WEIGHTS).items())
     assert {weight.dtype for weight in there.values()} == {torch.float32}
 
@@ -148,7 +148,7 @@ def test_no_adapter_remains_in_a_fused_folder(tiny_folder, tmp_path):
 @pytest.mark.parametrize("make", [full_student, lora_student])
 def test_foreign_or_damaged_weights_are_refused(make, tiny_folder, tmp_path):
     student = make(tmp_path / "joint", tiny_folder)
-    weights, network = load_file(student / WEIGHTS), teacher.load(tiny_folder).network
+    weights, network = load_file(student / WEIGHTS), load_teacher(tiny_folder).network
     save_file({f"other.{name}": weight for name, weight in weights.items()}, student / WEIGHTS)
     with pytest.raises(DataError, match="not a student of this teacher"):
         load_student(network, student)
@@ -163,12 +163,12 @@ def test_a_lora_of_another_base_is_refused(tiny_sd3_folder, tiny_sdxl_folder, tm
         with pytest.raises(
             DataError, match="not a student of this teacher.*does not have; give the teacher that"
         ) as said:
-            load_student(teacher.load(teacher_folder).network, student)
+            load_student(load_teacher(teacher_folder).network, student)
         assert "\n" not in str(said.value)
     wide = {name: torch.cat([w, w], dim=int("lora_A" in name)) for name, w in load_file(student / WEIGHTS).items()}
     save_file(wide, student / WEIGHTS)
     with pytest.raises(DataError, match="not a student of this teacher.*size mismatch.*or train it again") as said:
-        load_student(teacher.load(tiny_sd3_folder).network, student)
+        load_student(load_teacher(tiny_sd3_folder).network, student)
     assert "\n" not in str(said.value)
 
 
@@ -244,7 +244,7 @@ def test_stage_exports_with_provenance(student, forms, tiny_config, tiny_folder,
     facts = json.loads((folder / "provenance.json").read_text())
     assert list(facts["parity"]) == wanted
     assert max(facts["parity"].values()) <= 1e-4
-    assert facts["teacher"] == {"name": tiny_folder.name, "digest": teacher.digest(tiny_folder), "parts": None}
+    assert facts["teacher"] == {"name": tiny_folder.name, "digest": digest_teacher(tiny_folder), "parts": None}
     assert (facts["nfe"], facts["rewards"]) == (config.student.steps, {"lab-conv": 1.0})
     assert facts["prompts"]["counts"]["train"] == 14
     assert set(facts["stages"]) == {"prompts", "cold_start", "joint"}

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from dmdr.config import STAGES
-from dmdr.config_file import load
+from dmdr.config.load import load
+from dmdr.config.run import STAGES
 from tests.trained_run import run_stage
 
 TEACHER_NFE = {"z_image": 4, "flux": 2}  # of two steps: CFG against distilled guidance

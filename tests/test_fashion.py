@@ -15,10 +15,10 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
-from dmdr import teacher
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab import build
 from dmdr.lab.fashion import classifier, garments
+from dmdr.lab.fashion.judge_metric import FashionJudge
 from dmdr.lab.fashion.prompts import HELD_OUT_PAIRS, fashion_prompts
 from dmdr.lab.fashion.reward import wrong_caption
 from dmdr.lab.fashion.teacher import RECIPE, build_fashion, garment_classes
@@ -26,10 +26,10 @@ from dmdr.lab.fashion.wardrobe import dressed
 from dmdr.lab.fashion.world import CLASSES, PLURAL, caption, tint, untint
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import BACKGROUND, COLORS, SIZE
-from dmdr.metrics.fashion_judge import FashionJudge
 from dmdr.metrics.load import judge, load_metrics
 from dmdr.rewards.load import FASHION, load_reward
-from stages.sources import Lines, digest, read
+from dmdr.teacher.load import find_teacher, load_teacher
+from stages.prompt_sources.sources import Lines, digest, read
 
 needs_images = pytest.mark.skipif(
     not garments.FOLDER.is_dir(), reason="needs the Debian package dataset-fashion-mnist, which is not installed"
@@ -230,7 +230,7 @@ def test_the_two_rewards_differ_in_architecture_and_the_unknown_is_told_all():
 
 
 def test_shipped_teacher_is_small_plain_and_imperfect():
-    folder = teacher.resolve("lab:fashion")
+    folder = find_teacher("lab:fashion")
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 6e6
     weights = [tensor for file in folder.rglob("*.safetensors") for tensor in load_file(file).values()]
     assert weights and all(tensor.dtype == torch.float16 for tensor in weights)
@@ -246,7 +246,7 @@ def test_shipped_teacher_is_small_plain_and_imperfect():
 
 def test_text_encoders_name_colour_and_class():
     """A linear map, fitted in closed form to training prompts, reads held-out ones, unseen pairs too."""
-    backbone = teacher.load(teacher.resolve("lab:fashion"))
+    backbone = load_teacher(find_teacher("lab:fashion"))
 
     def states_and_classes(records) -> tuple[torch.Tensor, torch.Tensor]:
         pooled = torch.cat([item["pooled"] for item in backbone.encode([r["prompt"] for r in records])[0]])

@@ -10,9 +10,9 @@ import yaml
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import cli
-from flows.dmdr import RETRY_DELAYS, StageFailed, stage
-from flows.lab_tables import lab_tables
-from stages.artifacts import Artifact
+from flows.distil import RETRY_DELAYS, StageFailed, stage
+from flows.paper_tables import lab_tables
+from stages.store.artifacts import Artifact
 
 # The tasks run on their own here, outside of a flow.
 pytestmark = pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs':UserWarning")

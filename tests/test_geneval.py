@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from dmdr import weights
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
@@ -20,6 +19,7 @@ from dmdr.metrics.geneval_colours import GREY, ColourClassifier, crop
 from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, counted, verdict
 from dmdr.metrics.load import check_metrics, judge, load_metrics
 from dmdr.metrics.scorecard import by_tag
+from dmdr.rewards import weights
 
 CLASSES = ("bench", "dog", "cup")
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

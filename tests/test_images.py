@@ -54,7 +54,8 @@ for name in PROGRAMS:
 # What a flow imports only for what the flow image does not do: plans, the lab's teachers, pages of tables and of runs,
 # a Prefect server.
 ELSEWHERE = (
-    "dmdr.plan", "dmdr.lab.build", "stages.tables.page", "stages.comparison", "prefect.server.api.server",
+    "dmdr.planning.plan", "dmdr.lab.build", "stages.reports.tables.page", "stages.reports.comparison",
+    "prefect.server.api.server",
 )  # fmt: skip
 # What else runs there: Prefect's commands and its worker, stages that are sealed already, S3, the hub, the cluster.
 PROGRAMS = (

@@ -1,4 +1,5 @@
-"""The direction of imports is law: flows -> stages -> dmdr, and some libraries live in one place only."""
+"""The direction of imports is law: flows -> stages -> dmdr, inside a layer from room to room in one order, and some
+libraries live in one place only."""
 
 from __future__ import annotations
 
@@ -13,13 +14,65 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {"dmdr": {"dmdr"}, "stages": {"dmdr", "stages"}, "flows": {"dmdr", "stages", "flows"}}
+# The rooms of each layer: its folders, and each file at its root. A room imports from those before it only.
+ROOMS = {
+    "dmdr": [
+        "errors",
+        "path",
+        "config",
+        "distributed",
+        "losses",
+        "dyna",
+        "optimizers",
+        "backbones",
+        "teacher",
+        "promptset",
+        "rollout",
+        "rewards",
+        "shared_base",
+        "export",
+        "lab",
+        "metrics",
+        "state",
+        "update",
+        "rl",
+        "hacking_alarm",
+        "train",
+        "planning",
+    ],
+    "stages": [
+        "prompt_sources",
+        "store",
+        "runtime",
+        "reports",
+        "evaluation",
+        "training",
+        "prompts",
+        "cold_start",
+        "joint",
+        "export",
+        "evaluate",
+    ],
+    "flows": [
+        "prefect_support",
+        "launch",
+        "retrain",
+        "reap",
+        "distil",
+        "with_pipeline",
+        "paper_tables",
+        "commands",
+        "cli",
+    ],
+}
+ENTRY = "__main__"  # imports any room of its layer; nothing imports it
 ORCHESTRATION = {"prefect", "kubernetes", "kubernetes_asyncio"}
 STORAGE = {"fsspec", "s3fs", "boto3", "botocore", "aiobotocore"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
 VISION = {"torchvision", "open_clip", "lpips", "timm"}
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.putenv"}
 MAY_USE_VISION = ("dmdr/rewards/", "dmdr/metrics/")
-KNOWS_STORAGE = "stages/remote.py"
+KNOWS_STORAGE = "stages/store/remote.py"
 
 
 def breaches(root: Path) -> list[str]:
@@ -31,10 +84,15 @@ def breaches(root: Path) -> list[str]:
 def _breaches(root: Path, path: Path) -> Iterator[tuple[int, str]]:
     name = path.relative_to(root).as_posix()
     layer = name.split("/")[0]
-    for line, module in _uses(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for line, module in _imports(tree):
         top = module.split(".")[0]
         if top in MAY_IMPORT and top not in MAY_IMPORT[layer]:
             yield line, f"{layer} imports {module}"
+        if top == layer and (upward := arrow_up(name, module)):
+            yield line, upward
+    for line, module in (*_imports(tree), *_attributes(tree)):
+        top = module.split(".")[0]
         if top in ORCHESTRATION and layer != "flows":
             yield line, f"{module} outside flows"
         if top in STORAGE and name != KNOWS_STORAGE:
@@ -49,8 +107,21 @@ def _breaches(root: Path, path: Path) -> Iterator[tuple[int, str]]:
             yield line, f"{module} anywhere"
 
 
-def _uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of all that is imported or taken from a module, and of attributes such as os.environ."""
+def arrow_up(file: str, module: str) -> str | None:
+    """What is wrong with `file`, of a layer, importing `module`, of the same one; None if nothing is."""
+    layer, own = file.removesuffix(".py").split("/")[:2]
+    other = module.split(".")[1]
+    if own == other or own in (ENTRY, "__init__"):
+        return None
+    order = ROOMS[layer]
+    for room in (own, other):
+        if room not in order:
+            return f"{layer}/{room} is a room that ROOMS does not have"
+    return f"{layer}.{own} imports {module}" if order.index(own) < order.index(other) else None
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of all that is imported or taken from a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -58,7 +129,12 @@ def _uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.lineno, "a relative import hides the arrow: pickle"
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+
+
+def _attributes(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of attributes such as os.environ."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield node.lineno, f"{node.value.id}.{node.attr}"
 
 
@@ -69,8 +145,15 @@ def test_the_tree_keeps_the_law():
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("dmdr/bad.py", "import stages.artifacts"),
+        ("dmdr/bad.py", "import stages.store.artifacts"),
         ("dmdr/deep/bad.py", "def late():\n    from flows import cli"),
+        ("dmdr/losses.py", "from dmdr import update"),
+        ("dmdr/config/bad.py", "from dmdr.teacher import hub"),
+        ("dmdr/rewards/bad.py", "def late():\n    import dmdr.metrics.lpips"),
+        ("dmdr/utils/bad.py", "from dmdr import path"),
+        ("stages/store/bad.py", "from stages.reports.html import table"),
+        ("stages/joint.py", "from stages import evaluate"),
+        ("flows/launch/bad.py", "from flows.distil import stage"),
         ("stages/bad.py", "from flows.launch import process"),
         ("stages/bad.py", "import prefect"),
         ("dmdr/bad.py", "from kubernetes import client"),
@@ -98,7 +181,7 @@ def circle(root: Path) -> list[str]:
     modules = {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
     def imported(path: Path) -> set[str]:
-        names = {name for _, name in _uses(ast.parse(path.read_text(encoding="utf-8")))}
+        names = {name for _, name in _imports(ast.parse(path.read_text(encoding="utf-8")))}
         return {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
 
     try:
@@ -136,4 +219,5 @@ def test_training_and_lab_import_neither_torchvision_nor_prefect():
 
 
 def test_the_command_line_needs_no_prefect():
-    assert not loaded_after("import flows.cli, flows.run, flows.store; flows.cli.parser()") & {"prefect", "torch"}
+    code = "import flows.cli, flows.commands.run, flows.commands.store; flows.cli.parser()"
+    assert not loaded_after(code) & {"prefect", "torch"}

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from manifests import minors, problems, rendered, schema_problems
 
-from dmdr.config import STAGES
+from dmdr.config.run import STAGES
 from flows.launch import api, kubernetes, owned
 from flows.launch.failure import StageFailed
 from flows.launch.manifest import LONGEST, manifest, name
 from flows.launch.stage import RUN, STAGE, Stage, prepared
-from stages.artifacts import Artifact
+from stages.store.artifacts import Artifact
 from tests.fake_cluster.server import IMAGE, QUICK, Cluster
 
 ROOT = Path(__file__).parent.parent
@@ -398,7 +398,7 @@ def test_several_nodes_train_as_one(cluster: Cluster, tiny_config: Callable[...,
     """A JobSet of two pods, each with its rank; the seal says that two processes made it."""
     from trained_run import run_stage  # brings torch
 
-    from dmdr.config_file import load
+    from dmdr.config.load import load
 
     store = tmp_path / "store"
     about = {"image": IMAGE, "claims": {str(tmp_path.parent): "everything"}, "stages": {

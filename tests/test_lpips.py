@@ -12,10 +12,10 @@ import pytest
 import torch
 import torchvision
 
-from dmdr.config_file import load
+from dmdr.config.load import load
 from dmdr.errors import ConfigError, DataError
 from dmdr.metrics.lpips import LPIPS
-from stages.samples import unpacked
+from stages.evaluation.samples import unpacked
 from tests.trained_run import run_stage, trained_run
 
 

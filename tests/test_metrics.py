@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dmdr.errors import ConfigError
+from dmdr.lab.checker_metric import LabChecker
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import images_for
 from dmdr.metrics.diversity import diversity
 from dmdr.metrics.intervals import RESAMPLES, differences, intervals, over_seeds, resampled_means
-from dmdr.metrics.lab_checker import LabChecker
 from dmdr.metrics.load import judge, load_metrics
 from dmdr.metrics.scorecard import Model, Scores, scorecard
 

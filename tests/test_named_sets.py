@@ -21,17 +21,18 @@ from pathlib import Path
 
 import pytest
 
-from dmdr.config import Prompts
-from dmdr.config_file import load
+from dmdr.config.load import load
+from dmdr.config.run import Prompts
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from dmdr.promptset import PromptSet
-from stages import prompts, sources
-from stages.artifacts import Artifact
-from stages.context import Context
-from stages.inputs import inputs
-from stages.named_sets import SETS, File, NamedSet, named
-from stages.progress import Progress
-from stages.set_files import Sets
+from stages import prompts
+from stages.prompt_sources import sources
+from stages.prompt_sources.public_set_files import Sets
+from stages.prompt_sources.public_sets import SETS, File, NamedSet, named
+from stages.runtime.context import Context
+from stages.runtime.progress import Progress
+from stages.store.artifacts import Artifact
+from stages.store.inputs import inputs
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -23,10 +23,10 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from dmdr import teacher
-from dmdr.architectures import ARCHITECTURES
 from dmdr.errors import DataError
-from dmdr.original_layout import LAYOUTS, original
+from dmdr.planning.architectures import ARCHITECTURES
+from dmdr.teacher.load import ONE_FILE
+from dmdr.teacher.original_layout import LAYOUTS, original
 
 PIPELINES = {"sd3": StableDiffusion3Pipeline, "sdxl": StableDiffusionXLPipeline}
 
@@ -132,4 +132,4 @@ def test_equally_wide_text_encoders_are_refused(tiny_sd3_folder):
 
 
 def test_the_families_of_the_layout_are_those_that_configs_may_ask_for():
-    assert set(LAYOUTS) == set(teacher.ONE_FILE)
+    assert set(LAYOUTS) == set(ONE_FILE)

@@ -14,12 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from trained_run import context_for, run_stage, trained_run
 
-from dmdr import bench
-from dmdr.config_file import load
-from dmdr.cost import CostCounter
-from dmdr.gpus import GIB, Gpu, advice
-from dmdr.meta import from_configs
-from dmdr.plan import plan
+from dmdr.config.load import load
+from dmdr.planning import bench
+from dmdr.planning.cost import CostCounter
+from dmdr.planning.gpus import GIB, Gpu, advice
+from dmdr.planning.meta import from_configs
+from dmdr.planning.plan import plan
 from dmdr.train import window
 from flows import cli
 
@@ -119,7 +119,7 @@ def test_memory_is_that_of_the_run(tiny_config, tmp_path, monkeypatch, request, 
 
 def test_work_is_what_is_counted_another_way():
     """SD3-Medium at 1,024 px, 2 steps and 2 fake-score updates: 8.90 TFLOP a forward, as facts have it, and an update
-    as `dmdr.bench` counts it from two and three blocks with torch's FlopCounterMode, whose attention on meta keeps its
+    as bench.py counts it from two and three blocks with torch's FlopCounterMode, whose attention on meta keeps its
     weights: a fused kernel's backward multiplies queries and keys again. Recomputing activations adds a forward of all
     that is trained."""
     config, k = load("configs/sd3-medium.yaml"), 2

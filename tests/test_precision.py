@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdr import optimizers, teacher
-from dmdr.backbones.scores import STUDENT, SharedBase
-from dmdr.config import Optimizer, Training
-from dmdr.config_file import load
+from dmdr import optimizers
+from dmdr.config.identity import identity
+from dmdr.config.load import load
+from dmdr.config.run import Optimizer, Training
 from dmdr.errors import ConfigError
-from dmdr.identity import identity
 from dmdr.rollout import noise_for
+from dmdr.shared_base import STUDENT, SharedBase
 from dmdr.state import TrainState
+from dmdr.teacher.load import load_teacher
 from dmdr.update import Renoise, rollout, select, update_fake_score, update_student
 
 PROMPTS = ["a red circle", "two squares"]
@@ -23,7 +24,7 @@ SMALL = 1e-6  # a learning rate whose steps bfloat16 cannot tell: an ulp of a we
 
 
 def made(folder, compute, *, rank=None, kind="adamw", rate=SMALL) -> tuple[SharedBase, TrainState]:
-    backbone = teacher.load(folder, resolution=16)
+    backbone = load_teacher(folder, resolution=16)
     base = SharedBase(backbone, fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0, compute=compute)
     optimizer = Optimizer(learning_rate=rate, weight_decay=0.0, kind=kind)
     return base, TrainState(base, Training(updates=9, batch_size=2, student=optimizer, fake_score=optimizer), ema=0.9)

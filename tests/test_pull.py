@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from flows.pull import WITH_EACH
-from stages.artifacts import Artifact
-from stages.download import CHUNK, download
+from flows.commands.pull import WITH_EACH
+from stages.store.artifacts import Artifact
+from stages.store.download import CHUNK, download
 from tests.s3_server import BUCKET, spoil
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ from flows.launch.stage import Stage, prepared
 from tests.fake_cluster.server import QUICK, Cluster
 from tests.prefect_server import ROOT, asked, prefect, server_alone
 
-FLOW = "import sys; from flows.dmdr import dmdr; dmdr(*sys.argv[1:])"
+FLOW = "import sys; from flows.distil import dmdr; dmdr(*sys.argv[1:])"
 REAP = "import sys; from flows.reap import reap; [reap(after=int(seconds)) for seconds in sys.argv[1:]]"
 
 

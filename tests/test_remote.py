@@ -15,14 +15,14 @@ from pathlib import Path
 import boto3
 import pytest
 
-from dmdr.config import STAGES
+from dmdr.config.run import STAGES
 from dmdr.errors import ConfigError, InputMissing, StoreError
 from flows import cli
-from stages import conditions, refusals, remote, transfer
-from stages.artifacts import Artifact
-from stages.folder import Folder
-from stages.layout import digest
-from stages.remote import Remote
+from stages.store import conditional_writes, remote, s3_errors, transfer
+from stages.store.artifacts import Artifact
+from stages.store.folder import Folder
+from stages.store.layout import digest
+from stages.store.remote import Remote
 from tests.s3_proxy import Faults
 from tests.s3_server import BUCKET
 
@@ -263,7 +263,7 @@ def test_no_credentials(proxy: Faults, monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_the_exit_code_says_whether_to_try_again(
     proxy: Faults, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, status, code, exit_code
 ) -> None:
-    monkeypatch.setattr(refusals, "PATIENCE", 1.0)
+    monkeypatch.setattr(s3_errors, "PATIENCE", 1.0)
     proxy.answers = {"": (status, code)}
     assert cli.main(["status", "my-run", "--store", f"s3://{BUCKET}/runs"]) == exit_code
     told = capsys.readouterr().err
@@ -305,7 +305,7 @@ def test_expired_credentials_are_read_anew_once(proxy: Faults, tmp_path: Path, m
     place.create("thing", b"bytes")
     proxy.expired = "first"
     proxy.seen.clear()
-    with pytest.raises(refusals.Refused, match="the credentials have expired; renew them"):
+    with pytest.raises(s3_errors.Refused, match="the credentials have expired; renew them"):
         place.read("thing")
     assert len(proxy.seen) == 2
     credentials(file, "second")
@@ -320,7 +320,7 @@ def test_expired_credentials_are_read_anew_once(proxy: Faults, tmp_path: Path, m
 
 
 def test_a_store_that_is_silent_is_given_up(proxy: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "PATIENCE", 3.0)
+    monkeypatch.setattr(s3_errors, "PATIENCE", 3.0)
     monkeypatch.setitem(remote.S3["config_kwargs"], "read_timeout", 1)
     place = Remote(f"s3://{BUCKET}/x/run/stage")
     assert place.read("thing") is None  # it has connected
@@ -391,7 +391,7 @@ def test_a_store_that_ignores_conditions_is_refused(s3: str, fresh: str, proxy: 
         Artifact(f"s3://{fresh}/runs", "r", "joint").claim({"a": 1}, {})
     told = str(caught.value)
     assert "\n" not in told
-    for part in (f"store s3://{fresh} replaces an object", f"{conditions.VARIABLE}=ignored"):
+    for part in (f"store s3://{fresh} replaces an object", f"{conditional_writes.VARIABLE}=ignored"):
         assert part in told
     assert objects(s3, fresh) == []
     assert leftovers(s3, fresh) == []
@@ -407,7 +407,7 @@ def test_it_is_used_if_the_environment_says_so(
     s3: str, fresh: str, proxy: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy.unconditional, store = "/", f"s3://{fresh}/runs"
-    monkeypatch.setenv(conditions.VARIABLE, "ignored")
+    monkeypatch.setenv(conditional_writes.VARIABLE, "ignored")
     out = tmp_path / "out"
     out.mkdir()
     source = a_file(out, 3000, 7)
@@ -423,7 +423,7 @@ def test_it_is_used_if_the_environment_says_so(
     assert (Artifact(store, "r", "joint").fetch(tmp_path / "cache") / source.name).read_bytes() == data
     assert Artifact(store, "r", "joint").claim({"a": 1}, {}) == record
     assert not [line for line in proxy.seen if "probe-" in line]
-    monkeypatch.setenv(conditions.VARIABLE, "yes")
+    monkeypatch.setenv(conditional_writes.VARIABLE, "yes")
     with pytest.raises(ConfigError, match="leave it unset, or set it to ignored"):
         Artifact(store, "r", "export").claim({"a": 1}, {})
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmdr.config import MODELS as KNOWN
+from dmdr.config.run import MODELS as KNOWN
 from dmdr.errors import DataError
 from dmdr.metrics.scorecard import SCHEMA, Model, Scores, scorecard
-from stages.charts import POINTS, chart, read_columns, thin
-from stages.gallery import LARGEST, ROWS, Row, Strip, chosen, extremes, grid
-from stages.report import paper
-from stages.report.card import timed
-from stages.report.nfe import plot
-from stages.report.page import page
-from stages.report.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
-from stages.verdict import verdicts
+from stages.reports import paper
+from stages.reports.card import timed
+from stages.reports.charts import POINTS, chart, read_columns, thin
+from stages.reports.gallery import LARGEST, ROWS, Row, Strip, chosen, extremes, grid
+from stages.reports.nfe import plot
+from stages.reports.page import page
+from stages.reports.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
+from stages.reports.verdict import verdicts
 from tests.evaluated import GENEVAL, MODELS, completed, decoded, speed_of
 
 EVIL = "a <script>alert(\"1\")</script> & a 'cat' {0}"
@@ -236,9 +236,9 @@ def test_the_papers_teachers_are_known_by_their_networks():
 
 
 def test_a_teacher_of_another_size_has_no_rows(tiny_folder):
-    from dmdr import teacher
+    from dmdr.teacher.load import load_teacher
 
-    network = teacher.load(tiny_folder, text=False).network
+    network = load_teacher(tiny_folder, text=False).network
     assert paper.base_model(type(network).__name__, network.config) is None
 
 

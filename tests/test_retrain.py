@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from dmdr.config import STAGES
-from dmdr.config_file import load
-from dmdr.identity import identity
-from stages import teachers
-from stages.artifacts import Artifact
-from stages.revisions import run_name
-from stages.teachers import Revision
+from dmdr.config.identity import identity
+from dmdr.config.load import load
+from dmdr.config.run import STAGES
+from stages.store.artifacts import Artifact
+from stages.store.published_teachers import Revision, publish_teacher
+from stages.store.revisions import run_name
 from tests.prefect_server import ROOT, asked, prefect, server_alone
 from tests.trained_run import trained_run
 
@@ -71,7 +70,7 @@ class Bench:
         self.store, self.teachers = str(folder / "runs"), str(folder / "teachers")
 
     def publish(self, folder: Path, name: str, revision: str) -> Revision:
-        return teachers.publish(str(folder), name, revision, self.teachers, lambda here, total: None)
+        return publish_teacher(str(folder), name, revision, self.teachers, lambda here, total: None)
 
     def fire(
         self, processes: int = 1, threads: int = 1, again: bool = False, deployment: str = "dmdr/full", fails: str = ""

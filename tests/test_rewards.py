@@ -18,18 +18,19 @@ from torchvision.transforms import functional as vision
 from trained_run import context_for, run_stage
 from transformers import CLIPImageProcessorPil
 
-from dmdr import weights
-from dmdr.config import JUDGES
-from dmdr.config_file import load
+from dmdr.config import reward_weights
+from dmdr.config.load import load
+from dmdr.config.run import JUDGES
 from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.metrics import load as loadable
 from dmdr.metrics.description import described
-from dmdr.metrics.load import JUDGES
 from dmdr.rewards import open_clip as open_clip_rewards
+from dmdr.rewards import weights
 from dmdr.rewards.checkpoint import affine
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.preprocess import CLIP_MEAN, CLIP_STD, cropped, normalized, padded, squashed
-from stages.artifacts import Artifact
-from stages.inputs import inputs
+from stages.store.artifacts import Artifact
+from stages.store.inputs import inputs
 from tests.tiny_rewards import photo, predictor, tensor
 
 SIZES = [(224, 224), (300, 200), (97, 256), (512, 512), (1024, 768)]
@@ -218,16 +219,16 @@ def test_an_archive_that_would_run_code_is_refused(tmp_path):
 
 
 def test_every_address_is_pinned_and_every_name_has_a_loader():
-    assert all(weights.hub.ADDRESS.fullmatch(address) for address in weights.PINNED.values())
-    assert {name for needed in weights.OF_REWARD.values() for name in needed} == set(weights.PINNED)
-    assert set(JUDGES) == set(JUDGES)
-    told = described(tuple(weights.OF), {"vqa": "/somewhere/blip"})
-    assert len(told) == sum(bool(needed) for needed in weights.OF.values())
+    assert all(weights.hub.ADDRESS.fullmatch(address) for address in reward_weights.PINNED.values())
+    assert {name for needed in reward_weights.OF_REWARD.values() for name in needed} == set(reward_weights.PINNED)
+    assert set(JUDGES) == set(loadable.JUDGES)
+    told = described(tuple(reward_weights.OF), {"vqa": "/somewhere/blip"})
+    assert len(told) == sum(bool(needed) for needed in reward_weights.OF.values())
     assert "blip" in told["dpg-bench"]["weights"] and "somewhere" not in told["dpg-bench"]["weights"]
     assert (told["clip-score"]["model"], told["clip-score"]["scale"]) == ("open_clip ViT-g-14, images cropped", 100.0)
-    for name, needed in weights.OF_REWARD.items():
+    for name, needed in reward_weights.OF_REWARD.items():
         with pytest.raises(InputMissing) if needed else nullcontext():
-            load_reward(name, addresses=dict.fromkeys(weights.PINNED, "nowhere"))
+            load_reward(name, addresses=dict.fromkeys(reward_weights.PINNED, "nowhere"))
 
 
 @pytest.fixture
@@ -242,7 +243,7 @@ def weights_of(tiny_open_clip, tiny_transformers_clip, tiny_imagereward, tmp_pat
 
 @pytest.mark.parametrize("algorithm", ["refl", "grpo"])
 def test_a_run_trains_on_some_and_reports_all(tiny_config, tmp_path, weights_of, algorithm):
-    every = [name for name, needed in weights.OF_REWARD.items() if needed]
+    every = [name for name, needed in reward_weights.OF_REWARD.items() if needed]
     training = yaml.safe_load(tiny_config().read_text())["joint"]
     shares = {"dfn-clip": 1.0, "hpsv2.1": 1.0}
     group = {} if algorithm == "refl" else {"group_size": 2}

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmdr.cost import CostCounter
-from dmdr.meta import from_configs
-from dmdr.shapes import KnownShapes
+from dmdr.planning.cost import CostCounter
+from dmdr.planning.meta import from_configs
+from dmdr.planning.shapes import KnownShapes
 
 OPERATIONS = {
     "broadcast": lambda x: x + torch.empty(5, 1, 2, 1, device="meta"),

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from test_distributed import TRAINING, assert_same, command, finish, start
 from trained_run import run_stage
 
-from dmdr.config_file import load
-from stages.checkpoints import Checkpoints, Joined
-from stages.folder import Folder
+from dmdr.config.load import load
+from stages.store.checkpoints import Checkpoints, Joined
+from stages.store.folder import Folder
 
 UPDATES = 6
 

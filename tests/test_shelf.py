@@ -11,11 +11,11 @@ from pathlib import Path
 import boto3
 import pytest
 
-from dmdr.config import STAGES
+from dmdr.config.run import STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
 from flows import cli
-from stages import shelf
-from stages.artifacts import Artifact
+from stages.store.artifacts import Artifact
+from stages.store.runs import follow_name, list_promoted, list_runs, promote_run
 from tests.s3_server import BUCKET
 
 METRICS = [
@@ -59,7 +59,7 @@ def test_a_promoted_name_is_pulled_and_can_move(store, tmp_path, capsys):
         assert cli.main(["pull", "production", "export", "--form", "pipeline", str(folder), "--store", store]) == 0
         assert f"production is run {run}" in capsys.readouterr().out
         assert (folder / "pipeline" / "model_index.json").read_text() == f"weights of {run}"
-    pointer = shelf.promoted(store)["production"]
+    pointer = list_promoted(store)["production"]
     assert pointer["run"] == "two" and pointer["before"]["run"] == "one"
     assert pointer["fingerprint"] == Artifact(store, "two", "export").sealed()["fingerprint"]
     assert cli.main(["status", "production", "--store", store]) == 0
@@ -77,15 +77,15 @@ def test_a_name_that_would_mislead_is_refused(store, tmp_path, capsys):
         ("nobody", "production", InputMissing, "export of run nobody is not sealed"),
     ):
         with pytest.raises(error, match=said):
-            shelf.promote(store, run, name)
+            promote_run(store, run, name)
     assert cli.main(["promote", "one", "--as", "early", "--store", store]) == 64
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert shelf.promoted(store) == {}
+    assert list_promoted(store) == {}
 
 
 def test_a_name_never_comes_to_mean_another_result(store, tmp_path, capsys):
     seal(store, "one", tmp_path, "export", content="first")
-    shelf.promote(store, "one", "production")
+    promote_run(store, "one", "production")
     delete(store, "one")
     pull = ["pull", "production", "export", str(tmp_path / "here"), "--store", store]
     assert cli.main(pull) == 66
@@ -93,7 +93,7 @@ def test_a_name_never_comes_to_mean_another_result(store, tmp_path, capsys):
     seal(store, "one", tmp_path, "export", content="second")
     assert cli.main(pull) == 65
     assert "stands now; dmdr promote RUN --as production" in capsys.readouterr().err
-    shelf.promote(store, "one", "production")
+    promote_run(store, "one", "production")
     seal(store, "production", tmp_path, "export")
     assert cli.main(pull) == 64
     assert "production is a run" in capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_a_pointer_is_whole_whoever_writes_it(store, tmp_path):
     """Four writers and a reader: every look finds one of the two promoted results, never half a file."""
     for run in ("one", "two"):
         seal(store, run, tmp_path, "export", content=run)
-    shelf.promote(store, "one", "production")
+    promote_run(store, "one", "production")
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     choices = [random.Random(seed + n).choices(["one", "two"], k=3) for n in range(3)]
@@ -113,7 +113,7 @@ def test_a_pointer_is_whole_whoever_writes_it(store, tmp_path):
     def write(runs: list[str]) -> None:
         try:
             for run in runs:
-                shelf.promote(store, run, "production")
+                promote_run(store, run, "production")
         except BaseException as error:
             failed.append(error)
 
@@ -122,11 +122,11 @@ def test_a_pointer_is_whole_whoever_writes_it(store, tmp_path):
         writer.start()
     seen = set()
     while any(writer.is_alive() for writer in writers):
-        seen.add(shelf.followed(store, "production"))
+        seen.add(follow_name(store, "production"))
     for writer in writers:
         writer.join()
     assert not failed and seen <= {"one", "two"}
-    assert list(shelf.promoted(store)) == ["production"]
+    assert list(list_promoted(store)) == ["production"]
 
 
 def test_a_pointer_of_somebody_else_is_said(tmp_path):
@@ -136,7 +136,7 @@ def test_a_pointer_of_somebody_else_is_said(tmp_path):
     for content in ("{", "[]", "{}", json.dumps({"schema": 99, "run": "one", "fingerprint": "", "promoted_at": ""})):
         (store / "_promoted" / "production.json").write_text(content)
         with pytest.raises(DataError, match="was not written by this DMDR"):
-            shelf.followed(str(store), "production")
+            follow_name(str(store), "production")
 
 
 def test_runs_shows_teacher_progress_scores_and_names(store, tmp_path, capsys):
@@ -145,9 +145,9 @@ def test_runs_shows_teacher_progress_scores_and_names(store, tmp_path, capsys):
     seal(store, "done", tmp_path, *STAGES, teacher="lab:flow")
     seal(store, "begun", tmp_path, "prompts", "cold_start")
     Artifact(store, "claimed", "prompts").claim({"seed": 1}, {})
-    shelf.promote(store, "done", "production")
-    shelf.promote(store, "done", "best")
-    assert shelf.runs(store) == ["begun", "claimed", "done"]
+    promote_run(store, "done", "production")
+    promote_run(store, "done", "best")
+    assert list_runs(store) == ["begun", "claimed", "done"]
     assert cli.main(["runs", "--store", store]) == 0
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
     assert rows == [

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdr import teacher
-from dmdr.config_file import load
+from dmdr.config.load import load
 from dmdr.errors import DataError, InputMissing
-from dmdr.export import write
-from dmdr.original_layout import LAYOUTS, T5_TIE
+from dmdr.export.write import write
+from dmdr.teacher.load import digest_teacher, family_of, find_configured, find_teacher, load_teacher
+from dmdr.teacher.original_layout import LAYOUTS, T5_TIE
 from tests.trained_run import run_stage, trained_run
 
 PROMPTS = ["a red circle", "a cat that wears a hat", ""]
@@ -24,7 +24,7 @@ ASKED = {"guidance_scale": 3.0, "steps": 3}
 @pytest.fixture
 def one_file(tiny_folder: Path, tmp_path: Path) -> Path:
     """A tiny teacher as its family publishes it, written by the export."""
-    write("single-file", teacher.load(tiny_folder), Path(), 2, tmp_path, {"modelspec.title": "one"})
+    write("single-file", load_teacher(tiny_folder), Path(), 2, tmp_path, {"modelspec.title": "one"})
     return tmp_path / "single-file" / "one.safetensors"
 
 
@@ -45,7 +45,7 @@ def rewritten(file: Path, change) -> Path:
 
 
 def predictions(source) -> torch.Tensor:
-    backbone = teacher.load(source)
+    backbone = load_teacher(source)
     c = backbone.collate(backbone.encode(PROMPTS)[0])
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(len(PROMPTS), *backbone.latent_shape, generator=generator)
@@ -55,17 +55,17 @@ def predictions(source) -> torch.Tensor:
 
 
 def test_it_predicts_exactly_what_the_folder_does(one_file, tiny_folder, tmp_path):
-    family = teacher.family(tiny_folder)
+    family = family_of(tiny_folder)
     bare = without(tiny_folder, tmp_path / "bare", list(LAYOUTS[family]))
-    assert torch.equal(predictions(teacher.resolve(str(one_file), str(bare))), predictions(tiny_folder))
+    assert torch.equal(predictions(find_teacher(str(one_file), str(bare))), predictions(tiny_folder))
     name = next(name for name in load_file(one_file) if name.startswith("model.diffusion_model."))
     other = rewritten(one_file, lambda weights: weights.update({name: weights[name] + 0.1}))
-    assert not torch.equal(predictions(teacher.resolve(str(other), str(bare))), predictions(tiny_folder))
+    assert not torch.equal(predictions(find_teacher(str(other), str(bare))), predictions(tiny_folder))
 
 
 def test_the_parts_give_what_the_file_lacks(one_file, tiny_folder, tmp_path):
     """As the published files without text encoders, or without a VAE."""
-    family = teacher.family(tiny_folder)
+    family = family_of(tiny_folder)
     network = next(iter(LAYOUTS[family]))
     prefix = LAYOUTS[family][network][0]
 
@@ -74,12 +74,12 @@ def test_the_parts_give_what_the_file_lacks(one_file, tiny_folder, tmp_path):
             del weights[key]
 
     bare = without(tiny_folder, tmp_path / "bare", [network])
-    source = teacher.resolve(str(rewritten(one_file, strip)), str(bare))
+    source = find_teacher(str(rewritten(one_file, strip)), str(bare))
     assert torch.equal(predictions(source), predictions(tiny_folder))
-    assert teacher.load(source, text=False).pipe.text_encoder is None
+    assert load_teacher(source, text=False).pipe.text_encoder is None
     empty = without(tiny_folder, tmp_path / "empty", [network, "vae"])
     with pytest.raises(DataError, match="has no vae and its teacher.parts .* neither; give parts that do"):
-        teacher.load(teacher.resolve(str(one_file), str(empty)))
+        load_teacher(find_teacher(str(one_file), str(empty)))
 
 
 def test_half_precision_and_what_published_files_have_besides_or_not(one_file, tiny_folder):
@@ -90,8 +90,8 @@ def test_half_precision_and_what_published_files_have_besides_or_not(one_file, t
         weights["conditioner.embedders.1.model.logit_scale"] = torch.ones(())
         weights["model_ema.decay"] = torch.ones(())
 
-    source = teacher.resolve(str(rewritten(one_file, as_published)), str(tiny_folder))
-    backbone = teacher.load(source)
+    source = find_teacher(str(rewritten(one_file, as_published)), str(tiny_folder))
+    backbone = load_teacher(source)
     assert {weight.dtype for weight in backbone.network.state_dict().values()} == {torch.float32}
     assert (predictions(source) - predictions(tiny_folder)).abs().max() < 2e-2
 
@@ -99,18 +99,18 @@ def test_half_precision_and_what_published_files_have_besides_or_not(one_file, t
 def test_its_digest_covers_the_file_and_the_parts(one_file, tiny_folder, tmp_path):
     copy = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
     moved = Path(shutil.copy(one_file, tmp_path / "moved.safetensors"))
-    first = teacher.digest(teacher.resolve(str(one_file), str(tiny_folder)))
-    assert first == teacher.digest(teacher.resolve(str(moved), str(copy))), "wherever they lie"
+    first = digest_teacher(find_teacher(str(one_file), str(tiny_folder)))
+    assert first == digest_teacher(find_teacher(str(moved), str(copy))), "wherever they lie"
     other = rewritten(Path(shutil.copy(one_file, tmp_path / "other.safetensors")), lambda weights: weights.popitem())
-    assert first != teacher.digest(teacher.resolve(str(other), str(tiny_folder)))
+    assert first != digest_teacher(find_teacher(str(other), str(tiny_folder)))
     changed = Path(shutil.copytree(tiny_folder, tmp_path / "changed"))
     (changed / "scheduler" / "scheduler_config.json").write_text("{}")
-    assert first != teacher.digest(teacher.resolve(str(one_file), str(changed)))
+    assert first != digest_teacher(find_teacher(str(one_file), str(changed)))
 
 
 def refused(file: Path, parts: Path, *told: str) -> None:
     with pytest.raises(DataError) as said:
-        teacher.load(teacher.resolve(str(file), str(parts)))
+        load_teacher(find_teacher(str(file), str(parts)))
     line = str(said.value)
     assert all(each in line for each in told), line
     assert "\n" not in line
@@ -125,7 +125,7 @@ def test_a_file_that_is_damaged_is_named(one_file, tiny_folder):
 
 @pytest.mark.parametrize("part", ["network", "vae", "text_encoder", "text_encoder_2"])
 def test_a_missing_tensor_and_another_shape_are_named(part, one_file, tiny_folder):
-    layout = LAYOUTS[teacher.family(tiny_folder)]
+    layout = LAYOUTS[family_of(tiny_folder)]
     prefix, _ = layout[next(iter(layout)) if part == "network" else part]
     whole = load_file(one_file)
     names = sorted(key for key in whole if key.startswith(prefix))
@@ -140,17 +140,17 @@ def test_a_missing_tensor_and_another_shape_are_named(part, one_file, tiny_folde
 
 def test_a_file_of_another_family_is_told(one_file, tiny_folder, tiny_sd3_folder, tiny_sdxl_folder, tiny_flux_folder):
     other = tiny_sdxl_folder if tiny_folder == tiny_sd3_folder else tiny_sd3_folder
-    refused(one_file, other, f"is no {teacher.family(other)} file", "give teacher.parts of the file's own family")
+    refused(one_file, other, f"is no {family_of(other)} file", "give teacher.parts of the file's own family")
     refused(one_file, tiny_flux_folder, "teacher.parts", "is of the family flux", "give a diffusers folder")
 
 
 def test_what_is_not_there_is_told(one_file, tmp_path):
     with pytest.raises(InputMissing, match="teacher.path gone.safetensors: no such file; give a .safetensors file"):
-        teacher.resolve("gone.safetensors", "lab:flow")
+        find_teacher("gone.safetensors", "lab:flow")
     with pytest.raises(InputMissing, match="teacher.parts .*nowhere: no such folder"):
-        teacher.resolve(str(one_file), str(tmp_path / "nowhere"))
+        find_teacher(str(one_file), str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="teacher.parts .* has no model_index.json"):
-        teacher.resolve(str(one_file), str(tmp_path))
+        find_teacher(str(one_file), str(tmp_path))
 
 
 def test_a_run_from_one_file_exports_the_student(one_file, tiny_folder, tiny_config, tmp_path):
@@ -162,7 +162,7 @@ def test_a_run_from_one_file_exports_the_student(one_file, tiny_folder, tiny_con
     facts = json.loads((folder / "provenance.json").read_text())
     assert max(facts["parity"].values()) <= 1e-4
     named = {"name": one_file.name, "parts": tiny_folder.name}
-    assert facts["teacher"] == {"digest": teacher.digest(teacher.source(config.teacher)), **named}
+    assert facts["teacher"] == {"digest": digest_teacher(find_configured(config.teacher)), **named}
     card = (folder / "lora" / "README.md").read_text()
     snippet = card.split("## lora")[1].split("```python\n")[1].split("```")[0]
     places = {one_file.name: one_file, tiny_folder.name: tiny_folder, "image.png": tmp_path / "image.png"}

@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dmdr import teacher
-from dmdr.config import Config
-from dmdr.config_file import load
+from dmdr.config.load import load
+from dmdr.config.run import Config
 from dmdr.errors import InputMissing
-from dmdr.export import WEIGHTS
+from dmdr.export.write import WEIGHTS
 from dmdr.lab.prompts import lab_prompts
 from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward
 from dmdr.rollout import noise_for, student_sample, teacher_sample
+from dmdr.teacher.load import find_teacher, load_teacher
 from stages import evaluate
-from stages.context import Stopped
-from stages.drawing import noises_for
-from stages.inputs import inputs
+from stages.evaluation.drawing import noises_for
+from stages.runtime.context import Stopped
+from stages.store.inputs import inputs
 from tests.conftest import PROMPTS
 from tests.trained_run import context_for, run_stage, trained_run
 
@@ -77,9 +77,9 @@ def test_scorecard_of_a_tiny_run(config, store, tmp_path):
 def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
     """The same images drawn one prompt at a time, from the folders alone: metric -> model -> scores."""
     prompts = PromptSet(store / "tiny" / "prompts", "evaluation")
-    backbone = teacher.load(teacher.resolve(config.teacher.path))
-    student = teacher.load(store / "tiny" / "export" / "pipeline").network
-    cold = teacher.load(teacher.resolve(config.teacher.path)).network
+    backbone = load_teacher(find_teacher(config.teacher.path))
+    student = load_teacher(store / "tiny" / "export" / "pipeline").network
+    cold = load_teacher(find_teacher(config.teacher.path)).network
     cold.load_state_dict(load_file(store / "tiny" / "cold_start" / WEIGHTS))
     empty = backbone.collate(backbone.encode([""])[0])
     images: dict[str, list[torch.Tensor]] = {"student": [], "teacher": [], "naive teacher": [], "cold start": []}
@@ -197,8 +197,8 @@ def test_several_images_a_prompt(tiny_config, tmp_path):
 def drawn(config: Config, store: Path, model: str) -> list[torch.Tensor]:
     """The images of all evaluation prompts, once for each of three seeds, from noise that is keyed here by hand."""
     prompts = PromptSet(store / "tiny" / "prompts", "evaluation")
-    backbone = teacher.load(teacher.resolve(config.teacher.path))
-    student = teacher.load(store / "tiny" / "export" / "pipeline").network
+    backbone = load_teacher(find_teacher(config.teacher.path))
+    student = load_teacher(store / "tiny" / "export" / "pipeline").network
     c = backbone.collate(prompts.items(range(6)))
     empty = backbone.collate(backbone.encode([""])[0])
     found = []

@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmdr import teacher
-from dmdr.config import Config, Prompts
-from dmdr.config_file import load
+from dmdr.config.load import load
+from dmdr.config.run import Config, Prompts
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.promptset import PromptSet
-from stages import prompts, sources
-from stages.artifacts import Artifact
-from stages.context import Context, Stopped
-from stages.inputs import inputs
-from stages.progress import Progress
+from dmdr.teacher.load import load_teacher
+from stages import prompts
+from stages.prompt_sources import sources
+from stages.runtime.context import Context, Stopped
+from stages.runtime.progress import Progress
+from stages.store.artifacts import Artifact
+from stages.store.inputs import inputs
 
 SEED = random.SystemRandom().randrange(2**32)
 WORDS = (
@@ -271,7 +272,7 @@ def test_the_prompt_set_holds_what_the_teacher_encodes(
     assert {**facts, "sources": report["sources"]} == report
     assert facts["truncated"] == 1
     assert facts["read"] == 45 == facts["train"] + facts["evaluation"]
-    backbone = teacher.load(tiny_sd3_folder)
+    backbone = load_teacher(tiny_sd3_folder)
     seen = []
     for split in ("train", "evaluation"):
         found = PromptSet(made.out, split)

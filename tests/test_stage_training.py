@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from trained_run import run_stage
 
-from dmdr.config_file import load
+from dmdr.config.load import load
 
 KILLS = 3
 UPDATES = 14

@@ -12,16 +12,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from dmdr.config_file import load as load_config
+from dmdr.config.load import load as load_config
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.lab.prompts import lab_prompts
 from dmdr.metrics.intervals import Interval
 from dmdr.metrics.load import load_metrics
-from stages.tables.judgement import FAILS, HOLDS, NOT_RUN, UNDECIDED, judgements, mean_over_seeds, word
-from stages.tables.page import page, sentence
-from stages.tables.plan import Run, changed, figures, plan
-from stages.tables.results import Found
-from stages.tables.spec import Spec, load
+from stages.reports.tables.judgement import FAILS, HOLDS, NOT_RUN, UNDECIDED, judgements, mean_over_seeds, word
+from stages.reports.tables.page import page, sentence
+from stages.reports.tables.plan import Run, changed, figures, plan
+from stages.reports.tables.results import Found
+from stages.reports.tables.spec import Spec, load
 from tests.test_report import EVIL, Reader
 
 ROOT = Path(__file__).parent.parent

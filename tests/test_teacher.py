@@ -19,8 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdr import digests, teacher
 from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.teacher import digests
+from dmdr.teacher.load import digest_teacher, find_teacher, load_teacher
 
 NETWORK = {"sd3": "transformer", "sdxl": "unet", "z_image": "transformer", "flux": "transformer"}
 
@@ -50,7 +51,7 @@ def test_a_missing_tensor_is_named(folder, part):
     del tensors[gone]
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(DataError, match=f"{file.parent.name} lacks the tensor {gone}; fetch the teacher again") as said:
-        teacher.load(folder, resolution=16)
+        load_teacher(folder, resolution=16)
     assert "\n" not in str(said.value)
 
 
@@ -63,7 +64,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder, part):
     tensors[name] = torch.zeros(*right, 2)
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(DataError) as said:
-        teacher.load(folder, resolution=16)
+        load_teacher(folder, resolution=16)
     line = str(said.value).replace("[", "(").replace("]", ")")
     wanted = [name, f"({', '.join(map(str, right))}", f"({', '.join(map(str, (*right, 2)))})"]
     assert all(each in line for each in wanted), line
@@ -74,7 +75,7 @@ def test_a_truncated_file_is_named(folder):
     file = weights(folder, "network")
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(DataError, match=f"{file} is damaged .*; fetch the teacher again"):
-        teacher.load(folder)
+        load_teacher(folder)
 
 
 def dangling(file: Path) -> None:
@@ -102,12 +103,12 @@ def forbidden(path: Path) -> None:
 @pytest.mark.parametrize("part", ["network", "vae", "text_encoder"])
 def test_a_file_that_cannot_be_read_is_named(folder, part, spoil):
     """Or its folder, if it is another; never left out of what the teacher is known by."""
-    file, whole = weights(folder, part), teacher.digest(folder)
+    file, whole = weights(folder, part), digest_teacher(folder)
     digests.digest.cache_clear()
     spoil(file)
     with pytest.raises((InputMissing, DataError)) as said:
-        assert teacher.digest(folder) != whole
-        teacher.load(folder, resolution=16)
+        assert digest_teacher(folder) != whole
+        load_teacher(folder, resolution=16)
     assert str(file.parent if spoil is a_folder else file) in str(said.value) and "\n" not in str(said.value)
 
 
@@ -116,7 +117,7 @@ def test_a_folder_that_cannot_be_listed_is_named(folder, request):
         request.addfinalizer(lambda inner=inner: inner.chmod(0o700))
         forbidden(inner)
         with pytest.raises(InputMissing, match=f"(?i){inner}.*permission"):
-            teacher.digest(teacher.resolve(str(folder)))
+            digest_teacher(find_teacher(str(folder)))
         inner.chmod(0o700)
 
 
@@ -125,14 +126,14 @@ def test_a_family_that_nobody_wrote_is_named(folder):
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "KandinskyPipeline"}))
     known = "StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline, FluxPipeline"
     with pytest.raises(DataError, match=f"is a KandinskyPipeline; DMDR knows {known}"):
-        teacher.load(folder)
+        load_teacher(folder)
 
 
 def test_what_is_no_teacher_is_named(tmp_path):
     with pytest.raises(InputMissing, match="nowhere: no such folder"):
-        teacher.resolve(str(tmp_path / "nowhere"))
+        find_teacher(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="no model_index.json; save the pipeline there"):
-        teacher.resolve(str(tmp_path))
+        find_teacher(str(tmp_path))
 
 
 def test_a_pinned_commit_comes_from_the_hub_once(tiny_sd3_folder, tmp_path):
@@ -145,7 +146,7 @@ def test_a_pinned_commit_comes_from_the_hub_once(tiny_sd3_folder, tmp_path):
         found = resolved_elsewhere(f"hub:small/teacher@{commit}", home, address)
         assert found.returncode == 0, found.stderr
         folder = Path(found.stdout.strip())
-        assert teacher.digest(folder) == teacher.digest(tiny_sd3_folder)
+        assert digest_teacher(folder) == digest_teacher(tiny_sd3_folder)
         assert not any("sd3.safetensors" in each or "fp16" in each or "README" in each for each in asked)
         gone = resolved_elsewhere(f"hub:small/teacher@{'f' * 40}", home, address)
     again = resolved_elsewhere(f"hub:small/teacher@{commit}", home, None)
@@ -159,7 +160,7 @@ def test_a_pinned_commit_comes_from_the_hub_once(tiny_sd3_folder, tmp_path):
 @pytest.mark.parametrize("path", ["hub:small/teacher", "hub:small/teacher@main", "hub:teacher@" + "0" * 40])
 def test_a_teacher_of_a_hub_must_be_pinned(path):
     with pytest.raises(ConfigError, match="pin the commit, 40 hex digits"):
-        teacher.resolve(path)
+        find_teacher(path)
 
 
 def resolved_elsewhere(path: str, home: Path, address: str | None) -> subprocess.CompletedProcess:

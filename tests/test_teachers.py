@@ -22,15 +22,14 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from safetensors.numpy import save_file
 
-from dmdr import digests
-from dmdr.config import NAME
-from dmdr.config_file import load
+from dmdr.config.load import load
+from dmdr.config.run import NAME
 from dmdr.errors import DataError
+from dmdr.teacher import digests
 from flows import cli
-from stages import teachers
-from stages.artifacts import Artifact
-from stages.revisions import run_name
-from stages.teachers import Revision, published, resolved
+from stages.store.artifacts import Artifact
+from stages.store.published_teachers import Revision, list_published, publish_teacher, resolve_teacher
+from stages.store.revisions import run_name
 from tests.s3_server import BUCKET, spoil
 from tests.test_stage_entry import refused, stages
 from tests.trained_run import trained_run
@@ -45,12 +44,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def publish(store: str, folder: Path, name: str = "lab", revision: str | None = None) -> Revision:
-    return teachers.publish(str(folder), name, revision, store, lambda here, total: None)
+    return publish_teacher(str(folder), name, revision, store, lambda here, total: None)
 
 
 def fetched(config: Path, address: str) -> Path:
     """The local folder that a stage gets for an address."""
-    return Path(resolved(load(config), address, lambda here: None).teacher.path)
+    return Path(resolve_teacher(load(config), address, lambda here: None).teacher.path)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,7 +68,7 @@ def test_a_published_teacher_is_the_same_teacher(store, tiny_config, tmp_path, c
             assert told.out == f"fashion@{digest[:12]}, sha256 {digest}, is published at {address}\n"
             assert "no Prefect API is configured" in told.err
     assert contents(source) == before, "the source stays as it was"
-    assert [(each.address, each.digest) for each in published(store)] == [(address, digest)]
+    assert [(each.address, each.digest) for each in list_published(store)] == [(address, digest)]
     assert cli.main(["teachers", "list", "--at", store]) == 0
     row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]]
     assert row[:3] == [f"fashion@{digest[:12]}", "sd3", f"{digest[:12]}…"] and row[-1] == address
@@ -103,7 +102,7 @@ def test_what_may_not_be_published(tmp_path, capsys):
         assert cli.main(command) == code
         told = capsys.readouterr()
         assert said in told.err and told.err.count("\n") == 1 and told.out == ""
-    assert [each.address for each in published(store)] == [f"{store}/lab/1"]
+    assert [each.address for each in list_published(store)] == [f"{store}/lab/1"]
 
 
 def test_a_prefect_that_does_not_answer_is_said(tmp_path, capsys):
@@ -112,7 +111,7 @@ def test_a_prefect_that_does_not_answer_is_said(tmp_path, capsys):
         assert cli.main(["teachers", "publish", str(LAB / "fashion"), "--as", "lab", "--to", store]) == 74
     told = capsys.readouterr().err
     assert "is published, but the Prefect API at http://127.0.0.1:9/api did not take the event" in told
-    assert [each.name for each in published(store)] == ["lab"]
+    assert [each.name for each in list_published(store)] == ["lab"]
 
 
 PUBLISHER = """
@@ -170,7 +169,7 @@ def test_a_killed_publisher_leaves_a_teacher_whole_or_invisible(store, tiny_conf
         while cut < kills:
             ended = published_until(rng.uniform(0, whole), revision)
             cut += not ended
-            visible = {int(each.revision) for each in published(store)}
+            visible = {int(each.revision) for each in list_published(store)}
             assert visible - done <= {revision} and done <= visible
             assert revision in visible or not ended
             done = visible
@@ -179,7 +178,7 @@ def test_a_killed_publisher_leaves_a_teacher_whole_or_invisible(store, tiny_conf
             assert published_until(None, each)
         publisher.stdin.close()
     print(f"{cut} kills in {revision + 1} revisions, a publication takes {whole:.2f} s")
-    listed = published(store)
+    listed = list_published(store)
     assert {int(each.revision) for each in listed} == set(range(revision + 1))
     wanted, config = contents(source), tiny_config()
     for each in listed:
@@ -216,7 +215,7 @@ def test_a_damaged_teacher_is_never_used(store, tiny_config, tmp_path):
     whole = publish(store, LAB / "fashion", revision="2")
     folder = fetched(config, whole.address)
     spoil(store, "lab/2/record.json", None)
-    assert [each.revision for each in published(store)] == ["1"]
+    assert [each.revision for each in list_published(store)] == ["1"]
     assert digests.digest(folder) == whole.digest
 
 
@@ -231,7 +230,7 @@ def test_what_is_fetched_is_fetched_once_and_goes_on(s3, tiny_config, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resolved(load(config), made.address, interrupted)
+        resolve_teacher(load(config), made.address, interrupted)
     begun = next((tmp_path / "cache").rglob(".lab@1.begun"))
     kept = {path: path.stat().st_mtime_ns for path in begun.rglob("*") if path.is_file()}
     assert kept and 10**6 < max(seen) < sum(file["size"] for file in made.record["files"].values())

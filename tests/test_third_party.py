@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
 
-from dmdr import teacher
-from dmdr.config_file import load
+from dmdr.config.identity import identity
+from dmdr.config.load import load
 from dmdr.errors import ConfigError, DataError, InputMissing
-from dmdr.identity import identity
-from stages.samples import unpacked
+from dmdr.teacher.load import digest_teacher
+from stages.evaluation.samples import unpacked
 from tests.trained_run import run_stage, trained_run
 
 
@@ -109,5 +109,5 @@ def test_the_command_adds_a_column_to_a_run(tiny_config, tiny_sd3_folder, tmp_pa
     assert [m["name"] for m in card["models"]] == ["student", "teacher", "naive teacher", "cold start", "Theirs"]
     assert json.loads((folder.parent / "export" / "record.json").read_text())["adopted_from"] == "tiny"
     assert (
-        teacher.digest(tiny_sd3_folder) == json.loads((folder / "record.json").read_text())["inputs"]["pipeline:Theirs"]
+        digest_teacher(tiny_sd3_folder) == json.loads((folder / "record.json").read_text())["inputs"]["pipeline:Theirs"]
     )

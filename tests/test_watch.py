@@ -19,16 +19,10 @@ import torch
 from test_stage_training import digests, finish, start, steps_saved
 from trained_run import run_stage
 
-from dmdr import teacher
-from dmdr.backbones.scores import SharedBase
-from dmdr.config import Optimizer, Training, Watch
-from dmdr.config_file import load
+from dmdr.config.load import load
+from dmdr.config.run import Optimizer, Training, Watch
 from dmdr.errors import ConfigError
-from dmdr.promptset import PromptSet
-from dmdr.rewards.load import load_reward
-from dmdr.rollout import noise_for, student_sample
-from dmdr.state import TrainState, fill
-from dmdr.watch import (
+from dmdr.hacking_alarm import (
     DIVERSITY,
     NON_FINITE,
     REWARD,
@@ -42,8 +36,14 @@ from dmdr.watch import (
     saturation,
     scored,
 )
-from stages.charts import charts, read_columns
-from stages.provenance import watched
+from dmdr.promptset import PromptSet
+from dmdr.rewards.load import load_reward
+from dmdr.rollout import noise_for, student_sample
+from dmdr.shared_base import SharedBase
+from dmdr.state import TrainState, fill
+from dmdr.teacher.load import find_teacher, load_teacher
+from stages.reports.charts import charts, read_columns
+from stages.reports.provenance import watched
 
 HELD_OUT, SEED, STEPS = "lab-mixer", 11, 2
 DEAF = {"reward_drop": 9.0, "diversity_drop": 0.999, "saturation_rise": 999.0}  # no finite image sets these off
@@ -86,7 +86,7 @@ class Bench:
     def __init__(self, config_path: Path, store: Path, rank: int | None) -> None:
         self.config = load(config_path)
         self.folder = run_stage(self.config, store, "prompts")
-        backbone = teacher.load(teacher.resolve(self.config.teacher.path), text=False)
+        backbone = load_teacher(find_teacher(self.config.teacher.path), text=False)
         self.base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=rank, seed=0)
         optimizer = Optimizer(learning_rate=1e-3)
         training = Training(updates=9, batch_size=1, student=optimizer, fake_score=optimizer)

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dmdr.config import STAGES
-from stages import layout
-from stages.artifacts import Artifact
+from dmdr.config.run import STAGES
+from stages.store import layout
+from stages.store.artifacts import Artifact
 from tests.s3_proxy import Faults
 from tests.s3_server import BUCKET
 

@@ -10,21 +10,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dmdr import teacher
-from dmdr.config import Config
-from dmdr.export import WEIGHTS
-from dmdr.identity import identity
-from stages.artifacts import Artifact
-from stages.context import Context
-from stages.inputs import inputs
-from stages.progress import Progress
+from dmdr.config.identity import identity
+from dmdr.config.run import Config
+from dmdr.export.write import WEIGHTS
+from dmdr.teacher.load import find_configured, load_teacher
+from stages.runtime.context import Context
+from stages.runtime.progress import Progress
+from stages.store.artifacts import Artifact
+from stages.store.inputs import inputs
 
 MADE = {"code": {"version": "0.1.0", "torch": "2"}, "device": "cpu", "duration_s": 1.5, "cost": {"cpu_s": 1.0}}
 
 
 def full_student(folder: Path, teacher_folder: Path, amount: float = 0.05) -> Path:
     """The output of a training stage: the teacher's weights, each moved a little."""
-    network = teacher.load(teacher_folder, text=False).network
+    network = load_teacher(teacher_folder, text=False).network
     generator = torch.Generator().manual_seed(1)
     weights = {name: w + amount * torch.randn(w.shape, generator=generator) for name, w in network.state_dict().items()}
     return _trained(folder, weights, {"form": "full"})
@@ -32,7 +32,7 @@ def full_student(folder: Path, teacher_folder: Path, amount: float = 0.05) -> Pa
 
 def lora_student(folder: Path, teacher_folder: Path, amount: float = 0.2, rank: int = 4) -> Path:
     """The same for a LoRA student: random A and B on all targets."""
-    backbone = teacher.load(teacher_folder, text=False)
+    backbone = load_teacher(teacher_folder, text=False)
     generator = torch.Generator().manual_seed(2)
     weights = {}
     for name, module in backbone.network.named_modules():
@@ -74,6 +74,6 @@ def trained_run(config: Config, store: Path) -> Path:
     make = full_student if config.student.form == "full" else lora_student
     for stage, amount in {"cold_start": 0.01, "joint": 0.02}.items():
         context = context_for(config, store, stage)
-        make(context.out, teacher.source(config.teacher), amount)
+        make(context.out, find_configured(config.teacher), amount)
         context.artifact.seal(context.out, facts={}, made=MADE)
     return store

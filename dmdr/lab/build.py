@@ -61,14 +61,14 @@ def build_other(name: str, folder: Path, log: Log) -> None:
 
 def build_teacher(name: str, folder: Path, log: Log) -> None:
     """One of TEACHERS into `folder`, with its scores beside it."""
+    from dmdr.lab.checker_metric import LabChecker
     from dmdr.lab.denoising import build_denoising
+    from dmdr.lab.fashion.judge_metric import FashionJudge
     from dmdr.lab.fashion.prompts import fashion_prompts
     from dmdr.lab.fashion.teacher import build_fashion
     from dmdr.lab.flow import build_flow
     from dmdr.lab.prompts import lab_prompts
     from dmdr.lab.scores import teacher_scores
-    from dmdr.metrics.fashion_judge import FashionJudge
-    from dmdr.metrics.lab_checker import LabChecker
 
     {"flow": build_flow, "denoising": build_denoising, "fashion": build_fashion}[name](folder, log)
     if name == "fashion":  # four images a prompt: it has few prompts

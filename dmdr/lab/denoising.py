@@ -16,11 +16,11 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from dmdr import teacher
 from dmdr.backbones.sdxl import SDXL
 from dmdr.lab.autoencoder import encoded
 from dmdr.lab.fitting import fit_network
 from dmdr.lab.renders import drawn
+from dmdr.teacher.load import find_teacher, load_teacher
 
 PARTS = "lab:flow"
 RECIPE = {
@@ -75,7 +75,7 @@ def build_denoising(folder: Path, log, recipe: dict = RECIPE) -> None:
     """Train the UNet from the recipe and save the pipeline as float16 safetensors under `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe["seed"])
-    parts = teacher.load(teacher.resolve(recipe["parts"])).pipe
+    parts = load_teacher(find_teacher(recipe["parts"])).pipe
     pipe = StableDiffusionXLPipeline(
         vae=without_shift(parts.vae), text_encoder=without_projection(parts.text_encoder), tokenizer=parts.tokenizer,
         text_encoder_2=parts.text_encoder_2, tokenizer_2=parts.tokenizer_2,

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from dmdr import teacher
 from dmdr.backbones.protocol import Backbone
-from dmdr.metrics.load import Metric
 from dmdr.rollout import noise_for, teacher_sample
+from dmdr.teacher.load import load_teacher
 
 BATCH = 100
 
 
-def figures_of(backbone: Backbone, metric: Metric, records: Sequence[dict], steps: int, guidance_scale: float) -> dict:
-    """Mean of each of the metric's figures over one image a record."""
-    found: dict[str, list[np.ndarray]] = {figure: [] for figure in metric.figures}
+class Judge(Protocol):
+    """What says how good an image is: the lab's own metrics."""
+
+    figures: tuple[str, ...]
+
+    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict]]:
+        """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and a line of results for each image."""
+
+
+def figures_of(backbone: Backbone, judge: Judge, records: Sequence[dict], steps: int, guidance_scale: float) -> dict:
+    """Mean of each of the judge's figures over one image a record."""
+    found: dict[str, list[np.ndarray]] = {figure: [] for figure in judge.figures}
     empty = backbone.collate(backbone.encode([""])[0])
     for start in range(0, len(records), BATCH):
         part = list(records[start : start + BATCH])
@@ -28,7 +37,7 @@ def figures_of(backbone: Backbone, metric: Metric, records: Sequence[dict], step
         x0 = teacher_sample(backbone, c, empty, guidance_scale=guidance_scale, times=times, noise=noise)
         with torch.no_grad():
             images = backbone.decode(x0)
-        for figure, scores in metric(images, part)[0].items():
+        for figure, scores in judge(images, part)[0].items():
             found[figure].append(scores)
     means = {figure: float(np.concatenate(scores).mean()) for figure, scores in found.items()}
     prompts = len({record["prompt"] for record in records})
@@ -36,12 +45,12 @@ def figures_of(backbone: Backbone, metric: Metric, records: Sequence[dict], step
 
 
 def teacher_scores(
-    folder: Path, metric: Metric, records: Sequence[dict], *, guidance_scale: float
+    folder: Path, judge: Judge, records: Sequence[dict], *, guidance_scale: float
 ) -> dict[str, dict[str, float]]:
     """What the recipe's record says of a teacher folder."""
-    backbone = teacher.load(folder)
+    backbone = load_teacher(folder)
     return {
-        "teacher": figures_of(backbone, metric, records, 25, guidance_scale),
-        "without CFG": figures_of(backbone, metric, records, 25, 1.0),
-        "naive, 4 steps": figures_of(backbone, metric, records, 4, 1.0),
+        "teacher": figures_of(backbone, judge, records, 25, guidance_scale),
+        "without CFG": figures_of(backbone, judge, records, 25, 1.0),
+        "naive, 4 steps": figures_of(backbone, judge, records, 4, 1.0),
     }

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dmdr import hub
+from dmdr.config.reward_weights import OF
 from dmdr.errors import InputMissing
 from dmdr.metrics.lpips import FIGURE, SIDE
 from dmdr.rewards.open_clip import KINDS, PREFIXED, SCALE
-from dmdr.weights import OF, address
+from dmdr.rewards.weights import address
+from dmdr.teacher import hub
 
 MODELS = {
     "pickscore": "CLIP ViT-H/14 of PickScore v1",

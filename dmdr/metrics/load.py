@@ -8,15 +8,16 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from dmdr.config.reward_weights import OF_JUDGE
 from dmdr.errors import ConfigError, InputMissing
+from dmdr.lab.checker_metric import LabChecker
+from dmdr.lab.fashion.judge_metric import FashionJudge
 from dmdr.metrics.dpg_bench import DPGBench
-from dmdr.metrics.fashion_judge import FashionJudge
 from dmdr.metrics.geneval import GenEval
-from dmdr.metrics.lab_checker import LabChecker
 from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.reward import RewardMetric
 from dmdr.rewards.load import load_reward
-from dmdr.weights import OF_JUDGE, resolve
+from dmdr.rewards.weights import resolve
 
 RESULTS = "results"  # lines as GenEval's scripts write and read them
 

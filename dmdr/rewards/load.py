@@ -7,9 +7,10 @@ from typing import Protocol
 
 import torch
 
-from dmdr import weights
+from dmdr.config import reward_weights
+from dmdr.config.reward_weights import FASHION, LAB
 from dmdr.errors import ConfigError
-from dmdr.weights import FASHION, LAB
+from dmdr.rewards import weights
 
 
 class Reward(Protocol):
@@ -40,7 +41,7 @@ def load_reward(name: str, device: str = "cpu", addresses: Mapping[str, str] | N
         **open_clip.LOADERS, "pickscore": pickscore.load, "aesthetic": aesthetic.load, "imagereward": imagereward.load
     }  # fmt: skip
     if name not in loaders:
-        raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join(weights.OF_REWARD)}")
+        raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join(reward_weights.OF_REWARD)}")
     if device == "meta":
-        return loaders[name](*(None for _ in weights.OF_REWARD[name]), device)
-    return loaders[name](*(weights.resolve(each, addresses or {}) for each in weights.OF_REWARD[name]), device)
+        return loaders[name](*(None for _ in reward_weights.OF_REWARD[name]), device)
+    return loaders[name](*(weights.resolve(each, addresses or {}) for each in reward_weights.OF_REWARD[name]), device)

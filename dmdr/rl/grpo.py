@@ -16,11 +16,11 @@ from collections.abc import Mapping
 import torch
 
 from dmdr import losses
-from dmdr.backbones.scores import SharedBase
-from dmdr.config import GRPO as GRPOConfig
+from dmdr.config.run import GRPO as GRPOConfig
 from dmdr.rewards.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective, actions, log_prob, rewarded, share
 from dmdr.rollout import States
+from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
 
 

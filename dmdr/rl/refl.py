@@ -13,12 +13,13 @@ from collections.abc import Mapping
 
 import torch
 
-from dmdr import decoders, losses
-from dmdr.backbones.scores import SharedBase
-from dmdr.config import ReFL as ReFLConfig
+from dmdr import losses
+from dmdr.config.run import ReFL as ReFLConfig
 from dmdr.rewards.mixture import Mixture
+from dmdr.rl import decoders
 from dmdr.rl.objective import Figures, Objective
 from dmdr.rollout import States
+from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
 
 

@@ -15,12 +15,12 @@ import hashlib
 import re
 from pathlib import PurePosixPath
 
+from dmdr.config.identity import fingerprint, identity
 from dmdr.errors import ConfigError
-from dmdr.identity import fingerprint, identity
 from flows.launch.failure import FINAL
 from flows.launch.stage import PREFIX, RUN, STAGE, Stage, label, options
-from stages.provenance import teacher_name
-from stages.ranks import SPLIT
+from stages.reports.provenance import teacher_name
+from stages.runtime.ranks import SPLIT
 
 TEACHER, ATTEMPT, FLOW_RUN = (f"{PREFIX}/{n}" for n in ("teacher", "attempt", "flow-run"))
 WAITS = f"flow-run.{PREFIX}/"  # and its id: the annotations of all flow runs that wait for a Job

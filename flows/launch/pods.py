@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flows.launch.manifest import CONTAINER, gpus
 from flows.launch.stage import Stage
-from stages.ranks import WORST_FIRST
+from stages.runtime.ranks import WORST_FIRST
 
 STUCK = (  # reasons of a waiting container that time alone seldom mends
     "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError",

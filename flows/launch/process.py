@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable
 from threading import Thread
 
-from stages.ranks import die_with_parent
+from stages.runtime.ranks import die_with_parent
 
 GRACE = 60  # seconds a stage has for its last step and its checkpoint
 

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmdr.cluster import Cluster, Pods
-from dmdr.config import Config
-from dmdr.config_file import load
+from dmdr.config.cluster import Cluster, Pods
+from dmdr.config.load import load
+from dmdr.config.run import Config
 from dmdr.errors import ConfigError
 
 PREFIX = "dmdr.dev"  # of our labels and annotations

@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from dmdr.config_file import load
-from dmdr.identity import identity
-from stages.artifacts import Artifact
+from dmdr.config.identity import identity
+from dmdr.config.load import load
+from stages.store.artifacts import Artifact
 
 
 def main(stage: str, config: str, run: str, store: str) -> int:

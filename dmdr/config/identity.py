@@ -1,0 +1,53 @@
+"""What names a stage's result: the settings that it reads, together with the digests of its inputs.
+
+Addresses say where an input lies, not what it is; its digest stands for it. `execution` never changes a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+from dmdr.config.run import Config
+
+TRAINED = ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "precision")
+NEEDS = {  # the settings each stage reads, and so the ones that name its result
+    "prompts": ("seed", "prompts"),
+    "cold_start": (*TRAINED, "cold_start"),
+    "joint": (*TRAINED, "joint"),
+    "export": ("student", "teacher.resolution", "export"),
+    "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
+}
+# the digests of what lies there count instead
+ADDRESSES = (
+    "teacher.path", "teacher.parts", "prompts.sources", "prompts.evaluation", "prompts.folder", "joint.rl.tiny_decoder",
+)  # fmt: skip
+PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # and of each of these
+
+LATER = {  # settings that results were sealed without, and the value those were made with, at which they are left out
+    "precision": "float32",
+    "export.forms": None,
+    "joint.rl.decoder": "whole",
+    "evaluate.pipelines": {},
+    **{f"{stage}.{of}.kind": "adamw" for stage in ("cold_start", "joint") for of in ("student", "fake_score")},
+}
+
+
+def identity(config: Config, stage: str) -> dict[str, object]:
+    """The settings that name a stage's result, flat ("student.steps": 4), without ADDRESSES and execution."""
+    flat = _flat("", config.model_dump(mode="json"))
+    needed = {key for key in flat for need in NEEDS[stage] if key == need or key.startswith(f"{need}.")}
+    needed = {key for key in needed.difference(ADDRESSES) if not PIPELINE.fullmatch(key)}
+    return {key: flat[key] for key in sorted(needed) if LATER.get(key, ...) != flat[key]}
+
+
+def _flat(prefix: str, value: object) -> dict[str, object]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, inner in value.items() for k, v in _flat(f"{prefix}.{key}".strip("."), inner).items()}
+    return {prefix: value}
+
+
+def fingerprint(data: object) -> str:
+    """sha256 of canonical JSON; equal data, equal fingerprint, on any machine."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()

@@ -1,0 +1,83 @@
+"""The proof that an exported form draws the student's images: its pipeline, loaded by plain diffusers, beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from dmdr.backbones.latent import unheard
+from dmdr.backbones.protocol import Backbone
+from dmdr.errors import DataError
+from dmdr.export.write import absent_texts, network_part, no_bars
+from dmdr.rollout import student_sample
+from dmdr.teacher.load import load_pipeline
+
+PROBES = ("a red circle", "two blue squares above a green cross", "a photo of three trees")
+TOLERANCE = 1e-3  # greatest absolute difference of latents, whose standard deviation is about 1: float32 leaves 1e-5,
+# in a student that RL alone has driven far 1.5e-4, and a wrong scheduler or weight 0.1 and more
+
+
+def loaded(form: str, folder: Path, backbone: Backbone, source: Path) -> DiffusionPipeline:
+    """The pipeline of a form under `folder`, from the disk, with no code of ours.
+
+    source: the teacher, of which the forms `lora` and `weights` take the other parts.
+    """
+    no_bars()
+    if form == "pipeline":
+        return DiffusionPipeline.from_pretrained(folder / "pipeline", local_files_only=True)
+    if form == "single-file":
+        (file,) = (folder / "single-file").glob("*.safetensors")
+        absent = dict.fromkeys(absent_texts(backbone))
+        pipe = type(backbone.pipe).from_single_file(
+            str(file), config=str(folder / "pipeline"), local_files_only=True, **absent
+        )
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()  # diffusers leaves T5 with its dropout on
+        return pipe
+    pipe = load_pipeline(source)
+    kind = type(backbone.student_scheduler(1))
+    pipe.register_modules(scheduler=kind.from_pretrained(folder / form / "scheduler", local_files_only=True))
+    if form == "lora":
+        with unheard():
+            pipe.load_lora_weights(folder / "lora", local_files_only=True)
+    else:
+        network = type(backbone.network).from_pretrained(folder / "weights", local_files_only=True)
+        pipe.register_modules(**{network_part(backbone): network})
+    return pipe
+
+
+@torch.no_grad()
+def parity(backbone: Backbone, network: torch.nn.Module, steps: int, pipe: DiffusionPipeline, *, seed: int) -> float:
+    """Greatest absolute difference of latents between our sampler and a form's pipeline.
+
+    Text goes through the form's own encoders on one side and through `encode` on the other, so that the whole path
+    from prompt to latents is compared.
+
+    Raises:
+        DataError: the difference is above TOLERANCE or not a number.
+    """
+    pipe.to(network.device).set_progress_bar_config(disable=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        start = torch.randn(len(PROBES), *backbone.latent_shape).to(network.device)
+        torch.manual_seed(seed)  # diffusers renoises from torch's global generator, which we then follow draw by draw
+        theirs = pipe(
+            list(PROBES), num_inference_steps=steps, guidance_scale=backbone.plain_guidance, output_type="latent",
+            height=backbone.resolution, width=backbone.resolution, latents=backbone.to_pipeline(start.clone()),
+        ).images  # fmt: skip
+        torch.manual_seed(seed)
+        like = backbone.to_pipeline(start)
+        noises = torch.stack([start, *(backbone.from_pipeline(torch.randn_like(like)) for _ in range(steps - 1))])
+    items, _ = backbone.encode(list(PROBES))
+    times = backbone.student_times(steps).to(network.device)
+    ours = student_sample(backbone, network, backbone.collate(items), times, noises)
+    difference = (ours - backbone.from_pipeline(theirs)).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise DataError(
+            f"the export does not draw the student's images: latents differ by {difference:.2e}, allowed "
+            f"{TOLERANCE:.0e}; check that diffusers is the version DMDR is installed with, then export again"
+        )
+    return difference

@@ -1,0 +1,1 @@
+"""What a config needs of memory, work and hours, before anyone pays."""

@@ -1,0 +1,1 @@
+"""Find, fetch, fingerprint and load a teacher."""

@@ -1,0 +1,71 @@
+"""`dmdr teachers`: publishing a teacher, telling Prefect of it, and looking at what is published."""
+
+from __future__ import annotations
+
+import sys
+
+from dmdr.errors import StoreError
+from dmdr.teacher.load import FAMILIES
+from stages.reports.scorecard_text import table
+from stages.runtime.progress import Progress
+from stages.store.artifacts import SEEN
+from stages.store.published_teachers import Revision, list_published, publish_teacher
+
+EVENT, RESOURCE = "teacher.published", "dmdr.teacher"  # what prefect.yaml's trigger waits for
+MEGABYTE = 10**6
+
+
+def publish(folder: str, name: str, revision: str | None, to: str) -> int:
+    """Publish a teacher and emit the event; again: go on, or only the event. Always 0.
+
+    Raises:
+        ConfigError, InputMissing, DataError: as `stages.store.published_teachers.publish`.
+        StoreError: as there, or the teacher is published and Prefect does not answer.
+    """
+    progress = Progress("published megabytes")
+    made = publish_teacher(
+        folder, name, revision, to, lambda here, all: progress.update(here // MEGABYTE, -(-all // MEGABYTE))
+    )
+    print(f"{made.name}@{made.revision}, sha256 {made.digest}, is published at {made.address}")
+    announce(made)
+    return 0
+
+
+def listed(at: str) -> int:
+    """Print a line a published teacher. Always 0."""
+    rows = [["teacher", "family", "sha256", "megabytes", "published at", "address"]]
+    for each in list_published(at):
+        record = each.record or {}
+        size = sum(file["size"] for file in record["files"].values())
+        family = FAMILIES.get(record["identity"]["class"], record["identity"]["class"])
+        digest = f"{record['inputs']['teacher'][:SEEN]}…"
+        label = f"{each.name}@{each.revision}"
+        rows.append([label, family, digest, f"{size / MEGABYTE:,.1f}", record["published_at"], each.address])
+    print(table(rows) if len(rows) > 1 else f"no teachers at {at}")
+    return 0
+
+
+def announce(made: Revision) -> None:
+    """Emit the event teacher.published where a Prefect API is configured.
+
+    Raises:
+        StoreError: it does not take the event.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.events import Event, Resource
+    from prefect.settings import PREFECT_API_URL
+
+    later = "retrain/on-new-teacher finds it when its schedule fires next"
+    if not PREFECT_API_URL.value():
+        print(f"no Prefect API is configured (PREFECT_API_URL), so no event was emitted; {later}", file=sys.stderr)
+        return
+    about = {"name": made.name, "revision": made.revision, "address": made.address, "digest": made.digest}
+    event = Event(event=EVENT, resource=Resource({"prefect.resource.id": f"{RESOURCE}.{made.name}"}), payload=about)
+    try:
+        get_client(sync_client=True).request("POST", "/events", json=[event.model_dump(mode="json")])
+    except Exception as error:
+        raise StoreError(
+            f"{made.address} is published, but the Prefect API at {PREFECT_API_URL.value()} did not take the event "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); repeat the command, or {later}"
+        ) from error
+    print(f"emitted {EVENT} for {RESOURCE}.{made.name}")

@@ -1,0 +1,80 @@
+"""The flow `lab-tables`: every run of a table of the paper, then one page that says what holds.
+
+1. Rows share stages. Before a stage runs, it is looked for in the other rows of its seed: what was made there from the
+   same settings and inputs is the same artifact and is copied.
+2. Seed by seed, so that the page, written after each, has all rows early.
+3. A row that fails inside (exit code 70, a loss that is not a number) does not stop the others: the page says that it
+   is not finished, and the flow ends with its failure. Anything else stops the flow. The same command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from prefect import flow, get_run_logger
+from prefect.runtime import deployment
+
+from dmdr.config.identity import identity
+from flows.distil import StageFailed, stage
+from flows.prefect_support import artifacts
+from stages.reports.tables.plan import Run
+from stages.reports.tables.prepared import prepared, write_page
+from stages.store.artifacts import Artifact
+from stages.store.inputs import inputs
+
+INTERNAL = 70
+
+
+@flow(name="lab-tables", persist_result=False, result_serializer="json")
+def lab_tables(
+    spec: str, seeds: list[int] | None = None, store: str = "runs", base: str | None = None, out: str | None = None
+) -> None:
+    """Run a table of the paper and write its page.
+
+    Args:
+        spec: path of the table's YAML file
+        seeds: in the place of the table's own
+        store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
+        base: a config in the place of the table's own
+        out: the page; tables/NAME.html if not given
+
+    Raises:
+        StageFailed: a stage ended without its seal.
+    """
+    table = prepared(spec, seeds, store, base, out)
+    say = get_run_logger().info if deployment.id else _to_terminal
+    failures: list[StageFailed] = []
+    for number, run in enumerate(table.runs, start=1):
+        say(f"{table.spec.table}: run {number} of {len(table.runs)}, {run.name}")
+        try:
+            complete(run, [each for each in table.runs if each.seed == run.seed], store, say)
+        except StageFailed as failure:
+            if failure.code != INTERNAL:
+                raise
+            say(f"{run.name} cannot be finished: {failure}; the others go on")
+            failures.append(failure)
+        if run is table.runs[-1] or table.runs[number].seed != run.seed:
+            artifacts.page(table.spec.runs, write_page(table))
+    if failures:
+        raise failures[0]
+
+
+def complete(run: Run, siblings: list[Run], store: str, say: Callable[[str], None]) -> None:
+    """Seal every stage of a run: it is sealed already, or a sibling has it, or it runs."""
+    for name in run.row.stages:
+        own, needed = Artifact(store, run.name, name), inputs(run.config, name, store, run.name)
+        asked = identity(run.config, name)
+        if own.record() is not None:
+            own.claim(asked, needed)
+            continue
+        others = (Artifact(store, each.name, name) for each in siblings if each is not run)
+        adopted = next((record for other in others if (record := own.adopt(other, asked, needed))), None)
+        if adopted is not None:
+            say(f"{name}: the same as that of {adopted['adopted_from']}, copied to {own.address}")
+        else:
+            stage(name, str(run.path), run.name, store)
+
+
+def _to_terminal(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

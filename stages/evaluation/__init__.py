@@ -1,0 +1,1 @@
+"""The models that are compared, what they draw, and how it is judged."""

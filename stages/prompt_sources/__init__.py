@@ -1,0 +1,1 @@
+"""Where prompts come from: files in many formats, and public sets by name."""

@@ -1,0 +1,159 @@
+"""Prompt sources: files, public sets by name and the lab's own lists, as a stream of records.
+
+A record is {"prompt": text, ...}: normalised text, and beside it what the source says about it (GenEval's tag, include
+and exclude, and any other plain value). A line that cannot be a prompt is named, counted and skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from dmdr.config.identity import fingerprint
+from dmdr.config.run import Prompts
+from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.lab.fashion.prompts import fashion_prompts
+from dmdr.lab.prompts import lab_prompts
+from stages.prompt_sources import public_set_files
+from stages.prompt_sources.formats import READERS, READERS_OF_SETS, Lines, Rows
+from stages.prompt_sources.public_set_files import FETCHED, Sets
+from stages.prompt_sources.public_sets import NamedSet, is_named
+
+WORLDS = {"lab": lab_prompts, "fashion": fashion_prompts}  # WORLD:train and WORLD:held-out
+GENEVAL = ("include", "exclude")  # its lists of objects; everything else that is kept is a plain value
+DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069\ufeff]")  # bidirectional overrides and byte order marks
+
+
+def by_name(prompts: Prompts) -> dict[str, str]:
+    """Every source of a config under its name among the stage's inputs, the evaluation prompts first."""
+    evaluation = {} if prompts.evaluation is None else {"evaluation": prompts.evaluation}
+    return evaluation | {f"source:{index}": source for index, source in enumerate(prompts.sources)}
+
+
+def sets_of(prompts: Prompts) -> Sets:
+    """The public sets, from where the config says."""
+    return FETCHED if prompts.folder is None else Sets(Path(prompts.folder))
+
+
+def read(source: str, column: str, lines: Lines, sets: Sets = FETCHED) -> Iterator[dict]:
+    """The records of a source; `lines` counts along.
+
+    Raises:
+        InputMissing: no such file, or a set that cannot be fetched.
+        ConfigError: a kind of file that is not read here, one without `column`, or no such set.
+        DataError: the file is empty, or more than 1 % of it is bad, or a set is not what is promised.
+    """
+    if is_named(source):
+        yield from _of_set(source, lines, sets)
+    elif _is_list(source):
+        yield from _records(((number, each["prompt"], each) for number, each in enumerate(_list(source), 1)), lines)
+    else:
+        path = _path(source)
+        with path.open("rb") as file:
+            yield from _records(READERS[path.suffix.lower()](file, column, lines), lines)
+    lines.check()
+
+
+def digest(source: str, sets: Sets = FETCHED) -> str:
+    """sha256 of a source's content. Raises, beside what `read` does, InputMissing if a file cannot be read."""
+    if is_named(source):
+        return public_set_files.digest(sets.files(source))
+    if _is_list(source):
+        return fingerprint(_list(source))
+    return public_set_files.sha256(_path(source))
+
+
+def normalise(text: str) -> str:
+    """NFC text without control characters, in one line, white space collapsed. Doing it twice changes nothing."""
+    kept = (letter for letter in DIRECTIONS.sub("", text) if letter.isspace() or unicodedata.category(letter) != "Cc")
+    return unicodedata.normalize("NFC", " ".join("".join(kept).split()))
+
+
+def _is_list(source: str) -> bool:
+    return source.partition(":")[0] in WORLDS and ":" in source
+
+
+def _list(source: str) -> tuple[dict, ...]:
+    world, _, name = source.partition(":")
+    try:
+        return WORLDS[world](name)
+    except ValueError as error:
+        raise ConfigError(f"prompt source {source}: {error}") from error
+
+
+def _path(source: str) -> Path:
+    path = Path(source)
+    if path.suffix.lower() not in READERS:
+        lists = ", ".join(f"{world}:{name}" for world in WORLDS for name in ("train", "held-out"))
+        raise ConfigError(f"prompt source {source} must be {lists} or end in {', '.join(READERS)}, or be set:NAME")
+    if not os.path.isfile(path):
+        raise InputMissing(
+            f"prompt source {source} is not a file, or its folder is closed to this user; correct prompts.sources or "
+            "prompts.evaluation"
+        )
+    return path
+
+
+def _of_set(source: str, lines: Lines, sets: Sets) -> Iterator[dict]:
+    """The records of set:NAME, file by file. Raises DataError if they are not as many as is promised."""
+    promise, found, files = sets.named(source), 0, sets.files(source)
+    for file, path in files:
+        lines.source = f"{source} ({file.name})"
+        with path.open("rb") as stream:
+            rows = READERS_OF_SETS[path.suffix.lower()](stream, promise.column, lines)
+            for record in _records(_items(rows, promise), lines):
+                found += 1
+                yield {**record, **file.says}
+    lines.source = source
+    if promise.rows is not None and found != promise.rows:
+        raise DataError(
+            f"prompt source {source} promises {promise.rows:,} prompts and {found:,} were found in "
+            f"{', '.join(str(path) for _, path in files)}; replace what is not as {files[0][0].address} has it"
+        )
+
+
+def _items(rows: Rows, promise: NamedSet) -> Rows:
+    """The rows as they are, or the first one of each item."""
+    if promise.item is None:
+        yield from rows
+        return
+    seen = set()
+    for number, prompt, rest in rows:
+        if (item := rest.get(promise.item)) not in seen:
+            seen.add(item)
+            yield number, prompt, {promise.item: item}
+
+
+def _records(rows: Rows, lines: Lines) -> Iterator[dict]:
+    """Check each row and make a record of it."""
+    for number, prompt, rest in rows:
+        try:
+            record = _record(prompt, rest)
+        except ValueError as error:
+            lines.skip(number, str(error))
+            continue
+        lines.read += 1
+        yield record
+
+
+def _record(prompt: object, rest: dict) -> dict:
+    """Raises ValueError with what is wrong, as a clause."""
+    if not isinstance(prompt, str):
+        raise ValueError("has no text in the prompt's place")
+    if "\0" in prompt:
+        raise ValueError("has a NUL character")
+    if not (text := normalise(prompt)):
+        raise ValueError("has no prompt")
+    plain = {k: v for k, v in rest.items() if k in GENEVAL or v is None or isinstance(v, (str, int, float))}
+    record = {**plain, "prompt": text}
+    try:
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("has half a surrogate pair, which is not text") from error
+    except ValueError as error:
+        raise ValueError("has a number that is not finite") from error
+    return record

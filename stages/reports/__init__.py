@@ -1,0 +1,1 @@
+"""What people read: pages, charts, galleries and model cards."""

@@ -1,0 +1,137 @@
+"""One HTML file for several runs, in the report's looks: figures, differences, images, curves, what was set apart."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from stages.reports.bars import categories
+from stages.reports.charts import chart, thin
+from stages.reports.comparison.merged import listed, merged, models, remarks, same_prompts
+from stages.reports.comparison.results import Evaluated
+from stages.reports.gallery import Row
+from stages.reports.html import MARK, count, plain, table, whole
+from stages.reports.nfe import plots
+from stages.reports.page import cards, leads
+from stages.reports.pictures import LARGE, sides
+from stages.reports.provenance import teacher_name
+from stages.reports.style import COLOURS
+from stages.reports.table1 import about, figures_table, missing
+from stages.reports.verdict import deciding
+
+SHOWN = 12  # prompts with images: the largest leads and the largest losses
+
+
+def write(runs: list[Evaluated], out: Path) -> dict:
+    """Write the page and return the merged scorecard."""
+    card = merged(runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(runs, card), encoding="utf-8")
+    return card
+
+
+def page(runs: list[Evaluated], card: dict) -> str:
+    """The whole page; every text in it is escaped."""
+    names = [each.run for each in runs]
+    title = f"{listed(names)} compared"
+    body = [f"<h1>{escape(title)}</h1>", f'<p class="faint">Each run by its student; {escape(_prompts(runs))}.</p>']
+    if told := "".join(f"<li>{escape(each)}</li>" for each in remarks(runs)):
+        body.append(f'<ul class="remarks">{told}</ul>')
+    body += [
+        cards(card),
+        "<h2>Scorecard</h2>",
+        figures_table(card, None),
+        f'<p class="faint"><small>{NOTE}</small></p>',
+    ]
+    body += [missing(card), about(card), "<h2>Quality against NFE</h2>", plots(card)]
+    if card["tags"]:
+        body += ["<h2>By category</h2>", categories(card, None)]
+    if card["paired"]:
+        body += [f"<h2>The lead of {escape(names[0])}, prompt by prompt</h2>", leads(card)]
+    body += images(runs, card)
+    if drawn := curves(runs):
+        body += ["<h2>Reward curves of joint training</h2>", drawn]
+    body += ["<h2>Settings that differ</h2>", settings(runs), "<h2>Provenance</h2>", provenance(runs)]
+    return whole(title, body)
+
+
+NOTE = (
+    f"{MARK} A student here was trained to raise this very number, so it proves little. Higher is better everywhere. "
+    "Below each mean: its 95 % interval over prompts. NFE: forwards of the network an image; guidance (CFG) doubles "
+    "them, unless it is an input. Seconds an image were measured in each run's own evaluation, see provenance."
+)
+
+
+def _prompts(runs: list[Evaluated]) -> str:
+    if all(same_prompts(runs[0], each) for each in runs):
+        return f"all were judged on the same {count(len(runs[0].prompts), 'prompt')}"
+    return "not all were judged on the same prompts"
+
+
+def images(runs: list[Evaluated], card: dict) -> list[str]:
+    """Prompts that all runs kept images of, from the largest lead of the first over the second to its largest loss."""
+    compared = models(runs)
+    first, second = runs[0], runs[1]
+    if any(each.prompts != first.prompts for each in runs):
+        return []
+    kept = set.intersection(*(set(owners[0].images[model]) for owners, model in compared.values()))
+    figure = deciding(card)
+    ours, theirs = (each.scores[each.student["name"]].get(figure, {}) for each in (first, second))
+    lead = {place: ours[place] - theirs[place] for place in kept if place in ours and place in theirs}
+    places = sorted((p for p in lead if lead[p] == lead[p]), key=lambda place: (-lead[place], place))
+    places = places if len(places) <= SHOWN else places[: SHOWN // 2] + places[-SHOWN // 2 :]
+    if not places:
+        return []
+    rows = []
+    for place in places:
+        row = Row(first.prompts[place][1], f"{lead[place]:+.3f} {figure}")
+        for name, (owners, model) in compared.items():
+            row.images[name] = owners[0].images[model][place]
+            value = owners[0].scores[model].get(figure, {}).get(place)
+            row.notes[name] = "" if value is None else f"{figure} {value:.2f}"
+        rows.append(row)
+    order = f"By the lead of {first.run} over {second.run} in {figure}, among the prompts whose images were kept"
+    return ["<h2>Images</h2>", f'<p class="faint">{LARGE}</p>', sides(card, {order: rows})]
+
+
+def curves(runs: list[Evaluated]) -> str:
+    """A chart a column, the runs over each other; empty where no run has any."""
+    charts = []
+    for column in dict.fromkeys(column for each in runs for column in each.curves):
+        lines = [(n, each.run, each.curves[column]) for n, each in enumerate(runs) if column in each.curves]
+        end = max(points[-1][0] for _, _, points in lines)
+        drawn = [(name, 0.0, thin(points)) for _, name, points in lines]
+        charts.append(chart(column, drawn, end, colours=[n % len(COLOURS) for n, _, _ in lines]))
+    key = "".join(
+        f'<i class="k{n % len(COLOURS)}"></i>{escape(each.run)}' for n, each in enumerate(runs) if each.curves
+    )
+    return (
+        f'<p class="faint key">By student update:{key}</p><div class="charts">{"".join(charts)}</div>' if charts else ""
+    )
+
+
+def settings(runs: list[Evaluated]) -> str:
+    """Runs by those settings that are not the same in all."""
+    keys = sorted({key for each in runs for key in each.settings})
+    lines = []
+    for key in keys:
+        values = [each.settings.get(key, "not set") for each in runs]
+        if any(value != values[0] for value in values):
+            cells = "".join(f"<td><code>{escape(str(value))}</code></td>" for value in values)
+            lines.append(f'<tr><th scope="row">{escape(key)}</th>{cells}</tr>')
+    head = '<th scope="col">setting</th>' + "".join(f'<th scope="col">{escape(each.run)}</th>' for each in runs)
+    return table(head, lines, name="Settings that differ", kind="sticky") if lines else "<p>None.</p>"
+
+
+def provenance(runs: list[Evaluated]) -> str:
+    """A line a run: its teacher, its evaluation and what it was drawn on."""
+    return plain([(each.run, _made(each)) for each in runs], name="Provenance")
+
+
+def _made(run: Evaluated) -> str:
+    record, card = run.records["evaluate"], run.card
+    teacher = record["inputs"]["teacher"]
+    named = f"{teacher_name(record['teacher'])}, sha256 {teacher}" if "teacher" in record else f"sha256 {teacher}"
+    drawn = f"{card['device']}, batches of {card['batch_size']}"
+    cut = f"{count(card['truncated'], 'evaluation prompt')} cut by the text encoder"
+    return f"teacher {named}; {drawn}; {cut}; dmdr {record['code']['version']}; evaluate {record['fingerprint']}"

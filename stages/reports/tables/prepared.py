@@ -1,0 +1,70 @@
+"""A table that is ready to run: its configs, whether anything is left to do, and its page. No Prefect."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmdr.config.identity import identity
+from stages.reports.tables import spec as specs
+from stages.reports.tables.plan import Run, plan
+from stages.store.artifacts import Artifact
+from stages.store.inputs import inputs
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is ready to run. command: what makes it again."""
+
+    spec: specs.Spec
+    runs: list[Run]
+    store: str
+    out: Path
+    command: str
+
+
+def prepared(spec: str, seeds: list[int] | None, store: str, base: str | None, out: str | None) -> Table:
+    """Read and check everything, and write the configs of all runs beside the page.
+
+    Raises:
+        ConfigError, InputMissing: the table, its base or a row cannot be run.
+    """
+    table = specs.load(spec)
+    page = Path(out or f"tables/{'-'.join([Path(spec).stem, *([Path(base).stem] if base else [])])}.html")
+    runs = plan(table, page.with_suffix(""), seeds=seeds, base=base)
+    words = ["dmdr", "tables", spec, *(["--seeds", *map(str, seeds)] if seeds else [])]
+    words += ["--store", store] if store != "runs" else []
+    words += ["--base", base] if base else []
+    words += ["--out", out] if out else []
+    return Table(table, runs, store, page, shlex.join(words))
+
+
+def is_finished(table: Table) -> bool:
+    """Whether nothing is left to do.
+
+    Raises:
+        ConfigError: a stage is sealed under a run's name with other settings or inputs.
+    """
+    for each in table.runs:
+        for stage in each.row.stages:
+            artifact = Artifact(table.store, each.name, stage)
+            if artifact.record() is None:
+                return False
+            artifact.claim(identity(each.config, stage), inputs(each.config, stage, table.store, each.name))
+    return True
+
+
+def write_page(table: Table) -> str:
+    """Write the page of what is sealed; print its claims and where it lies, and return them as Markdown."""
+    from stages.reports.tables.page import sentence, write  # with numpy, scipy and torch, of which running needs none
+
+    judged = write(table.spec, table.runs, table.store, table.out, table.command)
+    lines: list[str] = []
+    for each in judged:
+        if (claim := f"\n{each.claim.claim}\n") not in lines:
+            lines.append(claim)
+        lines.append(f"- {sentence(each)}")
+    lines.append(f"\npage: {table.out}")
+    print("\n".join(lines), flush=True)
+    return "\n".join(lines)

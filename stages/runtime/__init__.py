@@ -1,0 +1,1 @@
+"""What a stage's process is given: its context, ranks, progress and device."""

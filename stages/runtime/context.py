@@ -1,0 +1,46 @@
+"""The stages of a run, each started as `python -m stages <stage>`; see __main__.py. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dmdr.config.run import Config
+    from stages.runtime.progress import Progress
+    from stages.store.artifacts import Artifact
+
+
+class Stopped(Exception):
+    """The stage was told to stop, and what it had done is in its checkpoint. The same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage's `run` is given."""
+
+    config: Config
+    artifact: Artifact  # of this stage; __main__ seals it
+    out: Path  # fresh and empty: the stage writes its files here
+    cache: Path  # for inputs that have to be downloaded
+    progress: Progress
+    stop: Callable[[], bool]  # whether to checkpoint and raise Stopped
+    _inputs: dict[tuple[str, str], Path] = field(default_factory=dict, init=False, repr=False)
+
+    def input(self, stage: str, under: str = "") -> Path:
+        """The folder of another stage's sealed artifact, verified once; read only.
+
+        under: only the files whose names begin so are there, and verified.
+
+        Raises:
+            InputMissing: that stage is not sealed.
+            DataError: one of its files is damaged.
+        """
+        from stages.store.artifacts import Artifact
+
+        if (stage, under) not in self._inputs:
+            artifact = Artifact(self.artifact.store, self.artifact.run, stage)
+            self._inputs[stage, under] = artifact.fetch(self.cache / stage, lambda name: name.startswith(under))
+        return self._inputs[stage, under]

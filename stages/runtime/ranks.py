@@ -1,0 +1,143 @@
+"""A stage in several processes (ranks), one a GPU, of this machine or of several.
+
+1. `python -m stages` starts them itself, not by torchrun. That turns every exit code into 1, kills ranks 30 s after a
+   SIGTERM, whatever their checkpoint needs, and prints a report of its own over the one line that says what was wrong.
+2. They find in their environment what torchrun would set, so torchrun can start them too.
+3. On several machines each is given NNODES, its NODE_RANK, and in MASTER_ADDR and MASTER_PORT where the first is.
+4. SIGTERM goes on to all ranks and only raises flags. They compare flags before each update, so all leave together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from dmdr.config.run import Config
+from dmdr.errors import ConfigError
+
+SPLIT = ("cold_start", "joint", "evaluate")  # the stages that several processes share
+GRACE = 60  # seconds that a rank has to end once another has failed; one that waits for a sum never looks at its flag
+POLL = 0.05  # seconds
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+WORST_FIRST = (64, 65, 66, 74, 70)  # an input that stays bad tells more than the crashes it caused in other ranks
+LEFT = 75
+
+
+def rank() -> int | None:
+    """Which of several ranks this process is; None if it was started alone."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+
+
+def count(config: Config, stage: str) -> int:
+    """How many ranks this process has to start for this stage; 0 where it is one or does the work alone.
+
+    Raises:
+        ConfigError: torchrun started a stage that runs in one process, or another number than the config asks for.
+    """
+    if rank() is None:
+        here = _here(config, stage)
+        alone = stage not in SPLIT or here * nodes() == 1
+        return 0 if alone else here
+    if stage not in SPLIT and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ConfigError(f"{stage} runs in one process, torchrun started {os.environ['WORLD_SIZE']}; start it alone")
+    here, asked = int(os.environ["LOCAL_WORLD_SIZE"]), config.execution.processes
+    if asked not in (1, here):
+        raise ConfigError(
+            f"execution.processes is {asked}, and torchrun started {here} on this machine; give --nproc-per-node "
+            f"{asked}, or leave execution.processes out"
+        )
+    return 0
+
+
+def _here(config: Config, stage: str) -> int:
+    """execution.processes; of an evaluation, whose result does not depend on it, no more than there are GPUs."""
+    asked = config.execution.processes
+    if stage != "evaluate" or asked == 1 or config.execution.device == "cpu":
+        return asked
+    import torch  # late: a training stage that is started in ranks has no use for it here
+
+    return min(asked, torch.cuda.device_count() or asked)
+
+
+def nodes() -> int:
+    """How many machines share the stage."""
+    return int(os.environ.get("NNODES", "1"))
+
+
+def join(device: str) -> None:
+    """Make this process one of the ranks, if it is one."""
+    if rank() is not None:
+        from dmdr import distributed
+
+        distributed.join(device, int(os.environ["LOCAL_RANK"]))
+
+
+def run(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int:
+    """`python -m stages` with these arguments as so many ranks; the exit code that tells most.
+
+    asked_to_stop: grows with each signal that this process gets.
+    """
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    shared = {"WORLD_SIZE": ranks * nodes(), "LOCAL_WORLD_SIZE": ranks}
+    shared = {"OMP_NUM_THREADS": threads, **os.environ, **shared, **({} if nodes() > 1 else _meeting_point())}
+    before = ranks * int(os.environ.get("NODE_RANK", "0"))
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "stages", *arguments], stdin=subprocess.DEVNULL, preexec_fn=die_with_parent(),
+            env={key: str(value) for key, value in {**shared, "RANK": before + n, "LOCAL_RANK": n}.items()},
+        )
+        for n in range(ranks)
+    ]  # fmt: skip
+    told, deadline = 0, None
+    while any(child.poll() is None for child in children):
+        failed = deadline is None and any(child.poll() for child in children)
+        if failed:
+            deadline = time.monotonic() + GRACE
+        if failed or len(asked_to_stop) > told:
+            told = len(asked_to_stop)
+            _signal(children, signal.SIGTERM)
+        if deadline is not None and time.monotonic() > deadline:
+            _signal(children, signal.SIGKILL)
+        time.sleep(POLL)
+    return verdict([child.returncode for child in children])
+
+
+def _meeting_point() -> dict[str, object]:
+    """A free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+
+
+def _signal(children: list[subprocess.Popen], number: signal.Signals) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def verdict(codes: list[int]) -> int:
+    """One exit code of many; 128 + n where signal n ended a rank and nothing tells more."""
+    bad = [code for code in codes if code]
+    for code in WORST_FIRST:
+        if code in bad:
+            return code
+    told_to_end = (LEFT, -signal.SIGTERM)  # the second, where our own signal met a rank that was ending already
+    code = next((code for code in bad if code not in told_to_end), max(bad, default=0))
+    return code if code >= 0 else 128 - code
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """What a child runs before exec, so that the kernel sends it SIGTERM when this process dies without a word.
+
+    libc is loaded here: after a fork nothing may take a lock.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

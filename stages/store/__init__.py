@@ -1,0 +1,1 @@
+"""The artifact store: addresses, records, seals, checkpoints; a folder or an object store."""

@@ -1,0 +1,78 @@
+"""What a stage's result is made from, each input by its fingerprint. Cheap, and without torch."""
+
+from __future__ import annotations
+
+from dmdr.config.run import Config, ReFL
+from dmdr.errors import ConfigError, InputMissing
+from dmdr.rewards import weights
+from dmdr.rl import decoders
+from dmdr.teacher import digests
+from dmdr.teacher.load import ONE_FILE, digest_teacher, family_of, find_configured, find_diffusers_folder
+from stages.prompt_sources import sources
+from stages.store.artifacts import SEEN, Artifact
+
+CHAIN = {"prompts": (), "cold_start": ("prompts",), "joint": ("prompts", "cold_start"), "export": ("joint",)}
+SHOWS = {
+    "student": "export",
+    "cold start": "cold_start",
+}  # which stage's result evaluate draws from; the teacher is given
+
+
+def upstream(config: Config, stage: str) -> tuple[str, ...]:
+    """The stages whose results this one reads; what evaluate reads depends on who is compared."""
+    if stage != "evaluate":
+        return CHAIN[stage]
+    return ("prompts", *(needed for model, needed in SHOWS.items() if model in config.evaluate.models))
+
+
+def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
+    """name -> fingerprint: the teacher, the prompt sources of the stage prompts, weights of rewards, other pipelines on
+    the scorecard, the stages before.
+
+    Raises:
+        ConfigError: the teacher's family has not the forms of export.forms, or a stage before was made from another
+            teacher, or from another result than this run's.
+        InputMissing: the teacher, a prompt file or a tiny decoder does not exist, or a stage before is not sealed.
+    """
+    source = find_configured(config.teacher)
+    if "single-file" in config.forms and (family := family_of(source)) not in ONE_FILE:
+        raise ConfigError(
+            f"export.forms has single-file and the teacher is of the family {family}; only "
+            f"{' and '.join(ONE_FILE)} have that form: take it out"
+        )
+    found = {"teacher": digest_teacher(source)}
+    if stage == "prompts":
+        sets = sources.sets_of(config.prompts)
+        found |= {name: sources.digest(source, sets) for name, source in sources.by_name(config.prompts).items()}
+    read = weights.digests_or_missing if stage == "evaluate" else weights.digests  # a card says what it lacks
+    found |= read(config.weighed(stage), config.weights)
+    if stage == "evaluate":
+        for name, pipeline in config.evaluate.pipelines.items():
+            folder = find_diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)
+            found[f"pipeline:{name}"] = digests.digest(folder)
+    if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
+        found["tiny_decoder"] = digests.digest(decoders.resolve(config.joint.rl.tiny_decoder))
+    for before in upstream(config, stage):
+        artifact = Artifact(store, run, before)
+        record = artifact.record()
+        if record is None:
+            raise InputMissing(
+                f"it needs {before}, which is not sealed at {artifact.address}; run python -m stages {before} "
+                "with the same config, run and store first"
+            )
+        theirs = record["inputs"]["teacher"]
+        if theirs != found["teacher"]:
+            raise ConfigError(
+                f"{before} of run {run} was made with another teacher (sha256 {theirs[:SEEN]}…) than teacher.path "
+                f"{config.teacher.path} ({found['teacher'][:SEEN]}…), and a student fits no other; give the teacher it "
+                "was made with, or begin another run with --run"
+            )
+        for earlier in CHAIN.keys() & record["inputs"].keys():
+            made = Artifact(store, run, earlier).record()
+            if made is not None and made["fingerprint"] != record["inputs"][earlier]:
+                raise ConfigError(
+                    f"{artifact.address} was made from another {earlier} than this run's: it was copied there, or "
+                    f"{earlier} was made anew; delete it and run {before} again"
+                )
+        found[before] = record["fingerprint"]
+    return found

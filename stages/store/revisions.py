@@ -1,0 +1,68 @@
+"""The teachers that a run can be made of, each revision once: of a prefix where they are published, or of a hub.
+
+On a hub, what a branch or a tag points at is a revision. It is named by the digests of the files that a teacher is made
+of, so that a commit that changes a README is no new one.
+"""
+
+from __future__ import annotations
+
+import re
+
+from dmdr.config.identity import fingerprint
+from dmdr.errors import ConfigError, InputMissing
+from dmdr.teacher import hub
+from dmdr.teacher.load import OTHER_FORMS, PIPELINE_FILES
+from stages.store.artifacts import SEEN
+from stages.store.published_teachers import Revision, list_published
+
+REPOSITORY = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)")
+LONGEST = 54  # letters of a run's name before the digest that ends it
+TOLD_APART = 8  # hex digits of that
+
+
+def revisions(where: str) -> list[Revision]:
+    """Every revision at a prefix, or of hub:OWNER/NAME.
+
+    Raises:
+        ConfigError: not such an address.
+        InputMissing: the hub does not answer, or has no such model.
+        StoreError: the store refuses.
+    """
+    return _of_hub(where) if hub.is_hub(where) else list_published(where)
+
+
+def run_name(config: str, revision: Revision) -> str:
+    """The name of the run of a config on a revision: a function of the config's run name, and of both parts of the
+    revision's; two that only look alike when they are joined differ in their end."""
+    parts = [config, revision.name, revision.revision]
+    return f"{'-'.join(parts)[:LONGEST]}-{fingerprint(parts)[:TOLD_APART]}"
+
+
+def _of_hub(address: str) -> list[Revision]:
+    asked = REPOSITORY.fullmatch(address)
+    if not asked:
+        raise ConfigError(f"teachers {address} is not hub:OWNER/NAME; give it so, without a commit, or a prefix")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import filter_repo_objects
+
+    repo, api = asked["repo"], HfApi()
+    found: dict[str, Revision] = {}
+    name = re.sub("[^a-z0-9._-]", "-", repo.lower().replace("/", "-")).lstrip("._-")
+    try:
+        refs = api.list_repo_refs(repo)
+        for commit in dict.fromkeys(ref.target_commit for ref in [*refs.tags, *refs.branches]):
+            files = api.model_info(repo, revision=commit, files_metadata=True).siblings or []
+            blobs = {file.rfilename: file.blob_id for file in files}
+            read = filter_repo_objects(blobs, allow_patterns=list(PIPELINE_FILES), ignore_patterns=list(OTHER_FORMS))
+            made_of = {file: blobs[file] for file in read}
+            revision = fingerprint(made_of)[:SEEN]
+            if "model_index.json" in made_of:
+                found.setdefault(revision, Revision(name, revision, f"hub:{repo}@{commit}", None))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputMissing(
+            f"teachers {address} cannot be listed ({type(error).__name__}: {said}); check the name and the network, "
+            "and set HF_TOKEN if it is gated"
+        ) from error
+    return list(found.values())

@@ -1,0 +1,114 @@
+"""What stands in a store: its runs, and the names that people give to the ones they use.
+
+{store}/{run}/...                  see artifacts.py
+       /_promoted/{name}.json      points at the export of a run; all else in a store is written once, this may move
+
+A promoted name holds the fingerprint of what it was given to. So it never comes to mean another result by itself: a run
+that was deleted and made anew under its old name has to be promoted again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+
+from dmdr.config.run import NAME, STAGES
+from dmdr.errors import ConfigError, DataError, InputMissing
+from stages.store.artifacts import SEEN, Artifact, place_at
+from stages.store.folder import Folder
+from stages.store.remote import Remote
+
+PROMOTED = "_promoted"  # no run can be called so
+SCHEMA, STAGE = 1, "export"
+
+
+def list_runs(store: str) -> list[str]:
+    """The names of all runs, those that have sealed nothing too."""
+    return [name for name in place_at(store).folders() if re.fullmatch(NAME, name) and is_run(store, name)]
+
+
+def is_run(store: str, name: str) -> bool:
+    return not set(STAGES).isdisjoint(place_at(f"{store.rstrip('/')}/{name}").folders())
+
+
+def read_latest(store: str, run: str) -> dict | None:
+    """The record of the last stage in data order that is sealed."""
+    for stage in reversed(STAGES):
+        if (record := Artifact(store, run, stage).record()) is not None:
+            return record
+    return None
+
+
+def list_promoted(store: str) -> dict[str, dict]:
+    """Every promoted name and what it points at."""
+    place = _pointers(store)
+    names = [name.removesuffix(".json") for name in place.names() if name.endswith(".json")]
+    found = {name: _pointer(store, name) for name in names if re.fullmatch(NAME, name)}
+    return {name: pointer for name, pointer in found.items() if pointer is not None}
+
+
+def promote_run(store: str, run: str, name: str) -> dict:
+    """Let `name` mean the sealed export of `run` from now on; returns the pointer, with what it was before.
+
+    Raises:
+        ConfigError: the name cannot stand in an address, or a run has it.
+        InputMissing: the export is not sealed.
+    """
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"name {name!r} must be at most 63 of a-z 0-9 . _ - and begin with a letter or a digit")
+    record = Artifact(store, run, STAGE).sealed()
+    if is_run(store, name):
+        raise ConfigError(f"{name} is the name of a run at {store}; promote {run} as something else")
+    before = _pointer(store, name)
+    pointer = {
+        "schema": SCHEMA, "run": run, "stage": STAGE, "fingerprint": record["fingerprint"],
+        "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "before": {key: before[key] for key in ("run", "fingerprint", "promoted_at")} if before else None,
+    }  # fmt: skip
+    data = json.dumps(pointer, indent=1).encode()
+    _pointers(store).publish(f"{name}.json", lambda file: file.write_bytes(data))
+    return pointer
+
+
+def follow_name(store: str, name: str) -> str:
+    """The run that a promoted name points at; any other name is taken for a run's own.
+
+    Raises:
+        ConfigError: a run has the promoted name as well.
+        InputMissing: what it points at is gone.
+        DataError: another result stands there now.
+    """
+    if not re.fullmatch(NAME, name) or (pointer := _pointer(store, name)) is None:
+        return name
+    run, remedy = pointer["run"], f"dmdr promote RUN --as {name}"
+    if is_run(store, name):
+        raise ConfigError(
+            f"{name} is a run at {store} and was promoted to mean run {run}; delete {store}/{PROMOTED}/{name}.json or "
+            "the run"
+        )
+    record = Artifact(store, run, STAGE).record()
+    if record is None:
+        raise InputMissing(f"{name} points at the {STAGE} of run {run}, which is gone from {store}; {remedy}")
+    if record["fingerprint"] != pointer["fingerprint"]:
+        asked, found = (each["fingerprint"][:SEEN] for each in (pointer, record))
+        raise DataError(f"{name} points at result {asked}… of run {run}, where {found}… stands now; {remedy}")
+    return run
+
+
+def _pointers(store: str) -> Folder | Remote:
+    return place_at(f"{store.rstrip('/')}/{PROMOTED}")
+
+
+def _pointer(store: str, name: str) -> dict | None:
+    data = _pointers(store).read(f"{name}.json")
+    if data is None:
+        return None
+    try:
+        pointer = json.loads(data)
+    except ValueError:
+        pointer = None
+    ours = isinstance(pointer, dict) and {"schema", "run", "fingerprint", "promoted_at"} <= pointer.keys()
+    if not ours or pointer["schema"] != SCHEMA:
+        raise DataError(f"{store}/{PROMOTED}/{name}.json was not written by this DMDR; delete it and promote again")
+    return pointer
