@@ -44,7 +44,7 @@ def join(device: str, local_rank: int) -> None:
 def leave() -> None:
     """Leave the group together with the others."""
     if dist.is_initialized():
-        wait()
+        barrier()
         dist.destroy_process_group()
 
 
@@ -56,18 +56,18 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """For all ranks to come here."""
     if ranks() > 1:
-        total(torch.zeros(()))  # unlike barrier(), it needs no GPU
+        all_reduce_sum(torch.zeros(()))  # unlike barrier(), it needs no GPU
 
 
-def share(count: int) -> slice:
+def split_evenly(count: int) -> slice:
     """Which of `count` things are this rank's: neighbours, as many as anybody else's or one fewer."""
     return slice(count * rank() // ranks(), count * (rank() + 1) // ranks())
 
 
-def parts(mine: slice, count: int, most: int | None) -> list[slice]:
+def split_batches(mine: slice, count: int, most: int | None) -> list[slice]:
     """This rank's share of `count` things in parts of at most `most`, as many parts on every rank; None: in one."""
     number = 1 if most is None else -(-largest_share(count) // most)
     size = mine.stop - mine.start
@@ -79,7 +79,7 @@ def largest_share(count: int) -> int:
     return -(-count // ranks())
 
 
-def total(value: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, without a graph."""
     if ranks() == 1:
         return value
@@ -88,25 +88,25 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def totals(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def all_reduce_sums(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The sums over all ranks of scalars, in one message."""
     if ranks() == 1:
         return values
-    return dict(zip(values, total(torch.stack([value.detach() for value in values.values()])), strict=True))
+    return dict(zip(values, all_reduce_sum(torch.stack([value.detach() for value in values.values()])), strict=True))
 
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is up on some rank; all get the same answer."""
-    return bool(total(torch.tensor(float(flag))))
+    return bool(all_reduce_sum(torch.tensor(float(flag))))
 
 
-def gather(part: torch.Tensor) -> torch.Tensor:
+def all_gather(part: torch.Tensor) -> torch.Tensor:
     """The parts of all ranks, one after another along the first dimension; lengths may differ. No graph."""
     if ranks() == 1:
         return part
     lengths = torch.zeros(ranks(), dtype=torch.int64)
     lengths[rank()] = len(part)
-    lengths = total(lengths).tolist()
+    lengths = all_reduce_sum(lengths).tolist()
     padded = part.new_zeros(max(lengths), *part.shape[1:])
     padded[: len(part)] = part.detach()
     parts = [torch.empty_like(padded) for _ in lengths]
@@ -114,7 +114,7 @@ def gather(part: torch.Tensor) -> torch.Tensor:
     return torch.cat([each[:length] for each, length in zip(parts, lengths, strict=True)])
 
 
-def sum_in_place(tensors: Iterable[torch.Tensor]) -> None:
+def all_reduce_in_place(tensors: Iterable[torch.Tensor]) -> None:
     """Replace each tensor by its sum over all ranks; the same ones, in the same order, on each.
 
     Gradients of parameters that are split over the ranks were summed on the way.
@@ -126,21 +126,21 @@ def sum_in_place(tensors: Iterable[torch.Tensor]) -> None:
         if isinstance(tensor, DTensor):
             continue
         if message and sum(map(torch.Tensor.numel, message)) + tensor.numel() > MESSAGE:
-            _sum(message)
+            _all_reduce(message)
             message = []
         message.append(tensor)
     if message:
-        _sum(message)
+        _all_reduce(message)
 
 
-def _sum(message: list[torch.Tensor]) -> None:
+def _all_reduce(message: list[torch.Tensor]) -> None:
     flat = torch.cat([tensor.flatten() for tensor in message])
     dist.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in message])
     torch._foreach_copy_(message, [part.view_as(tensor) for part, tensor in zip(parts, message, strict=True)])
 
 
-def split(
+def shard_network(
     network: torch.nn.Module, device: str, *, whole: set[torch.nn.Parameter], compute: torch.dtype = torch.float32
 ) -> None:
     """Split the rows of a network's parameters over the ranks, block by block, all but those that stay `whole` (FSDP2).
@@ -159,28 +159,28 @@ def split(
         parameter.data = parameter.data.to(device)
 
 
-def is_split(tensor: torch.Tensor) -> bool:
+def is_sharded(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """The memory of this rank's rows; all of them, where the tensor is not split."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All rows; where they are split, all ranks have to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def has_rows(tensor: torch.Tensor) -> bool:
     """Whether this rank writes rows of it to a checkpoint; what is not split, only the first does."""
-    return local(tensor).numel() > 0 if isinstance(tensor, DTensor) else rank() == 0
+    return local_shard(tensor).numel() > 0 if isinstance(tensor, DTensor) else rank() == 0
 
 
-def take(tensor: torch.Tensor, found: torch.Tensor) -> None:
+def copy_shard(tensor: torch.Tensor, found: torch.Tensor) -> None:
     """Copy this rank's rows out of a whole tensor; FSDP2 deals them out as torch.chunk does."""
     if isinstance(tensor, DTensor):
         rows = -(-len(found) // ranks())
         found = found[rank() * rows : (rank() + 1) * rows]
-    local(tensor).copy_(found)
+    local_shard(tensor).copy_(found)

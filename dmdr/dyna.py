@@ -14,7 +14,7 @@ from scipy.special import betaincinv
 from dmdr.config.run import Dynamic
 
 
-def factor(update: int, dynamic: Dynamic) -> float:
+def progress(update: int, dynamic: Dynamic) -> float:
     """1 at update 0, 0 from `dynamic.updates` on; a constant schedule stays at 1; `updates: 0` is always 0."""
     if dynamic.updates == 0:
         return 0.0
@@ -25,13 +25,13 @@ def factor(update: int, dynamic: Dynamic) -> float:
 
 def real_scale(update: int, dynamic: Dynamic) -> float:
     """DynaDG: the LoRA scale of the real score. At 0 the real score is the untouched teacher."""
-    return dynamic.real_scale * factor(update, dynamic)
+    return dynamic.real_scale * progress(update, dynamic)
 
 
 def renoise_beta(update: int, dynamic: Dynamic) -> tuple[float, float]:
     """DynaRS: (a, b) of Beta(a, b), from the biased start to (1, 1), which is uniform."""
     start_a, start_b = dynamic.renoise
-    f = factor(update, dynamic)
+    f = progress(update, dynamic)
     return 1 + (start_a - 1) * f, 1 + (start_b - 1) * f
 
 

@@ -26,12 +26,15 @@ from dmdr.rewards.load import Reward, load_reward
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.update import rollout
+from dmdr.update import roll_out
 
 Row = dict[str, float]  # {"update": u, "watch/reward": ...}; a figure without a sound image to tell it is left out
 FIGURES = REWARD, DIVERSITY, SATURATION, NON_FINITE = (
-    "watch/reward", "watch/diversity", "watch/saturation", "watch/non_finite",
-)  # fmt: skip
+    "watch/reward",
+    "watch/diversity",
+    "watch/saturation",
+    "watch/non_finite",
+)
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,10 @@ class Watcher:
             return Seen({}, stop=False)
         with state.averaged():
             figures = self.measure()
-        looks = [*looks_of(state.rows), {"update": state.update, **figures}]
-        if self.config.export == "best" and best(looks) is looks[-1]:
+        looks = [*select_looks(state.rows), {"update": state.update, **figures}]
+        if self.config.export == "best" and best_look(looks) is looks[-1]:
             state.keep_best()
-        new = [alarm for alarm in alarms(self.config, looks) if alarm.update == state.update]
+        new = [alarm for alarm in find_alarms(self.config, looks) if alarm.update == state.update]
         if self.config.on_alarm != "off":
             for alarm in new:
                 self.say(alarm.line(self.config))
@@ -127,27 +130,27 @@ class Watcher:
             c = backbone.collate(self.prompts.items(drawn))
             texts = [record["prompt"] for record in self.prompts.records(drawn)]
             noises = [noise_for(self.seed, "watch", n, i % seeds, shape=shape) for i, n in enumerate(drawn)]
-            x0 = rollout(self.base, c, self.times, torch.stack(noises, dim=1).to(self.times)).x0[-1]
+            x0 = roll_out(self.base, c, self.times, torch.stack(noises, dim=1).to(self.times)).x0[-1]
             images = backbone.decode(x0).float()
-            scores = scored(self.reward, images, texts)
+            scores = score_images(self.reward, images, texts)
             parts = zip(images.split(seeds), scores.split(seeds), strict=True)
-            found += [of_prompt(images_S, scores_S) for images_S, scores_S in parts]
-        found = of_all_ranks(found)[:total]
+            found += [measure_prompt(images_S, scores_S) for images_S, scores_S in parts]
+        found = gather_rows(found)[:total]
         present = {name: [row[name] for row in found if name in row] for name in (REWARD, DIVERSITY, SATURATION)}
         means = {name: math.fsum(values) / len(values) for name, values in present.items() if values}
         return {**means, NON_FINITE: math.fsum(row[NON_FINITE] for row in found) / len(found)}
 
 
-def of_all_ranks(rows: list[Row]) -> list[Row]:
+def gather_rows(rows: list[Row]) -> list[Row]:
     """The rows of all ranks, one rank's after another's."""
     if distributed.ranks() == 1:
         return rows
     table = [[row.get(name, math.nan) for name in FIGURES] for row in rows]
-    every = distributed.gather(torch.tensor(table, dtype=torch.float64)).tolist()
+    every = distributed.all_gather(torch.tensor(table, dtype=torch.float64)).tolist()
     return [{name: value for name, value in zip(FIGURES, row, strict=True) if not math.isnan(value)} for row in every]
 
 
-def scored(reward: Reward, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+def score_images(reward: Reward, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     """The reward (B,) of images (B, 3, H, W); NaN, without asking it, where a value of the image is not finite."""
     sound = images.isfinite().flatten(1).all(dim=1)
     scores = torch.full((len(images),), math.nan, device=images.device)
@@ -157,7 +160,7 @@ def scored(reward: Reward, images: torch.Tensor, prompts: list[str]) -> torch.Te
     return scores
 
 
-def of_prompt(images_S: torch.Tensor, scores_S: torch.Tensor) -> Row:
+def measure_prompt(images_S: torch.Tensor, scores_S: torch.Tensor) -> Row:
     """The figures of one prompt; what has no finite score counts as non-finite and for nothing else."""
     sound = scores_S.isfinite()
     row = {NON_FINITE: float((~sound).double().mean())}
@@ -180,30 +183,30 @@ def diversity(images_S: torch.Tensor) -> torch.Tensor:
     return torch.pdist(flat).mean() / math.sqrt(flat.shape[1])
 
 
-def looks_of(rows: list[Row]) -> list[Row]:
+def select_looks(rows: list[Row]) -> list[Row]:
     """The metrics rows that hold a look."""
     return [row for row in rows if NON_FINITE in row]
 
 
-def best(looks: list[Row]) -> Row | None:
+def best_look(looks: list[Row]) -> Row | None:
     """The look with the highest held-out reward, the first of equals; one that saw a broken image is never the best."""
     return max((look for look in looks if look[NON_FINITE] == 0), key=lambda look: look[REWARD], default=None)
 
 
-def alarms(watch: Watch, looks: list[Row]) -> list[Alarm]:
+def find_alarms(watch: Watch, looks: list[Row]) -> list[Alarm]:
     """All alarms of a stage so far, each at the look at which its breach began."""
     found: list[Alarm] = []
     ongoing: set[str] = set()
     top = None
     for look in looks:
-        breached = list(breaches(watch, look, looks[0], top))
+        breached = list(find_breaches(watch, look, looks[0], top))
         found += [alarm for alarm in breached if alarm.figure not in ongoing]
         ongoing = {alarm.figure for alarm in breached}
-        top = best([look] if top is None else [top, look])
+        top = best_look([look] if top is None else [top, look])
     return found
 
 
-def breaches(watch: Watch, look: Row, start: Row, top: Row | None) -> Iterator[Alarm]:
+def find_breaches(watch: Watch, look: Row, start: Row, top: Row | None) -> Iterator[Alarm]:
     """What is wrong at a look. start: the first look of the stage; top: the best of those before, None without one."""
 
     def against(figure: str, past: Row) -> Alarm:
@@ -220,20 +223,20 @@ def breaches(watch: Watch, look: Row, start: Row, top: Row | None) -> Iterator[A
         yield against(NON_FINITE, start)
 
 
-def exported(state: TrainState) -> tuple[dict[str, torch.Tensor], int]:
+def exported_ema(state: TrainState) -> tuple[dict[str, torch.Tensor], int]:
     """The EMA that a stage writes, watched or not, and the update that it is of."""
     if not state.best_ema:
         return state.ema, state.update
-    top = best(looks_of(state.rows))
+    top = best_look(select_looks(state.rows))
     assert top is not None, "an EMA is only kept with its look"
     return state.best_ema, int(top["update"])
 
 
-def facts(watch: Watch, state: TrainState) -> dict:
+def summarize(watch: Watch, state: TrainState) -> dict:
     """What the record says of a watched stage that has ended."""
-    looks = [{key: row[key] for key in row if key in ("update", *FIGURES)} for row in looks_of(state.rows)]
-    raised, top = alarms(watch, looks), best(looks)
-    told = {"reward": watch.reward, "export": watch.export, "exported": exported(state)[1]}
+    looks = [{key: row[key] for key in row if key in ("update", *FIGURES)} for row in select_looks(state.rows)]
+    raised, top = find_alarms(watch, looks), best_look(looks)
+    told = {"reward": watch.reward, "export": watch.export, "exported": exported_ema(state)[1]}
     told |= {"last": looks[-1], "best": top, "alarms": [asdict(alarm) for alarm in raised]}
     if watch.on_alarm == "stop" and raised:
         why = "; ".join(alarm.line(watch) for alarm in raised)

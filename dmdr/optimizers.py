@@ -11,7 +11,7 @@ from dmdr.config.run import Optimizer, Training
 from dmdr.errors import ConfigError
 
 
-def check(training: Training, stage: str, *, split: bool) -> None:
+def check_optimizers(training: Training, stage: str, *, split: bool) -> None:
     """split: whether the weights of a full student are split over several ranks.
 
     Raises:
@@ -30,7 +30,7 @@ def check(training: Training, stage: str, *, split: bool) -> None:
         )
 
 
-def make(parameters: dict[str, torch.nn.Parameter], config: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(parameters: dict[str, torch.nn.Parameter], config: Optimizer) -> torch.optim.Optimizer:
     settings = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.kind == "8bit":
         from bitsandbytes.optim import AdamW8bit
@@ -46,14 +46,14 @@ def learning_rate(config: Optimizer, update: int, updates: int) -> float:
     return config.learning_rate + (config.final_learning_rate - config.learning_rate) * update / max(1, updates - 1)
 
 
-def state_of(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+def read_state(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """What the optimizer knows of a parameter, empty before its first step. No two tensors share memory."""
     state = {key: torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
     # bitsandbytes has one table of the values of 8 bits for all parameters
     return {key: value.clone() if key.startswith("qmap") else value for key, value in state.items()}
 
 
-def restore(
+def restore_state(
     optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, saved: dict[str, torch.Tensor], kind: str
 ) -> None:
     """The reverse of `state_of`, from whole tensors."""
@@ -64,7 +64,7 @@ def restore(
             state[key] = int(value) if kind == "8bit" else on_device
         elif value.shape == parameter.shape:
             state[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
-            distributed.take(state[key], value)
+            distributed.copy_shard(state[key], value)
         else:
             state[key] = value.to(parameter.device, copy=True)
     optimizer.state[parameter] = state

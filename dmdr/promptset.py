@@ -94,7 +94,7 @@ class PromptSet:
                 names = set(tensors.keys())
                 keys = sorted(name for name in names if name + OFFSETS in names)
                 for index, row in wanted:
-                    found[index] = {key: _slice(tensors, key, row) for key in keys}
+                    found[index] = {key: _slice_row(tensors, key, row) for key in keys}
         return [found[index] for index in indices]
 
     @staticmethod
@@ -130,6 +130,6 @@ def _offsets(lengths: list[int]) -> torch.Tensor:
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int64)
 
 
-def _slice(tensors: safe_open, key: str, row: int) -> torch.Tensor:
+def _slice_row(tensors: safe_open, key: str, row: int) -> torch.Tensor:
     start, end = tensors.get_slice(key + OFFSETS)[row : row + 2].tolist()
     return tensors.get_slice(key)[start:end]

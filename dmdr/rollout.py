@@ -37,7 +37,7 @@ class States:
 
 
 @torch.no_grad()
-def backward_simulation(
+def simulate_backward(
     student: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     backbone: Backbone,
     *,
@@ -60,7 +60,7 @@ def backward_simulation(
     return States(times[:-1], torch.stack(inputs), torch.stack(outputs))
 
 
-def student_sample(
+def sample_student(
     backbone: Backbone, network: torch.nn.Module, c: Conditioning, times: torch.Tensor, noises: torch.Tensor
 ) -> torch.Tensor:
     """The student's x0 (B, C, H, W) after its N steps, without CFG; `times` and `noises` as in backward_simulation."""
@@ -68,10 +68,10 @@ def student_sample(
     def student(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return backbone.predict_x0(network, x_t, t, c)
 
-    return backward_simulation(student, backbone, times=times, noises=noises).x0[-1]
+    return simulate_backward(student, backbone, times=times, noises=noises).x0[-1]
 
 
-def guided(
+def predict_guided(
     backbone: Backbone,
     network: torch.nn.Module,
     x_t: torch.Tensor,
@@ -95,7 +95,7 @@ def guided(
 
 
 @torch.no_grad()
-def teacher_sample(
+def sample_teacher(
     backbone: Backbone,
     c: Conditioning,
     unconditional: Conditioning,
@@ -108,6 +108,6 @@ def teacher_sample(
     x_t = noise
     for t, t_next in zip(times[:-1], times[1:], strict=True):
         t, t_next = t.expand(len(x_t)), t_next.expand(len(x_t))
-        prediction = guided(backbone, backbone.network, x_t, t, c, unconditional, guidance_scale)
+        prediction = predict_guided(backbone, backbone.network, x_t, t, c, unconditional, guidance_scale)
         x_t = backbone.path.step(x_t, prediction, t, t_next)
     return x_t

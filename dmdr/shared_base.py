@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from dmdr import distributed
 from dmdr.backbones.protocol import Backbone, Conditioning
-from dmdr.rollout import guided
+from dmdr.rollout import predict_guided
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of a config's precision
 FAKE, STUDENT, REFERENCE = "fake_score", "student", "reference"
@@ -57,7 +57,7 @@ class SharedBase:
                 self._add_lora(STUDENT, student_rank)
         if compute != torch.float32:
             backbone.compute = compute
-            _store(base, compute)
+            _store_in(base, compute)
         self._layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
         self.student_is_lora, self.reference_network = student_rank is not None, None
         self._name_parameters()
@@ -74,7 +74,7 @@ class SharedBase:
         """
         for network in {self.backbone.network, self.student_network, self.reference_network} - {None}:
             adapters = {parameter for name, parameter in network.named_parameters() if ".lora_" in name}
-            distributed.split(network, device, whole=adapters, compute=self.backbone.compute)
+            distributed.shard_network(network, device, whole=adapters, compute=self.backbone.compute)
         self.backbone.pipe.vae.to(device)
         self._name_parameters()
 
@@ -96,22 +96,24 @@ class SharedBase:
     def _named(network: torch.nn.Module, part: str) -> dict[str, torch.nn.Parameter]:
         return {name: parameter for name, parameter in network.named_parameters() if part in name}
 
-    def portable(self, role: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def to_diffusers(self, role: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Parameters as others load them: a LoRA under diffusers' names, a full student with its buffers."""
         if role == STUDENT and not self.student_is_lora:
             return {**self.student_network.state_dict(), **values}
         return {name.replace(f".{role}.", "."): value for name, value in values.items()}
 
-    def own(self, role: str, portable: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def from_diffusers(self, role: str, portable: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The reverse of `portable`."""
         if role == STUDENT and not self.student_is_lora:
             buffers = {name for name, _ in self.student_network.named_buffers()}
             return {name: value for name, value in portable.items() if name not in buffers}
-        return {name.replace(".lora_A.", f".lora_A.{role}.").replace(".lora_B.", f".lora_B.{role}."): value
-                for name, value in portable.items()}  # fmt: skip
+        return {
+            name.replace(".lora_A.", f".lora_A.{role}.").replace(".lora_B.", f".lora_B.{role}."): value
+            for name, value in portable.items()
+        }
 
     @contextmanager
-    def wearing(self, adapter: str, scale: float = 1.0) -> Iterator[torch.nn.Module]:
+    def use_adapter(self, adapter: str, scale: float = 1.0) -> Iterator[torch.nn.Module]:
         """The base with one adapter on, at one scale; scale 0 is the bare base. Needed again around a backward pass
         that recomputes activations."""
         for layer in self._layers:
@@ -125,7 +127,7 @@ class SharedBase:
         """The student's x0 (B, C, H, W)."""
         if not self.student_is_lora:
             return self.backbone.predict_x0(self.student_network, x_t, t, c)
-        with self.wearing(STUDENT) as network:
+        with self.use_adapter(STUDENT) as network:
             return self.backbone.predict_x0(network, x_t, t, c)
 
     def keep_reference(self) -> None:
@@ -133,7 +135,7 @@ class SharedBase:
         if not self.student_is_lora:
             self.reference_network = copy.deepcopy(self.student_network).requires_grad_(False)
             if self.backbone.compute != torch.float32:
-                _store(self.reference_network, self.backbone.compute)
+                _store_in(self.reference_network, self.backbone.compute)
             return
         rank = next(iter(self.student_parameters.values())).shape[0]
         self._add_lora(REFERENCE, rank)
@@ -147,12 +149,12 @@ class SharedBase:
         """The reference's x0 (B, C, H, W)."""
         if not self.student_is_lora:
             return self.backbone.predict_x0(self.reference_network, x_t, t, c)
-        with self.wearing(REFERENCE) as network:
+        with self.use_adapter(REFERENCE) as network:
             return self.backbone.predict_x0(network, x_t, t, c)
 
     def fake(self, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         """The fake score's raw prediction, with a graph to its LoRA."""
-        with self.wearing(FAKE, self.fake_scale) as network:
+        with self.use_adapter(FAKE, self.fake_scale) as network:
             return self.backbone.predict(network, x_t, t, c)
 
     @torch.no_grad()
@@ -167,12 +169,12 @@ class SharedBase:
         lora_scale: float,
     ) -> torch.Tensor:
         """The real score as x0, with CFG, under DynaDG's LoRA scale; cond and uncond are one call."""
-        with self.wearing(FAKE, lora_scale) as network:
-            prediction = guided(self.backbone, network, x_t, t, c, unconditional, guidance_scale)
+        with self.use_adapter(FAKE, lora_scale) as network:
+            prediction = predict_guided(self.backbone, network, x_t, t, c, unconditional, guidance_scale)
         return self.backbone.path.to_x0(x_t, prediction, t)
 
 
-def _store(network: torch.nn.Module, dtype: torch.dtype) -> None:
+def _store_in(network: torch.nn.Module, dtype: torch.dtype) -> None:
     """Turn the frozen weights of a network into `dtype`; adapters and buffers stay as they are."""
     for name, parameter in network.named_parameters():
         if ".lora_" not in name:

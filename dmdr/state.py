@@ -28,8 +28,8 @@ class TrainState:
         self.networks = {"student": base.student_parameters, "fake_score": base.fake_parameters}
         self.kinds = {"student": training.student.kind, "fake_score": training.fake_score.kind}
         self.optimizers = {
-            "student": optimizers.make(base.student_parameters, training.student),
-            "fake_score": optimizers.make(base.fake_parameters, training.fake_score),
+            "student": optimizers.build_optimizer(base.student_parameters, training.student),
+            "fake_score": optimizers.build_optimizer(base.fake_parameters, training.fake_score),
         }
         self.ema = {name: parameter.detach().clone() for name, parameter in base.student_parameters.items()}
         self.best_ema: Named = {}
@@ -44,8 +44,8 @@ class TrainState:
         """
         self.update += 1
         decay = min(self.ema_decay, (1 - 1 / self.update) ** 3)
-        student = [distributed.local(self.networks["student"][name]) for name in self.ema]
-        torch._foreach_lerp_([distributed.local(average) for average in self.ema.values()], student, 1 - decay)
+        student = [distributed.local_shard(self.networks["student"][name]) for name in self.ema]
+        torch._foreach_lerp_([distributed.local_shard(average) for average in self.ema.values()], student, 1 - decay)
         self.rows.append(row)
 
     @contextmanager
@@ -60,7 +60,7 @@ class TrainState:
     @torch.no_grad()
     def _exchange(self) -> None:
         for name, average in self.ema.items():
-            ours, theirs = distributed.local(self.networks["student"][name]), distributed.local(average)
+            ours, theirs = distributed.local_shard(self.networks["student"][name]), distributed.local_shard(average)
             kept = ours.clone()
             ours.copy_(theirs)
             theirs.copy_(kept)
@@ -70,7 +70,7 @@ class TrainState:
         if not self.best_ema:
             self.best_ema = {name: torch.empty_like(average) for name, average in self.ema.items()}
         for name, average in self.ema.items():
-            distributed.local(self.best_ema[name]).copy_(distributed.local(average))
+            distributed.local_shard(self.best_ema[name]).copy_(distributed.local_shard(average))
 
     def tensors(self) -> Named:
         """Everything as one flat dict: role/param/name, role/exp_avg/name, ..., ema/name, best_ema/name.
@@ -82,9 +82,9 @@ class TrainState:
         for role, parameters in self.networks.items():
             for name, parameter in parameters.items():
                 flat[f"{role}/param/{name}"] = parameter.detach()
-                for key, value in optimizers.state_of(self.optimizers[role], parameter).items():
+                for key, value in optimizers.read_state(self.optimizers[role], parameter).items():
                     flat[f"{role}/{key}/{name}"] = value
-        return {name: distributed.local(value) for name, value in flat.items() if distributed.has_rows(value)}
+        return {name: distributed.local_shard(value) for name, value in flat.items() if distributed.has_rows(value)}
 
     def info(self) -> dict:
         return {"update": self.update, "rl_weight": self.rl_weight, "rows": self.rows}
@@ -98,17 +98,17 @@ class TrainState:
         """
         self.update, self.rl_weight, self.rows = info["update"], info["rl_weight"], list(info["rows"])
         names = {tuple(name.split("/", 2)) for name in tensors if name.count("/") > 1}
-        fill(self.ema, Below("ema/", tensors), "checkpoint's EMA")
+        fill_parameters(self.ema, Below("ema/", tensors), "checkpoint's EMA")
         if best := Below("best_ema/", tensors):
             self.keep_best()
-            fill(self.best_ema, best, "checkpoint's best EMA")
+            fill_parameters(self.best_ema, best, "checkpoint's best EMA")
         for role, parameters in self.networks.items():
-            fill(parameters, Below(f"{role}/param/", tensors), f"checkpoint's {role}")
+            fill_parameters(parameters, Below(f"{role}/param/", tensors), f"checkpoint's {role}")
             keys = sorted({key for of, key, _ in names if of == role} - {"param"})
             for name, parameter in parameters.items():
                 saved = {key: tensors[f"{role}/{key}/{name}"] for key in keys if (role, key, name) in names}
                 if saved:
-                    optimizers.restore(self.optimizers[role], parameter, saved, self.kinds[role])
+                    optimizers.restore_state(self.optimizers[role], parameter, saved, self.kinds[role])
 
 
 class Below(Mapping):
@@ -129,7 +129,7 @@ class Below(Mapping):
 
 
 @torch.no_grad()
-def fill(parameters: Named, saved: Mapping[str, torch.Tensor], what: str) -> None:
+def fill_parameters(parameters: Named, saved: Mapping[str, torch.Tensor], what: str) -> None:
     """Copy whole tensors into parameters of the same names and shapes, of which this rank may hold some rows.
 
     Raises:
@@ -144,4 +144,4 @@ def fill(parameters: Named, saved: Mapping[str, torch.Tensor], what: str) -> Non
         if parameter.shape != found.shape:
             shapes = f"{tuple(found.shape)}, the model has {tuple(parameter.shape)}"
             raise DataError(f"{what} does not fit this model: {name} is {shapes}; another teacher, form or rank?")
-        distributed.take(parameter, found)
+        distributed.copy_shard(parameter, found)

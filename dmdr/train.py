@@ -28,9 +28,9 @@ from dmdr.update import (
     Batch,
     Renoise,
     Weighted,
-    rollout,
-    select,
-    trajectories,
+    count_trajectories,
+    roll_out,
+    select_states,
     update_fake_score,
     update_student,
     update_student_by_rl,
@@ -80,7 +80,7 @@ def train(
         if done or seen.stop:
             state.rows += [{"update": state.update, **seen.figures}] if seen.figures else []
             return True
-        row = window(run, state)
+        row = training_step(run, state)
         for name, value in row.items():
             if not math.isfinite(value):
                 raise NonFinite(
@@ -93,12 +93,12 @@ def train(
         checkpoint(False)
 
 
-def window(run: Run, state: TrainState) -> dict[str, float]:
+def training_step(run: Run, state: TrainState) -> dict[str, float]:
     """One window of `dmdr.update`; returns its figures."""
     training, update = run.training, state.update
-    states, c, texts = rolled_out(run, update)
-    objective = run.rl[0].look(states, texts) if run.rl else None
-    fake_batches, student_batches = chosen(run, update, states, c, objective)
+    states, c, texts = roll_out_prompts(run, update)
+    objective = run.rl[0].build_objective(states, texts) if run.rl else None
+    fake_batches, student_batches = select_batches(run, update, states, c, objective)
     beta = renoise_beta(update, training.dynamic)
     scale = real_scale(update, training.dynamic)
     student, fake_score = state.optimizers["student"], state.optimizers["fake_score"]
@@ -125,29 +125,35 @@ def window(run: Run, state: TrainState) -> dict[str, float]:
     for part, batches in enumerate(student_batches, start=len(fake_batches)):
         levels = renoise(part, batches[0].of)
         figures = update_student(
-            run.base, batches, run.unconditional, levels, (student, fake_score), guidance_scale=run.guidance_scale,
-            real_scale=scale, rl=weighted(run.rl[1], objective, state) if run.rl else None,
+            run.base,
+            batches,
+            run.unconditional,
+            levels,
+            (student, fake_score),
+            guidance_scale=run.guidance_scale,
+            real_scale=scale,
+            rl=weigh_objective(run.rl[1], objective, state) if run.rl else None,
             clips=(training.student.clip, training.fake_score.clip),
-        )  # fmt: skip
+        )
         if run.rl:
             state.rl_weight = float(figures["rl_weight"])
     figures = {**figures, **(objective.figures if objective else {}), "renoise_mean": levels.t.mean()}
     return {**{name: float(value) for name, value in figures.items()}, "real_scale": scale}
 
 
-def weighted(config: RL, objective: Objective, state: TrainState) -> Weighted:
+def weigh_objective(config: RL, objective: Objective, state: TrainState) -> Weighted:
     """The RL term at its weight, which `matched` settles at the first update that has an RL gradient."""
     if config.weight_is == "fixed":
         return Weighted(objective.loss, config.weight)
     return Weighted(objective.loss, state.rl_weight or config.weight, matched=not state.rl_weight)
 
 
-def rolled_out(run: Run, update: int) -> tuple[States, Conditioning, list[str]]:
+def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[str]]:
     """The rollout of one window: N states of M trajectories, their conditioning and the text of each.
 
     Each rank rolls out the trajectories of its share of the prompts; then all have all states.
     """
-    steps, (prompts, group) = len(run.times) - 1, groups(run)
+    steps, (prompts, group) = len(run.times) - 1, count_groups(run)
     count = prompts * group
     order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
     indices = [index for index in order for _ in range(group)]
@@ -156,21 +162,23 @@ def rolled_out(run: Run, update: int) -> tuple[States, Conditioning, list[str]]:
     noises = noise_for(run.seed, run.stage, "rollout", update, shape=(steps, count, *backbone.latent_shape))
     most = run.micro_batch and max(1, run.micro_batch // group)
     parts = []
-    for whole in distributed.parts(distributed.share(prompts), prompts, most):
+    for whole in distributed.split_batches(distributed.split_evenly(prompts), prompts, most):
         part = slice(whole.start * group, whole.stop * group)
         c_part = {key: value[part] for key, value in c.items()}
-        parts.append(rollout(run.base, c_part, run.times, noises[:, part].to(run.times)))
+        parts.append(roll_out(run.base, c_part, run.times, noises[:, part].to(run.times)))
     x_t, x0 = (
-        distributed.gather(torch.cat([getattr(part, name) for part in parts], dim=1).transpose(0, 1)).transpose(0, 1)
+        distributed.all_gather(torch.cat([getattr(part, name) for part in parts], dim=1).transpose(0, 1)).transpose(
+            0, 1
+        )
         for name in ("x_t", "x0")
     )
     return States(run.times[:-1], x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
 
 
-def groups(run: Run) -> tuple[int, int]:
+def count_groups(run: Run) -> tuple[int, int]:
     """How many prompts a window rolls out, and how many trajectories of each."""
-    group, spare = (run.rl[0].group_size, run.rl[0].unused * run.rl[0].inner_updates) if run.rl else (1, 1.0)
-    count = trajectories(
+    group, spare = (run.rl[0].group_size, run.rl[0].oversampling * run.rl[0].inner_updates) if run.rl else (1, 1.0)
+    count = count_trajectories(
         run.training.batch_size, run.training.fake_updates, len(run.times) - 1, group_size=group, student_batches=spare
     )
     return count // group, group
@@ -182,7 +190,7 @@ def check_split(run: Run) -> None:
     Raises:
         ConfigError: it has not.
     """
-    ranks, size, (prompts, group) = distributed.ranks(), run.training.batch_size, groups(run)
+    ranks, size, (prompts, group) = distributed.ranks(), run.training.batch_size, count_groups(run)
     block = run.rl[0].block if run.rl else 1
     if size // block < ranks:
         raise ConfigError(
@@ -196,7 +204,7 @@ def check_split(run: Run) -> None:
         )
     for count, together in ((size // block, block), (prompts, group)):
         most = run.micro_batch and max(1, run.micro_batch // together)
-        if len(distributed.parts(slice(0, 0), count, most)) > count // ranks:
+        if len(distributed.split_batches(slice(0, 0), count, most)) > count // ranks:
             raise ConfigError(
                 f"{run.stage}.batch_size {size} makes {count} to share among {ranks} processes, {count // ranks} for "
                 f"some and {count // ranks + 1} for others, which execution.micro_batch_size {run.micro_batch} cannot "
@@ -204,7 +212,7 @@ def check_split(run: Run) -> None:
             )
 
 
-def chosen(
+def select_batches(
     run: Run, update: int, states: States, c: Conditioning, objective: Objective | None
 ) -> tuple[list[list[Batch]], list[list[Batch]]]:
     """K - 1 batches of B states for the fake score, then those of the student, in its objective's blocks; each in
@@ -223,7 +231,7 @@ def chosen(
     student_pairs = (step[:, None] * count + blocks[block]).flatten().split(batch_size)[:inner]
     both = zip((fake_pairs, student_pairs), kept, strict=True)
     return tuple(
-        [select(states, c, pairs, block=block, most=run.micro_batch) for pairs in each] for each, block in both
+        [select_states(states, c, pairs, block=block, most=run.micro_batch) for pairs in each] for each, block in both
     )
 
 

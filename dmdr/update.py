@@ -21,7 +21,7 @@ import torch
 
 from dmdr import distributed, losses
 from dmdr.backbones.protocol import Conditioning
-from dmdr.rollout import States, backward_simulation
+from dmdr.rollout import States, simulate_backward
 from dmdr.shared_base import STUDENT, SharedBase
 
 
@@ -71,7 +71,7 @@ class Renoise:
         return Renoise(self.t[batch.rows].to(batch.x0), self.noise[batch.rows].to(batch.x0))
 
 
-def trajectories(
+def count_trajectories(
     batch_size: int, fake_updates: int, steps: int, *, group_size: int = 1, student_batches: float = 1.0
 ) -> int:
     """How many rollouts a window needs so that their states suffice for it, in whole groups.
@@ -82,21 +82,21 @@ def trajectories(
     return math.ceil(needed / group_size) * group_size
 
 
-def rollout(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor) -> States:
+def roll_out(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor) -> States:
     """Backward simulation of the current student: N states of each trajectory of `noises` (N, M, C, H, W)."""
-    return backward_simulation(lambda x_t, t: base.student(x_t, t, c), base.backbone, times=times, noises=noises)
+    return simulate_backward(lambda x_t, t: base.student(x_t, t, c), base.backbone, times=times, noises=noises)
 
 
-def select(
+def select_states(
     states: States, c: Conditioning, pairs: torch.Tensor, *, block: int = 1, most: int | None = None
 ) -> list[Batch]:
     """Of the states with flat index `pairs` into (N steps x M trajectories), this rank's share, in whole blocks, and
     that in parts of at most `most` states, equally many on all ranks."""
     steps, count = states.x0.shape[:2]
-    blocks = distributed.share(len(pairs) // block)
+    blocks = distributed.split_evenly(len(pairs) // block)
     acting = int((pairs // count < steps - 1).sum())
     batches = []
-    for part in distributed.parts(blocks, len(pairs) // block, most and max(1, most // block)):
+    for part in distributed.split_batches(blocks, len(pairs) // block, most and max(1, most // block)):
         rows = slice(part.start * block, part.stop * block)
         step, trajectory = pairs[rows] // count, pairs[rows] % count
         chosen = {key: value[trajectory] for key, value in c.items()}
@@ -117,7 +117,7 @@ def update_fake_score(
         loss = losses.fake_score(prediction, path.target(batch.x0, levels.noise)) * batch.share
         loss.backward()
         figures.add({"loss_fake": loss})
-    grad_fake = _step(base.fake_parameters, optimizer, clip)
+    grad_fake = _optimizer_step(base.fake_parameters, optimizer, clip)
     return {**figures.of_all_ranks(), "grad_fake": grad_fake}
 
 
@@ -165,7 +165,7 @@ def update_student(
             loss_rl, found = rl.loss(x0, batch)
             figures.add({"loss_rl": loss_rl, **found})
             loss = loss_dm + rl.weight * loss_rl
-        with base.wearing(STUDENT, float(base.student_is_lora)):
+        with base.use_adapter(STUDENT, float(base.student_is_lora)):
             if rl is not None and rl.matched:
                 gradients_dm.add(loss_dm)
                 gradients_rl.add(loss_rl)
@@ -174,10 +174,12 @@ def update_student(
     weight = {}
     if rl is not None:
         weight = (
-            _matched(gradients_dm, gradients_rl, rl.weight) if rl.matched else {"rl_weight": torch.tensor(rl.weight)}
+            _match_weight(gradients_dm, gradients_rl, rl.weight)
+            if rl.matched
+            else {"rl_weight": torch.tensor(rl.weight)}
         )
-    grad_fake = _step(base.fake_parameters, optimizers[1], clips[1])
-    grad_student = _step(base.student_parameters, optimizers[0], clips[0])
+    grad_fake = _optimizer_step(base.fake_parameters, optimizers[1], clips[1])
+    grad_student = _optimizer_step(base.student_parameters, optimizers[0], clips[0])
     return {**figures.of_all_ranks(), **weight, "grad_student": grad_student, "grad_fake": grad_fake}
 
 
@@ -190,9 +192,9 @@ def update_student_by_rl(
     for batch in batches:
         loss_rl, found = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
         figures.add({"loss_rl": loss_rl, **found})
-        with base.wearing(STUDENT, float(base.student_is_lora)):
+        with base.use_adapter(STUDENT, float(base.student_is_lora)):
             (rl.weight * loss_rl).backward()
-    return {**figures.of_all_ranks(), "grad_student": _step(base.student_parameters, optimizer, clip)}
+    return {**figures.of_all_ranks(), "grad_student": _optimizer_step(base.student_parameters, optimizer, clip)}
 
 
 class Sums:
@@ -207,7 +209,7 @@ class Sums:
 
     def of_all_ranks(self) -> dict[str, torch.Tensor]:
         """Sums over parts and ranks; reward_square/NAME, a mean square, becomes reward_std/NAME, a deviation."""
-        found = distributed.totals(self.values)
+        found = distributed.all_reduce_sums(self.values)
         for name in [name for name in found if name.startswith("reward_square/")]:
             of = name.removeprefix("reward_square/")
             spread = (found.pop(name) - found[f"reward/{of}"].square()).clamp(min=0).sqrt()
@@ -224,19 +226,20 @@ class Gradients:
     def add(self, loss: torch.Tensor) -> None:
         """The graph is kept."""
         found = _gradients(loss, self.parameters)
-        self.sums = [new if old is None else old if new is None else old + new
-                     for old, new in zip(self.sums, found, strict=True)]  # fmt: skip
+        self.sums = [
+            new if old is None else old if new is None else old + new for old, new in zip(self.sums, found, strict=True)
+        ]
 
     def norm(self) -> torch.Tensor:
         """Of the sum over all ranks."""
         found = [each.clone() for each in self.sums if each is not None]
-        distributed.sum_in_place(found)
-        return distributed.whole(torch.nn.utils.get_total_norm(found))
+        distributed.all_reduce_in_place(found)
+        return distributed.full_tensor(torch.nn.utils.get_total_norm(found))
 
 
 def _gradients(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
     """Of the loss, whose graph is kept; no parameter has one yet, and none keeps it."""
-    if not distributed.is_split(parameters[0]):
+    if not distributed.is_sharded(parameters[0]):
         return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
     loss.backward(retain_graph=True)  # FSDP2's graph has the gathered weights; it writes the rows' gradients itself
     found = [each.grad for each in parameters]
@@ -245,7 +248,7 @@ def _gradients(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list
     return found
 
 
-def _matched(dm: Gradients, rl: Gradients, weight: float) -> dict[str, torch.Tensor]:
+def _match_weight(dm: Gradients, rl: Gradients, weight: float) -> dict[str, torch.Tensor]:
     """Leave dm + weight |dm| / |rl| rl with the parameters; returns that weight, 0 where rl is 0, and the lengths."""
     grad_dm, grad_rl = dm.norm(), rl.norm()
     rl_weight = weight * torch.where(grad_rl > 0, grad_dm / grad_rl, torch.zeros_like(grad_rl))
@@ -255,11 +258,13 @@ def _matched(dm: Gradients, rl: Gradients, weight: float) -> dict[str, torch.Ten
     return {"rl_weight": rl_weight, "grad_dm": grad_dm, "grad_rl": grad_rl}
 
 
-def _step(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, clip: float) -> torch.Tensor:
+def _optimizer_step(
+    parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
+) -> torch.Tensor:
     """Sum the gradients over the ranks, clip, step; returns their norm before clipping."""
     gradients = [each.grad for each in parameters.values() if each.grad is not None]
-    distributed.sum_in_place(gradients)
-    norm = distributed.whole(torch.nn.utils.get_total_norm(gradients))
+    distributed.all_reduce_in_place(gradients)
+    norm = distributed.full_tensor(torch.nn.utils.get_total_norm(gradients))
     torch.nn.utils.clip_grads_with_norm_(parameters.values(), clip, norm)
     optimizer.step()
     return norm

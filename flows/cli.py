@@ -154,41 +154,46 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         if given.command == "tables":
-            return run.tables(given.spec, given.seeds, given.store, given.base, given.out)
+            return run.run_tables(given.spec, given.seeds, given.store, given.base, given.out)
         if given.command == "run":
-            return run.run(given.config, given.run, given.store)
+            return run.run_config(given.config, given.run, given.store)
         if given.command == "evaluate":
-            from flows.commands.evaluate import evaluate
+            from flows.commands.evaluate import evaluate_pipeline
 
-            return evaluate(
-                given.config, given.pipeline, given.steps, given.guidance, name=given.name, run=given.run,
+            return evaluate_pipeline(
+                given.config,
+                given.pipeline,
+                given.steps,
+                given.guidance,
+                name=given.name,
+                run=given.run,
                 store=given.store,
-            )  # fmt: skip
+            )
         if given.command == "plan":
-            from flows.commands.plan import plan
+            from flows.commands.plan import print_plan
 
-            return plan(given.config, given.gpu)
+            return print_plan(given.config, given.gpu)
         if given.command == "render":
-            from flows.commands.render import render
+            from flows.commands.render import print_job
 
-            return render(given.config, given.stage, given.run, given.store, given.attempt)
+            return print_job(given.config, given.stage, given.run, given.store, given.attempt)
         if given.command == "teachers":
             from flows.commands import teachers
 
             if given.what == "list":
-                return teachers.listed(given.at)
-            return teachers.publish(given.folder, given.name, given.revision, given.to)
+                return teachers.print_published(given.at)
+            return teachers.publish_folder(given.folder, given.name, given.revision, given.to)
         if given.command == "status":
-            return store.status(given.run, given.store)
+            return store.print_status(given.run, given.store)
         if given.command == "runs":
-            return store.runs(given.store)
+            return store.print_runs(given.store)
         if given.command == "compare":
-            from flows.commands.compare import compare
+            from flows.commands.compare import compare_runs
 
-            return compare(given.runs, given.store, given.out)
+            return compare_runs(given.runs, given.store, given.out)
         if given.command == "promote":
-            return store.promote(given.run, given.name, given.store)
-        return pull.pull(given.run, given.stage, given.folder, given.store, given.form)
+            return store.promote_result(given.run, given.name, given.store)
+        return pull.pull_stage(given.run, given.stage, given.folder, given.store, given.form)
     except (ConfigError, DataError, OSError) as error:
         print(f"dmdr: {error}", file=sys.stderr)
         return next((code for kind, code in EXIT.items() if isinstance(error, kind)), STORE_FAILED)

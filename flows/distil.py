@@ -25,12 +25,12 @@ from prefect.tasks import Task
 from pydantic import Field
 
 from dmdr.config.identity import identity
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import NAME
 from dmdr.config.section import Address
 from flows.launch import process
 from flows.launch.failure import StageFailed
-from flows.launch.stage import Stage, options, prepared
+from flows.launch.stage import Stage, build_options, prepare_stage
 from flows.prefect_support import artifacts, owners
 from stages.store.artifacts import Artifact
 
@@ -39,7 +39,7 @@ RETRY_DELAYS = [2, 10, 30]  # seconds
 Run = Annotated[str, Field(pattern=NAME)]  # refused when a run is asked for, not when it begins
 
 
-def worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
+def is_worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
     """Prefect's retry condition: everything but the verdict that a retry would change nothing. Says so."""
     failure = state.result(raise_on_failure=False)
     again = isinstance(failure, StageFailed) and not failure.final
@@ -52,33 +52,33 @@ def worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
     task_run_name="{name}",
     retries=len(RETRY_DELAYS),
     retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_a_retry,
+    retry_condition_fn=is_worth_a_retry,
     cache_policy=NO_CACHE,
     persist_result=False,
     result_serializer="json",
 )
-def stage(
+def run_stage(
     name: str, config: str, run: str, store: str, teacher: str | None = None, adopt: str | None = None
-) -> None:  # fmt: skip
+) -> None:
     """Run one stage to its seal. teacher, adopt: as `python -m stages` has them.
 
     Raises:
         StageFailed: it exited with another code than 0, or its seal is missing.
     """
-    checked, artifact = load(config), Artifact(store, run, name)
+    checked, artifact = load_config(config), Artifact(store, run, name)
     say = get_run_logger().info if deployment.id else None
     if checked.execution.cluster is not None:
-        _as_job(prepared(name, config, run, store, teacher, adopt), artifact, say or print)
+        _run_as_job(prepare_stage(name, config, run, store, teacher, adopt), artifact, say or print)
     else:
-        arguments = [name, *options(config, run, store, teacher, adopt)]
+        arguments = [name, *build_options(config, run, store, teacher, adopt)]
         command = [sys.executable, "-m", "stages", *arguments]
-        if code := process.run(command, say=say):
+        if code := process.run_process(command, say=say):
             raise StageFailed(name, code, f"exit code {code}", says_more=False)
     if artifact.record() is None:
         raise StageFailed(name, UNSEALED, f"exit code 0, but nothing is sealed at {artifact.address}")
 
 
-def _as_job(asked: Stage, artifact: Artifact, say: Callable[[str], None]) -> None:
+def _run_as_job(asked: Stage, artifact: Artifact, say: Callable[[str], None]) -> None:
     """Run a stage on the cluster unless it is sealed with these settings. What it reads is the pod's business: this
     process may have no teacher and no prompts.
 
@@ -92,15 +92,19 @@ def _as_job(asked: Stage, artifact: Artifact, say: Callable[[str], None]) -> Non
         artifact.claim(identity(asked.config, asked.name), record["inputs"])
         say(f"{asked.name}: sealed already at {artifact.address}")
         return
-    kubernetes.run(
-        asked, say=say, sealed=lambda: artifact.record() is not None, flow_run=str(flow_run.id),
-        deployment=deployment.id, is_over=owners.is_over,
-    )  # fmt: skip
+    kubernetes.run_job(
+        asked,
+        say=say,
+        sealed=lambda: artifact.record() is not None,
+        flow_run=str(flow_run.id),
+        deployment=deployment.id,
+        is_over=owners.is_over,
+    )
 
 
 def stop_jobs(flow: Flow, flow_run: FlowRun, state: State) -> None:
     """A second chance to stop the Jobs of a cancelled flow run, in another process than its own."""
-    cluster = load(flow_run.parameters["config"]).execution.cluster
+    cluster = load_config(flow_run.parameters["config"]).execution.cluster
     if cluster is not None:
         from flows.launch import owned
 
@@ -110,9 +114,12 @@ def stop_jobs(flow: Flow, flow_run: FlowRun, state: State) -> None:
 
 @flow(name="dmdr", persist_result=False, result_serializer="json", on_cancellation=[stop_jobs])
 def dmdr(
-    config: Address, run: Run | None = None, store: Address = "runs", teacher: Address | None = None,
+    config: Address,
+    run: Run | None = None,
+    store: Address = "runs",
+    teacher: Address | None = None,
     cold_start_of: Run | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Distil the teacher of a config file into its student, and score it.
 
     Args:
@@ -122,13 +129,13 @@ def dmdr(
         teacher: in the place of the config's teacher.path; what dmdr teachers published, by its address, will do too
         cold_start_of: a run of the same store whose prompts and cold start are copied, as they suit this config
     """
-    run = run or load(config).run
-    stage("prompts", config, run, store, teacher, adopt=cold_start_of)
-    stage("cold_start", config, run, store, teacher, adopt=cold_start_of)
-    stage("joint", config, run, store, teacher)
-    stage("export", config, run, store, teacher)
-    stage("evaluate", config, run, store, teacher)
-    artifacts.scorecard(run, store)
+    run = run or load_config(config).run
+    run_stage("prompts", config, run, store, teacher, adopt=cold_start_of)
+    run_stage("cold_start", config, run, store, teacher, adopt=cold_start_of)
+    run_stage("joint", config, run, store, teacher)
+    run_stage("export", config, run, store, teacher)
+    run_stage("evaluate", config, run, store, teacher)
+    artifacts.publish_scorecard(run, store)
 
 
 @flow(name="dmdr", persist_result=False, result_serializer="json", on_cancellation=[stop_jobs])
@@ -139,7 +146,7 @@ def from_cold_start(
     dmdr.fn(config, run, store, teacher, cold_start_of)
 
 
-def _without_stack(record: logging.LogRecord) -> bool:
+def _drop_stack(record: logging.LogRecord) -> bool:
     """A failed stage has said why in its own lines; the stack of the flow that started it adds nothing."""
     if record.exc_info and isinstance(record.exc_info[1], StageFailed):
         record.exc_info = None
@@ -147,4 +154,4 @@ def _without_stack(record: logging.LogRecord) -> bool:
 
 
 for runs in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(runs).addFilter(_without_stack)
+    logging.getLogger(runs).addFilter(_drop_stack)

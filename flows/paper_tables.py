@@ -16,12 +16,12 @@ from prefect import flow, get_run_logger
 from prefect.runtime import deployment
 
 from dmdr.config.identity import identity
-from flows.distil import StageFailed, stage
+from flows.distil import StageFailed, run_stage
 from flows.prefect_support import artifacts
 from stages.reports.tables.plan import Run
-from stages.reports.tables.prepared import prepared, write_page
+from stages.reports.tables.prepared import prepare_table, write_page
 from stages.store.artifacts import Artifact
-from stages.store.inputs import inputs
+from stages.store.inputs import fingerprint_inputs
 
 INTERNAL = 70
 
@@ -42,28 +42,28 @@ def lab_tables(
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    table = prepared(spec, seeds, store, base, out)
+    table = prepare_table(spec, seeds, store, base, out)
     say = get_run_logger().info if deployment.id else _to_terminal
     failures: list[StageFailed] = []
     for number, run in enumerate(table.runs, start=1):
         say(f"{table.spec.table}: run {number} of {len(table.runs)}, {run.name}")
         try:
-            complete(run, [each for each in table.runs if each.seed == run.seed], store, say)
+            complete_run(run, [each for each in table.runs if each.seed == run.seed], store, say)
         except StageFailed as failure:
             if failure.code != INTERNAL:
                 raise
             say(f"{run.name} cannot be finished: {failure}; the others go on")
             failures.append(failure)
         if run is table.runs[-1] or table.runs[number].seed != run.seed:
-            artifacts.page(table.spec.runs, write_page(table))
+            artifacts.publish_page(table.spec.runs, write_page(table))
     if failures:
         raise failures[0]
 
 
-def complete(run: Run, siblings: list[Run], store: str, say: Callable[[str], None]) -> None:
+def complete_run(run: Run, siblings: list[Run], store: str, say: Callable[[str], None]) -> None:
     """Seal every stage of a run: it is sealed already, or a sibling has it, or it runs."""
     for name in run.row.stages:
-        own, needed = Artifact(store, run.name, name), inputs(run.config, name, store, run.name)
+        own, needed = Artifact(store, run.name, name), fingerprint_inputs(run.config, name, store, run.name)
         asked = identity(run.config, name)
         if own.record() is not None:
             own.claim(asked, needed)
@@ -73,7 +73,7 @@ def complete(run: Run, siblings: list[Run], store: str, say: Callable[[str], Non
         if adopted is not None:
             say(f"{name}: the same as that of {adopted['adopted_from']}, copied to {own.address}")
         else:
-            stage(name, str(run.path), run.name, store)
+            run_stage(name, str(run.path), run.name, store)
 
 
 def _to_terminal(line: str) -> None:

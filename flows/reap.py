@@ -19,8 +19,8 @@ from prefect import flow, get_run_logger
 from dmdr.config.cluster import Label
 from dmdr.config.section import Positive
 from flows.launch import api
-from flows.launch.manifest import marks
-from flows.launch.owned import Owned
+from flows.launch.manifest import read_marks
+from flows.launch.owned import OwnedJobs
 from flows.prefect_support import owners
 
 
@@ -39,7 +39,7 @@ def reap(namespace: Label = "dmdr", after: Positive = 900) -> None:
     if not api.is_known():
         say("no cluster here: nothing to stop")
         return
-    owned, latest = Owned("reap", namespace), datetime.now(UTC) - timedelta(seconds=after)
+    owned, latest = OwnedJobs("reap", namespace), datetime.now(UTC) - timedelta(seconds=after)
     for where, job in owned.jobs():
         name, since = job["metadata"]["name"], abandoned_since(job)
         if since is None or since > latest or job["metadata"].get("deletionTimestamp"):
@@ -53,7 +53,7 @@ def reap(namespace: Label = "dmdr", after: Positive = 900) -> None:
 def abandoned_since(job: dict) -> datetime | None:
     """Since when no flow run waits for a Job; None if one does, or may."""
     since = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
-    for flow_run, deployment in marks(job).items():
+    for flow_run, deployment in read_marks(job).items():
         if (over := owners.over_since(flow_run, deployment)) is None:
             return None
         since = max(since, over)

@@ -22,11 +22,11 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import Field
 
 from dmdr.config.identity import identity
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import STAGES, Address, Config
 from dmdr.errors import ConfigError
 from stages.store.artifacts import Artifact
-from stages.store.revisions import revisions, run_name
+from stages.store.revisions import list_revisions, run_name
 
 JUDGED = (StateType.FAILED, StateType.CANCELLED)
 Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
@@ -34,9 +34,12 @@ Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
 
 @flow(name="retrain", persist_result=False, result_serializer="json")
 def retrain(
-    config: Address, teachers: Address, store: Address = "runs", deployment: Deployment = "dmdr/full",
+    config: Address,
+    teachers: Address,
+    store: Address = "runs",
+    deployment: Deployment = "dmdr/full",
     again: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Start what is missing, and wait for none of it.
 
     Args:
@@ -50,13 +53,13 @@ def retrain(
         ConfigError: the config, the deployment, or a run that was made with other settings than the config's.
         InputMissing, StoreError: the teachers cannot be listed.
     """
-    say, checked = get_run_logger().info, load(config)
-    found = revisions(teachers)
+    say, checked = get_run_logger().info, load_config(config)
+    found = list_revisions(teachers)
     if not found:
         say(f"no teachers at {teachers}")
     for each in found:
         run = run_name(checked.run, each)
-        before = latest(f"{store}/{run}")  # asked before the store: what ends in between is finished there
+        before = find_latest(f"{store}/{run}")  # asked before the store: what ends in between is finished there
         state = None if before is None else before.state
         if is_finished(checked, run, store, each.digest):
             say(f"{run}: finished")
@@ -66,10 +69,10 @@ def retrain(
             say(f"{run}: {state.name}; with again=true it is started again")
         else:
             parameters = {"config": config, "run": run, "store": store, "teacher": each.address}
-            say(f"{run}: of {each.address}, flow run {started(deployment, parameters, before).id}")
+            say(f"{run}: of {each.address}, flow run {start_run(deployment, parameters, before).id}")
 
 
-def latest(tag: str) -> FlowRun | None:
+def find_latest(tag: str) -> FlowRun | None:
     """The last flow run that was started for a run in a store."""
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
@@ -96,7 +99,7 @@ def is_finished(config: Config, run: str, store: str, digest: str | None) -> boo
     return STAGES[-1] in sealed
 
 
-def started(deployment: str, parameters: dict[str, str], before: FlowRun | None) -> FlowRun:
+def start_run(deployment: str, parameters: dict[str, str], before: FlowRun | None) -> FlowRun:
     """The flow run after `before`, which everyone who has seen the same `before` gets.
 
     Raises:

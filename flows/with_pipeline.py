@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prefect import flow
 
-from dmdr.config.load import load
-from flows.distil import stage
+from dmdr.config.load import load_config
+from flows.distil import run_stage
 from flows.prefect_support import artifacts
 from stages.store.artifacts import Artifact
-from stages.store.inputs import upstream
+from stages.store.inputs import upstream_stages
 
 CHAIN = ("prompts", "cold_start", "joint", "export")
 
@@ -20,9 +20,9 @@ def with_pipeline(config: str, run: str, of: str, store: str) -> None:
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    needed = upstream(load(config), "evaluate")
+    needed = upstream_stages(load_config(config), "evaluate")
     last = max(CHAIN.index(name) for name in needed)
     for name in CHAIN[: last + 1]:
-        stage(name, config, run, store, adopt=of if Artifact(store, of, name).record() is not None else None)
-    stage("evaluate", config, run, store)
-    artifacts.scorecard(run, store)
+        run_stage(name, config, run, store, adopt=of if Artifact(store, of, name).record() is not None else None)
+    run_stage("evaluate", config, run, store)
+    artifacts.publish_scorecard(run, store)

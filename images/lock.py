@@ -19,9 +19,20 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 METHOD = {
-    "accelerate", "diffusers", "lpips", "open-clip-torch", "peft", "pillow", "pyarrow", "safetensors", "scipy",
-    "tokenizers", "torch", "torchvision", "transformers",
-}  # fmt: skip
+    "accelerate",
+    "diffusers",
+    "lpips",
+    "open-clip-torch",
+    "peft",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+}
 # What of Prefect only its server imports; the server is another image. A worker talks to it over HTTP.
 SERVER = {"aiosqlite", "alembic", "apprise", "asyncpg", "cryptography", "docker", "pydocket", "sqlalchemy"}
 DOWNLOADS = {"hf-xet"}  # how large files come from a model hub; flows only look there
@@ -29,10 +40,15 @@ WITHOUT = {"flow": METHOD | SERVER | DOWNLOADS, "stages": {"kubernetes", "prefec
 ALSO = {"flow": {"huggingface-hub"}, "stages": set()}  # dmdr/teacher/hub.py; diffusers brings it elsewhere
 TORCH_BRINGS = re.compile(r"cuda|nvidia|triton")  # in the versions that torch itself pins; see `make lock`
 PLATFORM = default_environment() | {
-    "implementation_name": "cpython", "os_name": "posix", "platform_machine": "x86_64",
-    "platform_python_implementation": "CPython", "platform_system": "Linux", "python_full_version": "3.11.0",
-    "python_version": "3.11", "sys_platform": "linux",
-}  # fmt: skip
+    "implementation_name": "cpython",
+    "os_name": "posix",
+    "platform_machine": "x86_64",
+    "platform_python_implementation": "CPython",
+    "platform_system": "Linux",
+    "python_full_version": "3.11.0",
+    "python_version": "3.11",
+    "sys_platform": "linux",
+}
 
 
 def derived(image: str) -> str:

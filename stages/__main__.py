@@ -39,14 +39,14 @@ from pathlib import Path  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
 from dmdr.config.identity import fingerprint, identity  # noqa: E402
-from dmdr.config.load import load  # noqa: E402
+from dmdr.config.load import load_config  # noqa: E402
 from dmdr.config.run import STAGES  # noqa: E402
 from dmdr.errors import ConfigError, DataError, InputMissing, NonFinite, StoreError  # noqa: E402
 from stages.runtime import ranks  # noqa: E402
 from stages.runtime.context import Context, Stopped  # noqa: E402
-from stages.store.adoption import adopted  # noqa: E402
+from stages.store.adoption import adopt_stage  # noqa: E402
 from stages.store.artifacts import Artifact  # noqa: E402
-from stages.store.inputs import inputs  # noqa: E402
+from stages.store.inputs import fingerprint_inputs  # noqa: E402
 from stages.store.layout import digest  # noqa: E402
 from stages.store.published_teachers import resolve_teacher  # noqa: E402
 from stages.store.s3_errors import Refused  # noqa: E402
@@ -93,20 +93,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def execute(
-    stage: str, config_path: str, run: str | None, store: str, teacher: str | None, adopt: str | None
-) -> None:  # fmt: skip
+def execute(stage: str, config_path: str, run: str | None, store: str, teacher: str | None, adopt: str | None) -> None:
     """Run one stage, or find it sealed. Raises what EXIT names."""
     began = time.monotonic()
-    config = resolve_teacher(load(config_path), teacher, lambda here: stop_if_asked())
+    config = resolve_teacher(load_config(config_path), teacher, lambda here: stop_if_asked())
     artifact = Artifact(store, config.run if run is None else run, stage)
-    processes, first = ranks.count(config, stage), not ranks.rank()
+    processes, first = ranks.count_processes(config, stage), not ranks.own_rank()
     asked = identity(config, stage)
     if adopt is not None and first and artifact.record() is None:
-        adopted(artifact, adopt, asked, inputs(config, stage, store, artifact.run))
+        adopt_stage(artifact, adopt, asked, fingerprint_inputs(config, stage, store, artifact.run))
         print(f"{stage}: the same as that of {adopt}, copied to {artifact.address}")
         return
-    record = artifact.claim(asked, inputs(config, stage, store, artifact.run)) if first else artifact.record()
+    record = (
+        artifact.claim(asked, fingerprint_inputs(config, stage, store, artifact.run)) if first else artifact.record()
+    )
     if record is not None:
         if first:
             print(f"{stage}: sealed already at {artifact.address}")
@@ -116,32 +116,39 @@ def execute(
     if processes:
         arguments = [stage, "--config", config_path, "--run", artifact.run, "--store", store]
         arguments += ["--teacher", config.teacher.path] if teacher is not None else []
-        sys.exit(ranks.run(processes, arguments, asked_to_stop))
+        sys.exit(ranks.run_ranks(processes, arguments, asked_to_stop))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells of torchvision, which nothing here needs
     from stages.runtime.progress import Progress
 
     module = importlib.import_module(f"stages.{stage}")  # brings torch
     from stages.reports.provenance import teacher_name
-    from stages.runtime.device import device
+    from stages.runtime.device import pick_device
 
     stop_if_asked()
-    ranks.join(device(config))
+    ranks.join_ranks(pick_device(config))
     work = artifact.workspace()
     out = work / "out"
     out.mkdir()
     context = Context(
-        config=config, artifact=artifact, out=out, cache=work / "inputs", progress=Progress(stage, shown=first),
+        config=config,
+        artifact=artifact,
+        out=out,
+        cache=work / "inputs",
+        progress=Progress(stage, shown=first),
         stop=lambda: bool(asked_to_stop),
-    )  # fmt: skip
+    )
     facts = module.run(context)
     if not first:
         return
     seconds = time.monotonic() - began
     made = {
-        "code": code(), "device": device(config), "duration_s": round(seconds, 3), "cost": cost(),
+        "code": code_versions(),
+        "device": pick_device(config),
+        "duration_s": round(seconds, 3),
+        "cost": process_cost(),
         "teacher": teacher_name(config.teacher.path),
-    }  # fmt: skip
-    if ranks.rank() is not None:
+    }
+    if ranks.own_rank() is not None:
         made["processes"] = int(os.environ["WORLD_SIZE"])
     artifact.seal(out, facts=facts, made=made)
     print(f"{stage}: sealed at {artifact.address} after {seconds:.1f} s")
@@ -152,7 +159,7 @@ def stop_if_asked() -> None:
         raise Stopped("told to stop before it began; repeat the command to begin")
 
 
-def code() -> dict[str, str]:
+def code_versions() -> dict[str, str]:
     """Versions of what made the result, and a digest of our own sources, which may differ from the version's."""
     root = Path(__file__).parent.parent
     files = sorted(path for package in ("dmdr", "stages") for path in (root / package).rglob("*.py"))
@@ -162,7 +169,7 @@ def code() -> dict[str, str]:
     return {"version": metadata.version("dmdr"), "sources": fingerprint(sources), **versions}
 
 
-def cost() -> dict[str, float]:
+def process_cost() -> dict[str, float]:
     """Of this attempt: seconds of CPU, and the most memory it held, in MiB."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"cpu_s": round(time.process_time(), 3), "peak_memory_mib": round(most / 2**20, 1)}
@@ -174,23 +181,23 @@ def main(arguments: list[str]) -> int:
     try:
         execute(asked.stage, asked.config, asked.run, asked.store, asked.teacher, asked.adopt)
     except tuple(EXIT) as error:
-        tell(asked.stage, error)
+        report_error(asked.stage, error)
         return next(exit_code for kind, exit_code in EXIT.items() if isinstance(error, kind))
     except Exception as error:
         full_disk = isinstance(error, OSError) and error.errno in DISK
         if full_disk or "(os error 28)" in f"{error}":  # the second is how safetensors says it
-            tell(asked.stage, f"cannot write: {error}; free some space, then repeat the command")
+            report_error(asked.stage, f"cannot write: {error}; free some space, then repeat the command")
             return IO
         traceback.print_exc()
         return INTERNAL
     return 0
 
 
-def tell(stage: str, message: object) -> None:
-    if ranks.rank():
+def report_error(stage: str, message: object) -> None:
+    if ranks.own_rank():
         if isinstance(message, (ConfigError, NonFinite, Stopped)) and not isinstance(message, Refused):
             return  # all ranks meet these; the first tells
-        stage = f"{stage}, rank {ranks.rank()}"
+        stage = f"{stage}, rank {ranks.own_rank()}"
     print(f"{stage}: {' '.join(str(message).split())}", file=sys.stderr)
 
 

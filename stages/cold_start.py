@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stages.runtime.context import Context
-from stages.training import fit
+from stages.training import train_student
 
 
 def run(context: Context) -> dict:
     """Writes the student after cold start: weights, EMA, fake score, metrics.jsonl; raises as `fit` does."""
-    return fit(context, "cold_start", context.config.cold_start)
+    return train_student(context, "cold_start", context.config.cold_start)

@@ -16,25 +16,25 @@ import torch
 
 from dmdr import distributed
 from dmdr.config.run import Config
-from dmdr.metrics.description import described
+from dmdr.metrics.description import describe_metrics
 from dmdr.metrics.dpg_bench import FIGURE, OFFICIAL, DPGBench
 from dmdr.metrics.load import Metric, check_metrics, load_lpips, load_metrics
 from dmdr.metrics.reward import RewardMetric
-from dmdr.metrics.scorecard import Model, scorecard
+from dmdr.metrics.scorecard import Model, build_scorecard
 from dmdr.promptset import PromptSet
 from dmdr.rewards.lab import LabReward
-from dmdr.teacher.load import find_configured, load_teacher
-from stages.evaluation.drawing import Exam, Tick, draw
-from stages.evaluation.judging import Jury, gathered, judge_all
-from stages.evaluation.models import models, sampler
+from dmdr.teacher.load import find_teacher_of, load_teacher
+from stages.evaluation.drawing import EvaluationSet, Tick, draw_model
+from stages.evaluation.judging import Evaluators, gather_scores, judge_all
+from stages.evaluation.models import build_sampler, list_models
 from stages.evaluation.score_files import write_samples, write_scores, write_table
-from stages.evaluation.showcase import exhibit
+from stages.evaluation.showcase import write_showcase
 from stages.reports import provenance
 from stages.reports.paper import base_model
-from stages.reports.verdict import verdicts
+from stages.reports.verdict import list_verdicts
 from stages.runtime.context import Context
-from stages.runtime.device import device, device_name
-from stages.store.shards import Parts
+from stages.runtime.device import name_device, pick_device
+from stages.store.shards import Shards
 
 
 def run(context: Context) -> dict:
@@ -50,34 +50,39 @@ def run(context: Context) -> dict:
     """
     config, prompts = context.config, PromptSet(context.input("prompts"), "evaluation")
     indices = prompts.spread(config.evaluate.limit or len(prompts))
-    exam = Exam(prompts, indices, prompts.records(indices), config.evaluate.seeds)
+    exam = EvaluationSet(prompts, indices, prompts.records(indices), config.evaluate.seeds)
     check_metrics(config.evaluate.metrics, exam.records)  # before hours of drawing
-    parts = Parts(context.artifact, context.cache.parent / "parts")
+    parts = Shards(context.artifact, context.cache.parent / "parts")
     field = len(config.evaluate.models) + len(config.evaluate.pipelines)
-    tick = counter(context, 2 * field * sum(len(places) for _, places in exam.mine()))
+    tick = build_counter(context, 2 * field * sum(len(places) for _, places in exam.mine()))
 
     compared, base = draw_all(context, exam, parts, tick)
     gc.collect()  # the networks go before the metrics come
-    judges, missing = load_metrics(config.evaluate.metrics, exam.records, device(config), config.weights)
-    lpips, without = load_lpips(config.evaluate.metrics, device(config), config.weights)
+    judges, missing = load_metrics(config.evaluate.metrics, exam.records, pick_device(config), config.weights)
+    lpips, without = load_lpips(config.evaluate.metrics, pick_device(config), config.weights)
     missing |= without
     for name, why in missing.items():
         context.progress.say(f"{name} is left out: {why}")
-    jury = Jury(judges, lpips, embeddings(judges, trained_on(config)), device(config))
+    jury = Evaluators(judges, lpips, image_embeddings(judges, rewards_trained_on(config)), pick_device(config))
     judge_all(context, exam, parts, jury, compared, tick)
-    distributed.wait()  # for the parts of the others
+    distributed.barrier()  # for the parts of the others
     if distributed.rank():
         return {}
 
-    found = gathered(exam, parts, compared)
+    found = gather_scores(exam, parts, compared)
     scores = found.scores(exam, jury)
-    card = scorecard(
-        context.artifact.run, compared, scores=scores, prompts=len(exam.records), seed=config.seed,
-        images=exam.seeds, trained_on=trained_on(config),
-    )  # fmt: skip
-    facts = provenance.records(context)["prompts"]["facts"]
+    card = build_scorecard(
+        context.artifact.run,
+        compared,
+        scores=scores,
+        prompts=len(exam.records),
+        seed=config.seed,
+        images=exam.seeds,
+        trained_on=rewards_trained_on(config),
+    )
+    facts = provenance.read_records(context)["prompts"]["facts"]
     card["missing"] = [{"metric": name, "why": why} for name, why in missing.items()]
-    card["about"] = described(config.evaluate.metrics, config.weights)
+    card["about"] = describe_metrics(config.evaluate.metrics, config.weights)
     for metric in judges:
         if isinstance(metric, DPGBench):
             of_models = {model: metric.categories(lines[metric.writes]) for model, lines in found.lines.items()}
@@ -87,12 +92,16 @@ def run(context: Context) -> dict:
     (context.out / "scorecard.json").write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     write_scores(context, exam, scores, jury)
     write_table(context, exam, found, jury)
-    speed = write_samples(context, exam, parts, compared, found, device_name(config))
-    exhibit(context, exam, parts, jury, found, scores=scores, card=card, speed=speed, base=base)
-    return {"prompts": len(exam.records), "metrics": card["metrics"], "verdicts": [v["text"] for v in verdicts(card)]}
+    speed = write_samples(context, exam, parts, compared, found, name_device(config))
+    write_showcase(context, exam, parts, jury, found, scores=scores, card=card, speed=speed, base=base)
+    return {
+        "prompts": len(exam.records),
+        "metrics": card["metrics"],
+        "verdicts": [v["text"] for v in list_verdicts(card)],
+    }
 
 
-def counter(context: Context, total: int) -> Tick:
+def build_counter(context: Context, total: int) -> Tick:
     """Shows how far the stage is; each prompt of each model counts when it is drawn and when it is judged."""
     done = 0
 
@@ -104,30 +113,35 @@ def counter(context: Context, total: int) -> Tick:
     return tick
 
 
-def draw_all(context: Context, exam: Exam, parts: Parts, tick: Tick) -> tuple[list[Model], str | None]:
+def draw_all(context: Context, exam: EvaluationSet, parts: Shards, tick: Tick) -> tuple[list[Model], str | None]:
     """Every model's images; returns the models, and the teacher as the paper calls it."""
     config = context.config
     backbone = load_teacher(
-        find_configured(config.teacher), device(config), text=False, resolution=config.teacher.resolution
+        find_teacher_of(config.teacher), pick_device(config), text=False, resolution=config.teacher.resolution
     )
     unconditional = backbone.collate([PromptSet.unconditional(context.input("prompts"))])
-    compared = models(config, backbone)
+    compared = list_models(config, backbone)
     for model in compared:
-        draw(
-            context, exam, parts, model, tick=tick, backbone=backbone,
-            sampler=lambda model=model: sampler(
+        draw_model(
+            context,
+            exam,
+            parts,
+            model,
+            tick=tick,
+            backbone=backbone,
+            sampler=lambda model=model: build_sampler(
                 config, backbone, model, unconditional=unconditional, made=context.input
             ),
-        )  # fmt: skip
+        )
     return compared, base_model(type(backbone.network).__name__, backbone.network.config)
 
 
-def trained_on(config: Config) -> set[str]:
+def rewards_trained_on(config: Config) -> set[str]:
     """The rewards that a compared model saw in training: only the student did."""
     return set(config.joint.rl.rewards if config.joint.rl and "student" in config.evaluate.models else ())
 
 
-def embeddings(metrics: list[Metric], trained_on: set[str]) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+def image_embeddings(metrics: list[Metric], trained_on: set[str]) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     """The image sides of the lab rewards among the metrics, held-out ones only."""
     rewards = [metric.reward for metric in metrics if isinstance(metric, RewardMetric)]
     held_out = [each for each in rewards if isinstance(each, LabReward) and each.name not in trained_on]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.identity import identity
-from dmdr.export.parity import loaded, parity
-from dmdr.export.write import WEIGHTS, absent_texts, load_student, metadata, network_part, write
-from dmdr.teacher.load import digest_teacher, find_configured, load_teacher
+from dmdr.export.parity import compare_latents, load_form
+from dmdr.export.write import WEIGHTS, absent_text_encoders, build_metadata, load_student, network_part, write_form
+from dmdr.teacher.load import digest_teacher, find_teacher_of, load_teacher
 from stages.reports import provenance
-from stages.reports.model_card import card
+from stages.reports.model_card import render_card
 from stages.runtime.context import Context, Stopped
-from stages.runtime.device import device
+from stages.runtime.device import pick_device
 from stages.store.layout import digest
 
 SUMS = "SHA256SUMS"
@@ -30,38 +30,38 @@ def run(context: Context) -> dict:
         DataError: the weights do not fit the teacher, or a form does not draw the student's images.
         Stopped: SIGTERM arrived; the next run starts over.
     """
-    config, trained, source = context.config, context.input("joint"), find_configured(context.config.teacher)
+    config, trained, source = context.config, context.input("joint"), find_teacher_of(context.config.teacher)
     steps, forms = config.student.steps, config.forms
-    backbone = load_teacher(source, device(config), resolution=config.teacher.resolution)
+    backbone = load_teacher(source, pick_device(config), resolution=config.teacher.resolution)
     load_student(backbone.network, trained)
-    about = metadata(backbone, steps, title=context.artifact.run, teacher=digest_teacher(source))
+    about = build_metadata(backbone, steps, title=context.artifact.run, teacher=digest_teacher(source))
     for number, form in enumerate(forms):
-        write(form, backbone, trained / WEIGHTS, steps, context.out, about)
-        _heed(context)
+        write_form(form, backbone, trained / WEIGHTS, steps, context.out, about)
+        _stop_if_asked(context)
         context.progress.update(number + 1, 2 * len(forms))
     difference = {}
     for number, form in enumerate(forms):
-        pipe = loaded(form, context.out, backbone, source)
-        difference[form] = parity(backbone, backbone.network, steps, pipe, seed=config.seed)
+        pipe = load_form(form, context.out, backbone, source)
+        difference[form] = compare_latents(backbone, backbone.network, steps, pipe, seed=config.seed)
         del pipe  # or it would wait in memory beside the next one
-        _heed(context)
+        _stop_if_asked(context)
         context.progress.update(len(forms) + number + 1, 2 * len(forms))
     facts = describe(context, backbone, difference)
     for form in forms:
-        (context.out / form / "README.md").write_text(card(facts), encoding="utf-8")
+        (context.out / form / "README.md").write_text(render_card(facts), encoding="utf-8")
     text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False)
     (context.out / "provenance.json").write_text(text + "\n", encoding="utf-8")
-    (context.out / SUMS).write_text(sums(context.out), encoding="utf-8")
+    (context.out / SUMS).write_text(checksums(context.out), encoding="utf-8")
     return {"steps": steps, "parity": max(difference.values())}
 
 
-def sums(folder: Path) -> str:
+def checksums(folder: Path) -> str:
     """sha256 and relative path of every file, a line each, as `sha256sum -c` reads them."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return "".join(f"{digest(file)['sha256']}  {file.relative_to(folder).as_posix()}\n" for file in files)
 
 
-def _heed(context: Context) -> None:
+def _stop_if_asked(context: Context) -> None:
     if context.stop():
         raise Stopped("stopped; nothing was kept, repeat the command to begin anew")
 
@@ -71,7 +71,7 @@ def describe(context: Context, backbone: Backbone, differences: dict[str, float]
 
     differences: form -> greatest difference of its latents from the training sampler's.
     """
-    config, sealed = context.config, provenance.records(context)
+    config, sealed = context.config, provenance.read_records(context)
     return {
         "schema": 2,
         "run": context.artifact.run,
@@ -97,9 +97,9 @@ def describe(context: Context, backbone: Backbone, differences: dict[str, float]
             "part": network_part(backbone),
             "network": type(backbone.network).__name__,
             "scheduler": type(backbone.student_scheduler(config.student.steps)).__name__,
-            "absent": absent_texts(backbone),
+            "absent": absent_text_encoders(backbone),
         },
-        "stages": {stage: provenance.summary(record) for stage, record in sealed.items()},
+        "stages": {stage: provenance.summarize_record(record) for stage, record in sealed.items()},
         "code": sealed["joint"]["code"],
-        "settings": provenance.settings(sealed, identity(config, "export")),
+        "settings": provenance.collect_settings(sealed, identity(config, "export")),
     }

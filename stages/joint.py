@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dmdr.rl.algorithms import ALGORITHMS
 from stages.runtime.context import Context
-from stages.training import fit
+from stages.training import train_student
 
 
 def run(context: Context) -> dict:
@@ -17,7 +17,12 @@ def run(context: Context) -> dict:
     if joint.rl is not None:
         algorithm = ALGORITHMS[joint.rl.algorithm]
         rl = (lambda base: algorithm(joint.rl, base, context.config.weights)), joint.rl
-    return fit(
-        context, "joint", joint, start=context.input("cold_start"), rl=rl,
-        distribution_matching=joint.distribution_matching, watch=joint.watch,
-    )  # fmt: skip
+    return train_student(
+        context,
+        "joint",
+        joint,
+        start=context.input("cold_start"),
+        rl=rl,
+        distribution_matching=joint.distribution_matching,
+        watch=joint.watch,
+    )

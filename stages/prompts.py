@@ -22,13 +22,13 @@ from dmdr.config import run as settings
 from dmdr.errors import DataError
 from dmdr.export.write import check_single_file
 from dmdr.promptset import Split, write_shard, write_unconditional
-from dmdr.teacher.load import find_configured, load_teacher
+from dmdr.teacher.load import find_teacher_of, load_teacher
 from stages.prompt_sources.formats import Lines
-from stages.prompt_sources.public_set_files import Sets, report
+from stages.prompt_sources.public_set_files import Sets, describe_set
 from stages.prompt_sources.public_sets import is_named
-from stages.prompt_sources.sources import by_name, digest, read, sets_of
+from stages.prompt_sources.sources import digest_source, named_inputs, public_sets_of, read_source
 from stages.runtime.context import Context, Stopped
-from stages.runtime.device import device
+from stages.runtime.device import pick_device
 
 BATCH = 64  # prompts encoded at once
 Counts = Counter[str | tuple[str, str]]
@@ -46,25 +46,25 @@ def run(context: Context, sets: Sets | None = None) -> dict:
         Stopped: asked to; there is no checkpoint, the stage begins anew.
     """
     prompts, progress = context.config.prompts, context.progress
-    sets = sets_of(prompts) if sets is None else sets
+    sets = public_sets_of(prompts) if sets is None else sets
     counts: Counts = Counter()
-    for split, _ in select(prompts, counts, progress.say, sets):
+    for split, _ in select_records(prompts, counts, progress.say, sets):
         counts[split] += 1
-        _heed(context)
+        _stop_if_asked(context)
     if not counts["evaluation"]:
         raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
     if not counts["train"]:
         raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
     progress.say(", ".join(f"{name} {counts[name]:,}" for name in COUNTS))
-    described = [_described(name, source, counts, sets) for name, source in by_name(prompts).items()]
+    described = [_describe_source(name, source, counts, sets) for name, source in named_inputs(prompts).items()]
     for each in described:
         if each["input"] != "evaluation" and each.get("kind") == "evaluation":
             progress.say(f"{each['source']} is meant for evaluation; no score on it counts once it was trained on")
 
-    backbone = load_teacher(find_configured(context.config.teacher), device(context.config))
+    backbone = load_teacher(find_teacher_of(context.config.teacher), pick_device(context.config))
     if "single-file" in context.config.forms:
         check_single_file(backbone)
-    truncated = encode(context, backbone, counts["train"] + counts["evaluation"], sets)
+    truncated = encode_prompts(context, backbone, counts["train"] + counts["evaluation"], sets)
     if cut := truncated.total():
         progress.say(f"{cut:,} prompts were longer than the text encoder reads; it sees their beginning")
     facts = {name: counts[name] for name in COUNTS}
@@ -74,19 +74,19 @@ def run(context: Context, sets: Sets | None = None) -> dict:
     return facts
 
 
-def select(
+def select_records(
     prompts: settings.Prompts, counts: Counts, say: Callable[[str], None], sets: Sets | None = None
-) -> Iterator[tuple[Split, dict]]:  # fmt: skip
+) -> Iterator[tuple[Split, dict]]:
     """The records that stay, each with its split; evaluation files first.
 
     Counts read, bad, duplicates and overlap, and under (input, count) all COUNTS of each source.
     """
-    sets = sets_of(prompts) if sets is None else sets
+    sets = public_sets_of(prompts) if sets is None else sets
     evaluation: set[int] = set()
     train: set[int] = set()
-    for name, source in by_name(prompts).items():
-        for record in _read(name, source, prompts.column, counts, say, sets):
-            key = identity(record["prompt"])
+    for name, source in named_inputs(prompts).items():
+        for record in _read_records(name, source, prompts.column, counts, say, sets):
+            key = prompt_key(record["prompt"])
             own = evaluation if name == "evaluation" else train
             if key in own:
                 _count(counts, name, "duplicates")
@@ -100,12 +100,12 @@ def select(
                 yield split, record
 
 
-def identity(prompt: str) -> int:
+def prompt_key(prompt: str) -> int:
     """64 bits that stand for a prompt: a million take about 100 MB, and in one of 4e7 such sets two meet by chance."""
     return int.from_bytes(hashlib.blake2b(prompt.casefold().encode(), digest_size=8).digest())
 
 
-def encode(context: Context, backbone: Backbone, total: int, sets: Sets) -> Counter[Split]:
+def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets) -> Counter[Split]:
     """Read the sources again and write the shards, each as it fills; returns how many prompts were truncated."""
     prompts = context.config.prompts
     waiting: dict[Split, list[dict]] = {"train": [], "evaluation": []}
@@ -116,7 +116,7 @@ def encode(context: Context, backbone: Backbone, total: int, sets: Sets) -> Coun
         nonlocal done
         records, items = waiting[split], []
         for first in range(0, len(records), BATCH):
-            _heed(context)
+            _stop_if_asked(context)
             batch = [record["prompt"] for record in records[first : first + BATCH]]
             with torch.no_grad():
                 encoded, cut = backbone.encode(batch)
@@ -128,7 +128,7 @@ def encode(context: Context, backbone: Backbone, total: int, sets: Sets) -> Coun
         shards[split] += 1
         waiting[split] = []
 
-    for split, record in select(prompts, Counter(), lambda line: None, sets):
+    for split, record in select_records(prompts, Counter(), lambda line: None, sets):
         waiting[split].append(record)
         if len(waiting[split]) == prompts.shard_size:
             write(split)
@@ -140,11 +140,11 @@ def encode(context: Context, backbone: Backbone, total: int, sets: Sets) -> Coun
     return truncated
 
 
-def _read(
+def _read_records(
     name: str, source: str, column: str, counts: Counts, say: Callable[[str], None], sets: Sets
-) -> Iterator[dict]:  # fmt: skip
+) -> Iterator[dict]:
     lines = Lines(source, say)
-    yield from read(source, column, lines, sets)
+    yield from read_source(source, column, lines, sets)
     _count(counts, name, "read", lines.read)
     _count(counts, name, "bad", lines.bad)
 
@@ -154,16 +154,16 @@ def _count(counts: Counts, name: str, what: str, number: int = 1) -> None:
     counts[name, what] += number
 
 
-def _described(name: str, source: str, counts: Counts, sets: Sets) -> dict[str, object]:
+def _describe_source(name: str, source: str, counts: Counts, sets: Sets) -> dict[str, object]:
     """A source for report.json."""
-    about: dict[str, object] = {"input": name, "source": source, "sha256": digest(source, sets)}
+    about: dict[str, object] = {"input": name, "source": source, "sha256": digest_source(source, sets)}
     about |= {count: counts[name, count] for count in COUNTS}
     if not is_named(source):
         return about
     found = counts[name, "read"] - counts[name, "bad"]
-    return {**about, **report(sets.named(source), sets.files(source)), "found": found}
+    return {**about, **describe_set(sets.named(source), sets.files(source)), "found": found}
 
 
-def _heed(context: Context) -> None:
+def _stop_if_asked(context: Context) -> None:
     if context.stop():
         raise Stopped("stopped; nothing was kept, repeat the command to begin anew")

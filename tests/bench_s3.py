@@ -50,7 +50,7 @@ def compare(store: str, source: Path, target: Path, rounds: int) -> None:
     parts = TransferConfig(
         multipart_chunksize=transfer.PART, multipart_threshold=2 * transfer.PART, max_concurrency=transfer.AT_ONCE
     )
-    stored = f"ours~{sha256[:SHOWN]}" if conditional_writes.ignored() else "ours"
+    stored = f"ours~{sha256[:SHOWN]}" if conditional_writes.is_ignored() else "ours"
     ways: dict[str, dict[str, Callable[[], object]]] = {
         "ours": {"put": lambda: place.add("ours", source, sha256), "get": lambda: place.fetch(stored, target)},
         "boto3": {

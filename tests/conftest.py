@@ -24,12 +24,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 PROMPTS = (
-    "a red circle", "two blue squares", "a green triangle left of a yellow star", "three white rings",
-    "a purple cross", "a photo of an apple", "an oil painting of a lighthouse", "a cat that wears a hat",
-    "a yellow bicycle", "four pink hearts", "a bowl of soup", "a robot reading a book", "the sea at night",
-    "a blue square above a red circle", "one orange diamond", "a map of an island", "snow on a pine tree",
-    "a teapot made of glass", "five grey dots", "a portrait of an owl",
-)  # fmt: skip
+    "a red circle",
+    "two blue squares",
+    "a green triangle left of a yellow star",
+    "three white rings",
+    "a purple cross",
+    "a photo of an apple",
+    "an oil painting of a lighthouse",
+    "a cat that wears a hat",
+    "a yellow bicycle",
+    "four pink hearts",
+    "a bowl of soup",
+    "a robot reading a book",
+    "the sea at night",
+    "a blue square above a red circle",
+    "one orange diamond",
+    "a map of an island",
+    "snow on a pine tree",
+    "a teapot made of glass",
+    "five grey dots",
+    "a portrait of an owl",
+)
 
 
 @pytest.fixture(scope="session")
@@ -41,16 +56,29 @@ def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = SD3Transformer2DModel(
-            sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32,
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pooled_projection_dim=32,
             pos_embed_max_size=8,
-        )  # fmt: skip
+        )
         pipeline = StableDiffusion3Pipeline(
-            transformer=transformer, vae=_flow_vae(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            text_encoder=_unprojected(_text_encoder(12, 12)), tokenizer=_byte_tokenizer(),
-            text_encoder_2=_text_encoder(20, 20), tokenizer_2=_byte_tokenizer(), text_encoder_3=_t5_encoder(),
+            transformer=transformer,
+            vae=_flow_vae(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            text_encoder=_unprojected(_text_encoder(12, 12)),
+            tokenizer=_byte_tokenizer(),
+            text_encoder_2=_text_encoder(20, 20),
+            tokenizer_2=_byte_tokenizer(),
+            text_encoder_3=_t5_encoder(),
             tokenizer_3=_t5_tokenizer(),
-        )  # fmt: skip
+        )
     folder = tmp_path_factory.mktemp("teacher") / "tiny-sd3"
     pipeline.save_pretrained(folder)
     return folder
@@ -66,26 +94,50 @@ def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2),
-            attention_head_dim=(2, 2), norm_num_groups=4, cross_attention_dim=32, use_linear_projection=True,
-            addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40,
-        )  # fmt: skip
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(2, 2),
+            norm_num_groups=4,
+            cross_attention_dim=32,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=40,
+        )
         vae = AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, sample_size=16, block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
-            norm_num_groups=4, scaling_factor=1.5,
-        )  # fmt: skip
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            sample_size=16,
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            norm_num_groups=4,
+            scaling_factor=1.5,
+        )
         first = _text_encoder(12)
         pipeline = StableDiffusionXLPipeline(
-            unet=unet, vae=vae, text_encoder=CLIPTextModel(first.config), tokenizer=_byte_tokenizer(),
-            text_encoder_2=_text_encoder(20), tokenizer_2=_byte_tokenizer(),
+            unet=unet,
+            vae=vae,
+            text_encoder=CLIPTextModel(first.config),
+            tokenizer=_byte_tokenizer(),
+            text_encoder_2=_text_encoder(20),
+            tokenizer_2=_byte_tokenizer(),
             scheduler=EulerDiscreteScheduler(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading",
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                timestep_spacing="leading",
                 steps_offset=1,
             ),
-        )  # fmt: skip
+        )
     folder = tmp_path_factory.mktemp("teacher") / "tiny-sdxl"
     pipeline.save_pretrained(folder)
     return folder
@@ -100,17 +152,27 @@ def tiny_z_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = ZImageTransformer2DModel(
-            in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
-            axes_dims=[4, 6, 6], axes_lens=[1024, 64, 64],
-        )  # fmt: skip
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[4, 6, 6],
+            axes_lens=[1024, 64, 64],
+        )
         with torch.no_grad():  # which diffusers leaves uninitialised or at zero
             for name, parameter in transformer.named_parameters():
                 if name.endswith("pad_token"):
                     parameter.normal_()
         pipeline = ZImagePipeline(
-            transformer=transformer, vae=_flow_vae(), scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
-            text_encoder=_language_model(), tokenizer=_chat_tokenizer(),
-        )  # fmt: skip
+            transformer=transformer,
+            vae=_flow_vae(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+            text_encoder=_language_model(),
+            tokenizer=_chat_tokenizer(),
+        )
     folder = tmp_path_factory.mktemp("teacher") / "tiny-z-image"
     pipeline.save_pretrained(folder)
     return folder
@@ -126,16 +188,25 @@ def tiny_flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = FluxTransformer2DModel(
-            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-            joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
-        )  # fmt: skip
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 6, 6),
+        )
         pipeline = FluxPipeline(
-            transformer=transformer, vae=_flow_vae(), scheduler=FlowMatchEulerDiscreteScheduler(
-                shift=3.0, use_dynamic_shifting=True
-            ),
-            text_encoder=CLIPTextModel(_text_encoder().config), tokenizer=_byte_tokenizer(),
-            text_encoder_2=_t5_encoder(), tokenizer_2=_t5_tokenizer(512),
-        )  # fmt: skip
+            transformer=transformer,
+            vae=_flow_vae(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+            text_encoder=CLIPTextModel(_text_encoder().config),
+            tokenizer=_byte_tokenizer(),
+            text_encoder_2=_t5_encoder(),
+            tokenizer_2=_t5_tokenizer(512),
+        )
     folder = tmp_path_factory.mktemp("teacher") / "tiny-flux"
     pipeline.save_pretrained(folder)
     return folder
@@ -152,10 +223,20 @@ def _flow_vae():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, sample_size=16, block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
-        norm_num_groups=4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        sample_size=16,
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+    )
 
 
 def _chat_tokenizer():
@@ -179,10 +260,18 @@ def _language_model():
 
     return Qwen3Model(
         Qwen3Config(
-            vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=8, max_position_embeddings=1024, bos_token_id=None, eos_token_id=None,
+            vocab_size=300,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=1024,
+            bos_token_id=None,
+            eos_token_id=None,
         )
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def _byte_tokenizer():
@@ -193,9 +282,11 @@ def _byte_tokenizer():
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
-        vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=77,
+        vocab={word: index for index, word in enumerate(words)},
+        merges=[],
+        model_max_length=77,
         pad_token="<|endoftext|>",
-    )  # fmt: skip
+    )
 
 
 def _t5_tokenizer(longest: int = 256):
@@ -213,10 +304,17 @@ def _t5_encoder():
 
     return T5EncoderModel(
         T5Config(
-            vocab_size=30, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0, eos_token_id=1,
+            vocab_size=30,
+            d_model=32,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            pad_token_id=0,
+            eos_token_id=1,
             decoder_start_token_id=0,
         )
-    )  # fmt: skip
+    )
 
 
 def _text_encoder(width: int = 16, projection: int = 16):
@@ -225,10 +323,18 @@ def _text_encoder(width: int = 16, projection: int = 16):
 
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
-            vocab_size=514, hidden_size=width, intermediate_size=32, projection_dim=projection, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+            vocab_size=514,
+            hidden_size=width,
+            intermediate_size=32,
+            projection_dim=projection,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            bos_token_id=512,
+            eos_token_id=513,
+            pad_token_id=513,
         )
-    )  # fmt: skip
+    )
 
 
 def _unprojected(encoder):
@@ -282,9 +388,12 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
         (tmp_path / "train.txt").write_text("\n".join(PROMPTS[:14]) + "\n", encoding="utf-8")
         (tmp_path / "held-out.txt").write_text("\n".join(PROMPTS[14:]) + "\n", encoding="utf-8")
         training = {
-            "updates": 2, "batch_size": 2, "fake_updates": 2,
-            "student": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 2e-4},
-        }  # fmt: skip
+            "updates": 2,
+            "batch_size": 2,
+            "fake_updates": 2,
+            "student": {"learning_rate": 1e-4},
+            "fake_score": {"learning_rate": 2e-4},
+        }
         config = {
             "run": "tiny",
             "seed": 3,

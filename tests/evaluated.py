@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dmdr.metrics.scorecard import Model, Scores, scorecard
-from stages.reports.gallery import png
+from dmdr.metrics.scorecard import Model, Scores, build_scorecard
+from stages.reports.gallery import encode_png
 from stages.store.artifacts import Artifact
 
 MODELS = [Model("student", 2, 1.0), Model("teacher", 25, 3.0), Model("naive teacher", 2, 1.0)]
 GENEVAL = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 MADE = {
-    "code": {"version": "0.1.0", "torch": "2"}, "device": "cpu", "duration_s": 1.5, "cost": {"cpu_s": 1.0},
+    "code": {"version": "0.1.0", "torch": "2"},
+    "device": "cpu",
+    "duration_s": 1.5,
+    "cost": {"cpu_s": 1.0},
     "teacher": "lab:flow",
-}  # fmt: skip
+}
 
 
 def completed(card: dict, **more: object) -> dict:
@@ -51,16 +54,16 @@ def seal_evaluation(
     """Seal evaluate, and joint with a curve; returns the card. scores: figure -> model -> (prompts,)."""
     tags = tags or [None] * len(prompts)
     figures = {figure: Scores(by_model, tags) for figure, by_model in scores.items()}
-    card = scorecard(
-        run, models, scores=figures, trained_on=set(trained_on), prompts=len(prompts), seed=seed
-    )  # fmt: skip
+    card = build_scorecard(run, models, scores=figures, trained_on=set(trained_on), prompts=len(prompts), seed=seed)
     card = completed(card, **more)
     lines = [
-        {"index": n, "prompt": prompt, "scores": {
-            model.name: {f: finite(by[model.name][n]) for f, by in scores.items()} for model in models
-        }}
+        {
+            "index": n,
+            "prompt": prompt,
+            "scores": {model.name: {f: finite(by[model.name][n]) for f, by in scores.items()} for model in models},
+        }
         for n, prompt in enumerate(prompts)
-    ]  # fmt: skip
+    ]
     files = {
         "scorecard.json": json.dumps(card).encode(),
         "speed.json": json.dumps(speed_of(card, device)).encode(),
@@ -69,7 +72,9 @@ def seal_evaluation(
     for number, model in enumerate(models):
         for place in range(min(3, len(prompts))):
             picture = np.full((16, 16, 3), 40 * number + 10 * place + len(run), dtype=np.uint8)
-            files[f"images/{model.name.replace(' ', '-')}/{place:05d}/samples/0000.png"] = png(Image.fromarray(picture))
+            files[f"images/{model.name.replace(' ', '-')}/{place:05d}/samples/0000.png"] = encode_png(
+                Image.fromarray(picture)
+            )
     curve = "".join(f"{json.dumps({'update': n, 'reward/lab-conv': n / 9, 'loss_dm': 1.0})}\n" for n in range(9))
     for stage, content in {"joint": {"metrics.jsonl": curve.encode()}, "evaluate": files}.items():
         folder = scratch / f"{run}-{stage}"

@@ -34,9 +34,21 @@ from stages.store.folder import ATTEMPT
 __all__ = ["rng"]  # a fixture, used by name
 
 CALLS = {
-    "open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.listdir", "os.scandir",
-    "fcntl.flock", "shutil.rmtree", "shutil.move", "tempfile.mkstemp", "tempfile.mkdtemp",
-}  # fmt: skip
+    "open",
+    "os.rename",
+    "os.link",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.chmod",
+    "os.listdir",
+    "os.scandir",
+    "fcntl.flock",
+    "shutil.rmtree",
+    "shutil.move",
+    "tempfile.mkstemp",
+    "tempfile.mkdtemp",
+}
 
 
 def killed_at(call: int, work: Callable[[], object]) -> bool:
@@ -259,7 +271,7 @@ def test_a_long_file_streams_in_bounded_memory(tmp_path: Path) -> None:
     if child == 0:
         before = peak()
         counts: Counter[str] = Counter()
-        number = sum(1 for _ in prompts.select(Prompts(sources=[str(path)]), counts, lambda line: None))
+        number = sum(1 for _ in prompts.select_records(Prompts(sources=[str(path)]), counts, lambda line: None))
         os.write(writer, json.dumps([number, counts["bad"], peak() - before]).encode())
         os._exit(0)
     os.waitpid(child, 0)

@@ -56,7 +56,7 @@ def simulate(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: tor
 
 
 def fake_x0(base: SharedBase, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning, scale: float) -> torch.Tensor:
-    with base.wearing(FAKE, scale) as network:
+    with base.use_adapter(FAKE, scale) as network:
         return clean(base, x_t, base.backbone.predict(network, x_t, t, c), t.item())
 
 
@@ -68,7 +68,7 @@ def fake_loss(base: SharedBase, states: list, renoise: Renoise) -> torch.Tensor:
             x0 = base.student(x, t, c)
         level, noise = renoise.t[index : index + 1], renoise.noise[index : index + 1]
         x_t = mixed(base, x0, noise, level.item())
-        with base.wearing(FAKE, base.fake_scale) as network:
+        with base.use_adapter(FAKE, base.fake_scale) as network:
             prediction = base.backbone.predict(network, x_t, level, c)
         target = noise - x0 if base.backbone.family == "sd3" else noise
         total = total + (prediction - target).pow(2).mean() / len(states)

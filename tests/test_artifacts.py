@@ -153,9 +153,12 @@ def test_an_address_belongs_to_one_identity(bench: Bench, tmp_path: Path, rng: r
             artifact.claim({**IDENTITY, "student.steps": 2, "more": 1}, {"teacher": "cd" * 32})
         told = str(caught.value)
         for part in (
-            "student.steps is 4 there, 2 here", "more is not set there, 1 here", "input teacher is abab", "--run",
+            "student.steps is 4 there, 2 here",
+            "more is not set there, 1 here",
+            "input teacher is abab",
+            "--run",
             artifact.address,
-        ):  # fmt: skip
+        ):
             assert part in told
         assert "seed" not in told
         assert "\n" not in told

@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
 from dmdr import losses
 from dmdr.errors import DataError
-from dmdr.rollout import noise_for, student_sample, teacher_sample
+from dmdr.rollout import noise_for, sample_student, sample_teacher
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
-from dmdr.update import Renoise, Weighted, rollout, select, update_student
+from dmdr.update import Renoise, Weighted, roll_out, select_states, update_student
 
 PROMPTS = [
     "a red circle",
@@ -54,9 +54,14 @@ def drawn_by(pipe: DiffusionPipeline, backbone, latents: torch.Tensor, steps: in
     if backbone.family == "flux" and not backbone.guidance_is_input:
         asked = {"true_cfg_scale": scale, "negative_prompt": [""] * len(PROMPTS)}
     found = pipe(
-        list(PROMPTS), num_inference_steps=steps, latents=backbone.to_pipeline(latents.clone()), output_type="latent",
-        height=RESOLUTION, width=RESOLUTION, **asked,
-    ).images  # fmt: skip
+        list(PROMPTS),
+        num_inference_steps=steps,
+        latents=backbone.to_pipeline(latents.clone()),
+        output_type="latent",
+        height=RESOLUTION,
+        width=RESOLUTION,
+        **asked,
+    ).images
     return backbone.from_pipeline(found)
 
 
@@ -65,10 +70,14 @@ def test_teacher_equals_its_own_pipeline(backbone, plain, guidance_scale):
     noise = noise_for(3, "teacher", shape=(2, *backbone.latent_shape))
     items, truncated = backbone.encode(PROMPTS)
     empty, _ = backbone.encode([""])
-    ours = teacher_sample(
-        backbone, backbone.collate(items), backbone.collate(empty), guidance_scale=guidance_scale,
-        times=backbone.teacher_times(6), noise=noise,
-    )  # fmt: skip
+    ours = sample_teacher(
+        backbone,
+        backbone.collate(items),
+        backbone.collate(empty),
+        guidance_scale=guidance_scale,
+        times=backbone.teacher_times(6),
+        noise=noise,
+    )
     theirs = drawn_by(plain, backbone, noise, 6, guidance_scale)
     assert truncated == 1
     assert (ours - theirs).abs().max() < 1e-4
@@ -80,7 +89,7 @@ def test_guidance_and_prompt_matter(backbone):
     noise = noise_for(3, "teacher", shape=(1, *backbone.latent_shape)).expand(2, -1, -1, -1)
     items, empty = backbone.encode(PROMPTS)[0], backbone.collate(backbone.encode([""])[0])
     made = [
-        teacher_sample(
+        sample_teacher(
             backbone, backbone.collate(items), empty, guidance_scale=scale, times=backbone.teacher_times(2), noise=noise
         )
         for scale in (1.0, 4.0)
@@ -100,7 +109,7 @@ def test_student_equals_its_exported_pipeline(backbone, plain, steps):
     packed = backbone.to_pipeline(start)
     noises = [start, *(backbone.from_pipeline(torch.randn_like(packed)) for _ in range(steps - 1))]
     c, times = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.student_times(steps)
-    ours = student_sample(backbone, backbone.network, c, times, torch.stack(noises))
+    ours = sample_student(backbone, backbone.network, c, times, torch.stack(noises))
     assert (ours - theirs).abs().max() < 1e-4
 
 
@@ -134,8 +143,8 @@ def test_a_window_of_training_moves_student_and_fake_score(backbone, rank):
             base.recompute_activations()
         c, empty = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.collate(backbone.encode([""])[0])
         noises = noise_for(6, "rollout", shape=(2, 2, *backbone.latent_shape))
-        states = rollout(base, c, backbone.student_times(2), noises)
-        batches = select(states, c, torch.tensor([0, 3]))
+        states = roll_out(base, c, backbone.student_times(2), noises)
+        batches = select_states(states, c, torch.tensor([0, 3]))
         levels = Renoise(torch.tensor([0.4, 0.8]), noise_for(7, "renoise", shape=(2, *backbone.latent_shape)))
         roles = (base.student_parameters, base.fake_parameters)
         before = [{name: value.detach().clone() for name, value in role.items()} for role in roles]
@@ -143,9 +152,16 @@ def test_a_window_of_training_moves_student_and_fake_score(backbone, rank):
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
             figures = update_student(
-                base, batches, empty, levels, tuple(torch.optim.SGD(role.values(), 0.1) for role in roles),
-                guidance_scale=4.0, real_scale=0.5, rl=rl, clips=(1.0, 1.0),
-            )  # fmt: skip
+                base,
+                batches,
+                empty,
+                levels,
+                tuple(torch.optim.SGD(role.values(), 0.1) for role in roles),
+                guidance_scale=4.0,
+                real_scale=0.5,
+                rl=rl,
+                clips=(1.0, 1.0),
+            )
         assert figures["grad_student"] > 0 and figures["grad_fake"] > 0 and figures["loss_dm"] > 0, figures
         for role, old in zip(roles, before, strict=True):
             assert any(not torch.equal(value, old[name]) for name, value in role.items())

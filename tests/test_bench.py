@@ -28,12 +28,15 @@ def parts(case: Case) -> dict[str, float]:
         return lambda x_t, t, c: base.real_x0(x_t, t, c, empty, guidance_scale=7.0, lora_scale=scale)
 
     work = {
-        "student": partial(call, base.student), "student trained": partial(call, base.student, backward=True),
-        "fake": partial(call, base.fake), "fake trained": partial(call, base.fake, backward=True),
-        "bare real": partial(call, real(0.0)), "real": partial(call, real(0.5)),
-    }  # fmt: skip
-    forward = bench.flops(case.forward)
-    return {name: bench.flops(each) / forward for name, each in work.items()}
+        "student": partial(call, base.student),
+        "student trained": partial(call, base.student, backward=True),
+        "fake": partial(call, base.fake),
+        "fake trained": partial(call, base.fake, backward=True),
+        "bare real": partial(call, real(0.0)),
+        "real": partial(call, real(0.5)),
+    }
+    forward = bench.count_flops(case.forward)
+    return {name: bench.count_flops(each) / forward for name, each in work.items()}
 
 
 @pytest.mark.parametrize(
@@ -41,18 +44,22 @@ def parts(case: Case) -> dict[str, float]:
     [(4, 2, FULL, FULL), (4, 2, LORA, 32), (1, 3, FULL, 32), (1, 3, LORA, FULL)],  # each meets each of another kind
 )
 def test_the_structures_cost_what_their_parts_add_up_to(steps, k, student_rank, fake_rank):
-    case = bench.on_meta("SD3-Medium", steps, k, student_rank, depth=2, fake_rank=fake_rank)
+    case = bench.build_meta_case("SD3-Medium", steps, k, student_rank, depth=2, fake_rank=fake_rank)
     p = parts(case)
     scores = p["fake"] + p["bare real"]
     by_hand = {
         "official": k * (steps * p["student"] + p["fake trained"]) + p["student trained"] + p["fake"] + p["real"],
-        "dmd2": k * ((steps - 1) / 2 * p["student"] + p["fake trained"]) + (k - 1) * p["student"]
-        + p["student trained"] + scores,
-        "fastvideo": k * (steps * p["student"] + p["fake trained"]) + (steps - 1) * p["student"]
-        + p["student trained"] + scores,
-    }  # fmt: skip
+        "dmd2": k * ((steps - 1) / 2 * p["student"] + p["fake trained"])
+        + (k - 1) * p["student"]
+        + p["student trained"]
+        + scores,
+        "fastvideo": k * (steps * p["student"] + p["fake trained"])
+        + (steps - 1) * p["student"]
+        + p["student trained"]
+        + scores,
+    }
     assert p["fake"] > 0.99 and p["bare real"] == pytest.approx(2, rel=1e-3), "F is not the bare base's"
-    assert bench.in_forwards(bench.counted(case, by_hand)) == pytest.approx(by_hand, rel=0.01)
+    assert bench.in_forwards(bench.count_structures(case, by_hand)) == pytest.approx(by_hand, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +69,8 @@ def test_the_structures_cost_what_their_parts_add_up_to(steps, k, student_rank, 
 def test_the_structures_cost_what_was_counted_of_their_code(name, fake_rank, theirs):
     """SD3-Medium, a full student, N = 4, K = 5, CFG; DMD2 without its GAN. Counted by us when their code was read, in
     the form in which each trains its fake score; with a LoRA of ours in its place the last two cost 29 and 41 F."""
-    work = bench.counted_deep(
-        lambda depth: bench.on_meta("SD3-Medium", 4, 5, FULL, depth=depth, fake_rank=fake_rank), 24, [name]
+    work = bench.extrapolate_depth(
+        lambda depth: bench.build_meta_case("SD3-Medium", 4, 5, FULL, depth=depth, fake_rank=fake_rank), 24, [name]
     )
     assert bench.in_forwards(work)[name] == pytest.approx(theirs, rel=0.03)
 
@@ -71,8 +78,8 @@ def test_the_structures_cost_what_was_counted_of_their_code(name, fake_rank, the
 @pytest.mark.parametrize(("student_rank", "floor"), [(FULL, 21.5), (LORA, 20.5)], ids=["full", "lora"])
 def test_an_update_of_ours_costs_the_floor(student_rank, floor):
     """SD3-Medium at its whole depth, N = 4, K = 5, CFG."""
-    work = bench.counted_deep(
-        lambda depth: bench.on_meta("SD3-Medium", 4, 5, student_rank, depth=depth), 24, ["ours", "official"]
+    work = bench.extrapolate_depth(
+        lambda depth: bench.build_meta_case("SD3-Medium", 4, 5, student_rank, depth=depth), 24, ["ours", "official"]
     )
     found = bench.in_forwards(work)
     assert found["ours"] <= floor and found["ours"] < 0.6 * found["official"]
@@ -81,21 +88,21 @@ def test_an_update_of_ours_costs_the_floor(student_rank, floor):
 @pytest.mark.parametrize(("network", "student_rank"), [("SD3-Medium", FULL), ("SD3-Medium", LORA), ("SDXL", LORA)])
 def test_two_depths_tell_any_other(network, student_rank):
     def make(depth: int) -> Case:
-        return bench.on_meta(network, 1, 1, student_rank, depth=depth)
+        return bench.build_meta_case(network, 1, 1, student_rank, depth=depth)
 
-    assert bench.counted_deep(make, 4, ["ours"]) == bench.counted(make(4), ["ours"])
+    assert bench.extrapolate_depth(make, 4, ["ours"]) == bench.count_structures(make(4), ["ours"])
 
 
 @pytest.mark.parametrize("name", structures.STRUCTURES)
 @pytest.mark.parametrize("student_rank", [FULL, LORA], ids=["full", "lora"])
 def test_every_structure_trains_student_and_fake_score(name, student_rank):
     """What is counted is work that arrives: gradients at both, none at the base."""
-    case = bench.lab(3, 2, student_rank, device="cpu")
+    case = bench.build_lab_case(3, 2, student_rank, device="cpu")
     case.batch = 2
     with torch.no_grad():  # at its start a LoRA is the teacher, and there is nothing to match
         for parameter in case.base.fake_parameters.values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    for update in structures.updates(case, name):
+    for update in structures.build_updates(case, name):
         for optimizer in case.optimizers:
             optimizer.zero_grad()
         update()
@@ -107,8 +114,8 @@ def test_every_structure_trains_student_and_fake_score(name, student_rank):
 
 def test_dmd2_leaves_at_its_step_and_fastvideo_runs_on():
     """The random exit as forwards: left F a rollout, where FastVideo's is N - 1 F whichever step it draws."""
-    case = bench.on_meta("SD3-Medium", 4, 1, FULL, depth=2)
-    forward = bench.flops(case.forward)
-    costs = [bench.flops(update) / forward for update in structures.updates(case, "dmd2")]
+    case = bench.build_meta_case("SD3-Medium", 4, 1, FULL, depth=2)
+    forward = bench.count_flops(case.forward)
+    costs = [bench.count_flops(update) / forward for update in structures.build_updates(case, "dmd2")]
     assert [b - a for a, b in zip(costs, costs[1:], strict=False)] == pytest.approx([1.0] * 3, rel=1e-3)
-    assert len({bench.flops(partial(structures.fastvideo, case)) for _ in range(4)}) == 1
+    assert len({bench.count_flops(partial(structures.run_fastvideo, case)) for _ in range(4)}) == 1

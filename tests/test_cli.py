@@ -18,7 +18,7 @@ from dmdr.errors import ConfigError
 from flows import cli
 from flows.launch import process
 from flows.prefect_support import embedded_server
-from stages.reports.scorecard_text import as_text
+from stages.reports.scorecard_text import format_scorecard
 from stages.store.artifacts import Artifact
 
 SCORECARD = {
@@ -57,7 +57,7 @@ def sealed(store: Path, stage: str, tmp_path: Path) -> Artifact:
         ["tables"],
         ["tables", "t.yaml", "--seeds", "-1"],
         ["tables", "t.yaml", "--seeds", "one"],
-    ],  # fmt: skip
+    ],
 )
 def test_a_wrong_command_line_exits_with_64(arguments: list[str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stop:
@@ -174,7 +174,7 @@ def test_pull_refuses_what_is_not_sealed_is_damaged_or_would_be_mixed(tmp_path: 
 
 
 def test_a_scorecard_lines_up_and_marks_what_was_trained_on():
-    text = as_text(SCORECARD)
+    text = format_scorecard(SCORECARD)
     scores, differences = text.split("\n\n")
     assert len({len(line) for line in scores.splitlines()}) == 1
     assert "teacher: 25 steps, 50 NFE, CFG 3" in scores
@@ -186,9 +186,9 @@ def test_a_scorecard_lines_up_and_marks_what_was_trained_on():
 def test_a_process_gives_its_lines_as_they_come_and_its_exit_code():
     lines: list[str] = []
     code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(65)"
-    assert process.run([sys.executable, "-c", code], lines.append) == 65
+    assert process.run_process([sys.executable, "-c", code], lines.append) == 65
     assert lines == ["out", "err"]
-    assert process.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], None) == 128 + 9
+    assert process.run_process([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], None) == 128 + 9
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's own")
@@ -203,7 +203,7 @@ def test_whatever_ends_the_flow_the_stage_is_asked_to_stop(tmp_path: Path, numbe
         "(here / 'started').touch()\n"
         "time.sleep(60)\n"
     )
-    flow = f"import sys; from flows.launch import process; process.run([sys.executable, {str(stage)!r}], None)"
+    flow = f"import sys; from flows.launch import process; process.run_process([sys.executable, {str(stage)!r}], None)"
     started = subprocess.Popen(
         [sys.executable, "-c", flow],
         stderr=subprocess.DEVNULL,
@@ -219,21 +219,24 @@ def test_ctrl_c_leaves_prefects_embedded_server_alive_until_the_flow_has_ended(t
     """A terminal sends SIGINT to every process of its foreground group, the server among them."""
     flow = (
         "import pathlib, sys, time\n"
-        "from flows.commands.run import start\n"
+        "from flows.commands.run import start_flow\n"
         "def waiting():\n"
         "    from prefect import flow\n"
         "    def wait():\n"
         f"        pathlib.Path({str(tmp_path / 'started')!r}).touch()\n"
         "        time.sleep(60)\n"
         "    flow(wait)()\n"
-        "sys.exit(start(waiting))\n"
+        "sys.exit(start_flow(waiting))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     started = subprocess.Popen(
-        [sys.executable, "-c", flow], stderr=subprocess.PIPE, text=True, process_group=0,
+        [sys.executable, "-c", flow],
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
         env=environment | {"PREFECT_HOME": str(tmp_path / "prefect")},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     appears(tmp_path / "started", 120)
     os.killpg(started.pid, signal.SIGINT)
     _, told = started.communicate(timeout=60)
@@ -244,7 +247,7 @@ def test_where_no_server_is_installed_that_is_said(monkeypatch: pytest.MonkeyPat
     """As in the image dmdr-flow."""
     monkeypatch.setitem(sys.modules, "prefect.server.api.server", None)
     with pytest.raises(ConfigError, match="is not installed.*; set PREFECT_API_URL to the address of one that runs"):
-        embedded_server.prepare()
+        embedded_server.prepare_server()
 
 
 def appears(path: Path, seconds: float = 20) -> None:

@@ -13,9 +13,9 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from dmdr.config import reward_weights
-from dmdr.metrics.description import described
+from dmdr.metrics.description import describe_metrics
 from dmdr.rewards.load import load_reward
-from dmdr.rewards.open_clip import prefixed
+from dmdr.rewards.open_clip import tokenize_prefixed
 from dmdr.rewards.preprocess import CLIP_MEAN, CLIP_STD
 
 BEGIN, END, LENGTH = 49406, 49407, 77
@@ -58,7 +58,7 @@ def dmd2s(prompt: str) -> list[int]:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_prefix_stands_behind_the_begin(prompt):
     tokenizer = open_clip.SimpleTokenizer()
-    (tokens,) = prefixed([prompt], PREFIX, tokenizer).tolist()
+    (tokens,) = tokenize_prefixed([prompt], PREFIX, tokenizer).tolist()
     assert tokens == dmd2s(prompt) and len(tokens) == LENGTH
     assert tokens[0] == BEGIN and tokenizer.decode(tokens[1:4]).strip() == "a photo depicts"
     end = tokens.index(END)
@@ -69,7 +69,7 @@ def test_the_prefix_stands_behind_the_begin(prompt):
 
 def test_prompts_of_several_lengths_are_prefixed_together():
     tokenizer = open_clip.SimpleTokenizer()
-    assert prefixed(PROMPTS, PREFIX, tokenizer).tolist() == [dmd2s(prompt) for prompt in PROMPTS]
+    assert tokenize_prefixed(PROMPTS, PREFIX, tokenizer).tolist() == [dmd2s(prompt) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("clip-score", None), ("clip-score-dmd2", dmd2s)])
@@ -97,7 +97,7 @@ def test_the_prefix_changes_the_score(clip):
 
 def test_both_scores_read_one_set_of_weights():
     assert reward_weights.OF_REWARD["clip-score-dmd2"] == reward_weights.OF_REWARD["clip-score"] == ("clip-score",)
-    told = described(("clip-score", "clip-score-dmd2"), {})
+    told = describe_metrics(("clip-score", "clip-score-dmd2"), {})
     plain, dmd2 = told["clip-score"], told["clip-score-dmd2"]
     assert plain["prefix"] == "none" and dmd2["prefix"] == PREFIX
     assert {**plain, "prefix": PREFIX} == dmd2

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.metrics.scorecard import Model
 from flows import cli
 from stages.store.artifacts import Artifact
@@ -50,9 +50,15 @@ def seal_two(store: str, scratch: Path) -> dict[str, dict[str, dict[str, np.ndar
     found["second"]["strict"]["student"][4] = np.nan
     for run, scores in found.items():
         seal_evaluation(
-            store, run, scratch, scores=scores, prompts=PROMPTS, tags=TAGS,
-            trained_on=("lab-mixer",) if run == "first" else (), device=f"GPU of <{run}>",
-        )  # fmt: skip
+            store,
+            run,
+            scratch,
+            scores=scores,
+            prompts=PROMPTS,
+            tags=TAGS,
+            trained_on=("lab-mixer",) if run == "first" else (),
+            device=f"GPU of <{run}>",
+        )
     return found
 
 
@@ -133,9 +139,16 @@ def test_other_prompts_give_no_differences(store, two, tmp_path, capsys):
 def test_runs_may_differ_in_metrics_teachers_and_noise(store, two, tmp_path, capsys):
     scores = draw(4, 0.1, ("strict", "geneval"))
     seal_evaluation(
-        store, "third", tmp_path / "scratch", scores=scores, prompts=PROMPTS, teacher="f" * 64, seed=7,
-        missing=[{"metric": "hpsv2.1", "why": "no weights"}], about={"strict": {"weights": "another"}},
-    )  # fmt: skip
+        store,
+        "third",
+        tmp_path / "scratch",
+        scores=scores,
+        prompts=PROMPTS,
+        teacher="f" * 64,
+        seed=7,
+        missing=[{"metric": "hpsv2.1", "why": "no weights"}],
+        about={"strict": {"weights": "another"}},
+    )
     code, html = compared(store, tmp_path / "page.html", "first", "third")
     text, printed = Reader(html).text, capsys.readouterr().out
     assert code == 0
@@ -226,7 +239,7 @@ def test_runs_that_were_really_evaluated(tiny_config, tmp_path, capsys):
     store, cards = tmp_path / "runs", {}
     for run, steps in (("two-steps", 2), ("one-step", 1)):
         metrics = {"metrics": ["lab-mixer", "lab-conv"], "batch_size": 4}
-        config = load(tiny_config(run=run, student={"steps": steps}, evaluate=metrics))
+        config = load_config(tiny_config(run=run, student={"steps": steps}, evaluate=metrics))
         trained_run(config, store)
         run_stage(config, store, "export")
         cards[run] = json.loads((run_stage(config, store, "evaluate") / "scorecard.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dmdr.config.identity import identity
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import STAGES
 from dmdr.errors import ConfigError
 
@@ -64,36 +64,36 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
         ({}, {"teacher": {"path": "x.safetensors"}}, "is one file and teacher.parts is missing; name the diffusers"),
         ({}, {"teacher": {"parts": "lab:flow"}}, "teacher.parts is set but teacher.path is no .safetensors file"),
     ],
-)  # fmt: skip
+)
 def test_refused_in_one_line(changed, joint, sections, message):
     with pytest.raises(ConfigError, match=message) as refusal:
-        load(changed(joint, **sections))
+        load_config(changed(joint, **sections))
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("rl", [REFL, GRPO, {**GRPO, "inner_updates": 2, "clip_range": 0.1}, DPO, None])
 def test_every_row_of_table_5_is_a_config(changed, rl):
-    config = load(changed({"rl": rl}))
+    config = load_config(changed({"rl": rl}))
     if rl is None:
         assert config.joint.rl is None
         return
     assert config.joint.rl.algorithm == rl["algorithm"] and config.joint.distribution_matching
-    alone = load(changed({"rl": rl, "distribution_matching": False}))
+    alone = load_config(changed({"rl": rl, "distribution_matching": False}))
     assert identity(alone, "joint") != identity(config, "joint"), "another result, another identity"
     assert identity(alone, "cold_start") == identity(config, "cold_start"), "both start from the same cold start"
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_that_ship_are_valid(path):
-    assert load(path).run == path.stem
+    assert load_config(path).run == path.stem
 
 
 def test_the_default_forms_name_the_result_as_it_was_before_there_were_forms(changed):
     """What was sealed then stays sealed; other forms are another export, and nothing else of the run."""
-    before, other = load(changed({})), load(changed({}, export={"forms": ["pipeline", "weights"]}))
+    before, other = load_config(changed({})), load_config(changed({}, export={"forms": ["pipeline", "weights"]}))
     assert {key for key in identity(before, "export") if not key.startswith("student.")} == {"teacher.resolution"}
     for stage in STAGES:
         assert (identity(before, stage) == identity(other, stage)) == (stage != "export")
     assert before.forms == ("pipeline",)
-    lora = load(changed({}, student={"form": "lora", "lora_rank": 2}))
+    lora = load_config(changed({}, student={"form": "lora", "lora_rank": 2}))
     assert lora.forms == ("pipeline", "lora")

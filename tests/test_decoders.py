@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from dmdr.config.identity import identity
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import ReFL
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.rewards.load import load_reward
@@ -19,7 +19,7 @@ from dmdr.rl.refl import ReFL as Algorithm
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
-from stages.store.inputs import inputs
+from stages.store.inputs import fingerprint_inputs
 
 PROMPTS = ["a red circle", "two squares"]
 
@@ -34,9 +34,12 @@ def tiny_decoder(folder, channels: int = 4, blocks: int = 2):
         torch.manual_seed(0)
         widths, counts = (8,) * blocks, (1,) * blocks
         AutoencoderTiny(
-            encoder_block_out_channels=widths, decoder_block_out_channels=widths, num_encoder_blocks=counts,
-            num_decoder_blocks=counts, latent_channels=channels,
-        ).save_pretrained(folder)  # fmt: skip
+            encoder_block_out_channels=widths,
+            decoder_block_out_channels=widths,
+            num_encoder_blocks=counts,
+            num_decoder_blocks=counts,
+            latent_channels=channels,
+        ).save_pretrained(folder)
     return str(folder)
 
 
@@ -46,7 +49,7 @@ def backbone(tiny_sd3_folder):
 
 
 def test_tiles_are_decoded_one_at_a_time_forward_and_backward(backbone):
-    decoder, calls = decoders.load(refl(decoder="tiled"), backbone), []
+    decoder, calls = decoders.load_decoder(refl(decoder="tiled"), backbone), []
     backbone.pipe.vae.decoder.register_forward_pre_hook(lambda module, given: calls.append(tuple(given[0].shape[2:])))
     latents = noise_for(1, "x", shape=(2, *backbone.latent_shape)).requires_grad_(True)
     images = decoder(latents)
@@ -66,7 +69,7 @@ def test_a_decoder_without_context_is_the_same_in_tiles(backbone):
     vae._modules["decoder"] = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 1), torch.nn.Upsample(scale_factor=2))
     latents = noise_for(2, "x", shape=(2, *backbone.latent_shape))
     both = [latents.clone().requires_grad_(True) for _ in range(2)]
-    images = [decoders.tiled(backbone, both[0]), backbone.decode(both[1])]
+    images = [decoders.decode_tiled(backbone, both[0]), backbone.decode(both[1])]
     assert torch.allclose(*images, atol=1e-6)
     for each in images:
         each.square().sum().backward()
@@ -81,15 +84,15 @@ def test_refl_trains_through_the_tiny_decoder(backbone, tmp_path):
     assert images.shape == (2, 3, 16, 16) and 0 <= float(images.min()) <= float(images.max()) <= 1
     assert not torch.equal(images, backbone.decode(x0))
     reward = load_reward("lab-conv", "cpu")
-    same = decoders.gradient_cosine(reward, x0, PROMPTS, backbone.decode, backbone.decode)
-    other = decoders.gradient_cosine(reward, x0, PROMPTS, backbone.decode, algorithm.decode)
+    same = decoders.measure_gradient_cosine(reward, x0, PROMPTS, backbone.decode, backbone.decode)
+    other = decoders.measure_gradient_cosine(reward, x0, PROMPTS, backbone.decode, algorithm.decode)
     assert same.tolist() == pytest.approx([1, 1]) and other.shape == (2,) and float(other.max()) < 0.99
 
 
 def test_the_cosine_is_that_of_the_gradients():
     turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
     latents = torch.randn(3, 1, 1, 2, generator=torch.Generator().manual_seed(4))
-    found = decoders.gradient_cosine(
+    found = decoders.measure_gradient_cosine(
         lambda images, prompts: images.flatten(1)[:, 0], latents, ["x"] * 3, lambda at: at, lambda at: at @ turn.T
     )
     assert found.tolist() == pytest.approx([0.6] * 3)
@@ -103,15 +106,15 @@ def test_what_does_not_fit_is_said(backbone, tmp_path):
     channels, large = tiny_decoder(tmp_path / "a", channels=16), tiny_decoder(tmp_path / "b", blocks=3)
     for said, folder in {"channels": channels, "images of 32": large}.items():
         with pytest.raises(DataError, match=re.escape(folder) + ".*" + said):
-            decoders.load(refl(decoder="tiny", tiny_decoder=folder), backbone)
+            decoders.load_decoder(refl(decoder="tiny", tiny_decoder=folder), backbone)
     with pytest.raises(InputMissing, match="no config.json"):
-        decoders.resolve(str(tmp_path / "none"))
+        decoders.find_tiny_decoder(str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="pin the commit"):
-        decoders.resolve("hub:somebody/taesd3@main")
+        decoders.find_tiny_decoder("hub:somebody/taesd3@main")
 
 
 def test_the_tiny_decoders_content_names_a_result_and_its_place_does_not(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.store.inputs.upstream", lambda config, stage: ())
+    monkeypatch.setattr("stages.store.inputs.upstream_stages", lambda config, stage: ())
     place, moved = tiny_decoder(tmp_path / "here"), tmp_path / "there"
     shutil.copytree(place, moved)
     rl = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}
@@ -119,8 +122,8 @@ def test_the_tiny_decoders_content_names_a_result_and_its_place_does_not(tiny_co
     training = {"updates": 2, "batch_size": 2, "student": rate, "fake_score": rate}
 
     def named(**changes) -> tuple[dict, dict]:
-        config = load(tiny_config(joint={**training, "rl": {**rl, **changes}}))
-        return identity(config, "joint"), inputs(config, "joint", "store", "run")
+        config = load_config(tiny_config(joint={**training, "rl": {**rl, **changes}}))
+        return identity(config, "joint"), fingerprint_inputs(config, "joint", "store", "run")
 
     plain = named()
     assert "joint.rl.decoder" not in plain[0] and "tiny_decoder" not in plain[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dmdr.config.run import STAGES
-from flows.launch.manifest import name as job_name
+from flows.launch.manifest import job_name
 from tests.fake_cluster.server import IMAGE, QUICK, Cluster
 from tests.prefect_server import ROOT, answers, asked, prefect, server_environment, started
 
@@ -44,9 +44,16 @@ def test_the_deployment_runs_each_stage_as_a_job(
     on = {"image": IMAGE, "claims": {str(tmp_path.parent): "everything"}}
     config, store = str(short_lab_config(execution={"device": "cpu", "cluster": on})), str(tmp_path / "store")
     prefect(
-        "deployment", "run", "dmdr/full", "--watch", "-p", f"config={json.dumps(config)}",
-        "-p", f"store={json.dumps(store)}", environment=server,
-    )  # fmt: skip
+        "deployment",
+        "run",
+        "dmdr/full",
+        "--watch",
+        "-p",
+        f"config={json.dumps(config)}",
+        "-p",
+        f"store={json.dumps(store)}",
+        environment=server,
+    )
     for stage in STAGES:
         assert Path(store, "lab-flow", stage, "record.json").is_file()
     assert [name.rsplit("-", 2)[0] for name in cluster.kubelet.started] == [job_name("lab-flow", s, 1) for s in STAGES]
@@ -67,9 +74,17 @@ def test_the_deployment_runs_each_stage_as_a_job(
     slow = {**on, "image": QUICK, "environment": {"QUICK_SECONDS": "600"}, "grace": 20}
     config = str(short_lab_config(execution={"device": "cpu", "cluster": slow}))
     started = prefect(
-        "deployment", "run", "dmdr/full", "-p", f"config={json.dumps(config)}", "-p", 'run="another"',
-        "-p", f"store={json.dumps(store)}", environment=server,
-    ).stdout  # fmt: skip
+        "deployment",
+        "run",
+        "dmdr/full",
+        "-p",
+        f"config={json.dumps(config)}",
+        "-p",
+        'run="another"',
+        "-p",
+        f"store={json.dumps(store)}",
+        environment=server,
+    ).stdout
     until(lambda: len(cluster.kubelet.running()) == 1, 60)
     time.sleep(2)  # it has its handler
     flow_run = re.search(r"UUID: ([0-9a-f-]{36})", started)[1]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from trained_run import run_stage
 
 from dmdr import distributed
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.errors import ConfigError
 from stages.runtime import ranks
 
@@ -48,8 +48,9 @@ def finish(arguments: list[str], code: int = 0) -> str:
 
 def results(store: Path, stage: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
     folder = store / "tiny" / stage
-    weights = {f"{file.stem}/{name}": value for file in folder.glob("*.safetensors")
-               for name, value in load_file(file).items()}  # fmt: skip
+    weights = {
+        f"{file.stem}/{name}": value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()
+    }
     return weights, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -72,16 +73,34 @@ def together(tiny_config: Callable[..., Path], processes: int, sharding: str = "
 @pytest.mark.parametrize(
     ("form", "shardings", "joint"),
     [
-        ("full", ("none", "fsdp"),
-         {"rl": {"algorithm": "refl", "weight": 0.5, "weight_is": "matched", "rewards": {"lab-conv": 1.0}},
-          "watch": {"every": 2, "reward": "lab-mixer", "prompts": 5, "export": "best"}}),
-        ("lora", ("fsdp",), {"rl": {"algorithm": "grpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
-                             "batch_size": 5}),
-        ("full", ("none",), {"rl": {"algorithm": "dpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
-                             "batch_size": 6, "distribution_matching": False}),
+        (
+            "full",
+            ("none", "fsdp"),
+            {
+                "rl": {"algorithm": "refl", "weight": 0.5, "weight_is": "matched", "rewards": {"lab-conv": 1.0}},
+                "watch": {"every": 2, "reward": "lab-mixer", "prompts": 5, "export": "best"},
+            },
+        ),
+        (
+            "lora",
+            ("fsdp",),
+            {
+                "rl": {"algorithm": "grpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                "batch_size": 5,
+            },
+        ),
+        (
+            "full",
+            ("none",),
+            {
+                "rl": {"algorithm": "dpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                "batch_size": 6,
+                "distribution_matching": False,
+            },
+        ),
     ],
     ids=["refl-matched-watched", "grpo-lora", "dpo-alone"],
-)  # fmt: skip
+)
 def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings, joint):
     """Ranks get 1 and 2 states of a batch of 3; those that were followed by an action differ in number, too."""
     student = {"steps": 2, "form": form, **({"lora_rank": 4} if form == "lora" else {})}
@@ -92,7 +111,7 @@ def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings
         if processes > 1:
             finish(command(stage, config, store))
         else:
-            run_stage(load(config), store, stage)
+            run_stage(load_config(config), store, stage)
 
     run("prompts", alone, 1)
     shutil.copytree(alone / "tiny/prompts", both / "tiny/prompts")
@@ -111,7 +130,7 @@ def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings
 
 def test_torchrun_may_start_the_ranks(tiny_config, tmp_path, monkeypatch):
     config = together(tiny_config, 1)
-    run_stage(load(config), tmp_path, "prompts")
+    run_stage(load_config(config), tmp_path, "prompts")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     finish([*torchrun, *command("cold_start", config, tmp_path)])
     record = json.loads((tmp_path / "tiny/cold_start/record.json").read_text())
@@ -119,13 +138,13 @@ def test_torchrun_may_start_the_ranks(tiny_config, tmp_path, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():  # as torchrun sets them
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="export runs in one process, torchrun started 2"):
-        ranks.count(load(config), "export")
+        ranks.count_processes(load_config(config), "export")
 
 
 @pytest.mark.parametrize("who", ["all", "one"])
 def test_sigterm_on_any_rank_leaves_one_checkpoint_and_75(tiny_config, tmp_path, who):
     config = together(tiny_config, 2, cold_start={**TRAINING, "updates": 4000})
-    run_stage(load(config), tmp_path, "prompts")
+    run_stage(load_config(config), tmp_path, "prompts")
     process = start(command("cold_start", config, tmp_path))
     checkpoints = tmp_path / "tiny/cold_start/checkpoints"
     while not list(checkpoints.glob("*/manifest.json")) and process.poll() is None:
@@ -151,7 +170,7 @@ def test_sigterm_on_any_rank_leaves_one_checkpoint_and_75(tiny_config, tmp_path,
 )
 def test_what_cannot_be_split_is_refused_in_one_line(tiny_config, tmp_path, changes, said):
     config = together(tiny_config, 2, **changes)
-    run_stage(load(config), tmp_path, "prompts")
+    run_stage(load_config(config), tmp_path, "prompts")
     err = finish(command("cold_start", config, tmp_path), code=64)
     assert said in err and err.count("\n") == 1
     assert not (tmp_path / "tiny/cold_start/record.json").exists()
@@ -166,8 +185,18 @@ def test_a_rank_without_a_gpu_is_refused_in_one_line(monkeypatch):
 
 @pytest.mark.parametrize(
     ("codes", "code"),
-    [([0, 0], 0), ([75, 75], 75), ([70, 65], 65), ([75, 74], 74), ([-9, 70], 70), ([-9, 75], 137), ([-15, -9], 137),
-     ([0, 75], 75), ([-15, 75], 75), ([-15, 0], 143)],
-)  # fmt: skip
+    [
+        ([0, 0], 0),
+        ([75, 75], 75),
+        ([70, 65], 65),
+        ([75, 74], 74),
+        ([-9, 70], 70),
+        ([-9, 75], 137),
+        ([-15, -9], 137),
+        ([0, 75], 75),
+        ([-15, 75], 75),
+        ([-15, 0], 143),
+    ],
+)
 def test_the_exit_code_that_tells_most(codes, code):
-    assert ranks.verdict(codes) == code
+    assert ranks.worst_exit_code(codes) == code

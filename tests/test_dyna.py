@@ -82,8 +82,11 @@ def test_noise_is_a_function_of_its_key_alone():
     first = noise_for(1, "rollout", 7, shape=(2, 3))
     torch.randn(100)
     assert torch.equal(first, noise_for(1, "rollout", 7, shape=(2, 3)))
-    others = [noise_for(2, "rollout", 7, shape=(2, 3)), noise_for(1, "rollout", 8, shape=(2, 3)),
-              noise_for(1, "renoise", 7, shape=(2, 3))]  # fmt: skip
+    others = [
+        noise_for(2, "rollout", 7, shape=(2, 3)),
+        noise_for(1, "rollout", 8, shape=(2, 3)),
+        noise_for(1, "renoise", 7, shape=(2, 3)),
+    ]
     assert not any(torch.equal(first, other) for other in others)
 
 

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.errors import DataError, InputMissing
 from stages import evaluate
-from stages.evaluation.samples import packed, sample, unpacked
+from stages.evaluation.samples import build_sample, pack, unpack
 from stages.runtime.context import Stopped
 from stages.store.artifacts import Artifact
 from tests.trained_run import context_for, run_stage, trained_run
@@ -73,7 +73,7 @@ def ready(many, tmp_path: Path) -> Callable[[str], Path]:
     """A store in which only evaluate is left to do."""
 
     def make(name: str, **changes: object) -> Path:
-        config = load(many(**changes))
+        config = load_config(many(**changes))
         store = trained_run(config, tmp_path / name)
         run_stage(config, store, "export")
         return store
@@ -83,7 +83,7 @@ def ready(many, tmp_path: Path) -> Callable[[str], Path]:
 
 def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, ready):
     config, whole, killed = many(), ready("whole"), ready("killed")
-    run_stage(load(config), whole, "evaluate")
+    run_stage(load_config(config), whole, "evaluate")
     rng = random.Random(seed := random.randrange(2**32))
     print(f"seed {seed}")
     seen: dict[str, int] = {}
@@ -106,13 +106,13 @@ def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, 
 
 def test_two_ranks_find_what_one_finds(many, ready):
     one, two = ready("one"), ready("two")
-    run_stage(load(many()), one, "evaluate")
+    run_stage(load_config(many()), one, "evaluate")
     finish(many(execution={"device": "cpu", "processes": 2}), two)
     assert digests(two) == digests(one)
 
 
 def test_a_damaged_part_is_made_again(many, ready, tmp_path, capfd):
-    config, store, whole = load(many()), ready("store"), ready("whole")
+    config, store, whole = load_config(many()), ready("store"), ready("whole")
     answers = iter([False] * 6 + [True])
     with pytest.raises(Stopped):
         evaluate.run(context_for(config, store, "evaluate", stop=lambda: next(answers)))
@@ -130,7 +130,7 @@ def test_a_damaged_part_is_made_again(many, ready, tmp_path, capfd):
 def test_metrics_without_weights_are_left_out_and_named(many, ready, tmp_path, capfd):
     nowhere = {"aesthetic": str(tmp_path / "none.pth"), "clip-vit-large-patch14": str(tmp_path / "none")}
     store = ready("store")
-    config = load(many(evaluate={"metrics": ["aesthetic", "lab-mixer"], "limit": 6}, weights=nowhere))
+    config = load_config(many(evaluate={"metrics": ["aesthetic", "lab-mixer"], "limit": 6}, weights=nowhere))
     folder = run_stage(config, store, "evaluate")
     card = json.loads((folder / "scorecard.json").read_text())
     assert {each["name"] for each in card["metrics"]} == {"lab-mixer"}
@@ -145,21 +145,26 @@ def test_without_any_metric_there_is_no_card(many, ready, tmp_path):
     nowhere = {"aesthetic": str(tmp_path / "none.pth"), "clip-vit-large-patch14": str(tmp_path / "none")}
     store = ready("store")
     with pytest.raises(InputMissing, match="none.pth does not exist"):
-        run_stage(load(many(evaluate={"metrics": ["aesthetic"], "limit": 6}, weights=nowhere)), store, "evaluate")
+        run_stage(
+            load_config(many(evaluate={"metrics": ["aesthetic"], "limit": 6}, weights=nowhere)), store, "evaluate"
+        )
 
 
 def test_a_row_of_the_table_is_an_image_and_a_figure(many, ready):
     store = ready("store")
     settings = {"metrics": ["lab-mixer", "lab-conv"], "models": ["student"], "seeds": 3, "limit": 50}
-    config = load(many(evaluate=settings))
+    config = load_config(many(evaluate=settings))
     folder = run_stage(config, store, "evaluate")
     rows = parquet.read_table(folder / "scores.parquet").to_pylist()
     by_figure: dict[str, list[dict]] = {}
     for row in rows:
         by_figure.setdefault(row["figure"], []).append(row)
     assert {figure: len(rows) for figure, rows in by_figure.items()} == {
-        "lab-mixer": 150, "lab-conv": 150, "diversity/pixels": 50, "diversity/lab-mixer": 50,
-    }  # fmt: skip
+        "lab-mixer": 150,
+        "lab-conv": 150,
+        "diversity/pixels": 50,
+        "diversity/lab-mixer": 50,
+    }
     assert {row["image"] for row in by_figure["lab-mixer"]} == {0, 1, 2}
     assert {row["image"] for row in by_figure["diversity/pixels"]} == {None}
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
@@ -188,19 +193,24 @@ def test_benchmarks_beside_rewards(tiny_config, table, tiny_mask2former, tiny_bl
     ]
     (tmp_path / "bench.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "train.txt").write_text("a hill\na sea\n")
-    config = load(
+    config = load_config(
         tiny_config(
             prompts={"sources": [str(tmp_path / "train.txt")], "evaluation": str(tmp_path / "bench.jsonl")},
             evaluate={
-                "metrics": ["geneval", "dpg-bench", "clip-score"], "models": ["student", "teacher"],
-                "seeds": 4, "batch_size": 16,
+                "metrics": ["geneval", "dpg-bench", "clip-score"],
+                "models": ["student", "teacher"],
+                "seeds": 4,
+                "batch_size": 16,
             },
             weights={
-                "mask2former": str(tiny_mask2former), "clip-vit-l-14": str(tiny_open_clip(name="colours")[0]),
-                "dpg-questions": str(table), "vqa": str(tiny_blip), "clip-score": str(tiny_open_clip()[0]),
+                "mask2former": str(tiny_mask2former),
+                "clip-vit-l-14": str(tiny_open_clip(name="colours")[0]),
+                "dpg-questions": str(table),
+                "vqa": str(tiny_blip),
+                "clip-score": str(tiny_open_clip()[0]),
             },
         )
-    )  # fmt: skip
+    )
     store = trained_run(config, tmp_path / "store")
     run_stage(config, store, "export")
     folder = run_stage(config, store, "evaluate")
@@ -235,11 +245,11 @@ def test_samples_come_back(tmp_path):
     print(f"seed {seed}")
     images = torch.rand(3, 2, 3, 5, 4, generator=generator) * 1.4 - 0.2
     images[1, 0, 2, 3, 1] = torch.nan
-    samples = [sample(n + 7, {"prompt": f"ein Bär, {n}", "tag": "t"}, each) for n, each in enumerate(images)]
+    samples = [build_sample(n + 7, {"prompt": f"ein Bär, {n}", "tag": "t"}, each) for n, each in enumerate(images)]
     path = tmp_path / "shard.tar"
-    path.write_bytes(packed(samples))
-    assert packed(samples) == path.read_bytes()
-    found = list(unpacked(path))
+    path.write_bytes(pack(samples))
+    assert pack(samples) == path.read_bytes()
+    found = list(unpack(path))
     assert [(each.place, each.record) for each in found] == [(each.place, each.record) for each in samples]
     for n, each in enumerate(found):
         back = each.tensor()
@@ -248,13 +258,13 @@ def test_samples_come_back(tmp_path):
                 assert back[s].isnan().all()
             else:
                 assert (back[s] - images[n, s].clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
-    assert [each.place for each in unpacked(path, {8})] == [8]
+    assert [each.place for each in unpack(path, {8})] == [8]
 
     data = path.read_bytes()
     for cut in (100, 700, len(data) // 2, data.rindex(b"IEND")):
         path.write_bytes(data[:cut])
         with pytest.raises(DataError, match=r"shard\.tar"):
-            list(unpacked(path))
+            list(unpack(path))
     path.write_bytes(data.replace(b"IDAT", b"IDOT"))
     with pytest.raises(DataError, match=r"image 0000\d/samples/000\d\.png does not read"):
-        list(unpacked(path))
+        list(unpack(path))

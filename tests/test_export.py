@@ -15,14 +15,14 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, DataError
-from dmdr.export.parity import loaded, parity
-from dmdr.export.write import LORA_FILE, NETWORK_FILE, WEIGHTS, load_student, metadata, save_pipeline, write
-from dmdr.rollout import student_sample
+from dmdr.export.parity import compare_latents, load_form
+from dmdr.export.write import LORA_FILE, NETWORK_FILE, WEIGHTS, build_metadata, load_student, save_pipeline, write_form
+from dmdr.rollout import sample_student
 from dmdr.teacher.load import digest_teacher, load_teacher
 from stages import export
-from stages.reports.model_card import card
+from stages.reports.model_card import render_card
 from stages.runtime.context import Stopped
 from stages.store.artifacts import Artifact
 from tests.trained_run import MADE, context_for, full_student, lora_student, run_stage, trained_run
@@ -63,16 +63,16 @@ def exported(student: Path, tiny_folder: Path, folder: Path, steps: int):
 def test_every_form_draws_the_students_images(make, tiny_folder, tmp_path):
     student = make(tmp_path / "joint", tiny_folder)
     backbone = exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
-    about = metadata(backbone, 2, title="tiny", teacher="ab")
+    about = build_metadata(backbone, 2, title="tiny", teacher="ab")
     others = ALL[2:] if make is full_student else ALL[1:]
     untouched = load_teacher(tiny_folder)
     for form in others:
-        write(form, backbone, student / WEIGHTS, 2, tmp_path, about)
+        write_form(form, backbone, student / WEIGHTS, 2, tmp_path, about)
     for form in ("pipeline", *others):
-        pipe = loaded(form, tmp_path, backbone, tiny_folder)
-        assert parity(backbone, backbone.network, 2, pipe, seed=0) <= 1e-4
+        pipe = load_form(form, tmp_path, backbone, tiny_folder)
+        assert compare_latents(backbone, backbone.network, 2, pipe, seed=0) <= 1e-4
         with pytest.raises(DataError, match="does not draw the student's images"):  # and the check can tell
-            parity(untouched, untouched.network, 2, pipe, seed=0)
+            compare_latents(untouched, untouched.network, 2, pipe, seed=0)
 
 
 def test_folder_needs_no_code_of_ours(tiny_folder, tmp_path):
@@ -88,7 +88,7 @@ def test_folder_needs_no_code_of_ours(tiny_folder, tmp_path):
     shape = (len(PROMPTS), *backbone.latent_shape)
     noises = torch.stack([torch.randn(shape) for _ in range(steps)])
     c = backbone.collate(backbone.encode(PROMPTS)[0])
-    ours = backbone.decode(student_sample(backbone, backbone.network, c, backbone.student_times(steps), noises))
+    ours = backbone.decode(sample_student(backbone, backbone.network, c, backbone.student_times(steps), noises))
     assert (ours - load_file(out)["images"]).abs().max() < 1e-3
 
 
@@ -98,12 +98,12 @@ def test_teacher_without_t5_exports_a_folder_that_loads(tiny_sd3_folder, tmp_pat
     backbone = exported(
         full_student(tmp_path / "joint", tmp_path / "bare"), tmp_path / "bare", tmp_path / "pipeline", 2
     )
-    about = metadata(backbone, 2, title="tiny", teacher="ab")
-    write("weights", backbone, tmp_path / "joint" / WEIGHTS, 2, tmp_path, about)
-    write("single-file", backbone, tmp_path / "joint" / WEIGHTS, 2, tmp_path, about)
+    about = build_metadata(backbone, 2, title="tiny", teacher="ab")
+    write_form("weights", backbone, tmp_path / "joint" / WEIGHTS, 2, tmp_path, about)
+    write_form("single-file", backbone, tmp_path / "joint" / WEIGHTS, 2, tmp_path, about)
     for form in ("pipeline", "weights", "single-file"):
-        pipe = loaded(form, tmp_path, backbone, tmp_path / "bare")
-        assert parity(backbone, backbone.network, 2, pipe, seed=0) <= 1e-4
+        pipe = load_form(form, tmp_path, backbone, tmp_path / "bare")
+        assert compare_latents(backbone, backbone.network, 2, pipe, seed=0) <= 1e-4
 
 
 def test_weights_stay_float32_and_exact(tiny_folder, tmp_path):
@@ -119,8 +119,8 @@ def test_metadata_tells_how_to_sample(form, tiny_folder, tmp_path):
     """Read by safetensors alone; a call that follows it is the student's."""
     student = lora_student(tmp_path / "joint", tiny_folder)
     backbone = exported(student, tiny_folder, tmp_path / "pipeline", steps=4)
-    about = metadata(backbone, 4, title="tiny", teacher="ab")
-    write(form, backbone, student / WEIGHTS, 4, tmp_path, about)
+    about = build_metadata(backbone, 4, title="tiny", teacher="ab")
+    write_form(form, backbone, student / WEIGHTS, 4, tmp_path, about)
     (file,) = (tmp_path / form).glob("*.safetensors")
     with safe_open(file, framework="numpy") as opened:
         said = opened.metadata()
@@ -175,13 +175,13 @@ def test_a_lora_of_another_base_is_refused(tiny_sd3_folder, tiny_sdxl_folder, tm
 def test_a_student_of_another_teacher_is_refused_before_anything_is_loaded(tiny_config, tiny_sd3_folder, tmp_path):
     """The same network, so that nothing but its digest can tell."""
     asked = {"guidance_scale": 3.0, "steps": 3}
-    config = load(tiny_config(teacher={"path": str(tiny_sd3_folder), **asked}))
+    config = load_config(tiny_config(teacher={"path": str(tiny_sd3_folder), **asked}))
     store = trained_run(config, tmp_path / "store")
     run_stage(config, store, "export")
     other = Path(shutil.copytree(tiny_sd3_folder, tmp_path / "other"))
     (file,) = (other / "transformer").glob("*.safetensors")
     save_file({name: weight * 1.01 for name, weight in load_file(file).items()}, file, {"format": "pt"})
-    config = load(tiny_config(teacher={"path": str(other), **asked}))
+    config = load_config(tiny_config(teacher={"path": str(other), **asked}))
     for stage, before in {"export": "joint", "evaluate": "prompts"}.items():
         with pytest.raises(ConfigError, match=f"{before} of run tiny was made with another teacher") as said:
             context_for(config, store, stage)
@@ -190,7 +190,7 @@ def test_a_student_of_another_teacher_is_refused_before_anything_is_loaded(tiny_
 
 def test_an_export_of_another_student_is_refused(tiny_config, tiny_sd3_folder, tmp_path):
     """Joint training was done anew under the same name, or the export was copied from another run."""
-    config = load(tiny_config())
+    config = load_config(tiny_config())
     store = trained_run(config, tmp_path / "store")
     run_stage(config, store, "export")
     shutil.rmtree(store / "tiny" / "joint")
@@ -214,12 +214,12 @@ def test_an_export_of_another_student_is_refused(tiny_config, tiny_sd3_folder, t
     ],
 )
 def test_the_card_loads_a_teacher_from_the_hub_at_its_commit(teacher, loads, tiny_config, tmp_path):
-    config = load(tiny_config(student={"steps": 2, "form": "lora", "lora_rank": 4}))
+    config = load_config(tiny_config(student={"steps": 2, "form": "lora", "lora_rank": 4}))
     folder = run_stage(config, trained_run(config, tmp_path / "store"), "export")
     facts = json.loads((folder / "provenance.json").read_text())
     facts["teacher"] |= teacher
     facts["classes"]["absent"] = ["tokenizer_3"]
-    assert f"pipe = StableDiffusion3Pipeline.{loads}\npipe.scheduler = " in card(facts)
+    assert f"pipe = StableDiffusion3Pipeline.{loads}\npipe.scheduler = " in render_card(facts)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_card_loads_a_teacher_from_the_hub_at_its_commit(teacher, loads, tin
 )
 def test_stage_exports_with_provenance(student, forms, tiny_config, tiny_folder, tmp_path):
     asked = {"path": str(tiny_folder), "guidance_scale": 3.0, "steps": 3}
-    config = load(tiny_config(student=student, teacher=asked, export={"forms": forms}))
+    config = load_config(tiny_config(student=student, teacher=asked, export={"forms": forms}))
     store = trained_run(config, tmp_path / "store")
     folder = run_stage(config, store, "export")
     wanted = forms or ["pipeline", *(["lora"] if config.student.form == "lora" else [])]
@@ -275,7 +275,7 @@ def test_stage_exports_with_provenance(student, forms, tiny_config, tiny_folder,
 def test_forms_that_a_teacher_cannot_have_are_refused_before_training(tiny_config, tiny_flux_folder, tmp_path):
     asked = {"guidance_scale": 3.0, "steps": 3, "resolution": 16}
     forms = {"forms": ["pipeline", "single-file"]}
-    config = load(tiny_config(teacher={"path": str(tiny_flux_folder), **asked}, export=forms))
+    config = load_config(tiny_config(teacher={"path": str(tiny_flux_folder), **asked}, export=forms))
     with pytest.raises(ConfigError, match="single-file and the teacher is of the family flux; .*: take it out"):
         context_for(config, tmp_path / "store", "prompts")
 
@@ -287,13 +287,13 @@ def test_a_teacher_that_the_layout_cannot_hold_is_refused_before_training(tiny_c
     weights["text_projection.weight"][0, 1] = 0.5
     save_file(weights, file, {"format": "pt"})
     asked = {"path": str(spoilt), "guidance_scale": 3.0, "steps": 3}
-    config = load(tiny_config(teacher=asked, export={"forms": ["pipeline", "single-file"]}))
+    config = load_config(tiny_config(teacher=asked, export={"forms": ["pipeline", "single-file"]}))
     with pytest.raises(DataError, match="text_encoder projects its output.*take single-file out of export.forms"):
         run_stage(config, tmp_path / "store", "prompts")
     assert Artifact(str(tmp_path / "store"), "tiny", "prompts").record() is None
 
 
 def test_stage_stops_when_asked(tiny_config, tmp_path):
-    config = load(tiny_config())
+    config = load_config(tiny_config())
     with pytest.raises(Stopped):
         export.run(context_for(config, trained_run(config, tmp_path / "store"), "export", stop=lambda: True))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import STAGES
 from tests.trained_run import run_stage
 
@@ -21,7 +21,7 @@ def test_a_whole_run(family, student, request, tiny_config, tmp_path):
     folder = request.getfixturevalue(f"tiny_{family}_folder")
     asked = {"path": str(folder), "guidance_scale": 3.0, "steps": 2, "resolution": 16}
     forms = ["pipeline", "weights"] + ["lora"] * (student["form"] == "lora")
-    config = load(tiny_config(teacher=asked, student={"steps": 2, **student}, export={"forms": forms}))
+    config = load_config(tiny_config(teacher=asked, student={"steps": 2, **student}, export={"forms": forms}))
     made = {stage: run_stage(config, tmp_path / "store", stage) for stage in STAGES}
 
     facts = json.loads((made["export"] / "provenance.json").read_text())

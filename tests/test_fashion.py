@@ -20,16 +20,16 @@ from dmdr.lab import build
 from dmdr.lab.fashion import classifier, garments
 from dmdr.lab.fashion.judge_metric import FashionJudge
 from dmdr.lab.fashion.prompts import HELD_OUT_PAIRS, fashion_prompts
-from dmdr.lab.fashion.reward import wrong_caption
+from dmdr.lab.fashion.reward import spoil_caption
 from dmdr.lab.fashion.teacher import RECIPE, build_fashion, garment_classes
-from dmdr.lab.fashion.wardrobe import dressed
+from dmdr.lab.fashion.wardrobe import sample_garments
 from dmdr.lab.fashion.world import CLASSES, PLURAL, caption, tint, untint
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import BACKGROUND, COLORS, SIZE
-from dmdr.metrics.load import judge, load_metrics
+from dmdr.metrics.load import judge_images, load_metrics
 from dmdr.rewards.load import FASHION, load_reward
 from dmdr.teacher.load import find_teacher, load_teacher
-from stages.prompt_sources.sources import Lines, digest, read
+from stages.prompt_sources.sources import Lines, digest_source, read_source
 
 needs_images = pytest.mark.skipif(
     not garments.FOLDER.is_dir(), reason="needs the Debian package dataset-fashion-mnist, which is not installed"
@@ -94,7 +94,7 @@ def test_a_motley_or_blank_image_has_no_colour():
 
 @needs_images
 def test_every_real_garment_shows_its_tint():
-    images, labels = garments.garments("test")
+    images, labels = garments.read_garments("test")
     assert images.shape == (10_000, SIZE, SIZE) and np.bincount(labels).tolist() == [1000] * len(CLASSES)
     colors = [list(COLORS)[index] for index in np.random.default_rng(1).integers(len(COLORS), size=len(images))]
     seen = [untint(image).color for image in tint(images, colors)]
@@ -111,7 +111,7 @@ def test_the_shipped_classifier_is_small_and_scored():
 
 @needs_images
 def test_the_judge_passes_real_garments_and_fails_the_neighbours():
-    records, images = dressed("held-out", 500, np.random.default_rng(2))
+    records, images = sample_garments("held-out", 500, np.random.default_rng(2))
     figures, lines = FashionJudge()(images.float() / 255, records)
     assert figures["color"].all() and figures["class"].mean() > 0.85
     assert [line["correct"] for line in lines] == figures["strict"].astype(bool).tolist()
@@ -126,13 +126,17 @@ def test_the_judge_says_what_is_wrong():
     (name,) = json.loads(line["details"])  # whatever the blob looks like
     other = next(each for each in CLASSES if each != name)
     records = [asked(name, "green"), asked(name, "red"), asked(other, "green")]
-    figures, lines = judge(metric, image.expand(3, -1, -1, -1), records)
+    figures, lines = judge_images(metric, image.expand(3, -1, -1, -1), records)
     assert {figure: scores.tolist() for figure, scores in figures.items()} == {
-        "strict": [1, 0, 0], "color": [1, 0, 1], "class": [1, 1, 0]
-    }  # fmt: skip
+        "strict": [1, 0, 0],
+        "color": [1, 0, 1],
+        "class": [1, 1, 0],
+    }
     assert [line["reason"] for line in lines] == [
-        "", f"expected red {name}>=1, found green", f"expected {other}>=1, found {name}"
-    ]  # fmt: skip
+        "",
+        f"expected red {name}>=1, found green",
+        f"expected {other}>=1, found {name}",
+    ]
     keys = {"tag", "prompt", "correct", "reason", "metadata", "details"}  # and the file name, which evaluate knows
     assert all(set(line) == keys and json.loads(line["metadata"]) == r for line, r in zip(lines, records, strict=True))
     ((x0, y0, x1, y1, certainty),) = json.loads(lines[0]["details"])[name]
@@ -182,18 +186,18 @@ def test_building_without_the_images_is_one_clear_line(tmp_path: Path, monkeypat
 def test_the_lists_are_prompt_sources():
     for name in ("train", "held-out"):
         lines = Lines(f"fashion:{name}", say=lambda line: None)
-        records = list(read(f"fashion:{name}", "prompt", lines))
+        records = list(read_source(f"fashion:{name}", "prompt", lines))
         assert [r["prompt"] for r in records] == [r["prompt"] for r in fashion_prompts(name)] and lines.bad == 0
         assert all(len(r["include"]) == 1 and r["tag"] == "colors" for r in records)
-    assert digest("fashion:train") != digest("fashion:held-out")
+    assert digest_source("fashion:train") != digest_source("fashion:held-out")
     with pytest.raises(ConfigError, match="fashion:held-out"):
-        digest("fashion:nope")
+        digest_source("fashion:nope")
 
 
 def test_wrong_captions_are_wrong_in_one_thing():
     rng = np.random.default_rng(4)
     for record in fashion_prompts("held-out"):
-        words = set(wrong_caption(record, rng).split())
+        words = set(spoil_caption(record, rng).split())
         need = record["include"][0]
         assert ((need["color"] in words) + (need["class"] in words)) == 1
         assert len(words & set(COLORS)) == 1 == len(words & set(CLASSES))
@@ -216,9 +220,9 @@ def test_rewards_know_colours_and_have_a_gradient(name):
 @pytest.mark.parametrize("name", FASHION)
 def test_rewards_tell_right_from_wrong_captions(name):
     reward, rng = load_reward(name), np.random.default_rng(7)
-    records, images = dressed("held-out", 300, rng)
+    records, images = sample_garments("held-out", 300, rng)
     right = reward(images.float() / 255, [record["prompt"] for record in records])
-    wrong = reward(images.float() / 255, [wrong_caption(record, rng) for record in records])
+    wrong = reward(images.float() / 255, [spoil_caption(record, rng) for record in records])
     assert right.shape == (300,) and (right > wrong).float().mean() > 0.9
 
 

@@ -10,7 +10,7 @@ import yaml
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import cli
-from flows.distil import RETRY_DELAYS, StageFailed, stage
+from flows.distil import RETRY_DELAYS, StageFailed, run_stage
 from flows.paper_tables import lab_tables
 from stages.store.artifacts import Artifact
 
@@ -27,7 +27,7 @@ def prefect_server() -> Iterator[None]:
 def attempt(config: Path, store: Path, name: str = "prompts") -> int:
     """Run one stage task without waiting between attempts; returns the exit code it failed with."""
     with pytest.raises(StageFailed) as failed:
-        stage.with_options(retry_delay_seconds=0)(name, str(config), "tiny", str(store))
+        run_stage.with_options(retry_delay_seconds=0)(name, str(config), "tiny", str(store))
     return failed.value.code
 
 
@@ -55,7 +55,7 @@ def test_a_store_that_refuses_is_tried_again(
 
 
 def test_a_stage_is_done_when_its_seal_is_there(tiny_config: Callable[..., Path], tmp_path: Path):
-    stage("prompts", str(tiny_config()), "tiny", str(tmp_path / "store"))
+    run_stage("prompts", str(tiny_config()), "tiny", str(tmp_path / "store"))
     assert Artifact(str(tmp_path / "store"), "tiny", "prompts").record() is not None
 
 
@@ -67,16 +67,23 @@ def test_rows_of_a_table_share_their_stages_and_go_on(
     rows = [{"name": name, "label": name, "model": model} for name, model in models.items()]
     claim = {"claim": "guidance helps", "higher": "guided", "lower": "plain", "figures": ["lab-mixer"]}
     table = {
-        "table": "T", "title": "t", "runs": "t", "base": str(tiny_config()), "seeds": [0], "rows": rows,
-        "columns": [{"metric": "lab-mixer"}], "claims": [claim],
-    }  # fmt: skip
+        "table": "T",
+        "title": "t",
+        "runs": "t",
+        "base": str(tiny_config()),
+        "seeds": [0],
+        "rows": rows,
+        "columns": [{"metric": "lab-mixer"}],
+        "claims": [claim],
+    }
     spec, store, page = tmp_path / "t.yaml", tmp_path / "store", tmp_path / "page.html"
     spec.write_text(yaml.safe_dump(table))
     lab_tables(str(spec), store=str(store), out=str(page))
     records = {
         (row, stage): Artifact(str(store), f"t-{row}-seed0", stage).record()
-        for row in ("guided", "plain") for stage in ("prompts", "evaluate")
-    }  # fmt: skip
+        for row in ("guided", "plain")
+        for stage in ("prompts", "evaluate")
+    }
     assert records["plain", "prompts"]["adopted_from"] == "t-guided-seed0"
     assert records["plain", "prompts"]["fingerprint"] == records["guided", "prompts"]["fingerprint"]
     assert "adopted_from" not in records["plain", "evaluate"]

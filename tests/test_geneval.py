@@ -16,9 +16,9 @@ from dmdr.lab.prompts import lab_prompts
 from dmdr.metrics.detector import NAMES, Detector, box_of
 from dmdr.metrics.geneval import line
 from dmdr.metrics.geneval_colours import GREY, ColourClassifier, crop
-from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, counted, verdict
-from dmdr.metrics.load import check_metrics, judge, load_metrics
-from dmdr.metrics.scorecard import by_tag
+from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, count_detections, judge_detections
+from dmdr.metrics.load import check_metrics, judge_images, load_metrics
+from dmdr.metrics.scorecard import average_by_tag
 from dmdr.rewards import weights
 
 CLASSES = ("bench", "dog", "cup")
@@ -109,7 +109,7 @@ def test_the_rules_are_genevals(rng):
     for number in range(1200):
         tag = TAGS[number % len(TAGS)]
         record, detected = metadata(rng, tag), scene(rng)
-        right, reason = verdict(record, counted(detected, tag), painted)
+        right, reason = judge_detections(record, count_detections(detected, tag), painted)
         assert right == oracle(record, detected), (record, detected, reason)
         assert right == (reason == "")
         outcomes[tag].append(right)
@@ -121,15 +121,15 @@ def test_results_sum_up_as_the_official_script_does(rng):
     lines = []
     for number in range(600):
         tag = TAGS[number % len(TAGS)]
-        record, seen = metadata(rng, tag), counted(scene(rng), tag)
-        right, reason = verdict(record, seen, painted)
+        record, seen = metadata(rng, tag), count_detections(scene(rng), tag)
+        right, reason = judge_detections(record, seen, painted)
         lines.append(json.loads(json.dumps(line(record, right, reason, seen))))
     assert [list(each) for each in lines] == [["tag", "prompt", "correct", "reason", "metadata", "details"]] * 600
     tasks: dict[str, list[bool]] = {}
     for each in lines:
         tasks.setdefault(each["tag"], []).append(each["correct"])
     shares = {tag: sum(right) / len(right) for tag, right in tasks.items()}
-    found = by_tag(np.array([float(each["correct"]) for each in lines]), [each["tag"] for each in lines])
+    found = average_by_tag(np.array([float(each["correct"]) for each in lines]), [each["tag"] for each in lines])
     assert found["overall"] == pytest.approx(sum(shares.values()) / 6, abs=1e-9)
     for tag, share in shares.items():
         assert found["tags"][tag]["mean"] == pytest.approx(share, abs=1e-9)
@@ -236,7 +236,7 @@ def test_the_metric_judges_images(tiny_mask2former, tiny_open_clip, rng):
     (metric,), missing = load_metrics(("geneval",), records, addresses=addresses)
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     images[4, 0, 0, 0] = torch.nan
-    scores, lines = judge(metric, images, records)
+    scores, lines = judge_images(metric, images, records)
     assert missing == {} and set(scores["geneval"][[0, 1, 2, 3, 5]]) <= {0.0, 1.0} and np.isnan(scores["geneval"][4])
     assert [each["correct"] for each in lines] == [score == 1 for score in scores["geneval"]]
     assert lines[4]["reason"] == "the image is not a number"

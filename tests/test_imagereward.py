@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from dmdr.errors import DataError
 from dmdr.rewards.load import load_reward
-from dmdr.rewards.preprocess import normalized
+from dmdr.rewards.preprocess import normalize
 from tests.tiny_rewards import WIDTH, WORDS, photo, predictor, tensor
 
 
@@ -46,9 +46,9 @@ def blip_by_hand(w: dict[str, torch.Tensor], pixels: torch.Tensor, ids: list[int
         for kind in ("attention", "crossattention"):
             source = h if kind == "attention" else x
             q, k, v = (
-                linear(f"{at}.{kind}.self.{role}", each) for role, each in zip(
-                    ("query", "key", "value"), (h, source, source), strict=True)
-            )  # fmt: skip
+                linear(f"{at}.{kind}.self.{role}", each)
+                for role, each in zip(("query", "key", "value"), (h, source, source), strict=True)
+            )
             out = linear(f"{at}.{kind}.output.dense", attention(q, k, v))
             h = norm(f"{at}.{kind}.output.LayerNorm", h + out, 1e-12)
         inner = F.gelu(linear(f"{at}.intermediate.dense", h))
@@ -63,7 +63,7 @@ def test_imagereward_is_its_blip_and_its_mlp(tiny_imagereward):
     ids = [[2, *(WORDS.index(word) if word in WORDS else 1 for word in each.split()), 3] for each in prompts]
     images = torch.cat([tensor(photo(32, 32, seed)) for seed in range(3)]).requires_grad_()
     with torch.no_grad():
-        features = [blip_by_hand(found, normalized(images[i : i + 1]), ids[i]) for i in range(3)]
+        features = [blip_by_hand(found, normalize(images[i : i + 1]), ids[i]) for i in range(3)]
         mlp = predictor(WIDTH)
         mlp.load_state_dict({key[11:]: value for key, value in found.items() if key.startswith("mlp.layers.")})
         raw = mlp(torch.stack(features)).squeeze(-1)

@@ -54,15 +54,27 @@ for name in PROGRAMS:
 # What a flow imports only for what the flow image does not do: plans, the lab's teachers, pages of tables and of runs,
 # a Prefect server.
 ELSEWHERE = (
-    "dmdr.planning.plan", "dmdr.lab.build", "stages.reports.tables.page", "stages.reports.comparison",
+    "dmdr.planning.plan",
+    "dmdr.lab.build",
+    "stages.reports.tables.page",
+    "stages.reports.comparison",
     "prefect.server.api.server",
-)  # fmt: skip
+)
 # What else runs there: Prefect's commands and its worker, stages that are sealed already, S3, the hub, the cluster.
 PROGRAMS = (
-    "prefect.cli.worker", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool",
-    "prefect.cli.automation", "prefect.workers.process", "prefect.workers.server", "prefect.flow_engine",
-    "stages.__main__", "s3fs", "huggingface_hub.hf_api", "kubernetes.client.api.batch_v1_api",
-)  # fmt: skip
+    "prefect.cli.worker",
+    "prefect.cli.deploy",
+    "prefect.cli.deployment",
+    "prefect.cli.work_pool",
+    "prefect.cli.automation",
+    "prefect.workers.process",
+    "prefect.workers.server",
+    "prefect.flow_engine",
+    "stages.__main__",
+    "s3fs",
+    "huggingface_hub.hf_api",
+    "kubernetes.client.api.batch_v1_api",
+)
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -98,8 +110,11 @@ def faults(text: str, admitted: list[str]) -> list[str]:
             if not rest.startswith("["):
                 found.append(f"{verb} is run by a shell, which keeps SIGTERM to itself")
         if verb == "COPY" and not rest.startswith("--from="):
-            found += [f"COPY {source}, which .dockerignore keeps out" for source in copied(rest)
-                      if not any(fnmatch.fnmatch(source, pattern) for pattern in admitted)]  # fmt: skip
+            found += [
+                f"COPY {source}, which .dockerignore keeps out"
+                for source in copied(rest)
+                if not any(fnmatch.fnmatch(source, pattern) for pattern in admitted)
+            ]
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", user):
         found.append(f"its last USER is {user or 'root'}, not UID:GID of somebody but root")
     if not started:

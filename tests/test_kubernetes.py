@@ -18,8 +18,8 @@ from manifests import minors, problems, rendered, schema_problems
 from dmdr.config.run import STAGES
 from flows.launch import api, kubernetes, owned
 from flows.launch.failure import StageFailed
-from flows.launch.manifest import LONGEST, manifest, name
-from flows.launch.stage import RUN, STAGE, Stage, prepared
+from flows.launch.manifest import LONGEST, build_manifest, job_name
+from flows.launch.stage import RUN, STAGE, Stage, prepare_stage
 from stages.store.artifacts import Artifact
 from tests.fake_cluster.server import IMAGE, QUICK, Cluster
 
@@ -40,7 +40,7 @@ def stage(tiny_config: Callable[..., Path], tmp_path: Path) -> Callable[..., Sta
         claims = {str(tmp_path.parent): "everything"}
         about = {"image": QUICK, "environment": environment or {}, "claims": claims, "grace": 5, **asked}
         config = tiny_config(execution={"device": "cpu", "cluster": about})
-        return prepared(which, str(config), run, str(tmp_path / "store"))
+        return prepare_stage(which, str(config), run, str(tmp_path / "store"))
 
     return made
 
@@ -49,7 +49,7 @@ def launched(stage: Stage, **more) -> list[str]:
     """Run a stage; what was said."""
     said: list[str] = []
     artifact = Artifact(stage.store, stage.run, stage.name)
-    kubernetes.run(stage, say=said.append, sealed=lambda: artifact.record() is not None, **more)
+    kubernetes.run_job(stage, say=said.append, sealed=lambda: artifact.record() is not None, **more)
     return said
 
 
@@ -80,11 +80,11 @@ def test_a_stage_is_a_job_whose_lines_are_told(cluster: Cluster, stage: Callable
 
 def test_names_are_a_function_of_run_stage_and_attempt():
     runs = ["a", "a.b", "a-b", "a_b", "x" * 63, "x" * 62 + "y", "1-2-", "a" * 40 + ".b"]
-    names = [name(run, each, attempt) for run in runs for each in STAGES for attempt in (1, 2, 10)]
+    names = [job_name(run, each, attempt) for run in runs for each in STAGES for attempt in (1, 2, 10)]
     assert len(set(names)) == len(names)
     for each in names:
         assert len(each) <= LONGEST and each[-1].isalnum() and set(each) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-    assert names == [name(run, each, attempt) for run in runs for each in STAGES for attempt in (1, 2, 10)]
+    assert names == [job_name(run, each, attempt) for run in runs for each in STAGES for attempt in (1, 2, 10)]
 
 
 def test_replies_that_get_lost_double_nothing(cluster: Cluster, stage: Callable[..., Stage], monkeypatch):
@@ -209,8 +209,8 @@ def test_no_cluster_that_answers(cluster: Cluster, stage: Callable[..., Stage], 
 
 def test_a_cluster_that_answered_in_part_gets_the_time_of_an_outage(monkeypatch):
     monkeypatch.setattr(api, "FIRST", 0.1)
-    away = api.Away("the cluster does not answer")
-    answered, silent = api.Patience("prompts", print), api.Patience("prompts", print)
+    away = api.ClusterUnavailable("the cluster does not answer")
+    answered, silent = api.Backoff("prompts", print), api.Backoff("prompts", print)
     for patience in (answered, silent):
         patience.wait(away)
     time.sleep(0.2)
@@ -293,7 +293,9 @@ def test_a_cancelled_flow_stops_its_own_jobs_and_no_other(cluster: Cluster, stag
 
         patch.setattr(kubernetes.Jobs, "pods", cancelled)
         with pytest.raises(Cancelled):
-            kubernetes.run(asked, say=say, sealed=lambda: False, flow_run="me", is_over=lambda flow, _: flow == "over")
+            kubernetes.run_job(
+                asked, say=say, sealed=lambda: False, flow_run="me", is_over=lambda flow, _: flow == "over"
+            )
     assert bool(jobs(cluster)) == stays and bool(cluster.kubelet.running()) == stays
     if not stays:
         assert [*cluster.kubelet.ended.values()] == [75], "it had its time to checkpoint"
@@ -342,7 +344,7 @@ def test_flows_that_are_killed_run_nothing_twice(cluster: Cluster, stage: Callab
             flow.wait()
             kills += 1
     assert kills == KILLS, f"done after {kills} kills"
-    assert sorted(jobs(cluster)) == sorted(name("tiny", each, 1) for each in STAGES)
+    assert sorted(jobs(cluster)) == sorted(job_name("tiny", each, 1) for each in STAGES)
     assert log.read_text().split() == list(STAGES)
 
 
@@ -364,7 +366,7 @@ def test_a_flow_that_is_cancelled_in_any_stage_leaves_no_pod_and_goes_on(
                 flow.kill()
         assert not cluster.kubelet.running() and not cluster.objects.list("pods", f"{STAGE}={each}")[0]
         assert cluster.kubelet.ended[cluster.kubelet.started[-1]] == 75, "it had its time for a checkpoint"
-        assert sorted(jobs(cluster)) == sorted(name("tiny", before, 1) for before in STAGES[:number])
+        assert sorted(jobs(cluster)) == sorted(job_name("tiny", before, 1) for before in STAGES[:number])
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     assert all(Artifact(asked.store, "tiny", each).record() is not None for each in STAGES)
     assert began(log) == twice(STAGES)
@@ -398,17 +400,27 @@ def test_several_nodes_train_as_one(cluster: Cluster, tiny_config: Callable[...,
     """A JobSet of two pods, each with its rank; the seal says that two processes made it."""
     from trained_run import run_stage  # brings torch
 
-    from dmdr.config.load import load
+    from dmdr.config.load import load_config
 
     store = tmp_path / "store"
-    about = {"image": IMAGE, "claims": {str(tmp_path.parent): "everything"}, "stages": {
-        "cold_start": {"nodes": 2}, "joint": {"nodes": 2},
-    }}  # fmt: skip
-    training = {"updates": 2, "batch_size": 4, "fake_updates": 2, "student": {"learning_rate": 1e-4},
-                "fake_score": {"learning_rate": 2e-4}}  # fmt: skip
+    about = {
+        "image": IMAGE,
+        "claims": {str(tmp_path.parent): "everything"},
+        "stages": {
+            "cold_start": {"nodes": 2},
+            "joint": {"nodes": 2},
+        },
+    }
+    training = {
+        "updates": 2,
+        "batch_size": 4,
+        "fake_updates": 2,
+        "student": {"learning_rate": 1e-4},
+        "fake_score": {"learning_rate": 2e-4},
+    }
     config = tiny_config(execution={"device": "cpu", "cluster": about}, cold_start=training)
-    run_stage(load(config), store, "prompts")
-    said = launched(prepared("cold_start", str(config), "tiny", str(store)))
+    run_stage(load_config(config), store, "prompts")
+    said = launched(prepare_stage("cold_start", str(config), "tiny", str(store)))
     assert Artifact(str(store), "tiny", "cold_start").record()["processes"] == 2
     assert any(line.startswith("node 0: ") for line in said) and len(cluster.kubelet.started) == 2
 
@@ -427,16 +439,26 @@ def test_what_is_rendered_is_valid_and_restricted(stage: Callable[..., Stage], m
     """In the build that it runs in: one node and several, all that can be asked for."""
     several = {"cold_start": {"nodes": 16, "gpus": 8}, "joint": {"nodes": 2, "gpus": 8, "deadline": 3600}}
     asked = {
-        "queue": "dmdr", "priority_class": "dmdr-train", "secrets": ["dmdr-store"], "pull_secret": "registry",
-        "node_selector": {"kind": "big"}, "environment": {"NCCL_DEBUG": "WARN"}, "stages": several,
-        "claims": {"/models": "models", "/prompts": "models"}, "gpus": 1,
-    }  # fmt: skip
+        "queue": "dmdr",
+        "priority_class": "dmdr-train",
+        "secrets": ["dmdr-store"],
+        "pull_secret": "registry",
+        "node_selector": {"kind": "big"},
+        "environment": {"NCCL_DEBUG": "WARN"},
+        "stages": several,
+        "claims": {"/models": "models", "/prompts": "models"},
+        "gpus": 1,
+    }
     claim = {
-        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models", "namespace": "dmdr"},
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "models", "namespace": "dmdr"},
         "spec": {"accessModes": ["ReadOnlyMany"], "resources": {"requests": {"storage": "1Ti"}}},
-    }  # fmt: skip
+    }
     stages = [stage(each, run="x" * 63, **asked) for each in STAGES]
-    jobs = [manifest(Stage(s.name, s.run, "s3://b/p", s.config, s.text, "hub:owner/a_b@1"), 99, "me") for s in stages]
+    jobs = [
+        build_manifest(Stage(s.name, s.run, "s3://b/p", s.config, s.text, "hub:owner/a_b@1"), 99, "me") for s in stages
+    ]
     build = rendered(ROOT / "k8s/overlays/many-nodes") if shutil.which("kubectl") else None
     assert {each["kind"] for each in jobs} == {"Job", "JobSet"}
     assert schema_problems([*jobs, claim], minor) == []
@@ -449,4 +471,4 @@ def test_no_pod_would_see_a_folder_of_ours(stage: Callable[..., Stage]):
 
     asked = stage(claims={"/models": "models"})
     with pytest.raises(ConfigError, match="s3://BUCKET/PREFIX"):
-        manifest(asked, 1)
+        build_manifest(asked, 1)

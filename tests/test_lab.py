@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from dmdr.errors import ConfigError
 from dmdr.lab import denoising, flow
-from dmdr.lab.captions import scene_classes, things
+from dmdr.lab.captions import list_things, scene_classes
 from dmdr.lab.checker import check, detect
 from dmdr.lab.denoising import build_denoising
 from dmdr.lab.flow import build_flow
 from dmdr.lab.prompts import HELD_OUT_PAIRS, lab_prompts
-from dmdr.lab.reward import attacked, contrastive, wrong_caption
-from dmdr.lab.world import PLURALS, Thing, images_for, relative_position, render
+from dmdr.lab.reward import attack, contrastive_loss, spoil_caption
+from dmdr.lab.world import PLURALS, Thing, relative_position, render, render_images
 from dmdr.rewards.load import LAB, load_reward
 from dmdr.teacher.load import __file__, find_teacher, load_teacher
 
@@ -41,7 +41,7 @@ def test_lists_share_no_prompt_and_hold_pairs_out():
 def test_checker_passes_renders_and_fails_the_neighbours_image():
     rng = np.random.default_rng(0)
     records = list(lab_prompts("held-out"))[:400]
-    images = images_for(records, rng)
+    images = render_images(records, rng)
     right = [check(record, image) for record, image in zip(records, images, strict=True)]
     assert np.mean([v.strict for v in right]) > 0.98 and np.mean([v.soft for v in right]) > 0.98
     moved = [check(record, image) for record, image in zip(records, np.roll(images, 1, axis=0), strict=True)]
@@ -67,14 +67,20 @@ def test_checker_knows_what_was_drawn():
         ({"include": [{"class": "circle", "count": 1, "color": "blue"}]}, False, 0.25),
         ({"include": [{"class": "cross", "count": 1}]}, False, 0.0),
         ({"include": [{"class": "circle", "count": 1}, {"class": "square", "count": 1}]}, True, 1.0),
-        ({"include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": ["left of", 0]}]},
-         True, 1.0),
-        ({"include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": ["above", 0]}]},
-         False, 0.75),
+        (
+            {"include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": ["left of", 0]}]},
+            True,
+            1.0,
+        ),
+        (
+            {"include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": ["above", 0]}]},
+            False,
+            0.75,
+        ),
         ({"include": [{"class": "circle", "count": 1}], "exclude": [{"class": "circle", "count": 2}]}, True, 0.5),
         ({"include": [{"class": "circle", "count": 2}], "exclude": [{"class": "circle", "count": 3}]}, False, 0.5),
     ],
-)  # fmt: skip
+)
 def test_verdicts_on_a_red_circle_left_of_a_blue_square(metadata, strict, soft):
     image = render([Thing("circle", "red", 8, 16, 5), Thing("square", "blue", 24, 16, 5)])
     verdict = check({"tag": "any", **metadata}, image)
@@ -145,7 +151,7 @@ def test_the_denoising_teacher_decodes_as_the_flow_teacher_does():
 def test_things_stand_in_the_order_of_the_caption():
     for record in lab_prompts("train"):
         words = record["prompt"].split()
-        places = [words.index(need["class"]) for need in things(record) if need["count"] == 1]
+        places = [words.index(need["class"]) for need in list_things(record) if need["count"] == 1]
         assert places == sorted(places), record
 
 
@@ -170,7 +176,7 @@ def test_wrong_captions_bring_in_no_held_out_pair():
     """A reward that met those as wrong captions alone would learn that they are always wrong."""
     rng = np.random.default_rng(5)
     for record in lab_prompts("train")[:1500]:
-        words = wrong_caption(record, rng).split()
+        words = spoil_caption(record, rng).split()
         pairs = {(color, noun) for color, noun in itertools.pairwise(words)}
         assert not pairs & {(c, form) for c, s in HELD_OUT_PAIRS for form in (s, PLURALS[s])}, " ".join(words)
         assert " ".join(words) != record["prompt"]
@@ -179,22 +185,22 @@ def test_wrong_captions_bring_in_no_held_out_pair():
 def test_attacks_stay_within_their_radius_and_raise_the_loss():
     reward = load_reward("lab-conv")
     rng, records = np.random.default_rng(6), list(lab_prompts("train"))[:24]
-    images = torch.from_numpy(images_for(records, rng)).permute(0, 3, 1, 2).float() / 255
-    asked = [[r["prompt"], *(wrong_caption(r, rng) for _ in range(5))] for r in records]
+    images = torch.from_numpy(render_images(records, rng)).permute(0, 3, 1, 2).float() / 255
+    asked = [[r["prompt"], *(spoil_caption(r, rng) for _ in range(5))] for r in records]
     captions = torch.stack([reward.embed_captions(each) for each in asked])
-    moved = attacked(reward, images, captions, radius=0.3)
+    moved = attack(reward, images, captions, radius=0.3)
     assert (moved - images).flatten(1).norm(dim=1).max() <= 0.3 + 1e-5
-    assert contrastive(reward, moved, captions) > contrastive(reward, images, captions) + 0.01
-    assert torch.equal(attacked(reward, images, captions, radius=0.0), images)
+    assert contrastive_loss(reward, moved, captions) > contrastive_loss(reward, images, captions) + 0.01
+    assert torch.equal(attack(reward, images, captions, radius=0.0), images)
 
 
 @pytest.mark.parametrize("name", LAB)
 def test_rewards_tell_right_from_wrong_captions(name):
     reward, rng = load_reward(name), np.random.default_rng(7)
     records = list(lab_prompts("held-out"))[:300]
-    images = torch.from_numpy(images_for(records, rng)).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(render_images(records, rng)).permute(0, 3, 1, 2).float() / 255
     right = reward(images, [record["prompt"] for record in records])
-    wrong = reward(images, [wrong_caption(record, rng) for record in records])
+    wrong = reward(images, [spoil_caption(record, rng) for record in records])
     assert right.shape == (300,) and (right > wrong).float().mean() > 0.8
     images.requires_grad_(True)
     reward(images, [record["prompt"] for record in records]).sum().backward()

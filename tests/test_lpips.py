@@ -12,10 +12,10 @@ import pytest
 import torch
 import torchvision
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, DataError
 from dmdr.metrics.lpips import LPIPS
-from stages.evaluation.samples import unpacked
+from stages.evaluation.samples import unpack
 from tests.trained_run import run_stage, trained_run
 
 
@@ -61,19 +61,19 @@ def test_another_networks_weights_are_refused(tmp_path):
 
 def test_one_image_a_prompt_has_no_pairs(tiny_config):
     with pytest.raises(ConfigError, match="lpips, a distance between a prompt's images, and seeds is 1"):
-        load(tiny_config(evaluate={"metrics": ["lab-mixer", "lpips"]}))
+        load_config(tiny_config(evaluate={"metrics": ["lab-mixer", "lpips"]}))
     with pytest.raises(ConfigError, match="nothing but lpips"):
-        load(tiny_config(evaluate={"metrics": ["lpips"], "seeds": 4}))
+        load_config(tiny_config(evaluate={"metrics": ["lpips"], "seeds": 4}))
 
 
 def test_it_stands_on_the_card(backbone, tiny_config, tmp_path):
     settings = {"metrics": ["lab-mixer", "lpips"], "models": ["student"], "seeds": 2, "limit": 1}
-    config = load(tiny_config(evaluate=settings, weights={"lpips-vgg16": str(backbone)}))
+    config = load_config(tiny_config(evaluate=settings, weights={"lpips-vgg16": str(backbone)}))
     store = trained_run(config, tmp_path / "store")
     run_stage(config, store, "export")
     folder = run_stage(config, store, "evaluate")
     card = json.loads((folder / "scorecard.json").read_text())
     (found,) = [each["mean"] for each in card["metrics"] if each["name"] == "diversity/lpips-vgg16"]
-    (drawn,) = unpacked(folder / "samples" / "student-00000.tar")
+    (drawn,) = unpack(folder / "samples" / "student-00000.tar")
     assert found == pytest.approx(LPIPS(backbone, "cpu")(drawn.tensor()[None])[0], rel=1e-5)
     assert "lpips-vgg16" in (folder / "report.html").read_text()

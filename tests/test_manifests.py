@@ -114,9 +114,11 @@ def test_nothing_is_wrong_before_it_is_broken():
 
 
 JOB, SET, SERVER, WORKER = (
-    "Job/dmdr-my-run-joint-0", "JobSet/dmdr-my-run-cold-start-0", "Deployment/prefect-server",
+    "Job/dmdr-my-run-joint-0",
+    "JobSet/dmdr-my-run-cold-start-0",
+    "Deployment/prefect-server",
     "Deployment/prefect-worker",
-)  # fmt: skip
+)
 POD = "spec template spec"
 BOX, INIT = f"{POD} containers 0", f"{POD} initContainers 0"
 IN_SET = "spec replicatedJobs 0 template spec template spec"
@@ -138,8 +140,12 @@ WRONG = [
     (WORKER, f"{POD} securityContext sysctls", [{"name": "kernel.msgmax", "value": "1"}], "has sysctls"),
     (WORKER, f"{POD} securityContext seLinuxOptions", {"type": "spc_t"}, "has seLinuxOptions"),
     (WORKER, f"{POD} securityContext windowsOptions", {"hostProcess": True}, "has windowsOptions"),
-    (JOB, "spec template metadata annotations",
-     {"container.apparmor.security.beta.kubernetes.io/stage": "unconfined"}, "AppArmor is unconfined"),
+    (
+        JOB,
+        "spec template metadata annotations",
+        {"container.apparmor.security.beta.kubernetes.io/stage": "unconfined"},
+        "AppArmor is unconfined",
+    ),
     # the standard: containers, of every sort, in documents of every kind
     (SERVER, f"{BOX} securityContext", GONE, "allowPrivilegeEscalation is not false"),
     (SERVER, f"{BOX} securityContext allowPrivilegeEscalation", True, "allowPrivilegeEscalation is not false"),
@@ -227,7 +233,7 @@ WRONG = [
     ("ClusterQueue/dmdr", "spec resourceGroups 0 flavors 0 name", "gpus", "ResourceFlavor gpus is not here"),
     ("ClusterQueue/dmdr", "spec resourceGroups 0 coveredResources +", "pods", "does not list the covered resources"),
     (JOB, f"{BOX} resources limits rdma/hca", "1", "does not cover rdma/hca"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("title", "path", "value", "found"), WRONG, ids=[f"{row[0]}-{row[3]}" for row in WRONG])

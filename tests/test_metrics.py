@@ -12,18 +12,24 @@ import torch
 from dmdr.errors import ConfigError
 from dmdr.lab.checker_metric import LabChecker
 from dmdr.lab.prompts import lab_prompts
-from dmdr.lab.world import images_for
+from dmdr.lab.world import render_images
 from dmdr.metrics.diversity import diversity
-from dmdr.metrics.intervals import RESAMPLES, differences, intervals, over_seeds, resampled_means
-from dmdr.metrics.load import judge, load_metrics
-from dmdr.metrics.scorecard import Model, Scores, scorecard
+from dmdr.metrics.intervals import (
+    RESAMPLES,
+    bootstrap_differences,
+    bootstrap_intervals,
+    resample_means,
+    student_t_interval,
+)
+from dmdr.metrics.load import judge_images, load_metrics
+from dmdr.metrics.scorecard import Model, Scores, build_scorecard
 
 MODELS = [Model("student", 4, 1.0), Model("teacher", 25, 3.0)]
 
 
 def renders(records: list[dict], seed: int = 0) -> torch.Tensor:
     """True drawings of the records, (B, 3, 32, 32) in [0, 1]."""
-    images = images_for(records, np.random.default_rng(seed))
+    images = render_images(records, np.random.default_rng(seed))
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
@@ -31,7 +37,7 @@ def test_intervals_cover_the_true_mean():
     rng = np.random.default_rng(5)
     trials, covered = 160, 0
     for trial in range(trials):
-        (found,) = intervals((rng.random((1, 80)) < 0.3).astype(float), seed=trial)
+        (found,) = bootstrap_intervals((rng.random((1, 80)) < 0.3).astype(float), seed=trial)
         covered += found.low <= 0.3 <= found.high
     assert 0.88 <= covered / trials <= 0.99  # 95 %, less what 80 prompts and 160 trials blur
 
@@ -41,14 +47,14 @@ def test_interval_is_the_exact_bootstrap_on_few_prompts():
     every = np.array(list(itertools.product(range(5), repeat=5)))  # all 3,125 resamples of five prompts
     lead = scores[0] - scores[1]
     low, high = np.percentile(lead[every].mean(axis=1), (2.5, 97.5))
-    (found,) = differences(scores, seed=1)
+    (found,) = bootstrap_differences(scores, seed=1)
     assert found.mean == pytest.approx(lead.mean())
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
 
 
 def test_models_share_their_resamples():
     scores = np.random.default_rng(0).random((3, 40))
-    means = resampled_means(np.concatenate([scores, np.eye(40)]), seed=7)  # eye: how often each prompt was drawn
+    means = resample_means(np.concatenate([scores, np.eye(40)]), seed=7)  # eye: how often each prompt was drawn
     drawn = means[:, 3:] * 40
     assert drawn.shape == (RESAMPLES, 40)
     assert np.allclose(drawn, drawn.round())
@@ -60,8 +66,8 @@ def test_models_share_their_resamples():
 
 def test_pairing_sees_a_small_lead_through_prompt_noise():
     difficulty = np.random.default_rng(1).random(200)
-    (paired,) = differences(np.stack([difficulty + 0.02, difficulty]), seed=0)
-    student, teacher = intervals(np.stack([difficulty + 0.02, difficulty]), seed=0)
+    (paired,) = bootstrap_differences(np.stack([difficulty + 0.02, difficulty]), seed=0)
+    student, teacher = bootstrap_intervals(np.stack([difficulty + 0.02, difficulty]), seed=0)
     assert student.low < teacher.high  # the means alone decide nothing
     assert paired.low == pytest.approx(0.02)
 
@@ -72,7 +78,7 @@ def test_intervals_over_seeds_cover_the_truth_with_three_of_them(between_seeds: 
     trials, covered = 500, 0
     for _ in range(trials):
         seeds, prompts = between_seeds * rng.normal(size=(3, 1)), between_prompts * rng.normal(size=(1, 80))
-        found = over_seeds(0.5 + seeds + prompts + 0.3 * rng.normal(size=(3, 80)))
+        found = student_t_interval(0.5 + seeds + prompts + 0.3 * rng.normal(size=(3, 80)))
         covered += found.low <= 0.5 <= found.high
     assert 0.90 <= covered / trials <= 0.99
 
@@ -88,21 +94,21 @@ def test_an_interval_over_seeds_is_students_t_where_only_one_kind_varies():
         (np.repeat(of_prompts[None], 3, axis=0), of_prompts, 2.7764),
         (of_prompts[None], of_prompts, 2.7764),  # one seed
     ):
-        found = over_seeds(scores)
+        found = student_t_interval(scores)
         half = t * each.std(ddof=1) / len(each) ** 0.5
         assert found == pytest.approx((each.mean(), each.mean() - half, each.mean() + half), abs=1e-4)
-    assert over_seeds(np.full((3, 4), 0.5)) == (0.5, 0.5, 0.5)
-    assert over_seeds(np.full((1, 1), 0.5)) == (0.5, -np.inf, np.inf)
-    assert np.isnan(over_seeds(np.array([[0.5, np.nan]]))).all()
+    assert student_t_interval(np.full((3, 4), 0.5)) == (0.5, 0.5, 0.5)
+    assert student_t_interval(np.full((1, 1), 0.5)) == (0.5, -np.inf, np.inf)
+    assert np.isnan(student_t_interval(np.array([[0.5, np.nan]]))).all()
 
 
 def test_checker_passes_true_renders_and_fails_others():
     records = list(lab_prompts("held-out")[:60])
-    figures, lines = judge(LabChecker(), renders(records), records)
+    figures, lines = judge_images(LabChecker(), renders(records), records)
     assert figures["strict"].mean() > 0.95
     assert figures["soft"].min() > 0.5
     shifted = torch.roll(renders(records), 1, dims=0)
-    assert judge(LabChecker(), shifted, records)[0]["strict"].mean() < 0.3
+    assert judge_images(LabChecker(), shifted, records)[0]["strict"].mean() < 0.3
     keys = {"tag", "prompt", "correct", "reason", "metadata", "details"}  # and the file name, which evaluate knows
     assert all(set(line) == keys and json.loads(line["metadata"]) == r for line, r in zip(lines, records, strict=True))
 
@@ -111,9 +117,9 @@ def test_geneval_overall_equals_an_independent_summary():
     records = list(lab_prompts("held-out")[:90])
     images = torch.roll(renders(records), 1, dims=0)
     images[::2] = renders(records)[::2]
-    figures, lines = judge(LabChecker(), images, records)
+    figures, lines = judge_images(LabChecker(), images, records)
     scores = Scores({"student": figures["strict"], "teacher": figures["strict"]}, [r["tag"] for r in records])
-    card = scorecard("r", MODELS, scores={"strict": scores}, trained_on=set(), prompts=90, seed=0)
+    card = build_scorecard("r", MODELS, scores={"strict": scores}, trained_on=set(), prompts=90, seed=0)
 
     tasks: dict[str, list[bool]] = {}  # as summary_scores.py of djghosh13/geneval does it, from the lines alone
     for line in map(json.loads, map(json.dumps, lines)):
@@ -129,12 +135,12 @@ def test_a_broken_image_is_not_a_number_everywhere():
     records = list(lab_prompts("held-out")[:8])
     images = renders(records)
     images[3, 0, 0, 0] = float("nan")
-    figures, lines = judge(LabChecker(), images, records)
+    figures, lines = judge_images(LabChecker(), images, records)
     assert np.flatnonzero(np.isnan(figures["strict"])).tolist() == [3]
     assert lines[3]["correct"] is False
     assert "not a number" in lines[3]["reason"]
     scores = Scores({"student": figures["strict"], "teacher": np.ones(8)}, [r["tag"] for r in records])
-    card = scorecard("r", MODELS, scores={"strict": scores}, trained_on={"strict"}, prompts=8, seed=0)
+    card = build_scorecard("r", MODELS, scores={"strict": scores}, trained_on={"strict"}, prompts=8, seed=0)
     student, teacher = card["metrics"]
     assert (student["mean"], student["low"], student["high"], student["broken"]) == (None, None, None, 1)
     assert (teacher["mean"], teacher["broken"], teacher["trained_on"]) == (1.0, 0, True)
@@ -158,7 +164,7 @@ def test_diversity_is_zero_of_equal_images_and_one_of_black_and_white():
 def test_prompts_without_metadata_are_left_out_and_counted():
     records = [*lab_prompts("held-out")[:4], {"prompt": "a lighthouse at night"}]
     images = torch.cat([renders(records[:4]), torch.zeros(1, 3, 32, 32)])
-    figures, lines = judge(load_metrics(("lab-checker",), records)[0][0], images, records)
+    figures, lines = judge_images(load_metrics(("lab-checker",), records)[0][0], images, records)
     assert np.isnan(figures["strict"]).tolist() == [False] * 4 + [True]
     assert lines[4] is None
 
@@ -180,7 +186,7 @@ def test_metrics_that_cannot_judge_are_refused(names, records, said):
 def test_checker_refuses_images_of_another_size():
     records = list(lab_prompts("held-out")[:1])
     with pytest.raises(ConfigError, match="16x16"):
-        judge(LabChecker(), torch.zeros(1, 3, 16, 16), records)
+        judge_images(LabChecker(), torch.zeros(1, 3, 16, 16), records)
 
 
 def test_guidance_doubles_the_forwards():

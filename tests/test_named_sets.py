@@ -21,34 +21,38 @@ from pathlib import Path
 
 import pytest
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import Prompts
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from dmdr.promptset import PromptSet
 from stages import prompts
 from stages.prompt_sources import sources
 from stages.prompt_sources.public_set_files import Sets
-from stages.prompt_sources.public_sets import SETS, File, NamedSet, named
+from stages.prompt_sources.public_sets import SETS, File, NamedSet, find_set
 from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
-from stages.store.inputs import inputs
+from stages.store.inputs import fingerprint_inputs
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
     {
-        "tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [{"class": "clock", "count": 3}],
+        "tag": "counting",
+        "include": [{"class": "clock", "count": 2}],
+        "exclude": [{"class": "clock", "count": 3}],
         "prompt": "a photo of two clocks",
     },
     {
-        "tag": "position", "include": [
-            {"class": "dog", "count": 1}, {"class": "tie", "count": 1, "position": ["right of", 0]},
+        "tag": "position",
+        "include": [
+            {"class": "dog", "count": 1},
+            {"class": "tie", "count": 1, "position": ["right of", 0]},
         ],
         "prompt": "a photo of a tie right of a dog",
     },
-]  # fmt: skip
+]
 QUESTIONS = [  # item_id, text, proposition_id, dependency, question
     ("midjourney7", 'A "tall", red\nhouse, by the sea', "1", "0", "Is there a house?"),
     ("midjourney7", 'A "tall", red\nhouse, by the sea', "2", "1", "Is the house red?"),
@@ -78,14 +82,19 @@ def site(tmp_path: Path) -> Iterator[Site]:
     (tmp_path / "dpg.csv").write_text("", encoding="utf-8")
     with (tmp_path / "dpg.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *QUESTIONS])
-    made = Site("", {
-        "evaluation_metadata.jsonl": table, "dpg_bench.csv": (tmp_path / "dpg.csv").read_bytes(),
-        "PartiPrompts.tsv": PARTI.encode(), "color_val.txt": b"a red cup\r\na blue cat",
-        "shape_val.txt": b"a round table\na square clock\n",
-        "anime.json": json.dumps(["a girl in the rain", "a robot"]).encode(),
-        "photo.json": json.dumps(["a dog"]).encode(),
-        "text_to_image.json": json.dumps([{"input_prompt": "a fox", "output_image": "image/0.png"}]).encode(),
-    })  # fmt: skip
+    made = Site(
+        "",
+        {
+            "evaluation_metadata.jsonl": table,
+            "dpg_bench.csv": (tmp_path / "dpg.csv").read_bytes(),
+            "PartiPrompts.tsv": PARTI.encode(),
+            "color_val.txt": b"a red cup\r\na blue cat",
+            "shape_val.txt": b"a round table\na square clock\n",
+            "anime.json": json.dumps(["a girl in the rain", "a robot"]).encode(),
+            "photo.json": json.dumps(["a dog"]).encode(),
+            "text_to_image.json": json.dumps([{"input_prompt": "a fox", "output_image": "image/0.png"}]).encode(),
+        },
+    )
 
     class Answer(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -145,7 +154,7 @@ def sets(site: Site, tmp_path: Path) -> Sets:
 
 def selected(sets: Sets, **settings: object) -> tuple[list[dict], Counter]:
     counts: Counter = Counter()
-    found = prompts.select(Prompts(evaluation_share=1e-9, **settings), counts, lambda line: None, sets)
+    found = prompts.select_records(Prompts(evaluation_share=1e-9, **settings), counts, lambda line: None, sets)
     return [record for _, record in found], counts
 
 
@@ -154,12 +163,16 @@ def others(sets: Sets, name: str, **changes: object) -> Sets:
 
 
 def context(config_path: Path, tmp_path: Path) -> Context:
-    config = load(config_path)
+    config = load_config(config_path)
     (tmp_path / "out").mkdir()
     return Context(
-        config=config, artifact=Artifact(str(tmp_path / "runs"), config.run, "prompts"), out=tmp_path / "out",
-        cache=tmp_path / "inputs", progress=Progress("prompts"), stop=lambda: False,
-    )  # fmt: skip
+        config=config,
+        artifact=Artifact(str(tmp_path / "runs"), config.run, "prompts"),
+        out=tmp_path / "out",
+        cache=tmp_path / "inputs",
+        progress=Progress("prompts"),
+        stop=lambda: False,
+    )
 
 
 def test_what_the_records_say(sets: Sets) -> None:
@@ -174,21 +187,25 @@ def test_what_the_records_say(sets: Sets) -> None:
             {"prompt": "life", "Category": "Abstract", "Challenge": "Basic", "Note": "Biology"},
         ],
         "t2i-compbench": [
-            {"prompt": "a red cup", "tag": "color"}, {"prompt": "a blue cat", "tag": "color"},
-            {"prompt": "a round table", "tag": "shape"}, {"prompt": "a square clock", "tag": "shape"},
+            {"prompt": "a red cup", "tag": "color"},
+            {"prompt": "a blue cat", "tag": "color"},
+            {"prompt": "a round table", "tag": "shape"},
+            {"prompt": "a square clock", "tag": "shape"},
         ],
         "hpdv2": [
             {"prompt": "a girl in the rain", "style": "anime", "index": 0},
-            {"prompt": "a robot", "style": "anime", "index": 1}, {"prompt": "a dog", "style": "photo", "index": 0},
+            {"prompt": "a robot", "style": "anime", "index": 1},
+            {"prompt": "a dog", "style": "photo", "index": 0},
         ],
-    }  # fmt: skip
+    }
     for name, records in expected.items():
         assert selected(sets, sources=[f"set:{name}"], column="of the user's own files")[0] == records, name
 
 
 def test_a_set_is_fetched_once_and_is_the_same_from_a_folder(sets: Sets, site: Site, tmp_path: Path) -> None:
     found = {
-        name: (sources.digest(f"set:{name}", sets), selected(sets, sources=[f"set:{name}"])) for name in sets.table
+        name: (sources.digest_source(f"set:{name}", sets), selected(sets, sources=[f"set:{name}"]))
+        for name in sets.table
     }
     assert sorted(site.asked) == sorted(f"/{file.name}" for each in sets.table.values() for file in each.files)
     assert found["geneval"][0] == hashlib.sha256(site.files["evaluation_metadata.jsonl"]).hexdigest()
@@ -197,14 +214,14 @@ def test_a_set_is_fetched_once_and_is_the_same_from_a_folder(sets: Sets, site: S
         (tmp_path / name).write_bytes(content)
     folder, asked = replace(sets, folder=tmp_path), len(site.asked)
     for name, (digest, records) in found.items():
-        assert sources.digest(f"set:{name}", folder) == digest
+        assert sources.digest_source(f"set:{name}", folder) == digest
         assert selected(folder, sources=[f"set:{name}"]) == records
     (tmp_path / "photo.json").write_bytes(b'["a cat"]')
     with pytest.raises(DataError, match=r"set:hpdv2: photo\.json at .*photo\.json has sha256 [0-9a-f]{12}… instead of"):
-        sources.digest("set:hpdv2", folder)
+        sources.digest_source("set:hpdv2", folder)
     (tmp_path / "photo.json").unlink()
     with pytest.raises(InputMissing, match=r"photo\.json does not exist, .* put http://.*/photo\.json there"):
-        sources.digest("set:hpdv2", folder)
+        sources.digest_source("set:hpdv2", folder)
     assert len(site.asked) == asked
 
 
@@ -235,18 +252,25 @@ def test_what_this_user_may_not_read_is_named(of_file: int, of_folder: int, told
         Path(place).chmod(of_folder)
         for source, path in (("set:parti", table), (str(own), own)):
             with not_root(), pytest.raises(InputMissing, match=told.format(path)):
-                sources.digest(source, replace(sets, folder=Path(place)))
+                sources.digest_source(source, replace(sets, folder=Path(place)))
         Path(place).chmod(0o700)
 
 
 def test_of_several_files_the_one_that_changed_counts(sets: Sets, site: Site) -> None:
-    before = sources.digest("set:t2i-compbench", sets)
+    before = sources.digest_source("set:t2i-compbench", sets)
     color, shape = sets.table["t2i-compbench"].files
     swapped = others(sets, "t2i-compbench", files=(shape, color))
     site.files["shape_val.txt"] = b"a round table\na square cloud\n"
     changed = others(sets, "t2i-compbench", files=(color, site.file("shape_val.txt", tag="shape")))
     assert (
-        len({before, sources.digest("set:t2i-compbench", swapped), sources.digest("set:t2i-compbench", changed)}) == 3
+        len(
+            {
+                before,
+                sources.digest_source("set:t2i-compbench", swapped),
+                sources.digest_source("set:t2i-compbench", changed),
+            }
+        )
+        == 3
     )
 
 
@@ -302,7 +326,7 @@ def test_another_count_than_is_promised(known: bool, sets: Sets, site: Site) -> 
     with pytest.raises(
         DataError, match="set:geneval promises 3 prompts and 2 were found in .*; replace what is not as"
     ):
-        list(prompts.select(Prompts(sources=["set:geneval"]), Counter(), said.append, broken))
+        list(prompts.select_records(Prompts(sources=["set:geneval"]), Counter(), said.append, broken))
     assert said == ["set:geneval (evaluation_metadata.jsonl), line 2, is not JSON; skipped"]
     with pytest.raises(DataError, match="set:parti promises 3 prompts and 2 were found"):
         selected(others(sets, "parti", rows=3), sources=["set:parti"])
@@ -375,7 +399,7 @@ def test_a_set_of_the_hub_at_a_commit_of_ones_own(site: Site, tmp_path: Path) ->
 )
 def test_a_name_that_means_nothing(source: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told.replace("?", r"\?")):
-        named(source, SETS)
+        find_set(source, SETS)
 
 
 def test_the_real_table() -> None:
@@ -452,10 +476,10 @@ def test_the_folder_of_the_config_is_read(tmp_path: Path, tiny_config: Callable[
     """With the real table: a file by a real name but with another content is refused."""
     path = tiny_config(prompts={"sources": ["set:parti"], "folder": str(tmp_path)})
     with pytest.raises(InputMissing, match=r"PartiPrompts\.tsv does not exist, .* put https://"):
-        inputs(load(path), "prompts", str(tmp_path / "runs"), "tiny")
+        fingerprint_inputs(load_config(path), "prompts", str(tmp_path / "runs"), "tiny")
     (tmp_path / "PartiPrompts.tsv").write_text(PARTI)
     with pytest.raises(DataError, match=r"has sha256 .* instead of fab29e41bb51…; put https://"):
-        inputs(load(path), "prompts", str(tmp_path / "runs"), "tiny")
+        fingerprint_inputs(load_config(path), "prompts", str(tmp_path / "runs"), "tiny")
     idle = tiny_config(prompts={"sources": ["lab:train"], "folder": str(tmp_path)})
     with pytest.raises(ConfigError, match="prompts.folder is set but no source is a set:NAME"):
-        load(idle)
+        load_config(idle)

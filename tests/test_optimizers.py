@@ -9,7 +9,7 @@ from dmdr.optimizers import learning_rate
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.teacher.load import load_teacher
-from dmdr.train import Run, window
+from dmdr.train import Run, training_step
 
 PROMPTS = ["a red circle", "two squares"]
 
@@ -42,14 +42,19 @@ def test_a_first_step_of_adam_is_as_long_as_the_rate_of_its_update(tiny_sd3_fold
     state.update = update
     trained = {"student": base.student_parameters, "fake_score": base.fake_parameters}
     before = {role: {name: p.detach().clone() for name, p in each.items()} for role, each in trained.items()}
-    window(
+    training_step(
         Run(
-            stage="cold_start", seed=0, training=training, base=base, prompts=Prompts(backbone),
-            unconditional=backbone.collate(backbone.encode([""])[0]), times=backbone.student_times(2),
+            stage="cold_start",
+            seed=0,
+            training=training,
+            base=base,
+            prompts=Prompts(backbone),
+            unconditional=backbone.collate(backbone.encode([""])[0]),
+            times=backbone.student_times(2),
             guidance_scale=2.0,
         ),
         state,
-    )  # fmt: skip
+    )
     moved = {
         role: max((p.detach() - before[role][name]).abs().max() for name, p in each.items())
         for role, each in trained.items()

@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from dmdr.errors import DataError
 from dmdr.planning.architectures import ARCHITECTURES
 from dmdr.teacher.load import ONE_FILE
-from dmdr.teacher.original_layout import LAYOUTS, original
+from dmdr.teacher.original_layout import LAYOUTS, to_original
 
 PIPELINES = {"sd3": StableDiffusion3Pipeline, "sdxl": StableDiffusionXLPipeline}
 
@@ -41,10 +41,13 @@ def deep_unet(folder: Path) -> UNet2DConditionModel:
     """Three levels of two layers as in SDXL, so that blocks are counted to 8."""
     config = UNet2DConditionModel.load_config(folder, subfolder="unet")
     changes = {
-        "block_out_channels": (8, 16, 16), "layers_per_block": 2, "transformer_layers_per_block": (1, 2, 3),
+        "block_out_channels": (8, 16, 16),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, 2, 3),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": (2, 2, 2),
-    }  # fmt: skip
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 2, 2),
+    }
     return UNet2DConditionModel.from_config(config, **changes)
 
 
@@ -72,7 +75,7 @@ def test_diffusers_reads_back_the_same_bits(family, variant, request, tmp_path):
         if part != "text_encoder" or family != "sd3":
             for number, weight in enumerate(weights.values()):
                 weight.add_(torch.linspace(0.01, 0.02, weight.numel()).reshape(weight.shape) * (1 + number % 7))
-    save_file(original(family, parts), tmp_path / "one.safetensors")
+    save_file(to_original(family, parts), tmp_path / "one.safetensors")
 
     for part in parts:  # only what the file gives back may count
         for file in Path(shutil.copytree(folder, tmp_path / "bare", dirs_exist_ok=True)).glob(f"{part}/*.safetensors"):
@@ -107,7 +110,7 @@ def test_the_published_networks_are_recognised_and_found_whole(name, family, par
     """By names and shapes, without weights."""
     network = ARCHITECTURES[name].on_meta()
     weights = {key: weight.to("meta") for key, weight in network.state_dict().items()}
-    found = original(family, {part: weights, "text_encoder_2": clip_g()})
+    found = to_original(family, {part: weights, "text_encoder_2": clip_g()})
     assert infer_diffusers_model_type(found) == kind
     if family == "sdxl":
         back = convert_ldm_unet_checkpoint(found, network.config)
@@ -120,7 +123,7 @@ def test_a_variant_that_the_layout_does_not_know_is_refused(tiny_sdxl_folder):
     unet = DiffusionPipeline.from_pretrained(tiny_sdxl_folder).unet.state_dict()
     unet["encoder_hid_proj.weight"] = torch.zeros(2, 2)
     with pytest.raises(DataError, match="encoder_hid_proj.weight has no place .* take single-file out") as said:
-        original("sdxl", {"unet": unet})
+        to_original("sdxl", {"unet": unet})
     assert "\n" not in str(said.value)
 
 
@@ -128,7 +131,7 @@ def test_equally_wide_text_encoders_are_refused(tiny_sd3_folder):
     """diffusers would read the first for both, and say nothing."""
     encoder = DiffusionPipeline.from_pretrained(tiny_sd3_folder).text_encoder.state_dict()
     with pytest.raises(DataError, match="are both 12 wide, .*take single-file out of export.forms"):
-        original("sd3", {"text_encoder": encoder, "text_encoder_2": encoder})
+        to_original("sd3", {"text_encoder": encoder, "text_encoder_2": encoder})
 
 
 def test_the_families_of_the_layout_are_those_that_configs_may_ask_for():

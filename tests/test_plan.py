@@ -14,20 +14,23 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from trained_run import context_for, run_stage, trained_run
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.planning import bench
 from dmdr.planning.cost import CostCounter
-from dmdr.planning.gpus import GIB, Gpu, advice
-from dmdr.planning.meta import from_configs
-from dmdr.planning.plan import plan
-from dmdr.train import window
+from dmdr.planning.gpus import GIB, Gpu, advise
+from dmdr.planning.meta import build_from_configs
+from dmdr.planning.plan import plan_stage
+from dmdr.train import training_step
 from flows import cli
 
 FULL, LORA = {"steps": 2}, {"steps": 2, "form": "lora", "lora_rank": 8}
 TRAINING = {
-    "updates": 2, "batch_size": 24, "fake_updates": 3, "student": {"learning_rate": 1e-4},
+    "updates": 2,
+    "batch_size": 24,
+    "fake_updates": 3,
+    "student": {"learning_rate": 1e-4},
     "fake_score": {"learning_rate": 1e-4},
-}  # fmt: skip
+}
 REWARDS = {"weight": 0.5, "rewards": {"lab-conv": 1.0}}
 
 
@@ -52,15 +55,20 @@ def measured(config, store: Path, stage: str, trace: Path, monkeypatch) -> int:
 
     def train(run, state, **_):
         items = run.prompts.items([*range(len(run.prompts))])  # which a run on a GPU has in the host's memory
-        prompts = sum({value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-                       for each in items for value in each.values()}.values())  # fmt: skip
+        prompts = sum(
+            {
+                value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+                for each in items
+                for value in each.values()
+            }.values()
+        )
         blank = items[0]
         monkeypatch.setattr(type(run.base.backbone), "blank", lambda self: blank)  # of the same length
-        state.advance(window(run, state))
+        state.advance(training_step(run, state))
         gc.collect()
         found["before"] = held() - others - prompts
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            window(run, state)
+            training_step(run, state)
         profiler.export_chrome_trace(str(trace))
         raise Measured
 
@@ -85,14 +93,20 @@ CASES = {  # student, joint, execution, the rest
     "bfloat16": (LORA, None, {}, {"precision": "bfloat16"}),
     "refl": (FULL, {"rl": {"algorithm": "refl", **REWARDS}}, {}, {}),
     "refl-recomputed": (
-        LORA, {"rl": {"algorithm": "refl", **REWARDS}}, {"micro_batch_size": 4, "gradient_checkpointing": True}, {},
+        LORA,
+        {"rl": {"algorithm": "refl", **REWARDS}},
+        {"micro_batch_size": 4, "gradient_checkpointing": True},
+        {},
     ),
     "grpo": (FULL, {"rl": {"algorithm": "grpo", "group_size": 4, **REWARDS}}, {}, {}),
     "dpo": (LORA, {"rl": {"algorithm": "dpo", "group_size": 4, **REWARDS}}, {}, {}),
     "rl-alone": (
-        FULL, {"rl": {"algorithm": "refl", "pretraining": 1.0, **REWARDS}, "distribution_matching": False}, {}, {},
+        FULL,
+        {"rl": {"algorithm": "refl", "pretraining": 1.0, **REWARDS}, "distribution_matching": False},
+        {},
+        {},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -103,16 +117,22 @@ def test_memory_is_that_of_the_run(tiny_config, tmp_path, monkeypatch, request, 
     """Within 10 % of what torch's profiler and the garbage collector see of the real stage on a CPU."""
     student, joint, execution, top = CASES[case]
     folder = request.getfixturevalue(f"tiny_{family}_folder")
-    config = load(tiny_config(
-        teacher={"path": str(folder), "guidance_scale": 3.0, "steps": 3}, student=student, cold_start=TRAINING,
-        joint={**TRAINING, **(joint or {})}, execution={"device": "cpu", **execution}, **top,
-    ))  # fmt: skip
+    config = load_config(
+        tiny_config(
+            teacher={"path": str(folder), "guidance_scale": 3.0, "steps": 3},
+            student=student,
+            cold_start=TRAINING,
+            joint={**TRAINING, **(joint or {})},
+            execution={"device": "cpu", **execution},
+            **top,
+        )
+    )
     stage, store = ("cold_start" if joint is None else "joint"), tmp_path / "store"
     run_stage(config, store, "prompts") if joint is None else trained_run(config, store)
     if joint is not None:  # its sealed stand-in goes, its inputs stay
         shutil.rmtree(store / "tiny/joint")
     real = measured(config, store, stage, tmp_path / "trace.json", monkeypatch)
-    found = plan(config, stage)
+    found = plan_stage(config, stage)
     print(f"planned {found.peak:,}, measured {real:,}: {found.peak / real - 1:+.1%}; {found.parts}, {found.update:,}")
     assert found.peak == pytest.approx(real, rel=0.1)
 
@@ -122,7 +142,7 @@ def test_work_is_what_is_counted_another_way():
     as bench.py counts it from two and three blocks with torch's FlopCounterMode, whose attention on meta keeps its
     weights: a fused kernel's backward multiplies queries and keys again. Recomputing activations adds a forward of all
     that is trained."""
-    config, k = load("configs/sd3-medium.yaml"), 2
+    config, k = load_config("configs/sd3-medium.yaml"), 2
     config = config.model_copy(
         update={
             "execution": config.execution.model_copy(update={"micro_batch_size": 1}),
@@ -130,11 +150,12 @@ def test_work_is_what_is_counted_another_way():
             "student": config.student.model_copy(update={"steps": 2}),
         }
     )
-    found, rank = plan(config, "cold_start"), config.student.lora_rank
-    work = bench.counted_deep(
-        lambda depth: bench.on_meta("SD3-Medium", config.student.steps, k, rank, depth=depth, fake_rank=rank),
-        bench.DEPTHS["SD3-Medium"], ["ours"],
-    )  # fmt: skip
+    found, rank = plan_stage(config, "cold_start"), config.student.lora_rank
+    work = bench.extrapolate_depth(
+        lambda depth: bench.build_meta_case("SD3-Medium", config.student.steps, k, rank, depth=depth, fake_rank=rank),
+        bench.DEPTHS["SD3-Medium"],
+        ["ours"],
+    )
     assert found.forward / config.cold_start.batch_size == pytest.approx(8.90e12, rel=0.01)
     weights_again = (k + 1) * 24 * 2 * (4096 + 333) ** 2 * 1536 / 8.90e12  # layers, tokens, width
     assert found.floor == pytest.approx(work["ours"] / work["F"] + weights_again, rel=0.005)
@@ -143,7 +164,7 @@ def test_work_is_what_is_counted_another_way():
 
 
 def test_cost_is_counted_as_torch_does(tiny_sd3_folder):
-    backbone = from_configs(tiny_sd3_folder)
+    backbone = build_from_configs(tiny_sd3_folder)
     item = backbone.collate([backbone.blank()] * 3)
     x_t, t = (torch.randn(3, *backbone.latent_shape, device="meta"), torch.rand(3, device="meta"))
     found = []
@@ -167,14 +188,14 @@ def test_cost_is_counted_as_torch_does(tiny_sd3_folder):
 def test_what_is_advised_helps(tiny_config, monkeypatch, change, key, value):
     """A GPU that lacks a little: the advice names the key, and following it needs less."""
     as_it_is = {"cold_start": TRAINING, "joint": {**TRAINING, "rl": {"algorithm": "refl", **REWARDS}}}
-    config = load(tiny_config(**as_it_is))
-    better = load(tiny_config(**as_it_is, **change, **({key: value} if key else {})))
-    stages, improved = ([plan(each, stage) for stage in ("cold_start", "joint")] for each in (config, better))
+    config = load_config(tiny_config(**as_it_is))
+    better = load_config(tiny_config(**as_it_is, **change, **({key: value} if key else {})))
+    stages, improved = ([plan_stage(each, stage) for stage in ("cold_start", "joint")] for each in (config, better))
     small = Gpu("a small one", 1.5 * GIB + improved[1].peak / 0.93 * 1.01, 1e12, 1e12)
-    said = "\n".join(advice(config, stages, small))
+    said = "\n".join(advise(config, stages, small))
     name = key or next(iter({*change["execution"]} - {"device"}))
     assert "joint: does not fit" in said and name in said
-    assert "joint: fits" in "\n".join(advice(better, improved, small))
+    assert "joint: fits" in "\n".join(advise(better, improved, small))
 
 
 def test_the_command_prints_a_plan_and_refuses_in_one_line(tiny_config, capsys, tmp_path):

@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from dmdr import optimizers
 from dmdr.config.identity import identity
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import Optimizer, Training
 from dmdr.errors import ConfigError
 from dmdr.rollout import noise_for
 from dmdr.shared_base import STUDENT, SharedBase
 from dmdr.state import TrainState
 from dmdr.teacher.load import load_teacher
-from dmdr.update import Renoise, rollout, select, update_fake_score, update_student
+from dmdr.update import Renoise, roll_out, select_states, update_fake_score, update_student
 
 PROMPTS = ["a red circle", "two squares"]
 SMALL = 1e-6  # a learning rate whose steps bfloat16 cannot tell: an ulp of a weight of 0.1 is 0.0005
@@ -35,13 +35,16 @@ def updated(base: SharedBase, state: TrainState, number: int = 0) -> dict[str, f
     backbone = base.backbone
     c, empty = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.collate(backbone.encode([""])[0])
     noises = noise_for(number, "rollout", shape=(2, 2, *backbone.latent_shape))
-    batches = select(rollout(base, c, backbone.student_times(2), noises), c, torch.tensor([0, 3]))
+    batches = select_states(roll_out(base, c, backbone.student_times(2), noises), c, torch.tensor([0, 3]))
     levels = Renoise(torch.tensor([0.4, 0.8]), noise_for(number, "renoise", shape=(2, *backbone.latent_shape)))
     student, fake = state.optimizers["student"], state.optimizers["fake_score"]
     found = update_fake_score(base, batches, levels, fake, clip=1.0)
-    found = {"first_fake": found["loss_fake"], **update_student(
-        base, batches, empty, levels, (student, fake), guidance_scale=3.0, real_scale=0.5, rl=None, clips=(1.0, 1.0)
-    )}  # fmt: skip
+    found = {
+        "first_fake": found["loss_fake"],
+        **update_student(
+            base, batches, empty, levels, (student, fake), guidance_scale=3.0, real_scale=0.5, rl=None, clips=(1.0, 1.0)
+        ),
+    }
     state.advance({"update": number})
     return {name: float(value) for name, value in found.items()}
 
@@ -72,8 +75,14 @@ def test_what_is_trained_is_float32(tiny_sd3_folder, rank):
     frozen = {p.dtype for n, p in base.backbone.network.named_parameters() if ".lora_" not in n}
     assert frozen == {torch.bfloat16}
     assert {value.dtype for value in state.tensors().values()} == {torch.float32}
-    assert base.student(torch.zeros(1, *base.backbone.latent_shape), torch.ones(1), base.backbone.collate(
-        base.backbone.encode(PROMPTS[:1])[0])).dtype == torch.float32  # fmt: skip
+    assert (
+        base.student(
+            torch.zeros(1, *base.backbone.latent_shape),
+            torch.ones(1),
+            base.backbone.collate(base.backbone.encode(PROMPTS[:1])[0]),
+        ).dtype
+        == torch.float32
+    )
 
 
 def test_master_weights_move_where_a_bfloat16_student_stands_still(tiny_sd3_folder):
@@ -140,12 +149,12 @@ def test_what_an_optimizer_cannot_do_is_said_before_the_first_step(monkeypatch):
     training = Training(updates=1, batch_size=1, student=plain, fake_score=eight)
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"joint.fake_score.kind 8bit needs bitsandbytes.*pip install bitsandbytes"):
-        optimizers.check(training, "joint", split=False)
+        optimizers.check_optimizers(training, "joint", split=False)
     monkeypatch.setattr(optimizers, "find_spec", lambda name: name)
-    optimizers.check(training, "joint", split=True)
+    optimizers.check_optimizers(training, "joint", split=True)
     training = Training(updates=1, batch_size=1, student=eight, fake_score=plain)
     with pytest.raises(ConfigError, match=r"cold_start.student.kind 8bit cannot have .* fsdp"):
-        optimizers.check(training, "cold_start", split=True)
+        optimizers.check_optimizers(training, "cold_start", split=True)
 
 
 def test_the_student_of_a_lora_run_is_what_the_base_wears(tiny_sd3_folder):
@@ -165,11 +174,14 @@ def test_precision_and_optimizer_name_a_result_and_their_defaults_leave_old_name
     rate = {"learning_rate": 1e-4}
     training = {"updates": 2, "batch_size": 2, "student": rate, "fake_score": rate}
     fused = {**training, "student": {**rate, "kind": "fused"}}
-    plain = identity(load(tiny_config(cold_start=training)), "cold_start")
+    plain = identity(load_config(tiny_config(cold_start=training)), "cold_start")
     assert not [key for key in plain if key.endswith("kind") or key == "precision"]
-    assert identity(load(tiny_config(cold_start=training, precision="float32")), "cold_start") == plain
-    rounded = identity(load(tiny_config(cold_start=training, precision="bfloat16")), "cold_start")
+    assert identity(load_config(tiny_config(cold_start=training, precision="float32")), "cold_start") == plain
+    rounded = identity(load_config(tiny_config(cold_start=training, precision="bfloat16")), "cold_start")
     assert rounded == {**plain, "precision": "bfloat16"}
-    assert identity(load(tiny_config(cold_start=fused)), "cold_start") == {**plain, "cold_start.student.kind": "fused"}
+    assert identity(load_config(tiny_config(cold_start=fused)), "cold_start") == {
+        **plain,
+        "cold_start.student.kind": "fused",
+    }
     split = {"processes": 2, "sharding": "fsdp"}
-    assert identity(load(tiny_config(cold_start=training, execution=split)), "cold_start") == plain
+    assert identity(load_config(tiny_config(cold_start=training, execution=split)), "cold_start") == plain

@@ -21,9 +21,13 @@ from tests.s3_server import BUCKET, spoil
 
 ROOT = Path(__file__).parent.parent
 FILES = {
-    "SHA256SUMS": 200, "lora/pytorch_lora_weights.safetensors": 5000, "pipeline/model_index.json": 300,
-    "pipeline/unet/a b.safetensors": 70_000, "pipeline/vae/empty.txt": 0, "provenance.json": 400,
-}  # fmt: skip
+    "SHA256SUMS": 200,
+    "lora/pytorch_lora_weights.safetensors": 5000,
+    "pipeline/model_index.json": 300,
+    "pipeline/unet/a b.safetensors": 70_000,
+    "pipeline/vae/empty.txt": 0,
+    "provenance.json": 400,
+}
 PIPELINE = {name for name in FILES if name.startswith("pipeline/")} | set(WITH_EACH)
 
 

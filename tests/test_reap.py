@@ -16,9 +16,9 @@ import pytest
 
 from flows.launch import api, kubernetes
 from flows.launch.failure import StageFailed
-from flows.launch.manifest import FLOW_RUN, manifest, marks
-from flows.launch.owned import Owned
-from flows.launch.stage import Stage, prepared
+from flows.launch.manifest import FLOW_RUN, build_manifest, read_marks
+from flows.launch.owned import OwnedJobs
+from flows.launch.stage import Stage, prepare_stage
 from tests.fake_cluster.server import QUICK, Cluster
 from tests.prefect_server import ROOT, asked, prefect, server_alone
 
@@ -47,7 +47,7 @@ class Scene:
         self.processes: list[subprocess.Popen] = []
 
     def stage(self, run: str) -> Stage:
-        return prepared("prompts", self.config, run, self.store)
+        return prepare_stage("prompts", self.config, run, self.store)
 
     def flow(self, run: str) -> subprocess.Popen:
         """The flow dmdr in a process of its own; returns when its Job is at work."""
@@ -118,7 +118,7 @@ def test_jobs_of_a_flow_that_died_are_stopped_and_no_others(scene: Scene) -> Non
     """The process of one run is killed without a word, that of another lives; a third Job was made by hand."""
     dead = scene.flow("dead")
     scene.flow("alive")
-    scene.cluster.objects.create("jobs", manifest(scene.stage("hand"), 1))
+    scene.cluster.objects.create("jobs", build_manifest(scene.stage("hand"), 1))
     lives, died = scene.at_work("alive"), scene.at_work("dead")
     scene.begin("hand", died)  # a flow that waited for it died
     os.killpg(dead.pid, signal.SIGKILL)
@@ -168,12 +168,12 @@ def test_a_job_that_somebody_attaches_to_meanwhile_is_kept(scene: Scene) -> None
     """By the API's own word: what has changed since it was read is not deleted."""
     scene.cluster.kubelet.suspends = True
     scene.begin("met", "one")
-    owned = Owned("reap", "dmdr")
+    owned = OwnedJobs("reap", "dmdr")
     [(where, read)] = owned.jobs()
     scene.begin("met", "two")
     assert not owned.stop(where, read, unchanged=True) and scene.jobs() == {"met"}
     [(where, read)] = owned.jobs()
-    assert marks(read) == {"one": "", "two": ""}
+    assert read_marks(read) == {"one": "", "two": ""}
     assert owned.stop(where, read, unchanged=True)
     until(lambda: not scene.jobs())
 
@@ -187,7 +187,7 @@ def test_without_a_cluster_there_is_nothing_to_do(scene: Scene, tmp_path: Path) 
 def test_what_the_cluster_refuses_is_one_line(scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scene.cluster.kubelet.suspends = True
     scene.begin("met", "one")
-    owned = Owned("reap", "dmdr")
+    owned = OwnedJobs("reap", "dmdr")
     [found] = owned.jobs()
     for verb, ask in [("list", owned.jobs), ("delete", lambda: owned.stop(*found))]:
         scene.cluster.denied = {(verb, "jobs")}
@@ -197,7 +197,7 @@ def test_what_the_cluster_refuses_is_one_line(scene: Scene, monkeypatch: pytest.
     monkeypatch.setenv("KUBECONFIG", str(scene.cluster.kubeconfig(tmp_path)))
     monkeypatch.setattr(api, "TIMEOUT", (1, 1))
     with pytest.raises(StageFailed, match="does not answer") as caught:
-        Owned("reap", "dmdr").jobs()
+        OwnedJobs("reap", "dmdr").jobs()
     assert caught.value.code == 74
 
 

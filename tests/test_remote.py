@@ -164,15 +164,20 @@ def test_an_answer_takes_one_request(place: Remote, proxy: Faults, tmp_path: Pat
     """What is tried again as a whole must not consist of several that all have to succeed."""
     source = a_file(tmp_path, 10, 1)
     asks = {
-        "read": lambda: place.read("first"), "read what is not there": lambda: place.read("gone"),
-        "create": lambda: place.create("c", b"1"), "add": lambda: place.add("a", source, sha256(source)),
-        "publish": lambda: place.publish("p/q", lambda file: file.write_bytes(b"1")), "names": place.names,
-        "fetch": lambda: place.fetch("a", tmp_path / "f"), "fetch nothing": lambda: place.fetch("gone", tmp_path / "f"),
-        "range": lambda: place.read_range("a", 1, 5), "folders": place.folders,
+        "read": lambda: place.read("first"),
+        "read what is not there": lambda: place.read("gone"),
+        "create": lambda: place.create("c", b"1"),
+        "add": lambda: place.add("a", source, sha256(source)),
+        "publish": lambda: place.publish("p/q", lambda file: file.write_bytes(b"1")),
+        "names": place.names,
+        "fetch": lambda: place.fetch("a", tmp_path / "f"),
+        "fetch nothing": lambda: place.fetch("gone", tmp_path / "f"),
+        "range": lambda: place.read_range("a", 1, 5),
+        "folders": place.folders,
         "folders of nothing": Remote(f"s3://{BUCKET}/nothing/there").folders,
         "names of nothing": Remote(f"s3://{BUCKET}/nothing/there").names,
         "remove nothing": lambda: place.remove("gone"),
-    }  # fmt: skip
+    }
     for name, ask in asks.items():
         proxy.seen.clear()
         ask()
@@ -215,13 +220,18 @@ def test_what_will_not_pass_is_told_at_once(
     source, large = a_file(tmp_path, 10, 1), a_file(tmp_path, 3 * LEAST_PART, 2)
     proxy.answers = {"": (status, code)}
     asks = {
-        "read": lambda: place.read("thing"), "write": lambda: place.create("thing", b""),
-        "write ": lambda: unknown.create("thing", b""), "write  ": lambda: place.add("thing", source, "0" * 64),
+        "read": lambda: place.read("thing"),
+        "write": lambda: place.create("thing", b""),
+        "write ": lambda: unknown.create("thing", b""),
+        "write  ": lambda: place.add("thing", source, "0" * 64),
         "write   ": lambda: place.add("thing", large, "0" * 64),
         "write    ": lambda: place.publish("thing", lambda file: file.write_bytes(b"1")),
-        "read ": lambda: place.fetch("thing", tmp_path / "f"), "read  ": lambda: place.read_range("thing", 0, 9),
-        "list": place.names, "list ": place.folders, "delete": lambda: place.remove("thing"),
-    }  # fmt: skip
+        "read ": lambda: place.fetch("thing", tmp_path / "f"),
+        "read  ": lambda: place.read_range("thing", 0, 9),
+        "list": place.names,
+        "list ": place.folders,
+        "delete": lambda: place.remove("thing"),
+    }
     for action, ask in asks.items():
         proxy.seen.clear()
         with pytest.raises(kind) as caught:
@@ -255,11 +265,16 @@ def test_no_credentials(proxy: Faults, monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize(
     ("status", "code", "exit_code"),
     [
-        (404, "NoSuchBucket", 66), (403, "AccessDenied", 64), (403, "InvalidAccessKeyId", 64),
-        (403, "SignatureDoesNotMatch", 64), (400, "ExpiredToken", 64), (403, "RequestTimeTooSkewed", 64),
-        (501, "NotImplemented", 74), (503, "SlowDown", 74),
+        (404, "NoSuchBucket", 66),
+        (403, "AccessDenied", 64),
+        (403, "InvalidAccessKeyId", 64),
+        (403, "SignatureDoesNotMatch", 64),
+        (400, "ExpiredToken", 64),
+        (403, "RequestTimeTooSkewed", 64),
+        (501, "NotImplemented", 74),
+        (503, "SlowDown", 74),
     ],
-)  # fmt: skip
+)
 def test_the_exit_code_says_whether_to_try_again(
     proxy: Faults, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, status, code, exit_code
 ) -> None:

@@ -15,15 +15,15 @@ from PIL import Image
 
 from dmdr.config.run import MODELS as KNOWN
 from dmdr.errors import DataError
-from dmdr.metrics.scorecard import SCHEMA, Model, Scores, scorecard
+from dmdr.metrics.scorecard import SCHEMA, Model, Scores, build_scorecard
 from stages.reports import paper
-from stages.reports.card import timed
-from stages.reports.charts import POINTS, chart, read_columns, thin
-from stages.reports.gallery import LARGEST, ROWS, Row, Strip, chosen, extremes, grid
-from stages.reports.nfe import plot
-from stages.reports.page import page
+from stages.reports.card import add_speed
+from stages.reports.charts import POINTS, read_columns, render_chart, thin
+from stages.reports.gallery import LARGEST, ROWS, Row, Strip, build_grid, choose_prompts, find_extremes
+from stages.reports.nfe import render_plot
+from stages.reports.page import render_page
 from stages.reports.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
-from stages.reports.verdict import verdicts
+from stages.reports.verdict import list_verdicts
 from tests.evaluated import GENEVAL, MODELS, completed, decoded, speed_of
 
 EVIL = "a <script>alert(\"1\")</script> & a 'cat' {0}"
@@ -73,16 +73,16 @@ def example(broken: bool = False) -> tuple[dict, dict[str, list[Row]], list[Stri
     }
     if broken:
         scores["strict"].by_model["teacher"][7] = np.nan
-    card = scorecard("tiny", models, scores=scores, trained_on={"lab-conv"}, prompts=40, seed=0)
+    card = build_scorecard("tiny", models, scores=scores, trained_on={"lab-conv"}, prompts=40, seed=0)
     card = completed(
         card,
         missing=[{"metric": "hpsv2.1", "why": "its <weights> are not here"}],
         about={"soft": {"weights": "lab <1>", "scale": 100.0, "prefix": None, "detector": "exact & quick"}},
         truncated=3,
-    )  # fmt: skip
+    )
     speed = speed_of(card, "a <GPU>")
     speed["seconds_per_image"][THIRD.name] = None
-    card = timed(card, speed)
+    card = add_speed(card, speed)
     rows = [Row(EVIL if n == 0 else f"prompt {n}", "colors") for n in range(3)]
     for n, row in enumerate(rows):
         row.images = {model.name: rng.integers(0, 255, (16, 16, 3), dtype=np.uint8) for model in models}
@@ -96,10 +96,16 @@ def example(broken: bool = False) -> tuple[dict, dict[str, list[Row]], list[Stri
 def render(broken: bool = False, base: str | None = None) -> tuple[str, dict, dict[str, list[Row]], list[Strip]]:
     card, rows, strips = example(broken)
     curves = {"cold_start": {"loss_dm": [(1.0, 0.5), (2.0, 0.4)]}, "joint": {"loss_rl": [(1.0, None), (2.0, 1.0)]}}
-    html = page(
-        card, teacher="lab:<flow>", rows=rows, strips=strips, curves=curves, settings={"student.steps": 2},
-        provenance=[("teacher", "lab:flow & more"), ("code", "dmdr <1>")], base=base,
-    )  # fmt: skip
+    html = render_page(
+        card,
+        teacher="lab:<flow>",
+        rows=rows,
+        strips=strips,
+        curves=curves,
+        settings={"student.steps": 2},
+        provenance=[("teacher", "lab:flow & more"), ("code", "dmdr <1>")],
+        base=base,
+    )
     return html, card, rows, strips
 
 
@@ -172,9 +178,12 @@ def test_the_papers_rows_stand_only_under_its_own_metrics():
     assert [row[0] for row in rows[1:]] == ["paper: teacher, CFG 7", "paper: DMDR"]
     assert [row[-1] for row in rows[1:]] == ["0.62", "0.64"]
     assert {cell for row in rows[1:] for cell in row[3:-1]} == {"–"}
-    bars = {row[0]: row for each in ET.fromstring(html).iter("table") if each.get("class") == "bars"
-            and next(iter(each.itertext())).strip() == "counting" for row in
-            [["".join(c.itertext()) for c in r] for r in each.iter("tr")]}  # fmt: skip
+    bars = {
+        row[0]: row
+        for each in ET.fromstring(html).iter("table")
+        if each.get("class") == "bars" and next(iter(each.itertext())).strip() == "counting"
+        for row in [["".join(c.itertext()) for c in r] for r in each.iter("tr")]
+    }
     assert bars["paper: DMDR"][2] == "0.540"
 
 
@@ -187,9 +196,9 @@ def test_dpg_bench_as_the_official_script_counts_stands_beside_ours_and_the_pape
         each | {"name": "dpg-bench", "mean": 62.5} for each in card["metrics"] if each["name"] == "soft"
     ]
     card["tags"] |= {f: {m["name"]: summary for m in card["models"]} for f in ("dpg-bench", "dpg-bench (official)")}
-    html = page(
+    html = render_page(
         card, teacher="", rows=rows, strips=strips, curves={}, provenance=[], settings={}, base="SD3-Medium"
-    )  # fmt: skip
+    )
     table = cells(html)
     assert table[1][-1].startswith("62.500|") and table[1][-1].endswith("|official 61.250")
     assert table[-1][0] == "paper: DMDR" and table[-1][-1] == "84.96"
@@ -200,8 +209,14 @@ def test_dpg_bench_as_the_official_script_counts_stands_beside_ours_and_the_pape
     ]
     captions = [block[1] for block in blocks][-7:]
     assert [each.split(" ")[0] for each in captions] == [
-        "overall", "global", "entity", "attribute", "relation", "other", "attribute-color"
-    ]  # fmt: skip
+        "overall",
+        "global",
+        "entity",
+        "attribute",
+        "relation",
+        "other",
+        "attribute-color",
+    ]
     assert captions[0] == "overall mean over the prompts"
     assert "paper: DMDR84.960" in blocks[-7][0] and "paper: DMDR90.460" in blocks[-6][0]
     assert "paper" not in blocks[-1][0] and "paper" not in blocks[-8][0]
@@ -209,12 +224,12 @@ def test_dpg_bench_as_the_official_script_counts_stands_beside_ours_and_the_pape
 
 def test_printed_numbers_are_brought_to_the_scale_of_the_card():
     figures = ["clip-score", "dpg-bench", "dpg-bench (official)", "geneval"]
-    rows = {row.label: cells for row, cells in paper.rows_for("SDXL-Base", figures, {})}
+    rows = {row.label: cells for row, cells in paper.find_rows("SDXL-Base", figures, {})}
     assert rows["DMDR"] == {"clip-score": "35.2940", "dpg-bench (official)": "76.44", "geneval": "0.56"}
     about = {"dpg-bench (official)": {"scale": 1.0}, "clip-score": {"scale": 100}}
-    rows = {row.label: cells for row, cells in paper.rows_for("SDXL-Base", figures, about)}
+    rows = {row.label: cells for row, cells in paper.find_rows("SDXL-Base", figures, about)}
     assert rows["DMDR"] == {"clip-score": "35.2940", "dpg-bench (official)": "0.7644", "geneval": "0.56"}
-    assert paper.rows_for("SDXL-Base", ["strict"], {}) == paper.rows_for(None, figures, {}) == []
+    assert paper.find_rows("SDXL-Base", ["strict"], {}) == paper.find_rows(None, figures, {}) == []
 
 
 def test_the_papers_overall_on_geneval_is_the_mean_of_its_tasks():
@@ -249,7 +264,7 @@ def test_pages_read_the_schema_that_evaluate_writes():
 def test_a_card_of_another_schema_is_refused_in_one_line():
     card, rows, strips = example()
     with pytest.raises(DataError, match="has schema 1, this DMDR reads 2; delete .* and evaluate again") as error:
-        page({**card, "schema": 1}, teacher="", rows=rows, strips=strips, curves={}, provenance=[], settings={})
+        render_page({**card, "schema": 1}, teacher="", rows=rows, strips=strips, curves={}, provenance=[], settings={})
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -280,7 +295,7 @@ def test_a_report_of_noise_stays_below_15_megabytes():
     noise = np.random.default_rng(0).integers(0, 255, (LARGEST, LARGEST, 3), dtype=np.uint8)
     row = Row("noise", None, {model["name"]: noise for model in card["models"]})
     rows = {str(part): [row] * ROWS for part in range(4)}
-    html = page(card, teacher="", rows=rows, strips=[], curves={}, provenance=[], settings={})
+    html = render_page(card, teacher="", rows=rows, strips=[], curves={}, provenance=[], settings={})
     assert len(html) < 15e6
 
 
@@ -329,7 +344,7 @@ def test_the_numbers_of_an_axis_fit_beside_it(scale: float):
     card, *_ = example()
     for each in card["metrics"]:
         each.update({key: -each[key] * scale for key in ("mean", "low", "high")})
-    ticks = re.findall(r'text-anchor="end">([^<]*)<', plot(card, "strict"))
+    ticks = re.findall(r'text-anchor="end">([^<]*)<', render_plot(card, "strict"))
     assert len(ticks) == 3 and max(map(len, ticks)) <= 8
     assert len(set(ticks)) == 3
 
@@ -374,7 +389,7 @@ def test_wins_and_losses_are_those_of_a_full_sort():
     for _ in range(50):
         ours, theirs = (rng.integers(0, 4, 30).astype(float) for _ in range(2))
         ours[rng.integers(0, 30, 3)] = np.nan
-        wins, losses = extremes(ours, theirs, 5)
+        wins, losses = find_extremes(ours, theirs, 5)
         by_lead = sorted(
             (theirs[place] - ours[place], place) for place in range(30) if np.isfinite(ours[place] - theirs[place])
         )
@@ -382,13 +397,13 @@ def test_wins_and_losses_are_those_of_a_full_sort():
         by_loss = sorted((-loss, place) for loss, place in by_lead)
         assert losses == [place for lead, place in by_loss if lead < 0][:5]
         assert not set(wins) & set(losses)
-    assert extremes(np.ones(4), np.ones(4)) == ([], [])
+    assert find_extremes(np.ones(4), np.ones(4)) == ([], [])
 
 
 def test_trained_on_is_marked_and_does_not_decide():
     html, card, *_ = render()
     assert "trained on" in Reader(html).text
-    over_teacher, over_naive, over_third = verdicts(card)
+    over_teacher, over_naive, over_third = list_verdicts(card)
     assert over_teacher["text"].startswith("The 2-step student scores ")
     assert " strict, the teacher " in over_teacher["text"]
     assert f" strict, {THIRD.name} " in over_third["text"]
@@ -401,12 +416,14 @@ def test_trained_on_is_marked_and_does_not_decide():
 
 
 def test_every_chart_is_well_formed_svg():
-    figure = chart("reward/<x>", [("cold_start", 0.0, [(1, 1.0), (2, None), (3, 2.0)]), ("joint", 3.0, [(5, 4.0)])], 5)
+    figure = render_chart(
+        "reward/<x>", [("cold_start", 0.0, [(1, 1.0), (2, None), (3, 2.0)]), ("joint", 3.0, [(5, 4.0)])], 5
+    )
     svg = ET.fromstring(figure[figure.index("<svg") : figure.index("</svg>") + 6])
     assert len(svg.findall("path[@class='broken']")) == 1
     assert svg.attrib["aria-label"] == "reward/<x>"
     assert "nan" not in figure
-    assert ET.fromstring(chart("all broken", [("joint", 0.0, [(1, None)])], 1)) is not None
+    assert ET.fromstring(render_chart("all broken", [("joint", 0.0, [(1, None)])], 1)) is not None
 
 
 def test_thinning_keeps_the_mean_and_every_break():
@@ -428,19 +445,22 @@ def test_columns_are_read_as_training_wrote_them(tmp_path):
 
 def test_shown_prompts_take_turns_among_the_tasks():
     tags = ["a"] * 500 + ["b", "c"] + [None] * 5
-    places = chosen(tags)
+    places = choose_prompts(tags)
     assert len(places) == ROWS
     assert {tags[place] for place in places} == {"a", "b", "c", None}
-    assert chosen(["a"] * 3) == [0, 1, 2]
+    assert choose_prompts(["a"] * 3) == [0, 1, 2]
 
 
 def test_grid_shows_all_images_enlarged():
     _, by_heading, _ = example()
     rows = by_heading["Largest wins over the teacher"]
-    picture = np.asarray(grid(rows, {model.name: f"{model.name}, {model.nfe} NFE" for model in MODELS}))
+    picture = np.asarray(build_grid(rows, {model.name: f"{model.name}, {model.nfe} NFE" for model in MODELS}))
     side = 16 * 9  # the first multiple of 16 that is at least a tile
     for row in rows:
         enlarged = row.images["teacher"].repeat(9, axis=0).repeat(9, axis=1)
         places = (picture[:, :, 0] == enlarged[0, 0, 0]).nonzero()
-        assert any((picture[y : y + side, x : x + side] == enlarged).all() for y, x in zip(*places, strict=True)
-                   if picture[y : y + side, x : x + side].shape == enlarged.shape)  # fmt: skip
+        assert any(
+            (picture[y : y + side, x : x + side] == enlarged).all()
+            for y, x in zip(*places, strict=True)
+            if picture[y : y + side, x : x + side].shape == enlarged.shape
+        )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dmdr.config.identity import identity
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import STAGES
 from stages.store.artifacts import Artifact
 from stages.store.published_teachers import Revision, publish_teacher
@@ -110,7 +110,7 @@ class Bench:
         """Every stage of a run, as if it had run."""
         for stage in STAGES:
             artifact = Artifact(self.store, run, stage)
-            artifact.claim(identity(load(self.config), stage), {"teacher": made_of.digest})
+            artifact.claim(identity(load_config(self.config), stage), {"teacher": made_of.digest})
             out = artifact.workspace()
             (out / "result").write_text("a result")
             artifact.seal(out, facts={})
@@ -213,20 +213,25 @@ except StageFailed as failed:
 
 def test_from_cold_start_trains_on_that_of_another_run(bench: Bench, tiny_config: Callable[..., Path], tiny_sd3_folder):
     """The flow itself, up to a joint stage whose reward has no weights."""
-    config = load(bench.config)
+    config = load_config(bench.config)
     trained_run(config, Path(bench.store))
     made = bench.publish(tiny_sd3_folder, "tiny", "1")
     joint = config.model_dump(mode="json")["joint"]
     joint["rl"]["rewards"] = {"hpsv2.1": 1.0}
     other = tiny_config(
-        run="other", joint=joint, weights={"hpsv2.1": "/models/nowhere"}, teacher={
-            "path": "/models/nowhere", "guidance_scale": 3.0, "steps": 3
-        },
-    )  # fmt: skip
+        run="other",
+        joint=joint,
+        weights={"hpsv2.1": "/models/nowhere"},
+        teacher={"path": "/models/nowhere", "guidance_scale": 3.0, "steps": 3},
+    )
     done = subprocess.run(
-        [sys.executable, "-c", FROM_COLD_START, "tiny", str(other), bench.store, made.address], cwd=ROOT,
-        env=bench.environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", FROM_COLD_START, "tiny", str(other), bench.store, made.address],
+        cwd=ROOT,
+        env=bench.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.stdout.splitlines()[-1] == "joint: exit code 66", done.stdout + done.stderr
     assert "weights.hpsv2.1" in done.stderr
     for stage in ("prompts", "cold_start"):

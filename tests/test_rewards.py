@@ -19,18 +19,18 @@ from trained_run import context_for, run_stage
 from transformers import CLIPImageProcessorPil
 
 from dmdr.config import reward_weights
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import JUDGES
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.metrics import load as loadable
-from dmdr.metrics.description import described
+from dmdr.metrics.description import describe_metrics
 from dmdr.rewards import open_clip as open_clip_rewards
 from dmdr.rewards import weights
-from dmdr.rewards.checkpoint import affine
+from dmdr.rewards.checkpoint import read_linear
 from dmdr.rewards.load import load_reward
-from dmdr.rewards.preprocess import CLIP_MEAN, CLIP_STD, cropped, normalized, padded, squashed
+from dmdr.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop, resize_and_pad, resize_to_square
 from stages.store.artifacts import Artifact
-from stages.store.inputs import inputs
+from stages.store.inputs import fingerprint_inputs
 from tests.tiny_rewards import photo, predictor, tensor
 
 SIZES = [(224, 224), (300, 200), (97, 256), (512, 512), (1024, 768)]
@@ -48,17 +48,17 @@ def test_hpsv2_preprocess_is_the_packages(size):
     down, right = 224 - height, 224 - width
     framed = vision.pad(small, [right // 2, down // 2, right - right // 2, down - down // 2], fill=0)
     expected = vision.normalize(framed, CLIP_MEAN, CLIP_STD)
-    torch.testing.assert_close(normalized(padded(tensor(picture), 224))[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(normalize(resize_and_pad(tensor(picture), 224))[0], expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("ours", "mode"), [(cropped, "shortest"), (squashed, "squash")])
+@pytest.mark.parametrize(("ours", "mode"), [(resize_and_crop, "shortest"), (resize_to_square, "squash")])
 def test_preprocess_is_open_clips_but_for_its_rounding_to_bytes(size, ours, mode):
     picture = photo(*size)
     theirs = image_transform(
         224, is_train=False, mean=CLIP_MEAN, std=CLIP_STD, resize_mode=mode, interpolation="bicubic"
     )
-    found = normalized(ours(tensor(picture), 224))[0]
+    found = normalize(ours(tensor(picture), 224))[0]
     assert (found - theirs(picture)).abs().max() < 2.1 / 255 / min(CLIP_STD)  # each of two passes rounds
 
 
@@ -75,9 +75,9 @@ def test_score_is_100_times_open_clips_cosine(tiny_open_clip, name):
     folder, model = tiny_open_clip()
     reward = load_reward(name, addresses={name: str(folder)})
     images = torch.cat([tensor(photo(40, 40, seed)) for seed in range(4)])
-    shape = {"hpsv2.1": padded, "dfn-clip": squashed, "clip-score": cropped}[name]
+    shape = {"hpsv2.1": resize_and_pad, "dfn-clip": resize_to_square, "clip-score": resize_and_crop}[name]
     with torch.no_grad():
-        image = F.normalize(model.encode_image(normalized(shape(images, 32))), dim=-1)
+        image = F.normalize(model.encode_image(normalize(shape(images, 32))), dim=-1)
         text = F.normalize(model.encode_text(open_clip.tokenize(PROMPTS)), dim=-1)
     torch.testing.assert_close(reward(images, PROMPTS), 100 * (image * text).sum(-1), atol=1e-4, rtol=1e-5)
     assert reward.name == name and reward.differentiable
@@ -157,14 +157,14 @@ def test_aesthetic_is_the_mlp_multiplied_out(tiny_transformers_clip, tmp_path):
     reward = load_reward("aesthetic", addresses=addresses)
     images = torch.cat([tensor(photo(32, 32, seed)) for seed in range(4)]).requires_grad_()
     with torch.no_grad():
-        features = F.normalize(model.get_image_features(pixel_values=normalized(images)).pooler_output, dim=-1)
+        features = F.normalize(model.get_image_features(pixel_values=normalize(images)).pooler_output, dim=-1)
         expected = mlp(features).squeeze(-1)
     found = reward(images, PROMPTS)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     found.sum().backward()
     assert images.grad.isfinite().all() and images.grad.abs().max() > 0
     vector = F.normalize(torch.randn(7, 16, dtype=torch.float64), dim=-1)
-    weight, bias = affine({f"layers.{key}": value for key, value in mlp.state_dict().items()}, "layers.", head)
+    weight, bias = read_linear({f"layers.{key}": value for key, value in mlp.state_dict().items()}, "layers.", head)
     torch.testing.assert_close(vector @ weight + bias, mlp.double()(vector).squeeze(-1), atol=1e-7, rtol=1e-6)
 
 
@@ -222,7 +222,7 @@ def test_every_address_is_pinned_and_every_name_has_a_loader():
     assert all(weights.hub.ADDRESS.fullmatch(address) for address in reward_weights.PINNED.values())
     assert {name for needed in reward_weights.OF_REWARD.values() for name in needed} == set(reward_weights.PINNED)
     assert set(JUDGES) == set(loadable.JUDGES)
-    told = described(tuple(reward_weights.OF), {"vqa": "/somewhere/blip"})
+    told = describe_metrics(tuple(reward_weights.OF), {"vqa": "/somewhere/blip"})
     assert len(told) == sum(bool(needed) for needed in reward_weights.OF.values())
     assert "blip" in told["dpg-bench"]["weights"] and "somewhere" not in told["dpg-bench"]["weights"]
     assert (told["clip-score"]["model"], told["clip-score"]["scale"]) == ("open_clip ViT-g-14, images cropped", 100.0)
@@ -249,12 +249,13 @@ def test_a_run_trains_on_some_and_reports_all(tiny_config, tmp_path, weights_of,
     group = {} if algorithm == "refl" else {"group_size": 2}
     rl = {"algorithm": algorithm, "weight": 1.0, "weight_is": "matched", "rewards": shares, **group}
     watch = {"reward": "pickscore", "every": 1, "prompts": 2}
-    config = load(
+    config = load_config(
         tiny_config(
-            joint={**training, "rl": rl, "watch": watch}, weights=weights_of,
+            joint={**training, "rl": rl, "watch": watch},
+            weights=weights_of,
             evaluate={"metrics": every, "batch_size": 4},
         )
-    )  # fmt: skip
+    )
     for stage in ("prompts", "cold_start", "joint", "export"):
         run_stage(config, tmp_path / "runs", stage)
     card = json.loads((run_stage(config, tmp_path / "runs", "evaluate") / "scorecard.json").read_text())
@@ -265,7 +266,7 @@ def test_a_run_trains_on_some_and_reports_all(tiny_config, tmp_path, weights_of,
 
     moved = shutil.copytree(weights_of["dfn-clip"], tmp_path / "elsewhere")
     same = config.model_copy(update={"weights": {**weights_of, "dfn-clip": str(moved)}})
-    assert inputs(same, "joint", str(tmp_path / "runs"), "tiny") == used
+    assert fingerprint_inputs(same, "joint", str(tmp_path / "runs"), "tiny") == used
     other = config.model_copy(update={"weights": {**weights_of, "dfn-clip": weights_of["clip-score"]}})
     with pytest.raises(ConfigError, match="weights:dfn-clip"):
         context_for(other, tmp_path / "runs", "joint")
@@ -274,8 +275,8 @@ def test_a_run_trains_on_some_and_reports_all(tiny_config, tmp_path, weights_of,
 def test_a_config_names_rewards_and_weights_that_exist(tiny_config):
     training = yaml.safe_load(tiny_config().read_text())["joint"]
     with pytest.raises(ConfigError, match="unknown reward dnf-clip; did you mean dfn-clip?"):
-        load(tiny_config(joint={**training, "rl": {**training["rl"], "rewards": {"dnf-clip": 1.0}}}))
+        load_config(tiny_config(joint={**training, "rl": {**training["rl"], "rewards": {"dnf-clip": 1.0}}}))
     with pytest.raises(ConfigError, match="unknown reward lab-cheker; did you mean lab-checker?"):
-        load(tiny_config(evaluate={"metrics": ["lab-cheker"]}))
+        load_config(tiny_config(evaluate={"metrics": ["lab-cheker"]}))
     with pytest.raises(ConfigError, match=r"weights.dfn-clip is read by no reward of this config, which read none"):
-        load(tiny_config(weights={"dfn-clip": "somewhere"}))
+        load_config(tiny_config(weights={"dfn-clip": "somewhere"}))

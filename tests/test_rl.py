@@ -16,14 +16,14 @@ from dmdr.errors import ConfigError
 from dmdr.path import FlowPath, VPPath
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
-from dmdr.rl.objective import actions, log_prob
+from dmdr.rl.objective import find_actions, log_prob
 from dmdr.rl.refl import ReFL
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.teacher.load import load_teacher
-from dmdr.train import Run, chosen, prompt_order, rolled_out, window
-from dmdr.update import Sums, select
+from dmdr.train import Run, prompt_order, roll_out_prompts, select_batches, training_step
+from dmdr.update import Sums, select_states
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross", "a yellow triangle above a red circle"]
 PATHS = {"flow": FlowPath(), "vp": VPPath(torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0))}
@@ -70,14 +70,26 @@ def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True
         network.double()
     optimizer = Optimizer(learning_rate=1e-2)
     training = Joint(
-        updates=4, batch_size=6, fake_updates=3, student=optimizer, fake_score=optimizer, rl=rl,
+        updates=4,
+        batch_size=6,
+        fake_updates=3,
+        student=optimizer,
+        fake_score=optimizer,
+        rl=rl,
         distribution_matching=distil,
-    )  # fmt: skip
+    )
     run = Run(
-        stage="joint", seed=0, training=training, base=base, prompts=prompts,
-        unconditional=backbone.collate(empty), times=backbone.student_times(4).double(), guidance_scale=2.0,
-        rl=(made_of, rl), distribution_matching=distil,
-    )  # fmt: skip
+        stage="joint",
+        seed=0,
+        training=training,
+        base=base,
+        prompts=prompts,
+        unconditional=backbone.collate(empty),
+        times=backbone.student_times(4).double(),
+        guidance_scale=2.0,
+        rl=(made_of, rl),
+        distribution_matching=distil,
+    )
     return run, TrainState(base, training, ema=0.5)
 
 
@@ -112,7 +124,7 @@ def test_advantages_are_standard_scores_and_exactly_zero_in_a_tie():
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "slope"),
     [(1, 2, -2, -2), (1.5, 2, -2.2, 0), (1.5, -2, 3, 3), (0.5, -2, 1.8, 0), (0.5, 2, -1, -1)],
-)  # fmt: skip
+)
 def test_the_clipped_ratio_by_hand(ratio, advantage, loss, slope):
     log_ratio = torch.tensor([math.log(ratio)], requires_grad=True)
     found = losses.grpo(log_ratio, torch.tensor([float(advantage)]), 0.1)
@@ -147,9 +159,9 @@ def test_preferences_of_two_images():
 
 def prepared(run: Run, *, moved: float = 0.0):
     """(x0 as a leaf, batch, objective) of one window, x0 moved away from the rollout's by noise."""
-    states, c, texts = rolled_out(run, 0)
-    objective = run.rl[0].look(states, texts)
-    _, ((batch,), *_) = chosen(run, 0, states, c, objective)
+    states, c, texts = roll_out_prompts(run, 0)
+    objective = run.rl[0].build_objective(states, texts)
+    _, ((batch,), *_) = select_batches(run, 0, states, c, objective)
     noise = noise_for(9, "moved", shape=tuple(batch.x0.shape)).double()
     return (batch.x0 + moved * noise).requires_grad_(True), batch, objective, states
 
@@ -257,7 +269,7 @@ def test_the_reference_stays_while_the_student_moves(tiny_folder, rank):
     t, c = torch.tensor([0.9, 0.5]).double(), base.backbone.collate(run.prompts.items([0, 1]))
     before = base.reference(x_t, t, c)
     assert torch.allclose(base.student(x_t, t, c), before, atol=1e-12)
-    window(run, state)
+    training_step(run, state)
     assert torch.equal(base.reference(x_t, t, c), before)
     assert not torch.allclose(base.student(x_t, t, c), before, atol=1e-3)
 
@@ -267,7 +279,7 @@ def test_rl_alone_runs_no_score_and_leaves_the_fake_score(tiny_folder, algorithm
     run, state = made(tiny_folder, algorithm, distil=False)
     fake = {name: p.detach().clone() for name, p in run.base.fake_parameters.items()}
     student = {name: p.detach().clone() for name, p in run.base.student_parameters.items()}
-    figures = window(run, state)
+    figures = training_step(run, state)
     assert all(torch.equal(fake[name], p) for name, p in run.base.fake_parameters.items())
     assert any(not torch.equal(student[name], p) for name, p in run.base.student_parameters.items())
     assert "loss_dm" not in figures and "loss_fake" not in figures and math.isfinite(figures["loss_rl"])
@@ -280,7 +292,7 @@ def test_rl_costs_no_forward_but_dpos_reference(tiny_sd3_folder, algorithm, more
     calls = []
     networks = {run.base.backbone.network, run.base.student_network, run.base.reference_network}
     hooks = [each.register_forward_hook(lambda *_: calls.append(1)) for each in networks]
-    window(run, state)
+    training_step(run, state)
     for hook in hooks:
         hook.remove()
     assert len(calls) == 4 + 3 + 1 + 1 + more
@@ -289,10 +301,10 @@ def test_rl_costs_no_forward_but_dpos_reference(tiny_sd3_folder, algorithm, more
 @pytest.mark.parametrize("algorithm", MAKE)
 def test_a_matched_weight_makes_the_two_gradients_equally_long(tiny_sd3_folder, algorithm):
     run, state = made(tiny_sd3_folder, algorithm, weight=0.5, weight_is="matched")
-    first = window(run, state)
+    first = training_step(run, state)
     assert first["rl_weight"] * first["grad_rl"] == pytest.approx(0.5 * first["grad_dm"])
     state.advance(first)
-    second = window(run, state)
+    second = training_step(run, state)
     assert second["rl_weight"] == pytest.approx(first["rl_weight"]) and "grad_rl" not in second
     assert state.info()["rl_weight"] == pytest.approx(first["rl_weight"]), "a resumed run must not match again"
 
@@ -339,24 +351,24 @@ def test_parts_of_a_batch_add_up_to_the_batch(tiny_sd3_folder, algorithm, rank):
 
 def advance(run: Run, state: TrainState, updates: int) -> None:
     for _ in range(updates):
-        state.advance(window(run, state))
+        state.advance(training_step(run, state))
 
 
 def test_the_ratio_moves_and_clips_in_inner_updates(tiny_sd3_folder):
     run, state = made(tiny_sd3_folder, "grpo", inner_updates=2, clip_range=1e-6)
-    assert window(run, state)["clipped"] > 0
+    assert training_step(run, state)["clipped"] > 0
     once, state = made(tiny_sd3_folder, "grpo")
-    assert window(once, state)["clipped"] == 0
+    assert training_step(once, state)["clipped"] == 0
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
 def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
     run, _ = made(tiny_sd3_folder, algorithm)
-    states, c, texts = rolled_out(run, 0)
-    objective = run.rl[0].look(states, texts)
+    states, c, texts = roll_out_prompts(run, 0)
+    objective = run.rl[0].build_objective(states, texts)
     assert len(texts) % 4 == 0 and all(len(set(texts[i : i + 4])) == 1 for i in range(0, len(texts), 4))
     assert len({states.x_t[0, i].sum().item() for i in range(len(texts))}) == len(texts), "each its own noise"
-    fakes, students = chosen(run, 0, states, c, objective)
+    fakes, students = select_batches(run, 0, states, c, objective)
     assert [[len(part.t) for part in batch] for batch in (*fakes, *students)] == [[6], [6], [6]]
     if algorithm == "dpo":
         step, group = students[0][0].step.view(-1, 2), students[0][0].trajectory.view(-1, 2) // 4
@@ -365,9 +377,9 @@ def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
 
 def test_actions_are_what_the_sampler_drew(tiny_sd3_folder):
     run, _ = made(tiny_sd3_folder, "grpo")
-    states, c, _ = rolled_out(run, 0)
-    (batch,) = select(states, c, torch.arange(states.x0[:, :, 0, 0, 0].numel()))
-    acts, x_next, t_next = actions(states, batch)
+    states, c, _ = roll_out_prompts(run, 0)
+    (batch,) = select_states(states, c, torch.arange(states.x0[:, :, 0, 0, 0].numel()))
+    acts, x_next, t_next = find_actions(states, batch)
     count = states.x0.shape[1]
     assert acts.tolist() == [True] * 3 * count + [False] * count
     noise = noise_for(0, "joint", "rollout", 0, shape=tuple(states.x0.shape)).double()[1:].flatten(0, 1)

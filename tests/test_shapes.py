@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmdr.planning.cost import CostCounter
-from dmdr.planning.meta import from_configs
+from dmdr.planning.meta import build_from_configs
 from dmdr.planning.shapes import KnownShapes
 
 OPERATIONS = {
@@ -29,7 +29,7 @@ OPERATIONS = {
     "another size in place": lambda x: x.clone().resize_(7),
     "into what is given": lambda x: torch.add(x, x, out=torch.empty(3, 1, 4, device="meta")),
     "reduced": lambda x: (x.sum(), x.mean((0, 2), keepdim=True), x.amax(1)),
-}  # fmt: skip
+}
 
 
 def told(found: object) -> list[tuple]:
@@ -37,8 +37,10 @@ def told(found: object) -> list[tuple]:
     tensors = tree_leaves(found)
     memory = [each.untyped_storage() for each in tensors]
     known = [each._cdata for each in memory]
-    return [(each.shape, each.stride(), each.dtype, each.storage_offset(), own.nbytes(), known.index(own._cdata))
-            for each, own in zip(tensors, memory, strict=True)]  # fmt: skip
+    return [
+        (each.shape, each.stride(), each.dtype, each.storage_offset(), own.nbytes(), known.index(own._cdata))
+        for each, own in zip(tensors, memory, strict=True)
+    ]
 
 
 def sharing(found: object, x: torch.Tensor) -> list[bool]:
@@ -86,7 +88,7 @@ class Asked(TorchDispatchMode):
 
 def test_training_costs_the_same_and_torch_is_asked_for_less(tiny_folder: Path):
     """Forward, backward and steps of AdamW of both families' networks."""
-    backbone = from_configs(tiny_folder)
+    backbone = build_from_configs(tiny_folder)
     network = backbone.network.requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters())
     item = backbone.collate([backbone.blank()] * 3)

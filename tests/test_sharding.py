@@ -15,7 +15,7 @@ from safetensors import safe_open
 from test_distributed import TRAINING, assert_same, command, finish, start
 from trained_run import run_stage
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from stages.store.checkpoints import Checkpoints, Joined
 from stages.store.folder import Folder
 
@@ -49,10 +49,10 @@ def test_killed_on_two_ranks_resumed_on_one_and_the_reverse(tiny_config, tmp_pat
         return tiny_config(cold_start=training, execution=execution)
 
     uninterrupted, reverse, split = (tmp_path / name for name in ("1", "1-2", "2-1"))
-    run_stage(load(config(1)), uninterrupted, "prompts")
+    run_stage(load_config(config(1)), uninterrupted, "prompts")
     for store in (reverse, split):
         shutil.copytree(uninterrupted / "tiny/prompts", store / "tiny/prompts")
-    run_stage(load(config(1)), uninterrupted, "cold_start")
+    run_stage(load_config(config(1)), uninterrupted, "cold_start")
 
     killed(config(2), split, 2)
     newest = split / f"tiny/cold_start/checkpoints/step-{whole_steps(split)[-1]:08d}"
@@ -62,8 +62,10 @@ def test_killed_on_two_ranks_resumed_on_one_and_the_reverse(tiny_config, tmp_pat
     name = "student/param/transformer_blocks.0.attn.to_q.weight"
     for file in ("state.safetensors", "state.1.safetensors"):
         with safe_open(newest / file, framework="pt") as rows:
-            assert all(rows.get_slice(f"{key}{name[13:]}").get_shape() == [16, 32]
-                       for key in ("student/param", "student/exp_avg", "ema"))  # fmt: skip
+            assert all(
+                rows.get_slice(f"{key}{name[13:]}").get_shape() == [16, 32]
+                for key in ("student/param", "student/exp_avg", "ema")
+            )
     finish(command("cold_start", config(1), split))
     assert_same(split, uninterrupted, "cold_start")
 

@@ -21,10 +21,12 @@ from tests.s3_server import BUCKET
 METRICS = [
     {"name": name, "model": model, "mean": mean, "trained_on": name == "lab-conv"}
     for name, model, mean in (
-        ("strict", "student", 0.66), ("strict", "teacher", 0.62), ("lab-conv", "student", 0.9),
+        ("strict", "student", 0.66),
+        ("strict", "teacher", 0.62),
+        ("lab-conv", "student", 0.9),
         ("soft", "student", None),
     )
-]  # fmt: skip
+]
 
 
 def seal(

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.errors import DataError, InputMissing
-from dmdr.export.write import write
-from dmdr.teacher.load import digest_teacher, family_of, find_configured, find_teacher, load_teacher
+from dmdr.export.write import write_form
+from dmdr.teacher.load import digest_teacher, family_of, find_teacher, find_teacher_of, load_teacher
 from dmdr.teacher.original_layout import LAYOUTS, T5_TIE
 from tests.trained_run import run_stage, trained_run
 
@@ -24,7 +24,7 @@ ASKED = {"guidance_scale": 3.0, "steps": 3}
 @pytest.fixture
 def one_file(tiny_folder: Path, tmp_path: Path) -> Path:
     """A tiny teacher as its family publishes it, written by the export."""
-    write("single-file", load_teacher(tiny_folder), Path(), 2, tmp_path, {"modelspec.title": "one"})
+    write_form("single-file", load_teacher(tiny_folder), Path(), 2, tmp_path, {"modelspec.title": "one"})
     return tmp_path / "single-file" / "one.safetensors"
 
 
@@ -157,12 +157,14 @@ def test_a_run_from_one_file_exports_the_student(one_file, tiny_folder, tiny_con
     """And its LoRA is compared on the teacher as it is: the file."""
     student = {"steps": 2, "form": "lora", "lora_rank": 4}
     asked = {"path": str(one_file), "parts": str(tiny_folder), **ASKED}
-    config = load(tiny_config(teacher=asked, student=student, export={"forms": ["pipeline", "lora", "single-file"]}))
+    config = load_config(
+        tiny_config(teacher=asked, student=student, export={"forms": ["pipeline", "lora", "single-file"]})
+    )
     folder = run_stage(config, trained_run(config, tmp_path / "store"), "export")
     facts = json.loads((folder / "provenance.json").read_text())
     assert max(facts["parity"].values()) <= 1e-4
     named = {"name": one_file.name, "parts": tiny_folder.name}
-    assert facts["teacher"] == {"digest": digest_teacher(find_configured(config.teacher)), **named}
+    assert facts["teacher"] == {"digest": digest_teacher(find_teacher_of(config.teacher)), **named}
     card = (folder / "lora" / "README.md").read_text()
     snippet = card.split("## lora")[1].split("```python\n")[1].split("```")[0]
     places = {one_file.name: one_file, tiny_folder.name: tiny_folder, "image.png": tmp_path / "image.png"}

@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import Config
 from dmdr.errors import InputMissing
 from dmdr.export.write import WEIGHTS
 from dmdr.lab.prompts import lab_prompts
 from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward
-from dmdr.rollout import noise_for, student_sample, teacher_sample
+from dmdr.rollout import noise_for, sample_student, sample_teacher
 from dmdr.teacher.load import find_teacher, load_teacher
 from stages import evaluate
-from stages.evaluation.drawing import noises_for
+from stages.evaluation.drawing import sample_noises
 from stages.runtime.context import Stopped
-from stages.store.inputs import inputs
+from stages.store.inputs import fingerprint_inputs
 from tests.conftest import PROMPTS
 from tests.trained_run import context_for, run_stage, trained_run
 
@@ -33,7 +33,7 @@ METRICS = ["lab-mixer", "lab-conv"]
 
 @pytest.fixture
 def config(tiny_config) -> Config:
-    return load(tiny_config(evaluate={"metrics": METRICS, "batch_size": 4}))
+    return load_config(tiny_config(evaluate={"metrics": METRICS, "batch_size": 4}))
 
 
 @pytest.fixture
@@ -49,8 +49,11 @@ def test_scorecard_of_a_tiny_run(config, store, tmp_path):
     models = [model["name"] for model in card["models"]]
     assert (card["schema"], card["run"], card["prompts"]) == (2, "tiny", 6)
     assert {m["name"]: (m["steps"], m["nfe"], m["guidance_scale"]) for m in card["models"]} == {
-        "student": (2, 2, 1.0), "teacher": (3, 6, 3.0), "naive teacher": (2, 2, 1.0), "cold start": (2, 2, 1.0),
-    }  # fmt: skip
+        "student": (2, 2, 1.0),
+        "teacher": (3, 6, 3.0),
+        "naive teacher": (2, 2, 1.0),
+        "cold start": (2, 2, 1.0),
+    }
     assert [(m["name"], m["model"], m["n"], m["trained_on"]) for m in card["metrics"]] == [
         (metric, model, 6, metric == "lab-conv") for metric in METRICS for model in models
     ]
@@ -84,14 +87,14 @@ def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
     empty = backbone.collate(backbone.encode([""])[0])
     images: dict[str, list[torch.Tensor]] = {"student": [], "teacher": [], "naive teacher": [], "cold start": []}
     for index in range(len(prompts)):
-        noises = noises_for(config.seed, [index], steps=2, shape=backbone.latent_shape)
+        noises = sample_noises(config.seed, [index], steps=2, shape=backbone.latent_shape)
         c = backbone.collate(backbone.encode([prompts.records([index])[0]["prompt"]])[0])
         times = backbone.student_times(2)
-        images["student"].append(student_sample(backbone, student, c, times, noises))
-        images["cold start"].append(student_sample(backbone, cold, c, times, noises))
+        images["student"].append(sample_student(backbone, student, c, times, noises))
+        images["cold start"].append(sample_student(backbone, cold, c, times, noises))
         for name, steps, scale in (("teacher", 3, 3.0), ("naive teacher", 2, 1.0)):
             times = backbone.teacher_times(steps)
-            images[name].append(teacher_sample(backbone, c, empty, guidance_scale=scale, times=times, noise=noises[0]))
+            images[name].append(sample_teacher(backbone, c, empty, guidance_scale=scale, times=times, noise=noises[0]))
     texts = [record["prompt"] for record in prompts.records(range(len(prompts)))]
     pictures = {name: eight_bits(backbone.decode(torch.cat(each))) for name, each in images.items()}
     return {
@@ -124,14 +127,14 @@ def eight_bits(images: torch.Tensor) -> torch.Tensor:
 )
 def test_a_part_of_the_models_needs_a_part_of_the_stages(tiny_config, tmp_path, models, needed):
     """The stages that are not read are not there at all; the figures are those of the whole comparison."""
-    config = load(tiny_config(evaluate={"metrics": METRICS, "batch_size": 4, "models": models}))
+    config = load_config(tiny_config(evaluate={"metrics": METRICS, "batch_size": 4, "models": models}))
     store = trained_run(config, tmp_path / "store")
     run_stage(config, store, "export")
     expected = by_hand(config, store)
     for stage in {"cold_start", "joint", "export"} - needed:
         shutil.rmtree(store / "tiny" / stage)
     folder = run_stage(config, store, "evaluate")
-    assert set(inputs(config, "evaluate", str(store), "tiny")) == {"teacher", *needed}
+    assert set(fingerprint_inputs(config, "evaluate", str(store), "tiny")) == {"teacher", *needed}
     card = json.loads((folder / "scorecard.json").read_text())
     assert [model["name"] for model in card["models"]] == models
     for each in card["metrics"]:
@@ -167,7 +170,7 @@ def test_several_images_a_prompt(tiny_config, tmp_path):
     pages = {}
     for seeds in (1, 3):
         settings = {"metrics": METRICS, "batch_size": 4, "models": ["student", "teacher"], "seeds": seeds}
-        config = load(tiny_config(evaluate=settings))
+        config = load_config(tiny_config(evaluate=settings))
         store = trained_run(config, tmp_path / f"store-{seeds}")
         run_stage(config, store, "export")
         pages[seeds] = run_stage(config, store, "evaluate")
@@ -209,10 +212,10 @@ def drawn(config: Config, store: Path, model: str) -> list[torch.Tensor]:
 
         noises = torch.stack([torch.stack([noise(n, step) for n in range(6)]) for step in range(2)])
         if model == "student":
-            x0 = student_sample(backbone, student, c, backbone.student_times(2), noises)
+            x0 = sample_student(backbone, student, c, backbone.student_times(2), noises)
         else:
             times = backbone.teacher_times(3)
-            x0 = teacher_sample(backbone, c, empty, guidance_scale=3.0, times=times, noise=noises[0])
+            x0 = sample_teacher(backbone, c, empty, guidance_scale=3.0, times=times, noise=noises[0])
         found.append(eight_bits(backbone.decode(x0)))
     return found
 
@@ -222,7 +225,7 @@ def test_geneval_tasks_on_the_lab_teacher(tiny_config, tmp_path):
     records = [*lab_prompts("held-out")[:9], {"prompt": "a lighthouse at night"}]
     (tmp_path / "lab.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "more.txt").write_text("a red cross\ntwo black squares\n")
-    config = load(
+    config = load_config(
         tiny_config(
             teacher={"path": "lab:flow", "guidance_scale": 3.0, "steps": 4},
             prompts={"sources": [str(tmp_path / "more.txt")], "evaluation": str(tmp_path / "lab.jsonl")},
@@ -262,9 +265,9 @@ def test_stage_stops_between_batches(config, store):
 
 def test_noise_is_each_prompts_own():
     shape = (2, 3, 3)
-    together = noises_for(5, [4, 7], steps=4, shape=shape)
+    together = sample_noises(5, [4, 7], steps=4, shape=shape)
     assert together.shape == (4, 2, *shape)
-    assert torch.equal(together[:2, 1:], noises_for(5, [7], steps=2, shape=shape))  # fewer steps start alike
+    assert torch.equal(together[:2, 1:], sample_noises(5, [7], steps=2, shape=shape))  # fewer steps start alike
     assert not torch.equal(together[:, 0], together[:, 1])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import Config, Prompts
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.promptset import PromptSet
@@ -24,7 +24,7 @@ from stages.prompt_sources import sources
 from stages.runtime.context import Context, Stopped
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
-from stages.store.inputs import inputs
+from stages.store.inputs import fingerprint_inputs
 
 SEED = random.SystemRandom().randrange(2**32)
 WORDS = (
@@ -73,7 +73,7 @@ def naive(text: str) -> str:
 def selected(**settings: object) -> tuple[list[tuple[str, dict]], Counter, list[str]]:
     counts: Counter[str] = Counter()
     said: list[str] = []
-    return list(prompts.select(Prompts(**settings), counts, said.append)), counts, said
+    return list(prompts.select_records(Prompts(**settings), counts, said.append)), counts, said
 
 
 def test_normalising(rng: random.Random) -> None:
@@ -148,9 +148,16 @@ def test_every_format_says_the_same(suffix: str, tmp_path: Path, rng: random.Ran
 
 def test_geneval_metadata_stays(tmp_path: Path) -> None:
     row = {
-        "tag": "counting", "include": [{"class": "apple", "count": 2}], "exclude": [{"class": "apple", "count": 3}],
-        "prompt": "two apples", "score": 0.5, "unseen": True, "none": None, "nested": {"dropped": 1}, "list": [1],
-    }  # fmt: skip
+        "tag": "counting",
+        "include": [{"class": "apple", "count": 2}],
+        "exclude": [{"class": "apple", "count": 3}],
+        "prompt": "two apples",
+        "score": 0.5,
+        "unseen": True,
+        "none": None,
+        "nested": {"dropped": 1},
+        "list": [1],
+    }
     found, _, _ = selected(sources=[str(table(tmp_path / "g.jsonl", [row]))], evaluation_share=1e-9)
     assert found[0][1] == {key: value for key, value in row.items() if key not in ("nested", "list")}
     train, _, _ = selected(sources=["lab:train"], evaluation="lab:held-out")
@@ -159,14 +166,26 @@ def test_geneval_metadata_stays(tmp_path: Path) -> None:
 
 
 BAD_TEXT = {
-    b"\xff\xfe broken": "is not UTF-8", b"nul \0 here": "NUL", b"": "has no prompt", b" \t ": "has no prompt",
-    b"\x01\x02": "has no prompt", b"x" * 4097: "longer than 4,096 bytes", b"y" * 300_000: "longer than",
-}  # fmt: skip
+    b"\xff\xfe broken": "is not UTF-8",
+    b"nul \0 here": "NUL",
+    b"": "has no prompt",
+    b" \t ": "has no prompt",
+    b"\x01\x02": "has no prompt",
+    b"x" * 4097: "longer than 4,096 bytes",
+    b"y" * 300_000: "longer than",
+}
 BAD_JSON = {
-    b"{": "is not JSON", b"[1]": "has no 'prompt'", b'{"text": "a"}': "has no 'prompt'", b'{"prompt": 3}': "no text",
-    b'{"prompt": "a\\u0000b"}': "NUL", b'{"prompt": "\\ud83d"}': "surrogate", b"[" * 4000: "is not JSON",
-    b'{"prompt": "a", "x": NaN}': "not finite", b'{"prompt": "a", "x": 1e999}': "not finite", b"": "is not JSON",
-}  # fmt: skip
+    b"{": "is not JSON",
+    b"[1]": "has no 'prompt'",
+    b'{"text": "a"}': "has no 'prompt'",
+    b'{"prompt": 3}': "no text",
+    b'{"prompt": "a\\u0000b"}': "NUL",
+    b'{"prompt": "\\ud83d"}': "surrogate",
+    b"[" * 4000: "is not JSON",
+    b'{"prompt": "a", "x": NaN}': "not finite",
+    b'{"prompt": "a", "x": 1e999}': "not finite",
+    b"": "is not JSON",
+}
 
 
 @pytest.mark.parametrize(("name", "bad"), [("p.txt", BAD_TEXT), ("p.jsonl", BAD_JSON)])
@@ -254,9 +273,13 @@ def context(config: Config, tmp_path: Path, stop: Callable[[], bool] = lambda: F
     (tmp_path / "out").mkdir()
     artifact = Artifact(str(tmp_path / "runs"), config.run, "prompts")
     return Context(
-        config=config, artifact=artifact, out=tmp_path / "out", cache=tmp_path / "cache", progress=Progress("prompts"),
+        config=config,
+        artifact=artifact,
+        out=tmp_path / "out",
+        cache=tmp_path / "cache",
+        progress=Progress("prompts"),
         stop=stop,
-    )  # fmt: skip
+    )
 
 
 def test_the_prompt_set_holds_what_the_teacher_encodes(
@@ -265,7 +288,7 @@ def test_the_prompt_set_holds_what_the_teacher_encodes(
     rows = [{"prompt": f"{phrase(rng)} {n}", "tag": f"t{n}"} for n in range(45)]
     rows[7]["prompt"] = "very " * 100
     path = table(tmp_path / "p.jsonl", rows)
-    config = load(tiny_config(prompts={"sources": [str(path)], "shard_size": 16, "evaluation_share": 0.3}))
+    config = load_config(tiny_config(prompts={"sources": [str(path)], "shard_size": 16, "evaluation_share": 0.3}))
     made = context(config, tmp_path)
     facts = prompts.run(made)
     report = json.loads((made.out / "report.json").read_text())
@@ -293,7 +316,7 @@ def test_the_prompt_set_holds_what_the_teacher_encodes(
 
 def test_it_stops_when_told_to_and_refuses_an_empty_split(tmp_path: Path, tiny_config: Callable[..., Path]) -> None:
     told = threading.Event()
-    made = context(load(tiny_config()), tmp_path, stop=told.is_set)
+    made = context(load_config(tiny_config()), tmp_path, stop=told.is_set)
     told.set()
     with pytest.raises(Stopped):
         prompts.run(made)
@@ -304,21 +327,21 @@ def test_it_stops_when_told_to_and_refuses_an_empty_split(tmp_path: Path, tiny_c
     ):
         (tmp_path / message).mkdir()
         with pytest.raises(DataError, match=message):
-            prompts.run(context(load(tiny_config(prompts=settings)), tmp_path / message))
+            prompts.run(context(load_config(tiny_config(prompts=settings)), tmp_path / message))
 
 
 def test_inputs_are_contents_not_addresses(tmp_path: Path, tiny_config: Callable[..., Path]) -> None:
-    config = load(tiny_config())
+    config = load_config(tiny_config())
     store = str(tmp_path / "runs")
-    found = inputs(config, "prompts", store, "tiny")
+    found = fingerprint_inputs(config, "prompts", store, "tiny")
     assert found.keys() == {"teacher", "source:0", "evaluation"}
     (tmp_path / "train.txt").rename(tmp_path / "moved.txt")
     moved = {"sources": [str(tmp_path / "moved.txt")], "evaluation": str(tmp_path / "held-out.txt")}
     with pytest.raises(InputMissing, match=r"train\.txt is not a file"):
-        inputs(config, "prompts", store, "tiny")
-    assert inputs(load(tiny_config(prompts=moved)), "prompts", store, "tiny") == found
+        fingerprint_inputs(config, "prompts", store, "tiny")
+    assert fingerprint_inputs(load_config(tiny_config(prompts=moved)), "prompts", store, "tiny") == found
     (tmp_path / "moved.txt").write_text("something else\n")
-    changed = inputs(load(tiny_config(prompts=moved)), "prompts", store, "tiny")
+    changed = fingerprint_inputs(load_config(tiny_config(prompts=moved)), "prompts", store, "tiny")
     assert {key for key in found if found[key] != changed[key]} == {"source:0"}
     with pytest.raises(InputMissing, match=r"needs prompts, which is not sealed .* run python -m stages prompts"):
-        inputs(config, "cold_start", store, "tiny")
+        fingerprint_inputs(config, "cold_start", store, "tiny")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from trained_run import run_stage
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 
 KILLS = 3
 UPDATES = 14
@@ -47,19 +47,26 @@ def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request,
     print(f"seed {seed}")
     rng = random.Random(seed)
     training = {
-        "updates": UPDATES, "batch_size": 2, "fake_updates": 2, "dynamic": {"updates": 8},
-        "student": {"learning_rate": 1e-3, "final_learning_rate": 1e-4}, "fake_score": {"learning_rate": 1e-3},
-    }  # fmt: skip
+        "updates": UPDATES,
+        "batch_size": 2,
+        "fake_updates": 2,
+        "dynamic": {"updates": 8},
+        "student": {"learning_rate": 1e-3, "final_learning_rate": 1e-4},
+        "fake_score": {"learning_rate": 1e-3},
+    }
     student = {"steps": 2, "form": form, "lora_rank": 4 if form == "lora" else None}
     path = str(request.getfixturevalue(f"tiny_{family}_folder"))
     config = tiny_config(
-        run="tiny", cold_start=training, student=student, execution={"checkpoint_every": 1},
+        run="tiny",
+        cold_start=training,
+        student=student,
+        execution={"checkpoint_every": 1},
         teacher={"path": path, "guidance_scale": 3.0},
-    )  # fmt: skip
+    )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_stage(load(config), whole, "prompts")
+    run_stage(load_config(config), whole, "prompts")
     shutil.copytree(whole, killed)
-    run_stage(load(config), whole, "cold_start")
+    run_stage(load_config(config), whole, "cold_start")
 
     kills, resumed = 0, 0
     while kills < (KILLS if form == "full" else 2):
@@ -82,11 +89,14 @@ def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request,
 
 def test_sigterm_leaves_a_checkpoint_and_75(tiny_config, tmp_path):
     training = {
-        "updates": 400, "batch_size": 2, "fake_updates": 2, "student": {"learning_rate": 1e-3},
+        "updates": 400,
+        "batch_size": 2,
+        "fake_updates": 2,
+        "student": {"learning_rate": 1e-3},
         "fake_score": {"learning_rate": 1e-3},
-    }  # fmt: skip
+    }
     config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 5})
-    run_stage(load(config), tmp_path, "prompts")
+    run_stage(load_config(config), tmp_path, "prompts")
     process = start("cold_start", config, tmp_path)
     while not steps_saved(tmp_path, "cold_start") and process.poll() is None:
         time.sleep(0.01)
@@ -100,11 +110,14 @@ def test_sigterm_leaves_a_checkpoint_and_75(tiny_config, tmp_path):
 
 def test_divergence_is_one_line_and_keeps_the_checkpoint(tiny_config, tmp_path):
     training = {
-        "updates": 50, "batch_size": 2, "fake_updates": 2, "student": {"learning_rate": 1e30},
+        "updates": 50,
+        "batch_size": 2,
+        "fake_updates": 2,
+        "student": {"learning_rate": 1e30},
         "fake_score": {"learning_rate": 1e-3},
-    }  # fmt: skip
+    }
     config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 1})
-    run_stage(load(config), tmp_path, "prompts")
+    run_stage(load_config(config), tmp_path, "prompts")
     process = start("cold_start", config, tmp_path)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 70, err

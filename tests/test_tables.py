@@ -12,16 +12,24 @@ import pytest
 import yaml
 from PIL import Image
 
-from dmdr.config.load import load as load_config
+from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.lab.prompts import lab_prompts
 from dmdr.metrics.intervals import Interval
 from dmdr.metrics.load import load_metrics
-from stages.reports.tables.judgement import FAILS, HOLDS, NOT_RUN, UNDECIDED, judgements, mean_over_seeds, word
-from stages.reports.tables.page import page, sentence
-from stages.reports.tables.plan import Run, changed, figures, plan
+from stages.reports.tables.judgement import (
+    FAILS,
+    HOLDS,
+    NOT_RUN,
+    UNDECIDED,
+    describe_difference,
+    judge_claims,
+    mean_over_seeds,
+)
+from stages.reports.tables.page import format_judgement, render_page
+from stages.reports.tables.plan import Run, apply_changes, list_figures, plan_runs
 from stages.reports.tables.results import Found
-from stages.reports.tables.spec import Spec, load
+from stages.reports.tables.spec import Spec, load_spec
 from tests.test_report import EVIL, Reader
 
 ROOT = Path(__file__).parent.parent
@@ -47,12 +55,10 @@ def spec_file(tmp_path: Path, tiny_config: Callable[..., Path]) -> Callable[...,
                 {"name": "refl", "label": "w/ RL", "model": "student", "paper": {"CLIP Score": 34.6249}},
                 {"name": "gan", "label": "DMD2", "model": "none"},
             ],
-            "claims": [
-                {**CLAIM, "higher": "refl", "lower": "init", "paper": ["CLIP Score"]}
-            ],
+            "claims": [{**CLAIM, "higher": "refl", "lower": "init", "paper": ["CLIP Score"]}],
             "curves": {"stage": "joint", "columns": ["reward/lab-conv"]},
             **changes,
-        }  # fmt: skip
+        }
         path = tmp_path / "tiny-5.yaml"
         path.write_text(yaml.safe_dump(spec), encoding="utf-8")
         return path
@@ -67,8 +73,8 @@ def spec_file(tmp_path: Path, tiny_config: Callable[..., Path]) -> Callable[...,
 def test_the_tables_that_come_with_dmdr_are_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every run is a config that `dmdr run` reads, and three seeds are the least."""
     monkeypatch.chdir(ROOT)
-    spec = load(path)
-    runs = plan(spec, tmp_path)
+    spec = load_spec(path)
+    runs = plan_runs(spec, tmp_path)
     assert len({run.seed for run in runs}) >= 3
     assert len({run.name for run in runs}) == len(runs)
     for run in runs:
@@ -81,7 +87,7 @@ def test_tables_that_share_runs_mean_the_same_by_them(tmp_path: Path, monkeypatc
     monkeypatch.chdir(ROOT)
     by_name: dict[str, list[object]] = {}
     for path in TABLES:
-        for run in plan(load(path), tmp_path):
+        for run in plan_runs(load_spec(path), tmp_path):
             by_name.setdefault(run.name, []).append(run.config)
     assert all(config == configs[0] for configs in by_name.values() for config in configs)
     assert max(map(len, by_name.values())) == 3  # table 5, its excerpt and figure 10
@@ -89,7 +95,10 @@ def test_tables_that_share_runs_mean_the_same_by_them(tmp_path: Path, monkeypatc
 
 def test_rows_differ_as_the_paper_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    runs = {run.row.name: run.config for run in plan(load(ROOT / "configs/tables/table-5.yaml"), tmp_path, seeds=[0])}
+    runs = {
+        run.row.name: run.config
+        for run in plan_runs(load_spec(ROOT / "configs/tables/table-5.yaml"), tmp_path, seeds=[0])
+    }
     assert (runs["distil"].joint.rl, runs["distil"].joint.distribution_matching) == (None, True)
     for algorithm in ("refl", "dpo", "grpo"):
         alone, together = runs[f"{algorithm}-only"].joint, runs[algorithm].joint
@@ -112,10 +121,10 @@ def test_rows_differ_as_the_paper_says(tmp_path: Path, monkeypatch: pytest.Monke
         ({"claims": [{**CLAIM, "higher": "refl", "lower": "init", "figures": ["strict"]}]}, "among the columns"),
         ({"paper_columns": ["HP Score"]}, "paper of row init names CLIP Score"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_spec_is_refused_in_one_line(spec_file: Callable[..., Path], changes: dict, told: str):
     with pytest.raises(ConfigError) as caught:
-        load(spec_file(**changes))
+        load_spec(spec_file(**changes))
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -128,59 +137,67 @@ def test_a_wrong_spec_is_refused_in_one_line(spec_file: Callable[..., Path], cha
         ({"changes": {"seed": 1}}, "which the table sets itself"),
         ({"columns": [{"metric": "strict"}], "claims": []}, "does not measure; it has lab-conv, lab-mixer"),
         ({"columns": [{"metric": "diversity/pixels"}], "claims": []}, "does not measure"),
-        ({"runs": "a-very-long-name", "rows": [{"name": "r" * 20, "label": "r", "model": "student"}], "claims": [],
-          "variants": [{"name": "v" * 20, "label": "v"}]}, "run: "),
+        (
+            {
+                "runs": "a-very-long-name",
+                "rows": [{"name": "r" * 20, "label": "r", "model": "student"}],
+                "claims": [],
+                "variants": [{"name": "v" * 20, "label": "v"}],
+            },
+            "run: ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_cannot_run_is_refused_before_anything_starts(
     spec_file: Callable[..., Path], tmp_path: Path, changes: dict, told: str
 ):
     with pytest.raises(ConfigError) as caught:
-        plan(load(spec_file(**changes)), tmp_path / "configs")
+        plan_runs(load_spec(spec_file(**changes)), tmp_path / "configs")
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_table_that_is_not_there(tmp_path: Path, spec_file: Callable[..., Path]):
     with pytest.raises(InputMissing, match="configs/tables"):
-        load(tmp_path / "no.yaml")
+        load_spec(tmp_path / "no.yaml")
     with pytest.raises(InputMissing, match="--base"):
-        plan(load(spec_file()), tmp_path, base="no.yaml")
+        plan_runs(load_spec(spec_file()), tmp_path, base="no.yaml")
 
 
 def test_a_change_takes_the_place_of_what_stood_there():
     data = {"a": {"b": {"c": 1, "d": 2}, "e": None}, "f": 3}
-    new = changed(data, {"a.b": {"x": 9}, "a.e.g": 4, "h.i": 5}, "row")
+    new = apply_changes(data, {"a.b": {"x": 9}, "a.e.g": 4, "h.i": 5}, "row")
     assert new == {"a": {"b": {"x": 9}, "e": {"g": 4}}, "f": 3, "h": {"i": 5}}
     assert data == {"a": {"b": {"c": 1, "d": 2}, "e": None}, "f": 3}
-    assert changed(data, {"a.b.c": 7}, "row")["a"]["b"] == {"c": 7, "d": 2}
+    assert apply_changes(data, {"a.b.c": 7}, "row")["a"]["b"] == {"c": 7, "d": 2}
 
 
 def test_seeds_and_base_of_the_command_line(spec_file: Callable[..., Path], tmp_path: Path):
-    spec = load(spec_file())
-    assert [run.name for run in plan(spec, tmp_path)] == [
+    spec = load_spec(spec_file())
+    assert [run.name for run in plan_runs(spec, tmp_path)] == [
         f"tiny-5-{row}-seed{n}" for n in (0, 1) for row in ("init", "refl")
     ]
     other = tmp_path / "other.yaml"
     other.write_text(Path(spec.base).read_text().replace("run: tiny", "run: other"))
-    names = [run.name for run in plan(spec, tmp_path, seeds=[5], base=str(other))]
+    names = [run.name for run in plan_runs(spec, tmp_path, seeds=[5], base=str(other))]
     assert names == ["tiny-5-other-init-seed5", "tiny-5-other-refl-seed5"]
 
 
 def test_a_variant_is_a_second_set_of_changes(spec_file: Callable[..., Path], tmp_path: Path):
     variants = [{"name": n, "label": n, "changes": {"cold_start.updates": u}} for n, u in (("short", 3), ("long", 6))]
     rows = [{"name": "init", "label": "init", "model": "cold start", "paper": {"long": {"CLIP Score": 1.0}}}]
-    spec = load(spec_file(variants=variants, rows=rows, claims=[], curves=None))
-    assert [(run.name, run.config.cold_start.updates) for run in plan(spec, tmp_path, seeds=[0])] == [
-        ("tiny-5-init-short-seed0", 3), ("tiny-5-init-long-seed0", 6),
-    ]  # fmt: skip
+    spec = load_spec(spec_file(variants=variants, rows=rows, claims=[], curves=None))
+    assert [(run.name, run.config.cold_start.updates) for run in plan_runs(spec, tmp_path, seeds=[0])] == [
+        ("tiny-5-init-short-seed0", 3),
+        ("tiny-5-init-long-seed0", 6),
+    ]
 
 
 def test_planned_figures_are_those_that_the_metrics_give(tiny_config: Callable[..., Path]):
     records = list(lab_prompts("held-out")[:2])
     metrics = ["lab-checker", "lab-conv", "lab-mixer"]
     config = load_config(tiny_config(evaluate={"metrics": metrics}))
-    assert figures(config) == [f for metric in load_metrics(tuple(metrics), records)[0] for f in metric.figures]
+    assert list_figures(config) == [f for metric in load_metrics(tuple(metrics), records)[0] for f in metric.figures]
 
 
 # Judgements and the page
@@ -200,20 +217,26 @@ def found_for(spec: Spec, runs: list[Run], leads: dict[str, float], seeds: tuple
         records = {stage: {**made, "adopted_from": "x"} if stage == "prompts" else made for stage in run.row.stages}
         picture = np.full((16, 16, 3), 10 * run.seed + len(run.row.name), dtype=np.uint8)
         curve = {"reward/lab-conv": [(1.0, 0.1), (2.0, None), (3.0, 0.4)]} if run.row.name == "refl" else {}
-        found.append(Found(
-            run, {"lab-mixer": scores, "lab-conv": scores.copy()}, {"lab-conv"} if run.row.name == "refl" else set(),
-            {EVIL: [picture], "two": [picture]}, curve, records,
-        ))  # fmt: skip
+        found.append(
+            Found(
+                run,
+                {"lab-mixer": scores, "lab-conv": scores.copy()},
+                {"lab-conv"} if run.row.name == "refl" else set(),
+                {EVIL: [picture], "two": [picture]},
+                curve,
+                records,
+            )
+        )
     return found
 
 
 def test_a_claim_is_judged_by_paired_differences(spec_file: Callable[..., Path], tmp_path: Path):
     """Leads far below the spread of the prompts are seen, because both rows met the same prompts."""
-    spec = load(spec_file())
-    runs = plan(spec, tmp_path)
+    spec = load_spec(spec_file())
+    runs = plan_runs(spec, tmp_path)
     for lead, expected in ((0.05, HOLDS), (-0.05, FAILS), (0.0, UNDECIDED)):
         found = found_for(spec, runs, {"init": 0.0, "refl": lead})
-        (judged,) = judgements(spec, found)
+        (judged,) = judge_claims(spec, found)
         by_hand = [
             np.mean(b.scores["lab-mixer"] - a.scores["lab-mixer"])
             for a, b in ((found[0], found[1]), (found[2], found[3]))
@@ -221,51 +244,51 @@ def test_a_claim_is_judged_by_paired_differences(spec_file: Callable[..., Path],
         assert judged.difference.mean == pytest.approx(np.mean(by_hand))
         assert (judged.word, judged.seeds, judged.prompts) == (expected, 2, 40)
         assert judged.paper == {"CLIP Score": pytest.approx(0.9817)}
-        text = sentence(judged)
+        text = format_judgement(judged)
         assert text.startswith(f"On lab-mixer: {expected}; w/ RL 0.")
         assert f"{judged.difference.mean:+.3f}" in text
         assert "over 2 seeds and 40 prompts. In the paper: CLIP Score +0.9817." in text
 
 
 def test_only_seeds_that_both_rows_have_are_compared(spec_file: Callable[..., Path], tmp_path: Path):
-    spec = load(spec_file())
-    runs = plan(spec, tmp_path)
+    spec = load_spec(spec_file())
+    runs = plan_runs(spec, tmp_path)
     found = found_for(spec, runs, {"init": 0.0, "refl": 0.5})
-    (judged,) = judgements(spec, found[:3])
+    (judged,) = judge_claims(spec, found[:3])
     assert judged.seeds == 1
-    (judged,) = judgements(spec, found[:1])
+    (judged,) = judge_claims(spec, found[:1])
     assert (judged.word, judged.difference) == (NOT_RUN, None)
-    assert "no result yet" in sentence(judged)
+    assert "no result yet" in format_judgement(judged)
 
 
 def test_a_claim_about_a_curve_counts_seeds(spec_file: Callable[..., Path], tmp_path: Path):
     claim = {"claim": "varies more", "higher": "refl", "lower": "init", "figures": ["reward/lab-conv"], "of": "curve"}
-    spec = load(spec_file(claims=[claim], seeds=[0, 1, 2]))
-    runs = plan(spec, tmp_path)
+    spec = load_spec(spec_file(claims=[claim], seeds=[0, 1, 2]))
+    runs = plan_runs(spec, tmp_path)
     found = found_for(spec, runs, {"init": 0.0, "refl": 0.0}, seeds=(0, 1, 2))
     for each in found:
         level = 0.1 if each.run.row.name == "init" else 0.5 + 0.01 * each.run.seed
         each.curves["reward/lab-conv"] = [(1.0, level - 0.1), (2.0, level + 0.1)]
-    (judged,) = judgements(spec, found)
+    (judged,) = judge_claims(spec, found)
     assert (judged.word, judged.seeds) == (HOLDS, 3)
     assert judged.difference.mean == pytest.approx(0.41)
     assert judged.difference.high - judged.difference.mean == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
-    (judged,) = judgements(spec, found[:2])
+    (judged,) = judge_claims(spec, found[:2])
     assert judged.word == UNDECIDED
-    assert "one seed has no interval" in sentence(judged)
+    assert "one seed has no interval" in format_judgement(judged)
 
 
 def test_a_word_follows_the_interval():
     ends = {(0.1, 1): HOLDS, (-1, -0.1): FAILS, (-1, 1): UNDECIDED, (0, 1): UNDECIDED, (np.nan, np.nan): UNDECIDED}
-    assert [word(Interval(0, *each)) for each in ends] == list(ends.values())
+    assert [describe_difference(Interval(0, *each)) for each in ends] == list(ends.values())
 
 
 def test_the_page_is_whole_and_escaped(spec_file: Callable[..., Path], tmp_path: Path):
-    spec = load(spec_file(note="a <b> note", curves={"stage": "joint", "columns": ["reward/lab-conv", "no such"]}))
-    runs = plan(spec, tmp_path)
+    spec = load_spec(spec_file(note="a <b> note", curves={"stage": "joint", "columns": ["reward/lab-conv", "no such"]}))
+    runs = plan_runs(spec, tmp_path)
     found = found_for(spec, runs, {"init": 0.0, "refl": 0.05})
     found[1].scores["lab-conv"][3] = np.nan
-    reader = Reader(page(spec, runs, found, judgements(spec, found), command="dmdr tables 'a <b>.yaml'"))
+    reader = Reader(render_page(spec, runs, found, judge_claims(spec, found), command="dmdr tables 'a <b>.yaml'"))
     assert reader.links == []
     assert "script" not in reader.tags
     assert EVIL in reader.text
@@ -293,8 +316,8 @@ def test_the_page_is_whole_and_escaped(spec_file: Callable[..., Path], tmp_path:
 
 
 def test_a_page_of_nothing_yet(spec_file: Callable[..., Path], tmp_path: Path):
-    spec = load(spec_file())
-    runs = plan(spec, tmp_path)
-    reader = Reader(page(spec, runs, [], judgements(spec, []), command="dmdr tables x"))
+    spec = load_spec(spec_file())
+    runs = plan_runs(spec, tmp_path)
+    reader = Reader(render_page(spec, runs, [], judge_claims(spec, []), command="dmdr tables x"))
     assert "0 of 4 runs finished" in reader.text
     assert "no result yet" in reader.text

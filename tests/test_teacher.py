@@ -168,7 +168,7 @@ def resolved_elsewhere(path: str, home: Path, address: str | None) -> subprocess
     settings = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     if address:
         settings |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    code = "import sys; from dmdr import teacher; print(teacher.resolve(sys.argv[1]))"
+    code = "import sys; from dmdr.teacher.load import find_teacher; print(find_teacher(sys.argv[1]))"
     command = [sys.executable, "-c", code, path]
     return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120)
 

@@ -22,7 +22,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from safetensors.numpy import save_file
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import NAME
 from dmdr.errors import DataError
 from dmdr.teacher import digests
@@ -49,7 +49,7 @@ def publish(store: str, folder: Path, name: str = "lab", revision: str | None = 
 
 def fetched(config: Path, address: str) -> Path:
     """The local folder that a stage gets for an address."""
-    return Path(resolve_teacher(load(config), address, lambda here: None).teacher.path)
+    return Path(resolve_teacher(load_config(config), address, lambda here: None).teacher.path)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -230,7 +230,7 @@ def test_what_is_fetched_is_fetched_once_and_goes_on(s3, tiny_config, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resolve_teacher(load(config), made.address, interrupted)
+        resolve_teacher(load_config(config), made.address, interrupted)
     begun = next((tmp_path / "cache").rglob(".lab@1.begun"))
     kept = {path: path.stat().st_mtime_ns for path in begun.rglob("*") if path.is_file()}
     assert kept and 10**6 < max(seen) < sum(file["size"] for file in made.record["files"].values())
@@ -245,7 +245,7 @@ def test_what_is_fetched_is_fetched_once_and_goes_on(s3, tiny_config, tmp_path):
 
 def test_a_cold_start_is_adopted_or_refused(tiny_config: Callable[..., Path], tmp_path):
     """As dmdr/from-cold-start does it: another joint training on the same prompts and cold start."""
-    config = load(tiny_config())
+    config = load_config(tiny_config())
     trained_run(config, tmp_path / "runs")
     joint = {**config.model_dump(mode="json")["joint"], "updates": 1}
     other, store = str(tiny_config(run="other", joint=joint)), str(tmp_path / "runs")

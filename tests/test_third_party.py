@@ -13,15 +13,15 @@ import pytest
 from diffusers import DiffusionPipeline
 
 from dmdr.config.identity import identity
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.teacher.load import digest_teacher
-from stages.evaluation.samples import unpacked
+from stages.evaluation.samples import unpack
 from tests.trained_run import run_stage, trained_run
 
 
 def images(folder: Path, model: str) -> np.ndarray:
-    return np.concatenate([each.images for each in unpacked(folder / "samples" / f"{model}-00000.tar")]).astype(int)
+    return np.concatenate([each.images for each in unpack(folder / "samples" / f"{model}-00000.tar")]).astype(int)
 
 
 def others(tiny_config, path: object, *, models: tuple[str, ...] = ("teacher",), **settings: object) -> Path:
@@ -33,7 +33,7 @@ def others(tiny_config, path: object, *, models: tuple[str, ...] = ("teacher",),
 
 def test_the_teachers_own_pipeline_draws_the_teachers_images(tiny_config, tiny_sd3_folder, tmp_path):
     """diffusers' sampler and text encoding beside ours, from the same noise."""
-    config = load(others(tiny_config, tiny_sd3_folder))
+    config = load_config(others(tiny_config, tiny_sd3_folder))
     folder = run_stage(config, trained_run(config, tmp_path / "store"), "evaluate")
     assert np.abs(images(folder, "Other-1.0") - images(folder, "teacher")).max() <= 1
     card = json.loads((folder / "scorecard.json").read_text())
@@ -44,7 +44,7 @@ def test_the_teachers_own_pipeline_draws_the_teachers_images(tiny_config, tiny_s
 
 
 def test_another_family_draws_its_own_noise(tiny_config, tiny_sdxl_folder, tmp_path):
-    config = load(others(tiny_config, tiny_sdxl_folder, guidance_scale=1.0))
+    config = load_config(others(tiny_config, tiny_sdxl_folder, guidance_scale=1.0))
     store = trained_run(config, tmp_path / "store")
     folder = run_stage(config, store, "evaluate")
     found = images(folder, "Other-1.0")
@@ -55,10 +55,10 @@ def test_another_family_draws_its_own_noise(tiny_config, tiny_sdxl_folder, tmp_p
 
 
 def test_what_counts_of_a_pipeline_is_what_it_holds(tiny_config, tiny_sd3_folder, tmp_path):
-    config = load(others(tiny_config, tiny_sd3_folder))
+    config = load_config(others(tiny_config, tiny_sd3_folder))
     assert not any(key.endswith(".path") for key in identity(config, "evaluate"))
     assert identity(config, "evaluate")["evaluate.pipelines.Other 1.0.steps"] == 3
-    plain = load(tiny_config())
+    plain = load_config(tiny_config())
     assert not any("pipelines" in key for key in identity(plain, "evaluate"))
 
 
@@ -77,7 +77,7 @@ def test_what_counts_of_a_pipeline_is_what_it_holds(tiny_config, tiny_sd3_folder
 def test_a_pipeline_that_is_not_whole_is_named(tiny_config, tiny_sd3_folder, tmp_path, damage, kind, says):
     folder = tmp_path / "other"
     DiffusionPipeline.from_pretrained(tiny_sd3_folder).save_pretrained(folder)
-    config = load(others(tiny_config, folder))
+    config = load_config(others(tiny_config, folder))
     store = trained_run(config, tmp_path / "store")
     damage(folder)
     with pytest.raises(kind, match=rf"evaluate\.pipelines\.Other 1\.0.*{says}"):
@@ -87,13 +87,13 @@ def test_a_pipeline_that_is_not_whole_is_named(tiny_config, tiny_sd3_folder, tmp
 def test_a_taken_name_is_refused(tiny_config):
     pipelines = {"teacher": {"path": "lab:flow", "steps": 4}}
     with pytest.raises(ConfigError, match=r"evaluate\.pipelines\.teacher.*choose another name"):
-        load(tiny_config(evaluate={"metrics": ["lab-mixer"], "pipelines": pipelines}))
+        load_config(tiny_config(evaluate={"metrics": ["lab-mixer"], "pipelines": pipelines}))
 
 
 def test_the_command_adds_a_column_to_a_run(tiny_config, tiny_sd3_folder, tmp_path):
     """The run's stages are copied, the card has its models and the new one; again: nothing is left to do."""
     path = tiny_config()
-    config = load(path)
+    config = load_config(path)
     store = trained_run(config, tmp_path / "store")
     run_stage(config, store, "export")
     command = [sys.executable, "-m", "flows.cli", "evaluate", str(path), "--pipeline", str(tiny_sd3_folder)]

@@ -9,7 +9,7 @@ import torch
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
-from dmdr.update import Renoise, rollout, select, trajectories, update_fake_score, update_student
+from dmdr.update import Renoise, count_trajectories, roll_out, select_states, update_fake_score, update_student
 
 PROMPTS = ["a red circle", "two squares", "a cross left of a circle", "a view of three triangles"]
 
@@ -64,15 +64,22 @@ def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale, most):
         torch.tensor([0.2, 0.5, 0.7, 0.95]).double(),
         noise_for(8, "renoise", shape=(batch_size, *backbone.latent_shape)).double(),
     )
-    batches = select(rollout(base, c, times, noises), c, pairs, most=most)
+    batches = select_states(roll_out(base, c, times, noises), c, pairs, most=most)
     optimizers = Still(base.student_parameters.values()), Still(base.fake_parameters.values())
 
     update_fake_score(base, batches, renoise, optimizers[1], clip=1e9)
     ours_fake = gradients(base.fake_parameters)
     update_student(
-        base, batches, unconditional, renoise, optimizers, guidance_scale=3.0, real_scale=real_scale, rl=None,
+        base,
+        batches,
+        unconditional,
+        renoise,
+        optimizers,
+        guidance_scale=3.0,
+        real_scale=real_scale,
+        rl=None,
         clips=(1e9, 1e9),
-    )  # fmt: skip
+    )
     ours_fused, ours_student = gradients(base.fake_parameters), gradients(base.student_parameters)
 
     states = [naive.simulate(base, c, times, noises, int(pair)) for pair in pairs]
@@ -97,7 +104,7 @@ def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale, most):
 @pytest.mark.parametrize(("k", "steps"), [(5, 1), (5, 2), (5, 4), (5, 8), (1, 4), (2, 8), (6, 4)])
 def test_a_window_has_states_enough(k, steps):
     for batch_size in (1, 3, 32):
-        have = trajectories(batch_size, k, steps) * steps
+        have = count_trajectories(batch_size, k, steps) * steps
         assert have >= batch_size * max(k - 1, 1)
         assert have - steps < batch_size * max(k - 1, 1), "a trajectory too many"
 

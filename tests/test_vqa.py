@@ -31,15 +31,27 @@ def tiny_blip(tmp_path):
     def make(seed: int = 0):
         torch.manual_seed(seed)
         text = {
-            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "encoder_hidden_size": 32, "vocab_size": len(VOCABULARY), "max_position_embeddings": 64,
-            "bos_token_id": VOCABULARY.index("[DEC]"), "sep_token_id": VOCABULARY.index("[SEP]"), "pad_token_id": 0,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "encoder_hidden_size": 32,
+            "vocab_size": len(VOCABULARY),
+            "max_position_embeddings": 64,
+            "bos_token_id": VOCABULARY.index("[DEC]"),
+            "sep_token_id": VOCABULARY.index("[SEP]"),
+            "pad_token_id": 0,
             "initializer_range": 0.5,
-        }  # fmt: skip
+        }
         vision = {
-            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": 32, "patch_size": 8, "initializer_range": 0.5,
-        }  # fmt: skip
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "initializer_range": 0.5,
+        }
         model = BlipForQuestionAnswering(BlipConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
         with torch.no_grad():  # what it reads and sees decides its answers
             for name, parameter in model.named_parameters():

@@ -19,7 +19,7 @@ import torch
 from test_stage_training import digests, finish, start, steps_saved
 from trained_run import run_stage
 
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import Optimizer, Training, Watch
 from dmdr.errors import ConfigError
 from dmdr.hacking_alarm import (
@@ -28,22 +28,22 @@ from dmdr.hacking_alarm import (
     REWARD,
     SATURATION,
     Watcher,
-    alarms,
-    best,
+    best_look,
     diversity,
-    looks_of,
-    of_prompt,
+    find_alarms,
+    measure_prompt,
     saturation,
-    scored,
+    score_images,
+    select_looks,
 )
 from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward
-from dmdr.rollout import noise_for, student_sample
+from dmdr.rollout import noise_for, sample_student
 from dmdr.shared_base import SharedBase
-from dmdr.state import TrainState, fill
+from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.load import find_teacher, load_teacher
-from stages.reports.charts import charts, read_columns
-from stages.reports.provenance import watched
+from stages.reports.charts import read_columns, render_charts
+from stages.reports.provenance import describe_watch
 
 HELD_OUT, SEED, STEPS = "lab-mixer", 11, 2
 DEAF = {"reward_drop": 9.0, "diversity_drop": 0.999, "saturation_rise": 999.0}  # no finite image sets these off
@@ -70,21 +70,21 @@ def test_a_broken_image_counts_for_nothing_else():
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     sound = images[[0, 2, 3]].clone()
     images[1, 0, 3, 3] = torch.nan
-    row = of_prompt(images, scored(reward, images, prompts))
+    row = measure_prompt(images, score_images(reward, images, prompts))
     assert row[NON_FINITE] == 0.25
     assert row[REWARD] == pytest.approx(float(reward(sound, prompts[:3]).mean()), abs=1e-6)
     assert row[DIVERSITY] == float(diversity(sound))
     assert row[SATURATION] == float(saturation(sound).mean())
     one = images[:2]
-    assert of_prompt(one, scored(reward, one, prompts[:2])).keys() == {NON_FINITE, REWARD, SATURATION}
-    assert of_prompt(images[1:2], scored(reward, images[1:2], prompts[:1])) == {NON_FINITE: 1.0}
+    assert measure_prompt(one, score_images(reward, one, prompts[:2])).keys() == {NON_FINITE, REWARD, SATURATION}
+    assert measure_prompt(images[1:2], score_images(reward, images[1:2], prompts[:1])) == {NON_FINITE: 1.0}
 
 
 class Bench:
     """A base, its state and the sealed prompts of a tiny run; `watcher` says into `said`."""
 
     def __init__(self, config_path: Path, store: Path, rank: int | None) -> None:
-        self.config = load(config_path)
+        self.config = load_config(config_path)
         self.folder = run_stage(self.config, store, "prompts")
         backbone = load_teacher(find_teacher(self.config.teacher.path), text=False)
         self.base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=rank, seed=0)
@@ -96,9 +96,14 @@ class Bench:
     def watcher(self, *, batch_size: int = 5, **changes: object) -> Watcher:
         watch = Watch(**{"every": 1, "reward": HELD_OUT, "prompts": 4, "seeds": 3} | DEAF | changes)
         return Watcher(
-            watch, self.base, prompts=PromptSet(self.folder, "train"),
-            times=self.base.backbone.student_times(STEPS), seed=SEED, batch_size=batch_size, say=self.said.append,
-        )  # fmt: skip
+            watch,
+            self.base,
+            prompts=PromptSet(self.folder, "train"),
+            times=self.base.backbone.student_times(STEPS),
+            seed=SEED,
+            batch_size=batch_size,
+            say=self.said.append,
+        )
 
     def look(self, watcher: Watcher) -> tuple[dict, bool]:
         """A look and, as the loop does, its row."""
@@ -125,7 +130,7 @@ def test_a_look_is_of_the_ema_and_leaves_no_trace(bench):
     after = bench.state.tensors()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
-    fill(bench.base.student_parameters, bench.state.ema, "the EMA")
+    fill_parameters(bench.base.student_parameters, bench.state.ema, "the EMA")
     backbone, prompts = bench.base.backbone, watcher.prompts
     times, by_prompt = backbone.student_times(STEPS), []
     for index in [0, 3, 7, 10]:  # four of fourteen, evenly
@@ -133,9 +138,9 @@ def test_a_look_is_of_the_ema_and_leaves_no_trace(bench):
         for seed in range(3):
             noises = noise_for(SEED, "watch", index, seed, shape=(STEPS, *backbone.latent_shape))[:, None]
             c = backbone.collate(prompts.items([index]))
-            with bench.base.wearing("student", float(bench.base.student_is_lora)) as network:
+            with bench.base.use_adapter("student", float(bench.base.student_is_lora)) as network:
                 network = network if bench.base.student_is_lora else bench.base.student_network
-                images.append(backbone.decode(student_sample(backbone, network, c, times, noises))[0])
+                images.append(backbone.decode(sample_student(backbone, network, c, times, noises))[0])
         by_prompt.append((prompts.records([index])[0]["prompt"], torch.stack(images)))
     reward = load_reward(HELD_OUT)
     expected = {
@@ -192,11 +197,13 @@ def test_alarms_of_random_stages_equal_brute_force():
             if look[NON_FINITE] == 0:
                 look |= {DIVERSITY: rng.uniform(0.1, 0.2)}
             looks.append(look)
-        found = alarms(watch, looks)
+        found = find_alarms(watch, looks)
         assert sorted((a.update, a.figure) for a in found) == sorted((u, f) for f, u in brute_force(watch, looks))
         kinds |= {alarm.figure for alarm in found}
         rewarded = [each for each in looks if each[NON_FINITE] == 0]
-        assert best(looks) == (max(rewarded, key=lambda each: (each[REWARD], -each["update"])) if rewarded else None)
+        assert best_look(looks) == (
+            max(rewarded, key=lambda each: (each[REWARD], -each["update"])) if rewarded else None
+        )
     assert kinds == {REWARD, DIVERSITY, SATURATION, NON_FINITE}
 
 
@@ -226,7 +233,7 @@ def test_a_student_moved_by_hand_sets_off_its_alarm_alone(bench, figure):
         optimizer.zero_grad()
         loss_of(images, reward(images, texts)).backward()
         optimizer.step()
-        fill(bench.state.ema, bench.base.student_parameters, "the student")
+        fill_parameters(bench.state.ema, bench.base.student_parameters, "the student")
         row, stop = bench.look(watcher)
         (limit,) = settings.values()
         past = max(each[REWARD] for each in bench.state.rows[:-1]) if figure == REWARD else first[figure]
@@ -259,16 +266,20 @@ def test_off_is_silent_warn_goes_on_stop_stops(bench, on_alarm):
     row, stop = bench.look(watcher)
     assert row[NON_FINITE] == 1.0 and stop == (on_alarm == "stop")
     assert len(bench.said) == (on_alarm != "off")
-    assert [alarm.update for alarm in alarms(watcher.config, looks_of(bench.state.rows))] == [2]
+    assert [alarm.update for alarm in find_alarms(watcher.config, select_looks(bench.state.rows))] == [2]
 
 
 # The stage
 
 
 JOINT = {
-    "updates": 10, "batch_size": 2, "fake_updates": 2, "student": {"learning_rate": 1e-3},
-    "fake_score": {"learning_rate": 1e-3}, "rl": {"algorithm": "refl", "weight": 5.0, "rewards": {"lab-conv": 1.0}},
-}  # fmt: skip
+    "updates": 10,
+    "batch_size": 2,
+    "fake_updates": 2,
+    "student": {"learning_rate": 1e-3},
+    "fake_score": {"learning_rate": 1e-3},
+    "rl": {"algorithm": "refl", "weight": 5.0, "rewards": {"lab-conv": 1.0}},
+}
 WATCHED = {"every": 3, "reward": HELD_OUT, "prompts": 5, "seeds": 2, "export": "best", "on_alarm": "off", **DEAF}
 STUDENTS = {  # seed 4 and these rates put the best look in the middle of the stage
     "full": ({"steps": 2, "ema": 0.5}, 1e-3),
@@ -284,7 +295,7 @@ class Stage:
         self.rate, self.folder = rate, folder
         self.write = partial(write, seed=4, student=student)
         for stage in ("prompts", "cold_start"):
-            run_stage(load(self.write()), folder / "begun", stage)
+            run_stage(load_config(self.write()), folder / "begun", stage)
 
     def config(self, **joint: object) -> Path:
         return self.write(joint={**JOINT, "student": {"learning_rate": self.rate}, **joint})
@@ -293,7 +304,7 @@ class Stage:
         return Path(shutil.copytree(self.folder / "begun", self.folder / name))
 
     def run(self, name: str, **joint: object) -> Path:
-        run_stage(load(self.config(**joint)), self.store(name), "joint")
+        run_stage(load_config(self.config(**joint)), self.store(name), "joint")
         return self.folder / name
 
 
@@ -321,12 +332,12 @@ def test_watching_changes_no_bit_of_training(stage):
         assert differ == {"metrics.jsonl"} | best_files
         stripped = [{key: row[key] for key in row if not key.startswith("watch/")} for row in rows(store)]
         assert stripped == [*rows(unwatched), {"update": 10}]
-        assert [row["update"] for row in looks_of(rows(store))] == [0, 3, 6, 9, 10]
+        assert [row["update"] for row in select_looks(rows(store))] == [0, 3, 6, 9, 10]
 
 
 def test_best_is_what_an_unwatched_run_that_ends_there_exports(stage):
     store = stage.run("watched", watch=WATCHED)
-    top = max(looks_of(rows(store)), key=lambda row: row[REWARD])["update"]
+    top = max(select_looks(rows(store)), key=lambda row: row[REWARD])["update"]
     assert 0 < top < 10, "the best look is at an end of the stage; with another seed the test would tell more"
     assert json.loads((store / "tiny" / "joint" / "student.json").read_text())["ema_update"] == top
     assert facts(store)["watch"]["best"]["update"] == top
@@ -347,7 +358,7 @@ def test_stop_seals_what_there_is_and_says_why(stage, capfd):
     assert told["why"] == "; ".join(line.removeprefix("joint: ") for line in lines)
     assert f"ended by joint.watch after update {ended} of 40" in err
     assert [row["update"] for row in rows(store)] == list(range(ended + 1))
-    seen = watched(facts(store)["watch"])
+    seen = describe_watch(facts(store)["watch"])
     assert f"stopped after update {ended}; the student is the EMA of update" in seen
     assert all(
         f"{each['figure']} {each['now']:.4g} at update {ended}" in seen for each in facts(store)["watch"]["alarms"]
@@ -364,7 +375,7 @@ def test_the_report_draws_a_look_where_it_was_taken(tmp_path):
     columns = read_columns(path)
     assert columns[REWARD] == [(0, 0.0), (2, 0.2)]
     assert [x for x, _ in columns[NON_FINITE]] == [0, 2, 4] and [x for x, _ in columns["loss_dm"]] == [1, 2, 3, 4]
-    page = charts({"cold_start": {"loss_dm": [(1, 2.0)]}, "joint": {**columns, "reward/lab-conv": [(1, 0.5)]}})
+    page = render_charts({"cold_start": {"loss_dm": [(1, 2.0)]}, "joint": {**columns, "reward/lab-conv": [(1, 0.5)]}})
     drawn = re.findall(r"<figcaption><b>([^<]+)</b>", page)
     assert drawn == ["loss_dm", "reward/lab-conv", NON_FINITE, REWARD] and "not a number" not in page
 

@@ -16,7 +16,7 @@ from transformers import (
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
     SwinConfig,
-)  # fmt: skip
+)
 
 from dmdr.metrics.detector import NAMES
 
@@ -44,14 +44,26 @@ def tiny_mask2former(tmp_path):
     """A real Mask2Former with COCO's classes, small and random, as transformers saves it."""
     torch.manual_seed(0)
     swin = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 1, 1],
+        window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    )
     config = Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
-        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, num_queries=10,
+        backbone_config=swin,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=16,
+        num_queries=10,
         id2label=dict(enumerate(NAMES)),
-    )  # fmt: skip
+    )
     network = Mask2FormerForUniversalSegmentation(config)
     torch.nn.init.normal_(network.class_predictor.weight, std=3.0)  # or no class would reach a threshold
     network.save_pretrained(tmp_path / "mask2former")
@@ -85,14 +97,26 @@ def tiny_blip(tmp_path) -> Path:
     tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
     torch.manual_seed(0)
     text = {
-        "vocab_size": len(words), "hidden_size": 16, "encoder_hidden_size": 16, "intermediate_size": 16,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3,
-        "pad_token_id": 0, "projection_dim": 16,
-    }  # fmt: skip
+        "vocab_size": len(words),
+        "hidden_size": 16,
+        "encoder_hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "sep_token_id": 3,
+        "pad_token_id": 0,
+        "projection_dim": 16,
+    }
     vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
         "patch_size": 16,
-    }  # fmt: skip
+    }
     network = BlipForQuestionAnswering(BlipConfig(text_config=text, vision_config=vision, projection_dim=16))
     folder = tmp_path / "blip"
     network.save_pretrained(folder)

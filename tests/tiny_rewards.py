@@ -70,13 +70,25 @@ def tiny_transformers_clip(tmp_path):
     def make(name: str = "hf", seed: int = 0):
         torch.manual_seed(seed)
         text = CLIPTextConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
-            vocab_size=49408, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-        )  # fmt: skip
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            projection_dim=16,
+            vocab_size=49408,
+            bos_token_id=49406,
+            eos_token_id=49407,
+            pad_token_id=49407,
+        )
         vision_tower = CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
-            image_size=32, patch_size=8,
-        )  # fmt: skip
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            projection_dim=16,
+            image_size=32,
+            patch_size=8,
+        )
         config = CLIPConfig(text_config=text.to_dict(), vision_config=vision_tower.to_dict(), projection_dim=16)
         model = CLIPModel(config).eval()
         folder = tmp_path / name
@@ -101,13 +113,31 @@ def specials(vocabulary: dict[str, int]) -> dict[str, int]:
 def tiny_imagereward(tmp_path, monkeypatch) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Addresses of a checkpoint and a vocabulary, and the tensors under the package's names."""
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
-    monkeypatch.setattr(imagereward, "VISION", {
-        **imagereward.VISION, **heads, "hidden_size": SEEN, "intermediate_size": 48, "image_size": 32, "patch_size": 8,
-    })  # fmt: skip
-    monkeypatch.setattr(imagereward, "TEXT", {
-        **imagereward.TEXT, **heads, "hidden_size": WIDTH, "intermediate_size": 40, "encoder_hidden_size": SEEN,
-        "vocab_size": len(WORDS) + 2, "max_position_embeddings": 40,
-    })  # fmt: skip
+    monkeypatch.setattr(
+        imagereward,
+        "VISION",
+        {
+            **imagereward.VISION,
+            **heads,
+            "hidden_size": SEEN,
+            "intermediate_size": 48,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+    )
+    monkeypatch.setattr(
+        imagereward,
+        "TEXT",
+        {
+            **imagereward.TEXT,
+            **heads,
+            "hidden_size": WIDTH,
+            "intermediate_size": 40,
+            "encoder_hidden_size": SEEN,
+            "vocab_size": len(WORDS) + 2,
+            "max_position_embeddings": 40,
+        },
+    )
     generator = torch.Generator().manual_seed(11)
     found: dict[str, torch.Tensor] = {}
 
@@ -123,8 +153,12 @@ def tiny_imagereward(tmp_path, monkeypatch) -> tuple[dict[str, str], dict[str, t
     for n in range(2):
         for norm in ("norm1", "norm2"):
             layer(f"{image}.blocks.{n}.{norm}", SEEN)
-        for name, out, into in (("attn.qkv", 3 * SEEN, SEEN), ("attn.proj", SEEN, SEEN), ("mlp.fc1", 48, SEEN),
-                                ("mlp.fc2", SEEN, 48)):  # fmt: skip
+        for name, out, into in (
+            ("attn.qkv", 3 * SEEN, SEEN),
+            ("attn.proj", SEEN, SEEN),
+            ("mlp.fc1", 48, SEEN),
+            ("mlp.fc2", SEEN, 48),
+        ):
             layer(f"{image}.blocks.{n}.{name}", out, into)
         for attention, into in (("attention", WIDTH), ("crossattention", SEEN)):
             at = f"{text}.encoder.layer.{n}.{attention}"

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from dmdr.config.identity import identity
 from dmdr.config.run import Config
 from dmdr.export.write import WEIGHTS
-from dmdr.teacher.load import find_configured, load_teacher
+from dmdr.teacher.load import find_teacher_of, load_teacher
 from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
-from stages.store.inputs import inputs
+from stages.store.inputs import fingerprint_inputs
 
 MADE = {"code": {"version": "0.1.0", "torch": "2"}, "device": "cpu", "duration_s": 1.5, "cost": {"cpu_s": 1.0}}
 
@@ -54,7 +54,7 @@ def _trained(folder: Path, weights: dict[str, torch.Tensor], facts: dict) -> Pat
 def context_for(config: Config, store: Path, stage: str, *, stop: Callable[[], bool] = lambda: False) -> Context:
     """A claimed address with an empty folder to write into, as __main__ makes it."""
     artifact = Artifact(str(store), config.run, stage)
-    artifact.claim(identity(config, stage), inputs(config, stage, str(store), config.run))
+    artifact.claim(identity(config, stage), fingerprint_inputs(config, stage, str(store), config.run))
     out = artifact.workspace() / "out"
     out.mkdir()
     return Context(config, artifact, out, out.parent / "inputs", Progress(stage), stop)
@@ -74,6 +74,6 @@ def trained_run(config: Config, store: Path) -> Path:
     make = full_student if config.student.form == "full" else lora_student
     for stage, amount in {"cold_start": 0.01, "joint": 0.02}.items():
         context = context_for(config, store, stage)
-        make(context.out, find_configured(config.teacher), amount)
+        make(context.out, find_teacher_of(config.teacher), amount)
         context.artifact.seal(context.out, facts={}, made=MADE)
     return store

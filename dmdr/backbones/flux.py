@@ -26,9 +26,13 @@ class Flux(Shifted):
     def __init__(self, pipe: FluxPipeline, resolution: int | None = None) -> None:
         config = pipe.transformer.config
         super().__init__(
-            pipe, pipe.transformer, channels=config.in_channels // 4, side=pipe.default_sample_size, multiple=2,
+            pipe,
+            pipe.transformer,
+            channels=config.in_channels // 4,
+            side=pipe.default_sample_size,
+            multiple=2,
             resolution=resolution,
-        )  # fmt: skip
+        )
         self.guidance_is_input = config.guidance_embeds
 
     @torch.no_grad()
@@ -57,10 +61,14 @@ class Flux(Shifted):
         rows, columns = x_t.shape[2] // 2, x_t.shape[3] // 2
         grid = torch.cartesian_prod(x_t.new_zeros(1), *(torch.arange(n).to(x_t) for n in (rows, columns)))
         found = network(
-            hidden_states=self.to_pipeline(x_t), timestep=t, encoder_hidden_states=c["context"],
-            pooled_projections=c["pooled"], guidance=c["guidance"] if self.guidance_is_input else None,
-            img_ids=grid, txt_ids=grid.new_zeros(c["context"].shape[1], 3),
-        ).sample  # fmt: skip
+            hidden_states=self.to_pipeline(x_t),
+            timestep=t,
+            encoder_hidden_states=c["context"],
+            pooled_projections=c["pooled"],
+            guidance=c["guidance"] if self.guidance_is_input else None,
+            img_ids=grid,
+            txt_ids=grid.new_zeros(c["context"].shape[1], 3),
+        ).sample
         return self.from_pipeline(found)
 
     def to_pipeline(self, latents: torch.Tensor) -> torch.Tensor:

@@ -32,9 +32,13 @@ class SD3(Latent):
     def __init__(self, pipe: StableDiffusion3Pipeline, resolution: int | None = None) -> None:
         config = pipe.transformer.config
         super().__init__(
-            pipe, pipe.transformer, channels=config.in_channels, side=config.sample_size, multiple=config.patch_size,
+            pipe,
+            pipe.transformer,
+            channels=config.in_channels,
+            side=config.sample_size,
+            multiple=config.patch_size,
             resolution=resolution,
-        )  # fmt: skip
+        )
         self.network.set_attn_processor(NullTokenAttention())
         self.context_tokens = pipe.tokenizer_max_length + T5_TOKENS
 
@@ -67,9 +71,12 @@ class SD3(Latent):
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         null_tokens = self.context_tokens - c["context"].shape[1] + 1
         return network(
-            hidden_states=x_t, timestep=t * TIMESTEPS, encoder_hidden_states=c["context"],
-            pooled_projections=c["pooled"], joint_attention_kwargs={"null_tokens": null_tokens},
-        ).sample  # fmt: skip
+            hidden_states=x_t,
+            timestep=t * TIMESTEPS,
+            encoder_hidden_states=c["context"],
+            pooled_projections=c["pooled"],
+            joint_attention_kwargs={"null_tokens": null_tokens},
+        ).sample
 
     def teacher_times(self, steps: int) -> torch.Tensor:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)

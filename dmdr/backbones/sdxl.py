@@ -39,9 +39,13 @@ class SDXL(Latent):
             )
         config = pipe.unet.config
         super().__init__(
-            pipe, pipe.unet, channels=config.in_channels, side=config.sample_size,
-            multiple=2 ** (len(config.block_out_channels) - 1), resolution=resolution,
-        )  # fmt: skip
+            pipe,
+            pipe.unet,
+            channels=config.in_channels,
+            side=config.sample_size,
+            multiple=2 ** (len(config.block_out_channels) - 1),
+            resolution=resolution,
+        )
         self.path = VPPath(self._euler().alphas_cumprod)
 
     def _euler(self) -> EulerDiscreteScheduler:
@@ -77,9 +81,11 @@ class SDXL(Latent):
         side = self.resolution
         size = x_t.new_tensor([side, side, 0, 0, side, side]).expand(len(x_t), -1)  # original, crop, target
         return network(
-            x_t, self.path.timestep(t), c["context"],
+            x_t,
+            self.path.timestep(t),
+            c["context"],
             added_cond_kwargs={"text_embeds": c["pooled"], "time_ids": size},
-        ).sample  # fmt: skip
+        ).sample
 
     def teacher_times(self, steps: int) -> torch.Tensor:
         return self._times(self._euler(), steps)
@@ -98,9 +104,13 @@ class SDXL(Latent):
     def student_scheduler(self, steps: int) -> LCMScheduler:
         config = self._euler().config
         return LCMScheduler(
-            num_train_timesteps=config.num_train_timesteps, beta_start=config.beta_start, beta_end=config.beta_end,
-            beta_schedule=config.beta_schedule, trained_betas=config.trained_betas, original_inference_steps=steps,
-        )  # fmt: skip
+            num_train_timesteps=config.num_train_timesteps,
+            beta_start=config.beta_start,
+            beta_end=config.beta_end,
+            beta_schedule=config.beta_schedule,
+            trained_betas=config.trained_betas,
+            original_inference_steps=steps,
+        )
 
     def pipeline(self, network: torch.nn.Module, scheduler: LCMScheduler) -> StableDiffusionXLPipeline:
         return StableDiffusionXLPipeline(

@@ -28,9 +28,13 @@ class ZImage(Shifted):
 
     def __init__(self, pipe: ZImagePipeline, resolution: int | None = None) -> None:
         super().__init__(
-            pipe, pipe.transformer, channels=pipe.transformer.config.in_channels,
-            side=PIXELS // pipe.vae_scale_factor, multiple=2, resolution=resolution,
-        )  # fmt: skip
+            pipe,
+            pipe.transformer,
+            channels=pipe.transformer.config.in_channels,
+            side=PIXELS // pipe.vae_scale_factor,
+            multiple=2,
+            resolution=resolution,
+        )
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:

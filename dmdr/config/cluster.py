@@ -64,8 +64,9 @@ class Cluster(Pods):
         if not isinstance(data, dict) or not isinstance(data.get("stages"), dict):
             return data
         for_all = {name: value for name, value in data.items() if name in Pods.model_fields}
-        changed = {stage: {**for_all, **asked} if isinstance(asked, dict) else asked
-                   for stage, asked in data["stages"].items()}  # fmt: skip
+        changed = {
+            stage: {**for_all, **asked} if isinstance(asked, dict) else asked for stage, asked in data["stages"].items()
+        }
         return {**data, "stages": changed}
 
     @model_validator(mode="after")

@@ -21,8 +21,13 @@ NEEDS = {  # the settings each stage reads, and so the ones that name its result
 }
 # the digests of what lies there count instead
 ADDRESSES = (
-    "teacher.path", "teacher.parts", "prompts.sources", "prompts.evaluation", "prompts.folder", "joint.rl.tiny_decoder",
-)  # fmt: skip
+    "teacher.path",
+    "teacher.parts",
+    "prompts.sources",
+    "prompts.evaluation",
+    "prompts.folder",
+    "joint.rl.tiny_decoder",
+)
 PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # and of each of these
 
 LATER = {  # settings that results were sealed without, and the value those were made with, at which they are left out
@@ -36,15 +41,15 @@ LATER = {  # settings that results were sealed without, and the value those were
 
 def identity(config: Config, stage: str) -> dict[str, object]:
     """The settings that name a stage's result, flat ("student.steps": 4), without ADDRESSES and execution."""
-    flat = _flat("", config.model_dump(mode="json"))
+    flat = _flatten("", config.model_dump(mode="json"))
     needed = {key for key in flat for need in NEEDS[stage] if key == need or key.startswith(f"{need}.")}
     needed = {key for key in needed.difference(ADDRESSES) if not PIPELINE.fullmatch(key)}
     return {key: flat[key] for key in sorted(needed) if LATER.get(key, ...) != flat[key]}
 
 
-def _flat(prefix: str, value: object) -> dict[str, object]:
+def _flatten(prefix: str, value: object) -> dict[str, object]:
     if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flat(f"{prefix}.{key}".strip("."), inner).items()}
+        return {k: v for key, inner in value.items() for k, v in _flatten(f"{prefix}.{key}".strip("."), inner).items()}
     return {prefix: value}
 
 

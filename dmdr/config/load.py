@@ -20,7 +20,7 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice."""
 
 
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
+def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
     keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
@@ -28,20 +28,22 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-def load(path: str | Path) -> Config:
+def load_config(path: str | Path) -> Config:
     """Read and check a config file.
 
     Raises:
         InputMissing: there is no such file.
         ConfigError: it is not YAML, has an unknown key, a value out of range or an impossible combination.
     """
-    return check(read(path, "config", "the ones that come with DMDR are in configs/"), Config, f"config {path}")
+    return validate(
+        read_mapping(path, "config", "the ones that come with DMDR are in configs/"), Config, f"config {path}"
+    )
 
 
-def read(path: str | Path, what: str, where: str) -> dict:
+def read_mapping(path: str | Path, what: str, where: str) -> dict:
     """The mapping in a YAML file. For complaints, `what` it is and `where` to look for others."""
     path = Path(path)
     if not path.is_file():
@@ -57,18 +59,18 @@ def read(path: str | Path, what: str, where: str) -> dict:
     return data
 
 
-def check(data: dict, kind: type[S], name: str) -> S:
+def validate(data: dict, kind: type[S], name: str) -> S:
     """A mapping as what it is to be; every complaint begins with `name`."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {'; '.join(_explain(each, kind) for each in error.errors())}") from error
+        raise ConfigError(f"{name}: {'; '.join(_explain_error(each, kind) for each in error.errors())}") from error
 
 
 ALGORITHMS = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}
 
 
-def _explain(error: dict, root: type[BaseModel]) -> str:
+def _explain_error(error: dict, root: type[BaseModel]) -> str:
     """One pydantic error as one clause; an unknown key names the nearest known one."""
     loc = [part for part in error["loc"] if part not in ALGORITHMS]
     where = ".".join(map(str, loc))

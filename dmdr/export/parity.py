@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline
 from dmdr.backbones.latent import unheard
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
-from dmdr.export.write import absent_texts, network_part, no_bars
-from dmdr.rollout import student_sample
+from dmdr.export.write import absent_text_encoders, disable_progress_bars, network_part
+from dmdr.rollout import sample_student
 from dmdr.teacher.load import load_pipeline
 
 PROBES = ("a red circle", "two blue squares above a green cross", "a photo of three trees")
@@ -19,17 +19,17 @@ TOLERANCE = 1e-3  # greatest absolute difference of latents, whose standard devi
 # in a student that RL alone has driven far 1.5e-4, and a wrong scheduler or weight 0.1 and more
 
 
-def loaded(form: str, folder: Path, backbone: Backbone, source: Path) -> DiffusionPipeline:
+def load_form(form: str, folder: Path, backbone: Backbone, source: Path) -> DiffusionPipeline:
     """The pipeline of a form under `folder`, from the disk, with no code of ours.
 
     source: the teacher, of which the forms `lora` and `weights` take the other parts.
     """
-    no_bars()
+    disable_progress_bars()
     if form == "pipeline":
         return DiffusionPipeline.from_pretrained(folder / "pipeline", local_files_only=True)
     if form == "single-file":
         (file,) = (folder / "single-file").glob("*.safetensors")
-        absent = dict.fromkeys(absent_texts(backbone))
+        absent = dict.fromkeys(absent_text_encoders(backbone))
         pipe = type(backbone.pipe).from_single_file(
             str(file), config=str(folder / "pipeline"), local_files_only=True, **absent
         )
@@ -50,7 +50,9 @@ def loaded(form: str, folder: Path, backbone: Backbone, source: Path) -> Diffusi
 
 
 @torch.no_grad()
-def parity(backbone: Backbone, network: torch.nn.Module, steps: int, pipe: DiffusionPipeline, *, seed: int) -> float:
+def compare_latents(
+    backbone: Backbone, network: torch.nn.Module, steps: int, pipe: DiffusionPipeline, *, seed: int
+) -> float:
     """Greatest absolute difference of latents between our sampler and a form's pipeline.
 
     Text goes through the form's own encoders on one side and through `encode` on the other, so that the whole path
@@ -65,15 +67,20 @@ def parity(backbone: Backbone, network: torch.nn.Module, steps: int, pipe: Diffu
         start = torch.randn(len(PROBES), *backbone.latent_shape).to(network.device)
         torch.manual_seed(seed)  # diffusers renoises from torch's global generator, which we then follow draw by draw
         theirs = pipe(
-            list(PROBES), num_inference_steps=steps, guidance_scale=backbone.plain_guidance, output_type="latent",
-            height=backbone.resolution, width=backbone.resolution, latents=backbone.to_pipeline(start.clone()),
-        ).images  # fmt: skip
+            list(PROBES),
+            num_inference_steps=steps,
+            guidance_scale=backbone.plain_guidance,
+            output_type="latent",
+            height=backbone.resolution,
+            width=backbone.resolution,
+            latents=backbone.to_pipeline(start.clone()),
+        ).images
         torch.manual_seed(seed)
         like = backbone.to_pipeline(start)
         noises = torch.stack([start, *(backbone.from_pipeline(torch.randn_like(like)) for _ in range(steps - 1))])
     items, _ = backbone.encode(list(PROBES))
     times = backbone.student_times(steps).to(network.device)
-    ours = student_sample(backbone, network, backbone.collate(items), times, noises)
+    ours = sample_student(backbone, network, backbone.collate(items), times, noises)
     difference = (ours - backbone.from_pipeline(theirs)).abs().max().item()
     if not difference <= TOLERANCE:
         raise DataError(

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
-from dmdr.teacher.original_layout import LAYOUTS, original
+from dmdr.teacher.original_layout import LAYOUTS, to_original
 
 WEIGHTS = "student_ema.safetensors"  # of a training stage: what is exported and evaluated
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
@@ -44,7 +44,7 @@ def load_student(network: torch.nn.Module, folder: Path) -> dict:
         if facts["form"] == "full":
             network.load_state_dict(weights, strict=True)
         else:
-            fuse(network, weights)
+            fuse_lora(network, weights)
     except (SafetensorError, RuntimeError, KeyError) as error:
         message = " ".join(str(error.args[0]).split())[:300]
         raise DataError(
@@ -54,7 +54,7 @@ def load_student(network: torch.nn.Module, folder: Path) -> dict:
     return facts
 
 
-def fuse(network: torch.nn.Module, lora: dict[str, torch.Tensor]) -> None:
+def fuse_lora(network: torch.nn.Module, lora: dict[str, torch.Tensor]) -> None:
     """Add a LoRA (diffusers keys, alpha = rank) to the network's own weights; no adapter remains."""
     known = dict(network.named_modules())
     foreign = [key for key in lora if key.split(".lora_")[0] not in known]
@@ -66,7 +66,7 @@ def fuse(network: torch.nn.Module, lora: dict[str, torch.Tensor]) -> None:
     network.requires_grad_(False)
 
 
-def metadata(backbone: Backbone, steps: int, *, title: str, teacher: str) -> dict[str, str]:
+def build_metadata(backbone: Backbone, steps: int, *, title: str, teacher: str) -> dict[str, str]:
     """What a safetensors file of the student says of itself, `modelspec.*` as other tools read it.
 
     teacher: its digest.
@@ -90,7 +90,7 @@ def metadata(backbone: Backbone, steps: int, *, title: str, teacher: str) -> dic
     }
 
 
-def write(form: str, backbone: Backbone, weights: Path, steps: int, out: Path, about: dict[str, str]) -> None:
+def write_form(form: str, backbone: Backbone, weights: Path, steps: int, out: Path, about: dict[str, str]) -> None:
     """A form of the student into its folder under `out`. The backbone's network is the student.
 
     weights: the student's own, as they were trained. about: `metadata`.
@@ -108,7 +108,7 @@ def write(form: str, backbone: Backbone, weights: Path, steps: int, out: Path, a
 
 def save_pipeline(backbone: Backbone, network: torch.nn.Module, steps: int, folder: Path) -> None:
     """The whole diffusers folder: `network` with the few-step scheduler and the teacher's other parts."""
-    no_bars()
+    disable_progress_bars()
     backbone.pipeline(network, backbone.student_scheduler(steps)).save_pretrained(folder, safe_serialization=True)
 
 
@@ -137,7 +137,7 @@ def save_single_file(backbone: Backbone, network: torch.nn.Module, file: Path, a
         DataError: a tensor has no place there.
     """
     file.parent.mkdir(parents=True)
-    weights = original(backbone.family, {**_parts(backbone), network_part(backbone): network.state_dict()})
+    weights = to_original(backbone.family, {**_parts(backbone), network_part(backbone): network.state_dict()})
     save_file(weights, file, {**about, "modelspec.implementation": ARCHITECTURES[backbone.family][1]})
 
 
@@ -150,7 +150,7 @@ def check_single_file(backbone: Backbone) -> None:
     parts = _parts(backbone)
     for part in parts.keys() - {"text_encoder"}:  # the only part whose values matter
         parts[part] = {name: weight.to("meta") for name, weight in parts[part].items()}
-    original(backbone.family, parts)
+    to_original(backbone.family, parts)
 
 
 def network_part(backbone: Backbone) -> str:
@@ -158,7 +158,7 @@ def network_part(backbone: Backbone) -> str:
     return next(name for name, part in backbone.pipe.components.items() if part is backbone.network)
 
 
-def absent_texts(backbone: Backbone) -> list[str]:
+def absent_text_encoders(backbone: Backbone) -> list[str]:
     """The text encoders and tokenizers that the teacher lacks, as SD3 may its T5; diffusers wants to be told."""
     parts = backbone.pipe.components.items()
     return [name for name, part in parts if part is None and name.startswith(("text_encoder", "tokenizer"))]
@@ -170,7 +170,7 @@ def _parts(backbone: Backbone) -> dict[str, dict[str, torch.Tensor]]:
     return {part: module.state_dict() for part, module in parts.items() if module is not None}
 
 
-def no_bars() -> None:
+def disable_progress_bars() -> None:
     """Both libraries draw a bar for each part that they read or write, whatever the log is."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

@@ -10,15 +10,24 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from dmdr.lab.fitting import schedule
+from dmdr.lab.fitting import iterate_schedule
 
 
-def autoencoder() -> AutoencoderKL:
+def build_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=8, sample_size=32, block_out_channels=(16, 32, 32),
-        norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1, mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        latent_channels=8,
+        sample_size=32,
+        block_out_channels=(16, 32, 32),
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
 
 
 def train_vae(images: torch.Tensor, recipe: dict, log) -> AutoencoderKL:
@@ -26,9 +35,9 @@ def train_vae(images: torch.Tensor, recipe: dict, log) -> AutoencoderKL:
 
     images: (R, 3, 32, 32) uint8.
     """
-    vae = autoencoder()
+    vae = build_autoencoder()
     optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=0.0, fused=True)
-    for step, rate, chosen in schedule(recipe, len(images)):
+    for step, rate, chosen in iterate_schedule(recipe, len(images)):
         optimizer.param_groups[0]["lr"] = rate
         pixels = images[chosen].float() / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist
@@ -38,7 +47,7 @@ def train_vae(images: torch.Tensor, recipe: dict, log) -> AutoencoderKL:
         optimizer.step()
         if step % 100 == 0:
             log(f"vae {step}/{recipe['steps']} loss {loss.item():.4f}")
-    means = encoded(vae.eval(), images[:512])
+    means = encode_images(vae.eval(), images[:512])
     spread = means.std(dim=(0, 2, 3))
     active = means[:, spread > 0.25 * spread.max()]  # the KL leaves some channels without information
     vae.register_to_config(shift_factor=float(active.mean()), scaling_factor=float(1 / active.std()))
@@ -46,6 +55,6 @@ def train_vae(images: torch.Tensor, recipe: dict, log) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+def encode_images(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Means of the latents (R, 8, 8, 8), neither shifted nor scaled, of images (R, 3, 32, 32) uint8."""
     return torch.cat([vae.encode(part.float() / 127.5 - 1).latent_dist.mode() for part in images.split(256)])

@@ -68,12 +68,12 @@ def build_teacher(name: str, folder: Path, log: Log) -> None:
     from dmdr.lab.fashion.teacher import build_fashion
     from dmdr.lab.flow import build_flow
     from dmdr.lab.prompts import lab_prompts
-    from dmdr.lab.scores import teacher_scores
+    from dmdr.lab.scores import score_teacher
 
     {"flow": build_flow, "denoising": build_denoising, "fashion": build_fashion}[name](folder, log)
     if name == "fashion":  # four images a prompt: it has few prompts
-        scores = teacher_scores(folder, FashionJudge(), 4 * fashion_prompts("held-out"), guidance_scale=3.0)
+        scores = score_teacher(folder, FashionJudge(), 4 * fashion_prompts("held-out"), guidance_scale=3.0)
     else:
-        scores = teacher_scores(folder, LabChecker(), lab_prompts("held-out"), guidance_scale=3.0)
+        scores = score_teacher(folder, LabChecker(), lab_prompts("held-out"), guidance_scale=3.0)
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     log(json.dumps(scores))

@@ -47,37 +47,48 @@ def build_tokenizer(folder: Path, records: tuple[dict, ...]) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=2000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), end_of_word_suffix="</w>",
-        special_tokens=["<|startoftext|>", "<|endoftext|>"], show_progress=False,
-    )  # fmt: skip
+        vocab_size=2000,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        show_progress=False,
+    )
     bpe.train_from_iterator(words * 2, trainer)
     state = json.loads(bpe.to_str())["model"]
     vocab = state["vocab"]
     for letter in pre_tokenizers.ByteLevel.alphabet():
         vocab.setdefault(letter + "</w>", len(vocab))
     tokenizer = CLIPTokenizer(
-        vocab=vocab, merges=[tuple(pair) for pair in state["merges"]], model_max_length=TOKENS,
+        vocab=vocab,
+        merges=[tuple(pair) for pair in state["merges"]],
+        model_max_length=TOKENS,
         pad_token="<|endoftext|>",
-    )  # fmt: skip
+    )
     tokenizer.save_pretrained(folder)
     broken = [word for word in words if len(tokenizer(word).input_ids) != 3]
     assert not broken, f"words of the world that are not one token: {broken}"
     return tokenizer
 
 
-def text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
     """Two causal layers; pooled states (B, width), context (B, TOKENS, width)."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, projection_dim=width,
-            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
-def things(record: dict) -> list[dict]:
+def list_things(record: dict) -> list[dict]:
     """What a caption names, in its order: metadata lists the object of a relation before its subject."""
     return record["include"][::-1] if record["tag"] == "position" else record["include"]
 
@@ -90,7 +101,7 @@ def thing_classes(need: dict) -> list[int]:
 
 def scene_classes(record: dict) -> list[int]:
     """A record as classes of SCENE."""
-    named = [thing_classes(need) for need in things(record)]
+    named = [thing_classes(need) for need in list_things(record)]
     relations = [1 + RELATIONS.index(need["position"][0]) for need in record["include"] if "position" in need]
     return [*named[0], *(named[1] if len(named) > 1 else (0,) * len(THING)), *(relations or [0])]
 
@@ -98,12 +109,18 @@ def scene_classes(record: dict) -> list[int]:
 def lab_captions() -> Captions:
     """The captions of the world of shapes."""
     return Captions(
-        lab_prompts("train"), SCENE, scene_classes, THING, lambda record: list(map(thing_classes, things(record))),
+        lab_prompts("train"),
+        SCENE,
+        scene_classes,
+        THING,
+        lambda record: list(map(thing_classes, list_things(record))),
         nouns=(*SHAPES, *PLURALS.values()),
-    )  # fmt: skip
+    )
 
 
-def parsed(states: torch.Tensor, head: torch.nn.Linear, classes: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+def parse_states(
+    states: torch.Tensor, head: torch.nn.Linear, classes: torch.Tensor, sizes: tuple[int, ...]
+) -> torch.Tensor:
     """Cross-entropy of the classes (B, len(sizes)) read from states (B, D) by one linear head, summed over `sizes`."""
     logits = head(states).split(sizes, dim=1)
     return torch.stack([F.cross_entropy(each, right) for each, right in zip(logits, classes.T, strict=True)]).sum()
@@ -121,7 +138,7 @@ def train_text_encoders(
     where = torch.isin(ids, torch.tensor(nouns))  # in the order of `named`, row by row
     thing_of = torch.full(ids.shape, -1).masked_scatter(where, torch.arange(len(named)))
 
-    encoders = torch.nn.ModuleList(text_encoder(tokenizer, width) for _ in range(2))
+    encoders = torch.nn.ModuleList(build_text_encoder(tokenizer, width) for _ in range(2))
     heads = torch.nn.ModuleList(torch.nn.Linear(2 * width, sum(sizes)) for sizes in (captions.scene, captions.thing))
     optimizer = torch.optim.AdamW([*encoders.parameters(), *heads.parameters()], lr=recipe["lr"], fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], recipe["steps"], pct_start=0.1)
@@ -131,8 +148,8 @@ def train_text_encoders(
         pooled = torch.cat([each.text_embeds for each in states], dim=-1)
         context = torch.cat([each.hidden_states[-2] for each in states], dim=-1)  # the layer that SD3 reads
         at_noun = where[chosen]
-        loss_scene = parsed(pooled, heads[0], scenes[chosen], captions.scene)
-        loss_thing = parsed(context[at_noun], heads[1], named[thing_of[chosen][at_noun]], captions.thing)
+        loss_scene = parse_states(pooled, heads[0], scenes[chosen], captions.scene)
+        loss_thing = parse_states(context[at_noun], heads[1], named[thing_of[chosen][at_noun]], captions.thing)
         optimizer.zero_grad()
         (loss_scene + loss_thing).backward()
         optimizer.step()

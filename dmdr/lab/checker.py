@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from dmdr.lab.world import BACKGROUND, COLORS, SHAPES, SIZE, coverage, relative_position
+from dmdr.lab.world import BACKGROUND, COLORS, SHAPES, SIZE, compute_coverage, relative_position
 
 LEAST_AREA = 14  # pixels: half of the smallest shape; less is a speckle
 LEAST_OVERLAP = 0.72  # intersection over union with the drawn shape; below, an object of no known shape
@@ -63,7 +63,7 @@ def best_shape(mask: np.ndarray) -> tuple[str | None, float]:
     y, x = (float(c) + 0.5 for c in ndimage.center_of_mass(mask))
     overlaps = {}
     for shape in SHAPES:
-        drawn = coverage(shape, x, y, (mask.sum() / AREA[shape]) ** 0.5) >= 0.5
+        drawn = compute_coverage(shape, x, y, (mask.sum() / AREA[shape]) ** 0.5) >= 0.5
         overlaps[shape] = float((drawn & mask).sum() / (drawn | mask).sum())
     shape = max(overlaps, key=overlaps.__getitem__)
     return (shape if overlaps[shape] >= LEAST_OVERLAP else None), overlaps[shape]

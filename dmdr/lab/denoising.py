@@ -17,9 +17,9 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dmdr.backbones.sdxl import SDXL
-from dmdr.lab.autoencoder import encoded
+from dmdr.lab.autoencoder import encode_images
 from dmdr.lab.fitting import fit_network
-from dmdr.lab.renders import drawn
+from dmdr.lab.renders import sample_renders
 from dmdr.teacher.load import find_teacher, load_teacher
 
 PARTS = "lab:flow"
@@ -28,26 +28,43 @@ RECIPE = {
     "parts": PARTS,
     "renders": 65536,
     "unet": {
-        "steps": 14000, "stop": 9000, "batch": 64, "lr": 2e-3, "warmup": 200, "betas": [0.9, 0.99],
-        "weight_decay": 0.01, "clip": 1.0, "ema": 0.999, "drop_prompt": 0.1,
+        "steps": 14000,
+        "stop": 9000,
+        "batch": 64,
+        "lr": 2e-3,
+        "warmup": 200,
+        "betas": [0.9, 0.99],
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "ema": 0.999,
+        "drop_prompt": 0.1,
     },
-}  # fmt: skip
+}
 
 
-def unet(context: int, pooled: int) -> UNet2DConditionModel:
+def build_unet(context: int, pooled: int) -> UNet2DConditionModel:
     """2.5 M parameters, two levels (8x8 and 4x4), attention on both. context, pooled: widths of the conditioning."""
     size_width = 8  # of each of the six numbers of size conditioning
     return UNet2DConditionModel(
-        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(48, 96), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        attention_head_dim=4, norm_num_groups=8, cross_attention_dim=context, use_linear_projection=True,
-        addition_embed_type="text_time", addition_time_embed_dim=size_width,
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(48, 96),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        cross_attention_dim=context,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=size_width,
         projection_class_embeddings_input_dim=6 * size_width + pooled,
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
-def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
+def remove_shift(vae: AutoencoderKL) -> AutoencoderKL:
     """The same autoencoder whose latents need a scaling factor only."""
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     moved = AutoencoderKL(**{**config, "use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None})
@@ -57,14 +74,16 @@ def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
     moved.load_state_dict(
         {
             **vae.state_dict(),
-            "quant_conv.weight": torch.eye(2 * channels)[..., None, None], "quant_conv.bias": before,
-            "post_quant_conv.weight": torch.eye(channels)[..., None, None], "post_quant_conv.bias": after,
+            "quant_conv.weight": torch.eye(2 * channels)[..., None, None],
+            "quant_conv.bias": before,
+            "post_quant_conv.weight": torch.eye(channels)[..., None, None],
+            "post_quant_conv.bias": after,
         }
-    )  # fmt: skip
+    )
     return moved.eval()
 
 
-def without_projection(encoder: CLIPTextModelWithProjection) -> CLIPTextModel:
+def remove_projection(encoder: CLIPTextModelWithProjection) -> CLIPTextModel:
     """The same encoder as the class that SDXL's first one has."""
     plain = CLIPTextModel(encoder.config)
     plain.load_state_dict(encoder.text_model.state_dict())
@@ -77,17 +96,23 @@ def build_denoising(folder: Path, log, recipe: dict = RECIPE) -> None:
     torch.manual_seed(recipe["seed"])
     parts = load_teacher(find_teacher(recipe["parts"])).pipe
     pipe = StableDiffusionXLPipeline(
-        vae=without_shift(parts.vae), text_encoder=without_projection(parts.text_encoder), tokenizer=parts.tokenizer,
-        text_encoder_2=parts.text_encoder_2, tokenizer_2=parts.tokenizer_2,
-        unet=unet(2 * parts.text_encoder.config.hidden_size, parts.text_encoder_2.config.projection_dim),
+        vae=remove_shift(parts.vae),
+        text_encoder=remove_projection(parts.text_encoder),
+        tokenizer=parts.tokenizer,
+        text_encoder_2=parts.text_encoder_2,
+        tokenizer_2=parts.tokenizer_2,
+        unet=build_unet(2 * parts.text_encoder.config.hidden_size, parts.text_encoder_2.config.projection_dim),
         scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading",
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
             steps_offset=1,
         ),  # stabilityai/stable-diffusion-xl-base-1.0
-    )  # fmt: skip
+    )
     log(f"drawing {recipe['renders']} renders")
-    records, images = drawn("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
-    x0 = encoded(pipe.vae, images) * pipe.vae.config.scaling_factor
+    records, images = sample_renders("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
+    x0 = encode_images(pipe.vae, images) * pipe.vae.config.scaling_factor
 
     def levels(count: int) -> torch.Tensor:
         return torch.randint(1, 1001, (count,)) / 1000

@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from dmdr.backbones.protocol import Backbone
 
 
-def schedule(recipe: dict, count: int) -> Iterator[tuple[int, float, torch.Tensor]]:
+def iterate_schedule(recipe: dict, count: int) -> Iterator[tuple[int, float, torch.Tensor]]:
     """(step, learning rate, indices (batch,) into `count` images): a linear warm-up, then a cosine down to 0.
 
     `stop` ends it early: a teacher is imperfect on purpose, so that its student has something to gain.
@@ -50,7 +50,7 @@ def fit_network(
     )
     ema = EMAModel(network.parameters(), decay=recipe["ema"], foreach=True)
     started = time.monotonic()
-    for step, rate, chosen in schedule(recipe, len(prompts)):
+    for step, rate, chosen in iterate_schedule(recipe, len(prompts)):
         optimizer.param_groups[0]["lr"] = rate
         kept = torch.rand(len(chosen)) >= recipe["drop_prompt"]
         c = backbone.collate([items[index] for index in prompt_of[chosen] * kept])

@@ -18,10 +18,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 
 from dmdr.backbones.sd3 import SD3
 from dmdr.backbones.silent_t5 import silent_t5
-from dmdr.lab.autoencoder import encoded, train_vae
+from dmdr.lab.autoencoder import encode_images, train_vae
 from dmdr.lab.captions import Captions, build_tokenizer, lab_captions, train_text_encoders
 from dmdr.lab.fitting import fit_network
-from dmdr.lab.renders import drawn
+from dmdr.lab.renders import sample_renders
 
 WIDTH = 96  # of the text states
 RECIPE = {
@@ -31,22 +31,42 @@ RECIPE = {
     "text": {"steps": 800, "batch": 128, "lr": 3e-3},
     "vae": {"steps": 3000, "batch": 32, "lr": 3e-3, "warmup": 100, "kl": 1e-5},
     "transformer": {
-        "width": 128, "steps": 14000, "stop": 9001, "batch": 64, "lr": 1.5e-3, "warmup": 100, "betas": [0.9, 0.99],
-        "weight_decay": 0.01, "clip": 1.0, "ema": 0.999, "drop_prompt": 0.1, "t_logit_mean": 0.5, "t_logit_std": 1.2,
+        "width": 128,
+        "steps": 14000,
+        "stop": 9001,
+        "batch": 64,
+        "lr": 1.5e-3,
+        "warmup": 100,
+        "betas": [0.9, 0.99],
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "ema": 0.999,
+        "drop_prompt": 0.1,
+        "t_logit_mean": 0.5,
+        "t_logit_std": 1.2,
         "dtype": "bfloat16",
     },
-}  # fmt: skip
+}
 
 
 @torch.no_grad()
-def transformer(width: int) -> SD3Transformer2DModel:
+def build_transformer(width: int) -> SD3Transformer2DModel:
     """2.3 M parameters at width 128; blocks and output start at zero (adaLN-Zero, Peebles & Xie 2023), not as in
     diffusers."""
     network = SD3Transformer2DModel(
-        sample_size=8, patch_size=1, in_channels=8, out_channels=8, num_layers=4, attention_head_dim=width // 4,
-        num_attention_heads=4, joint_attention_dim=WIDTH, caption_projection_dim=width, pooled_projection_dim=WIDTH,
-        pos_embed_max_size=8, qk_norm="rms_norm",
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=1,
+        in_channels=8,
+        out_channels=8,
+        num_layers=4,
+        attention_head_dim=width // 4,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=width,
+        pooled_projection_dim=WIDTH,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
     norms = [norm for block in network.transformer_blocks for norm in (block.norm1, block.norm1_context)]
     for layer in (network.proj_out, *(norm.linear for norm in (*norms, network.norm_out))):
         layer.weight.zero_()
@@ -59,7 +79,7 @@ def fit_transformer(
 ) -> None:
     """Flow matching with logit-normal levels; images (R, 3, 32, 32) uint8."""
     config = pipe.vae.config
-    x0 = (encoded(pipe.vae, images) - config.shift_factor) * config.scaling_factor
+    x0 = (encode_images(pipe.vae, images) - config.shift_factor) * config.scaling_factor
 
     def levels(count: int) -> torch.Tensor:
         return torch.sigmoid(torch.randn(count) * recipe["t_logit_std"] + recipe["t_logit_mean"])
@@ -70,7 +90,7 @@ def fit_transformer(
 def build_flow(folder: Path, log, recipe: dict = RECIPE) -> None:
     """Train everything from the recipe and save the pipeline as float16 safetensors under `folder`."""
     log(f"drawing {recipe['renders']} renders")
-    records, images = drawn("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
+    records, images = sample_renders("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
     build_pipeline(folder, [record["prompt"] for record in records], images, lab_captions(), recipe, log)
 
 
@@ -83,12 +103,16 @@ def build_pipeline(
     tokenizer = build_tokenizer(folder / "tokenizer", captions.records)
     encoders = train_text_encoders(tokenizer, captions, recipe["text"], WIDTH // 2, log)
     pipe = StableDiffusion3Pipeline(
-        transformer=transformer(recipe["transformer"]["width"]),
+        transformer=build_transformer(recipe["transformer"]["width"]),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=recipe["shift"]),
         vae=train_vae(images, recipe["vae"], log),
-        text_encoder=encoders[0], tokenizer=tokenizer, text_encoder_2=encoders[1], tokenizer_2=copy.deepcopy(tokenizer),
-        text_encoder_3=None, tokenizer_3=None,
-    )  # fmt: skip
+        text_encoder=encoders[0],
+        tokenizer=tokenizer,
+        text_encoder_2=encoders[1],
+        tokenizer_2=copy.deepcopy(tokenizer),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
     fit_transformer(pipe, prompts, images, recipe["transformer"], log)
     t5, t5_tokenizer = silent_t5(WIDTH)
     pipe.register_modules(text_encoder_3=t5, tokenizer_3=t5_tokenizer)

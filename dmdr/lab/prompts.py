@@ -14,15 +14,23 @@ from functools import cache
 from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
 
 TEMPLATES = (
-    "{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}",
-    "a painting of {}", "a rendering of {}", "a sketch of {}", "a poster of {}", "a view of {}",
-)  # fmt: skip
+    "{}",
+    "a photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "a drawing of {}",
+    "a painting of {}",
+    "a rendering of {}",
+    "a sketch of {}",
+    "a poster of {}",
+    "a view of {}",
+)
 HELD_OUT_PAIRS = frozenset({("red", "cross"), ("green", "triangle"), ("blue", "square"), ("purple", "circle")})
 HELD_OUT = {"single_object": 20, "two_object": 60, "counting": 260, "colors": 140, "position": 360, "color_attr": 360}
 TRAIN_LIMIT = 1500  # prompts a tag in the training list
 
 
-def contents(tag: str) -> Iterator[dict]:
+def iterate_contents(tag: str) -> Iterator[dict]:
     """All the metadata of a tag, in a fixed order."""
     pairs = list(itertools.permutations(SHAPES, 2))
     colors = (None, *COLORS)
@@ -49,23 +57,23 @@ def contents(tag: str) -> Iterator[dict]:
             yield {"tag": tag, "include": [need(a, c), need(b, d)]}
 
 
-def unseen(metadata: dict) -> set[tuple[str, str]]:
+def unseen_pairs(metadata: dict) -> set[tuple[str, str]]:
     """The held-out colour-shape pairs that it names."""
     return {(need.get("color"), need["class"]) for need in metadata["include"]} & HELD_OUT_PAIRS
 
 
-def record(metadata: dict, template: str) -> dict:
+def build_record(metadata: dict, template: str) -> dict:
     """One prompt: {prompt, tag, include, exclude?, unseen}."""
-    return {"prompt": template.format(caption(metadata)), **metadata, "unseen": bool(unseen(metadata))}
+    return {"prompt": template.format(caption(metadata)), **metadata, "unseen": bool(unseen_pairs(metadata))}
 
 
 @cache
-def split() -> dict[str, tuple[dict, ...]]:
+def split_prompts() -> dict[str, tuple[dict, ...]]:
     """{"train": ..., "held-out": ...}: GenEval records, a pure function of this file."""
     rng = random.Random("dmdr lab prompts, first edition")
     lists: dict[str, list[dict]] = {"train": [], "held-out": []}
     for tag, wanted in HELD_OUT.items():
-        everything = [record(m, t) for m in contents(tag) for t in TEMPLATES]
+        everything = [build_record(m, t) for m in iterate_contents(tag) for t in TEMPLATES]
         rng.shuffle(everything)
         never_seen = [r for r in everything if r["unseen"]]
         others = [r for r in everything if not r["unseen"]]
@@ -83,6 +91,6 @@ def lab_prompts(name: str) -> tuple[dict, ...]:
     Raises:
         ValueError: there is no such list.
     """
-    if name not in split():
+    if name not in split_prompts():
         raise ValueError(f"the lab has no prompt list {name!r}; it has lab:train and lab:held-out")
-    return split()[name]
+    return split_prompts()[name]

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from dmdr.lab.prompts import lab_prompts
-from dmdr.lab.world import images_for
+from dmdr.lab.world import render_images
 
 
-def drawn(split: str, count: int, rng: np.random.Generator) -> tuple[list[dict], torch.Tensor]:
+def sample_renders(split: str, count: int, rng: np.random.Generator) -> tuple[list[dict], torch.Tensor]:
     """Records drawn evenly over the tags, and their renders (count, 3, 32, 32) uint8."""
     by_tag: dict[str, list[dict]] = {}
     for record in lab_prompts(split):
         by_tag.setdefault(record["tag"], []).append(record)
     tags = rng.choice(list(by_tag), size=count)
     records = [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
-    return records, torch.from_numpy(images_for(records, rng)).permute(0, 3, 1, 2)
+    return records, torch.from_numpy(render_images(records, rng)).permute(0, 3, 1, 2)

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from scipy.optimize import minimize
 
-from dmdr.lab.prompts import TEMPLATES, lab_prompts, unseen
-from dmdr.lab.renders import drawn
+from dmdr.lab.prompts import TEMPLATES, lab_prompts, unseen_pairs
+from dmdr.lab.renders import sample_renders
 from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
 from dmdr.rewards.lab import LabReward
 
@@ -59,17 +59,17 @@ def spoil(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images + torch.randn(images.shape, generator=generator) * 0.2 * strength() ** 2
 
 
-def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
+def spoil_caption(metadata: dict, rng: np.random.Generator) -> str:
     """A caption that is false of every render of `metadata`, in one thing only.
 
     It brings in no held-out pair: a reward that meets those as wrong captions alone learns that they are wrong.
     """
-    while unseen(wrong := altered(metadata, rng)) - unseen(metadata):
+    while unseen_pairs(wrong := alter_metadata(metadata, rng)) - unseen_pairs(metadata):
         pass
     return str(rng.choice(TEMPLATES)).format(caption(wrong))
 
 
-def altered(metadata: dict, rng: np.random.Generator) -> dict:
+def alter_metadata(metadata: dict, rng: np.random.Generator) -> dict:
     """Metadata that differs in one thing, and is false of every render of what is given."""
     wrong = copy.deepcopy({key: metadata[key] for key in ("tag", "include")})
     needs = wrong["include"]
@@ -98,7 +98,7 @@ def altered(metadata: dict, rng: np.random.Generator) -> dict:
 
 def build_reward(name: str, folder: Path, log) -> None:
     """A reward of the world of shapes, from its recipe."""
-    fit_reward(name, RECIPES[name], World(lab_prompts, drawn, wrong_caption), folder, log)
+    fit_reward(name, RECIPES[name], World(lab_prompts, sample_renders, spoil_caption), folder, log)
 
 
 def fit_reward(name: str, recipe: dict, world: World, folder: Path, log) -> None:
@@ -116,16 +116,16 @@ def fit_reward(name: str, recipe: dict, world: World, folder: Path, log) -> None
         own = reward.embed_captions([records[i]["prompt"] for i in chosen])
         wrong = reward.embed_captions([world.wrong_caption(records[i], rng) for i in chosen for _ in range(NEGATIVES)])
         captions = torch.cat([own[:, None], wrong.view(len(own), NEGATIVES, -1)], dim=1)
-        batch = attacked(reward, batch, captions.detach(), recipe["radius"])
-        loss = contrastive(reward, batch, captions)
+        batch = attack(reward, batch, captions.detach(), recipe["radius"])
+        loss = contrastive_loss(reward, batch, captions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
         if step % 100 == 0:
             log(f"{name} {step}/{recipe['steps']} loss {loss.item():.3f}")
-    scale, bias = calibrated(reward.eval(), world)
-    right = accuracy(reward, world)
+    scale, bias = calibrate(reward.eval(), world)
+    right = measure_accuracy(reward, world)
     card = {"recipe": recipe, "held_out_accuracy": right, "scale": scale, "bias": bias, "vocabulary": vocabulary}
     log(f"{name}: right caption above its {NEGATIVES} wrong ones on held-out prompts: {card['held_out_accuracy']:.3f}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def fit_reward(name: str, recipe: dict, world: World, folder: Path, log) -> None
     (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
-def contrastive(reward: LabReward, images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+def contrastive_loss(reward: LabReward, images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
     """Each image against its own caption, its wrong ones and the other images' own; captions (B, 1 + NEGATIVES, D)."""
     image, temperature = reward.embed_images(images), reward.log_temperature.exp()
     across = image @ captions[:, 0].T * temperature
@@ -143,7 +143,7 @@ def contrastive(reward: LabReward, images: torch.Tensor, captions: torch.Tensor)
     return F.cross_entropy(torch.cat([across, against], dim=1), labels) + 0.5 * F.cross_entropy(across.T, labels)
 
 
-def attacked(reward: LabReward, images: torch.Tensor, captions: torch.Tensor, radius: float) -> torch.Tensor:
+def attack(reward: LabReward, images: torch.Tensor, captions: torch.Tensor, radius: float) -> torch.Tensor:
     """The worst images (B, 3, H, W) that ATTACKS steps of ascent find within `radius` of each (L2; Madry et al. 2018).
 
     A classifier that these do not fool has gradients that draw things rather than noise (Santurkar et al. 2019), and
@@ -152,7 +152,7 @@ def attacked(reward: LabReward, images: torch.Tensor, captions: torch.Tensor, ra
     offset = torch.zeros_like(images)
     for _ in range(ATTACKS if radius else 0):
         offset.requires_grad_()
-        (ascent,) = torch.autograd.grad(contrastive(reward, images + offset, captions), offset)
+        (ascent,) = torch.autograd.grad(contrastive_loss(reward, images + offset, captions), offset)
         step = ascent / (ascent.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1e-12) * radius * 1.25 / ATTACKS
         offset = (offset + step).detach()
         offset = offset * (radius / offset.flatten(1).norm(dim=1).clamp(min=radius)).view(-1, 1, 1, 1)
@@ -160,7 +160,7 @@ def attacked(reward: LabReward, images: torch.Tensor, captions: torch.Tensor, ra
 
 
 @torch.no_grad()
-def calibrated(reward: LabReward, world: World) -> tuple[float, float]:
+def calibrate(reward: LabReward, world: World) -> tuple[float, float]:
     """(scale, bias): sigmoid(scale cosine + bias) is the probability that a caption is right, on clean images of
     training prompts with a right and a wrong caption each."""
     rng = np.random.default_rng(98)
@@ -177,7 +177,7 @@ def calibrated(reward: LabReward, world: World) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def accuracy(reward: LabReward, world: World) -> float:
+def measure_accuracy(reward: LabReward, world: World) -> float:
     """How often, on clean images of held-out prompts, the right caption scores above five wrong ones."""
     rng = np.random.default_rng(99)
     records, images = world.drawn("held-out", 1200, rng)

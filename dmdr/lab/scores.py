@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dmdr.backbones.protocol import Backbone
-from dmdr.rollout import noise_for, teacher_sample
+from dmdr.rollout import noise_for, sample_teacher
 from dmdr.teacher.load import load_teacher
 
 BATCH = 100
@@ -25,7 +25,7 @@ class Judge(Protocol):
         """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and a line of results for each image."""
 
 
-def figures_of(backbone: Backbone, judge: Judge, records: Sequence[dict], steps: int, guidance_scale: float) -> dict:
+def measure(backbone: Backbone, judge: Judge, records: Sequence[dict], steps: int, guidance_scale: float) -> dict:
     """Mean of each of the judge's figures over one image a record."""
     found: dict[str, list[np.ndarray]] = {figure: [] for figure in judge.figures}
     empty = backbone.collate(backbone.encode([""])[0])
@@ -34,7 +34,7 @@ def figures_of(backbone: Backbone, judge: Judge, records: Sequence[dict], steps:
         c = backbone.collate(backbone.encode([record["prompt"] for record in part])[0])
         noise = noise_for(0, "lab scores", start, shape=(len(part), *backbone.latent_shape))
         times = backbone.teacher_times(steps)
-        x0 = teacher_sample(backbone, c, empty, guidance_scale=guidance_scale, times=times, noise=noise)
+        x0 = sample_teacher(backbone, c, empty, guidance_scale=guidance_scale, times=times, noise=noise)
         with torch.no_grad():
             images = backbone.decode(x0)
         for figure, scores in judge(images, part)[0].items():
@@ -44,13 +44,13 @@ def figures_of(backbone: Backbone, judge: Judge, records: Sequence[dict], steps:
     return {"steps": steps, "guidance_scale": guidance_scale, "prompts": prompts, "images": len(records), **means}
 
 
-def teacher_scores(
+def score_teacher(
     folder: Path, judge: Judge, records: Sequence[dict], *, guidance_scale: float
 ) -> dict[str, dict[str, float]]:
     """What the recipe's record says of a teacher folder."""
     backbone = load_teacher(folder)
     return {
-        "teacher": figures_of(backbone, judge, records, 25, guidance_scale),
-        "without CFG": figures_of(backbone, judge, records, 25, 1.0),
-        "naive, 4 steps": figures_of(backbone, judge, records, 4, 1.0),
+        "teacher": measure(backbone, judge, records, 25, guidance_scale),
+        "without CFG": measure(backbone, judge, records, 25, 1.0),
+        "naive, 4 steps": measure(backbone, judge, records, 4, 1.0),
     }

@@ -14,9 +14,14 @@ import numpy as np
 SIZE = 32  # pixels a side
 BACKGROUND = (150, 150, 150)
 COLORS = {
-    "red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 215, 50),
-    "purple": (150, 50, 190), "black": (20, 20, 20), "white": (245, 245, 245),
-}  # fmt: skip
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (240, 215, 50),
+    "purple": (150, 50, 190),
+    "black": (20, 20, 20),
+    "white": (245, 245, 245),
+}
 SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = {2: "two", 3: "three", 4: "four"}
@@ -54,7 +59,7 @@ def inside(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndar
     raise ValueError(f"unknown shape {shape!r}; the lab has {', '.join(SHAPES)}")
 
 
-def coverage(shape: str, x: float, y: float, radius: float) -> np.ndarray:
+def compute_coverage(shape: str, x: float, y: float, radius: float) -> np.ndarray:
     """Antialiased mask, (SIZE, SIZE) in [0, 1]."""
     at = (np.arange(SIZE * SUBSAMPLES) + 0.5) / SUBSAMPLES
     mask = inside(shape, at[None, :] - x, at[:, None] - y, radius)
@@ -65,7 +70,7 @@ def render(scene: list[Thing]) -> np.ndarray:
     """(SIZE, SIZE, 3) uint8."""
     image = np.broadcast_to(np.float64(BACKGROUND), (SIZE, SIZE, 3))
     for thing in scene:
-        alpha = coverage(thing.shape, thing.x, thing.y, thing.radius)[..., None]
+        alpha = compute_coverage(thing.shape, thing.x, thing.y, thing.radius)[..., None]
         image = alpha * np.float64(COLORS[thing.color]) + (1 - alpha) * image
     return image.round().astype(np.uint8)
 
@@ -73,8 +78,11 @@ def render(scene: list[Thing]) -> np.ndarray:
 def extent(thing: Thing) -> tuple[float, float, float, float]:
     """Bounding box (x0, y0, x1, y1) in pixels."""
     left, up, down = {
-        "circle": (1, 1, 1), "square": (0.886,) * 3, "triangle": (1.35, 2.2 * 2 / 3, 2.2 / 3), "cross": (1.2,) * 3,
-    }[thing.shape]  # fmt: skip
+        "circle": (1, 1, 1),
+        "square": (0.886,) * 3,
+        "triangle": (1.35, 2.2 * 2 / 3, 2.2 / 3),
+        "cross": (1.2,) * 3,
+    }[thing.shape]
     r = thing.radius
     return thing.x - left * r, thing.y - up * r, thing.x + left * r, thing.y + down * r
 
@@ -97,7 +105,7 @@ def relative_position(box: tuple, other: tuple) -> set[str]:
     return {name for name, holds in found.items() if holds}
 
 
-def place(rng: np.random.Generator, kinds: list[tuple[str, str]], relation: str | None = None) -> list[Thing]:
+def place_things(rng: np.random.Generator, kinds: list[tuple[str, str]], relation: str | None = None) -> list[Thing]:
     """A scene of the (shape, color) kinds, apart from each other and inside the canvas, by rejection.
 
     With `relation`, the first thing stands so to the second by GenEval's rule, and in no other relation to it.
@@ -125,7 +133,7 @@ def overlap(a: Thing, b: Thing) -> bool:
     return ax0 - GAP < bx1 and bx0 - GAP < ax1 and ay0 - GAP < by1 and by0 - GAP < ay1
 
 
-def scene_for(metadata: dict, rng: np.random.Generator) -> list[Thing]:
+def sample_scene(metadata: dict, rng: np.random.Generator) -> list[Thing]:
     """A random scene that satisfies GenEval metadata; what it leaves open (colour, size, place) is drawn."""
     kinds, relation = [], None
     for need in metadata["include"]:
@@ -134,15 +142,15 @@ def scene_for(metadata: dict, rng: np.random.Generator) -> list[Thing]:
             kinds.append((need["class"], color))
         relation = need["position"][0] if "position" in need else relation
     if relation is None:
-        return place(rng, kinds)
+        return place_things(rng, kinds)
     subject_first = [kinds[1], kinds[0]]  # metadata lists the object of the relation first, as GenEval does
-    scene = place(rng, subject_first, relation)
+    scene = place_things(rng, subject_first, relation)
     return [scene[1], scene[0]]
 
 
-def images_for(metadata: list[dict], rng: np.random.Generator) -> np.ndarray:
+def render_images(metadata: list[dict], rng: np.random.Generator) -> np.ndarray:
     """One render for each caption: (B, SIZE, SIZE, 3) uint8."""
-    return np.stack([render(scene_for(each, rng)) for each in metadata])
+    return np.stack([render(sample_scene(each, rng)) for each in metadata])
 
 
 def article(word: str) -> str:
@@ -168,7 +176,7 @@ def caption(metadata: dict) -> str:
     return " and ".join(phrase(need) for need in needs)
 
 
-def jittered(thing: Thing, rng: np.random.Generator, amount: float) -> Thing:
+def jitter(thing: Thing, rng: np.random.Generator, amount: float) -> Thing:
     """The same thing, moved and scaled a little: what a good but imprecise drawing of it looks like."""
     dx, dy = rng.normal(0, amount, size=2)
     return replace(thing, x=thing.x + dx, y=thing.y + dy, radius=thing.radius * math.exp(rng.normal(0, amount / 10)))

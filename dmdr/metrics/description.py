@@ -9,7 +9,7 @@ from dmdr.config.reward_weights import OF
 from dmdr.errors import InputMissing
 from dmdr.metrics.lpips import FIGURE, SIDE
 from dmdr.rewards.open_clip import KINDS, PREFIXED, SCALE
-from dmdr.rewards.weights import address
+from dmdr.rewards.weights import address_of
 from dmdr.teacher import hub
 
 MODELS = {
@@ -22,7 +22,7 @@ MODELS = {
 SCALES = {"geneval": 1.0, "dpg-bench": 100.0}
 
 
-def described(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[str, dict[str, object]]:
+def describe_metrics(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[str, dict[str, object]]:
     """Figure -> {"model", "weights", "scale", "prefix"}, of the metrics that have weights; None where it has none.
 
     addresses: the config's `weights`. A folder or file is called by its own name, as its place means nothing elsewhere.
@@ -31,7 +31,7 @@ def described(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[st
     for name in metrics:
         if not OF.get(name):  # one of the lab's
             continue
-        weights = ", ".join(_called(each, addresses) for each in OF[name])
+        weights = ", ".join(_name_weights(each, addresses) for each in OF[name])
         if name == "lpips":
             found[FIGURE] = {"model": f"LPIPS v0.1 on VGG-16 at {SIDE} pixels", "weights": weights, "scale": None}
         elif name in KINDS or name in PREFIXED:
@@ -44,9 +44,9 @@ def described(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[st
     return found
 
 
-def _called(weights: str, addresses: Mapping[str, str]) -> str:
+def _name_weights(weights: str, addresses: Mapping[str, str]) -> str:
     try:
-        where = address(weights, addresses)
+        where = address_of(weights, addresses)
     except InputMissing:
         return f"{weights} (not set)"
     return where if hub.is_hub(where) else f"{weights} {Path(where).name}"

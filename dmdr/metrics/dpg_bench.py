@@ -12,7 +12,7 @@ import torch
 
 from dmdr.errors import ConfigError
 from dmdr.metrics import dpg_rules
-from dmdr.metrics.dpg_questions import Question, read
+from dmdr.metrics.dpg_questions import Question, read_questions
 from dmdr.metrics.vqa import BlipVQA
 
 FIGURE, OFFICIAL = "dpg-bench", "dpg-bench (official)"
@@ -30,7 +30,7 @@ class DPGBench:
     @classmethod
     def load(cls, weights: dict[str, Path], device: str) -> DPGBench:
         """weights: of the sets dpg-questions and vqa."""
-        return cls(*read(weights["dpg-questions"]), BlipVQA(weights["vqa"], device))
+        return cls(*read_questions(weights["dpg-questions"]), BlipVQA(weights["vqa"], device))
 
     def judges(self, record: dict) -> bool:
         return record.get("item_id") in self.questions
@@ -52,7 +52,7 @@ class DPGBench:
             answers = self.vqa(image[None], [each.text for each in asked])
             told = {str(each.number): answer for each, answer in zip(asked, answers, strict=True)}
             lines.append({"item_id": record["item_id"], "answers": told})
-            scores.append(100 * dpg_rules.image_score(asked, yes(told)))
+            scores.append(100 * dpg_rules.image_score(asked, answered_yes(told)))
         return {FIGURE: np.array(scores)}, lines
 
     def categories(self, lines: list[dict]) -> dict[str, dict]:
@@ -63,10 +63,10 @@ class DPGBench:
         images: dict[str, list[dict[int, bool]]] = {}
         for line in lines:
             answers = line["answers"] or dict.fromkeys((str(q.number) for q in self.questions[line["item_id"]]), "no")
-            images.setdefault(line["item_id"], []).append(yes(answers))
+            images.setdefault(line["item_id"], []).append(answered_yes(answers))
         found = {
-            FIGURE: dpg_rules.fixed(self.questions, images),
-            OFFICIAL: dpg_rules.official(self.questions, images, self.first),
+            FIGURE: dpg_rules.score_correctly(self.questions, images),
+            OFFICIAL: dpg_rules.score_as_published(self.questions, images, self.first),
         }
         if any(line["answers"] is None for line in lines):
             for each in found.values():
@@ -75,5 +75,5 @@ class DPGBench:
         return found
 
 
-def yes(answers: dict[str, str]) -> dict[int, bool]:
+def answered_yes(answers: dict[str, str]) -> dict[int, bool]:
     return {int(number): answer.lower() == "yes" for number, answer in answers.items()}

@@ -26,7 +26,7 @@ class Question:
     text: str
 
 
-def read(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
+def read_questions(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
     """item_id -> its questions, in the file's order; and (item, question) of the file's first row.
 
     Raises:
@@ -34,14 +34,14 @@ def read(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
             prompt, questions depend on each other in a circle, or it is empty.
     """
     try:
-        found, first = _rows(path)
+        found, first = _read_rows(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:  # a folder, another encoding, a quote that never closes
         raise DataError(f"{path} does not read as CSV ({error}); give DPG-Bench's dpg_bench.csv") from error
     _check(path, found)
     return found, first
 
 
-def _rows(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
+def _read_rows(path: Path) -> tuple[dict[str, list[Question]], tuple[str, int]]:
     found: dict[str, list[Question]] = {}
     first = None
     with path.open(encoding="utf-8-sig", newline="") as file:

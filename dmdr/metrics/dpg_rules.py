@@ -20,7 +20,7 @@ Answers = Mapping[int, bool]  # question -> whether the answer was yes
 CROPS = 4  # of the script's grid
 
 
-def zeroed(questions: Sequence[Question], answers: Answers) -> dict[int, float]:
+def zero_dependents(questions: Sequence[Question], answers: Answers) -> dict[int, float]:
     """Each question's score: 1 for yes, but 0 where one that it depends on, however far, has 0."""
     by_number = {each.number: each for each in questions}
     found: dict[int, float] = {}
@@ -35,10 +35,10 @@ def zeroed(questions: Sequence[Question], answers: Answers) -> dict[int, float]:
 
 def image_score(questions: Sequence[Question], answers: Answers) -> float:
     """In [0, 1]: the mean over the prompt's questions."""
-    return float(np.mean(list(zeroed(questions, answers).values())))
+    return float(np.mean(list(zero_dependents(questions, answers).values())))
 
 
-def fixed(questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequence[Answers]]) -> dict:
+def score_correctly(questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequence[Answers]]) -> dict:
     """{"tags": {category: {"mean", "n"}}, "overall"} in 0 to 100 of all prompts and all of their images.
 
     images: item -> the answers about each of its images. n: prompts with a question of that category.
@@ -46,7 +46,7 @@ def fixed(questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequ
     by: dict[str, list[list[float]]] = {}
     overall = []
     for item, of_item in images.items():
-        asked, scores = questions[item], [zeroed(questions[item], answers) for answers in of_item]
+        asked, scores = questions[item], [zero_dependents(questions[item], answers) for answers in of_item]
         overall.append(np.mean([list(each.values()) for each in scores]))
         mine: dict[str, list[float]] = {}
         for each in asked:
@@ -54,10 +54,10 @@ def fixed(questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequ
                 mine.setdefault(category, []).extend(score[each.number] for score in scores)
         for category, values in mine.items():
             by.setdefault(category, []).append(values)
-    return _summary({name: [v for each in values for v in each] for name, values in by.items()}, by, overall)
+    return _summarize({name: [v for each in values for v in each] for name, values in by.items()}, by, overall)
 
 
-def official(
+def score_as_published(
     questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequence[Answers]], first: tuple[str, int]
 ) -> dict:
     """The same as the official script prints it. first: (item, question) of the file's first row."""
@@ -66,7 +66,7 @@ def official(
     overall = []
     for item, of_item in images.items():
         asked = [each for each in questions[item] if (item, each.number) != first]
-        scores = [_officially(asked, answers) for answers in of_item[:CROPS]]
+        scores = [_score_image_as_published(asked, answers) for answers in of_item[:CROPS]]
         if None in scores:
             continue
         overall.append(np.mean(scores))
@@ -74,10 +74,10 @@ def official(
             for category in {each.category, broad(each.category)}:
                 by.setdefault(category, []).append(float(of_item[:CROPS][-1][each.number]))
                 counted.setdefault(category, []).append(item)
-    return _summary(by, {name: sorted(set(items)) for name, items in counted.items()}, overall)
+    return _summarize(by, {name: sorted(set(items)) for name, items in counted.items()}, overall)
 
 
-def _officially(questions: Sequence[Question], answers: Answers) -> float | None:
+def _score_image_as_published(questions: Sequence[Question], answers: Answers) -> float | None:
     """One image's score in the script's one pass in the file's order; None where it fails, at a question that it
     dropped."""
     scores = {each.number: float(answers[each.number]) for each in questions}
@@ -96,6 +96,8 @@ def broad(category: str) -> str:
     return category.split("-")[0].strip()
 
 
-def _summary(scores: Mapping[str, Sequence[float]], prompts: Mapping[str, Sequence], overall: Sequence[float]) -> dict:
+def _summarize(
+    scores: Mapping[str, Sequence[float]], prompts: Mapping[str, Sequence], overall: Sequence[float]
+) -> dict:
     tags = {name: {"mean": 100 * float(np.mean(scores[name])), "n": len(prompts[name])} for name in sorted(scores)}
     return {"tags": tags, "overall": 100 * float(np.mean(overall)) if overall else None}

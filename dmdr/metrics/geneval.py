@@ -11,7 +11,7 @@ import torch
 from dmdr.errors import ConfigError
 from dmdr.metrics.detector import NAMES, Detector
 from dmdr.metrics.geneval_colours import ColourClassifier
-from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, counted, verdict
+from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, count_detections, judge_detections
 
 
 class GenEval:
@@ -54,8 +54,8 @@ class GenEval:
         """Scores (B,) and GenEval's lines, less the file name; images (B, 3, H, W) in [0, 1]."""
         correct, lines = np.zeros(len(records)), []
         for place, (image, record, seen) in enumerate(zip(images, records, self.detector(images), strict=True)):
-            found = counted(seen, record["tag"])
-            right, reason = verdict(
+            found = count_detections(seen, record["tag"])
+            right, reason = judge_detections(
                 record, found, lambda name, objects, image=image: self.colours(image, name, objects)
             )
             correct[place] = float(right)

@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 
 from dmdr.metrics.geneval_rules import COLOURS, Detection
-from dmdr.rewards.open_clip import clip
-from dmdr.rewards.preprocess import cropped, normalized
+from dmdr.rewards.open_clip import build_clip
+from dmdr.rewards.preprocess import normalize, resize_and_crop
 
 GREY = 0x99 / 255
 TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
 
 
 class ColourClassifier:
-    """From a file of weights, or a folder in open_clip's layout; raises as `dmdr.rewards.open_clip.load` does."""
+    """From a file of weights, or a folder in open_clip's layout; raises as `load_open_clip` does."""
 
     def __init__(self, path: Path, device: str) -> None:
-        self.model, self.tokenizer, self.size = clip("clip-vit-l-14", "ViT-L-14-quickgelu", path, device)
+        self.model, self.tokenizer, self.size = build_clip("clip-vit-l-14", "ViT-L-14-quickgelu", path, device)
         self.device = device
         self._texts: dict[str, torch.Tensor] = {}
 
@@ -32,7 +32,7 @@ class ColourClassifier:
     def __call__(self, image: torch.Tensor, name: str, objects: Sequence[Detection]) -> list[str]:
         """image (3, H, W) in [0, 1] -> the colour of each object of a class."""
         crops = [crop(image.cpu(), each)[None] for each in objects]
-        pixels = torch.cat([normalized(cropped(each.to(self.device), self.size)) for each in crops])
+        pixels = torch.cat([normalize(resize_and_crop(each.to(self.device), self.size)) for each in crops])
         features = F.normalize(self.model.encode_image(pixels).float(), dim=-1)
         return [COLOURS[index] for index in (features @ self.texts(name).T).argmax(-1).tolist()]
 

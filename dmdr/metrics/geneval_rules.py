@@ -33,7 +33,7 @@ Found = Mapping[str, Sequence[Detection]]  # class -> its objects, the most conf
 Colours = Callable[[str, Sequence[Detection]], list[str]]  # of objects of a class
 
 
-def counted(detected: Mapping[str, Sequence[Detection]], tag: str) -> dict[str, list[Detection]]:
+def count_detections(detected: Mapping[str, Sequence[Detection]], tag: str) -> dict[str, list[Detection]]:
     """The objects that count; a class without any is left out."""
     least = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     kept = {
@@ -43,7 +43,7 @@ def counted(detected: Mapping[str, Sequence[Detection]], tag: str) -> dict[str, 
     return {name: objects for name, objects in kept.items() if objects}
 
 
-def verdict(record: dict, found: Found, colours: Colours) -> tuple[bool, str]:
+def judge_detections(record: dict, found: Found, colours: Colours) -> tuple[bool, str]:
     """(correct, reason) of an image. record: GenEval's metadata; found: by `counted`."""
     reasons: list[str] = []
     groups: list[Sequence[Detection] | None] = []  # what met each clause; None: it was not met

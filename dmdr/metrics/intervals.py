@@ -25,7 +25,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def resampled_means(scores_MP: np.ndarray, seed: int) -> np.ndarray:
+def resample_means(scores_MP: np.ndarray, seed: int) -> np.ndarray:
     """Mean score of each model on RESAMPLES draws of the prompts with replacement.
 
     scores_MP: (models, prompts). Returns (RESAMPLES, models); a pure function of its arguments.
@@ -40,7 +40,7 @@ def resampled_means(scores_MP: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def interval(scores_P: np.ndarray, means_R: np.ndarray) -> Interval:
+def bootstrap_interval(scores_P: np.ndarray, means_R: np.ndarray) -> Interval:
     """The mean of scores (prompts,) with the percentiles of its resampled means (RESAMPLES,)."""
     if not np.isfinite(scores_P).all():
         return Interval(np.nan, np.nan, np.nan)
@@ -48,19 +48,22 @@ def interval(scores_P: np.ndarray, means_R: np.ndarray) -> Interval:
     return Interval(float(scores_P.mean()), float(low), float(high))
 
 
-def intervals(scores_MP: np.ndarray, seed: int) -> list[Interval]:
+def bootstrap_intervals(scores_MP: np.ndarray, seed: int) -> list[Interval]:
     """One interval a model; scores_MP: (models, prompts)."""
-    means_RM = resampled_means(scores_MP, seed)
-    return [interval(scores_P, means_R) for scores_P, means_R in zip(scores_MP, means_RM.T, strict=True)]
+    means_RM = resample_means(scores_MP, seed)
+    return [bootstrap_interval(scores_P, means_R) for scores_P, means_R in zip(scores_MP, means_RM.T, strict=True)]
 
 
-def differences(scores_MP: np.ndarray, seed: int) -> list[Interval]:
+def bootstrap_differences(scores_MP: np.ndarray, seed: int) -> list[Interval]:
     """First model less each of the others, prompt by prompt, over the same resamples as `intervals`."""
-    means_RM = resampled_means(scores_MP, seed)
-    return [interval(scores_MP[0] - scores_MP[m], means_RM[:, 0] - means_RM[:, m]) for m in range(1, len(scores_MP))]
+    means_RM = resample_means(scores_MP, seed)
+    return [
+        bootstrap_interval(scores_MP[0] - scores_MP[m], means_RM[:, 0] - means_RM[:, m])
+        for m in range(1, len(scores_MP))
+    ]
 
 
-def over_seeds(scores_SP: np.ndarray) -> Interval:
+def student_t_interval(scores_SP: np.ndarray) -> Interval:
     """The mean of scores (seeds, prompts) with its 95 % interval for other seeds and other prompts.
 
     Every seed meets the same prompts. The variance of the mean is that between the means of the S seeds over S, plus

@@ -17,7 +17,7 @@ from dmdr.metrics.geneval import GenEval
 from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.reward import RewardMetric
 from dmdr.rewards.load import load_reward
-from dmdr.rewards.weights import resolve
+from dmdr.rewards.weights import find_weights
 
 RESULTS = "results"  # lines as GenEval's scripts write and read them
 
@@ -73,7 +73,7 @@ def load_metrics(
     images = [name for name in names if name != "lpips"]  # which is about several at once
     for name in images:
         try:
-            found.append(_loaded(name, device, addresses or {}))
+            found.append(_load_metric(name, device, addresses or {}))
         except InputMissing as error:
             missing[name] = str(error)
             if len(missing) == len(images):
@@ -94,20 +94,22 @@ def load_lpips(
     if "lpips" not in names:
         return None, {}
     try:
-        return LPIPS(resolve("lpips-vgg16", addresses), device), {}
+        return LPIPS(find_weights("lpips-vgg16", addresses), device), {}
     except InputMissing as error:
         return None, {"lpips": str(error)}
 
 
-def _loaded(name: str, device: str, addresses: Mapping[str, str]) -> Metric:
+def _load_metric(name: str, device: str, addresses: Mapping[str, str]) -> Metric:
     if name in WITHOUT_WEIGHTS:
         return WITHOUT_WEIGHTS[name]()
     if name in WITH_WEIGHTS:
-        return WITH_WEIGHTS[name].load({each: resolve(each, addresses) for each in OF_JUDGE[name]}, device)
+        return WITH_WEIGHTS[name].load({each: find_weights(each, addresses) for each in OF_JUDGE[name]}, device)
     return RewardMetric(load_reward(name, device, addresses))
 
 
-def judge(metric: Metric, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+def judge_images(
+    metric: Metric, images: torch.Tensor, records: list[dict]
+) -> tuple[dict[str, np.ndarray], list[dict | None]]:
     """Scores (B,) by figure and B lines; NaN and None for prompts that the metric does not judge.
 
     An image that is not a number scores NaN under every figure, is incorrect in a line of GenEval's and has

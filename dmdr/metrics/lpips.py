@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from dmdr.errors import DataError
-from dmdr.rewards.checkpoint import tensors
-from dmdr.rewards.preprocess import resized
+from dmdr.rewards.checkpoint import read_tensors
+from dmdr.rewards.preprocess import resize
 
 FIGURE = "diversity/lpips-vgg16"
 SIDE = 512  # pixels
@@ -34,7 +34,7 @@ class LPIPS:
         self.side = side
         self.distance = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         wanted = {f"slice{number}.{name}" for number in range(1, 6) for name in _names(self.distance.net, number)}
-        found = tensors(file)
+        found = read_tensors(file)
         given = {key: found.get(f"features.{key.split('.', 1)[1]}") for key in wanted}
         for key, value in given.items():
             if value is None or value.shape != self.distance.net.state_dict()[key].shape:
@@ -56,7 +56,7 @@ class LPIPS:
         return np.where(sound_P, (total_P / len(pairs)).numpy(), np.nan)
 
     def _square(self, images: torch.Tensor) -> torch.Tensor:
-        return resized(images.nan_to_num(0.0, 0.0, 0.0), self.side, self.side).clamp(0, 1)
+        return resize(images.nan_to_num(0.0, 0.0, 0.0), self.side, self.side).clamp(0, 1)
 
     def _features(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(P, 3, H, W) in [0, 1] -> of each layer (P, C, h, w), of length 1 along C."""

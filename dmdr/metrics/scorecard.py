@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dmdr.metrics.intervals import RESAMPLES, Interval, differences, intervals
+from dmdr.metrics.intervals import RESAMPLES, Interval, bootstrap_differences, bootstrap_intervals
 
 SCHEMA = 2
 
@@ -38,7 +38,7 @@ class Scores:
         return np.stack(list(self.by_model.values()))
 
 
-def scorecard(
+def build_scorecard(
     run: str,
     models: list[Model],
     *,
@@ -57,19 +57,19 @@ def scorecard(
     metrics, paired, tags = [], [], {}
     for figure, each in scores.items():
         matrix, judged = each.matrix(), len(each.tags)
-        for model, scores_P, found in zip(models, matrix, intervals(matrix, seed), strict=True):
+        for model, scores_P, found in zip(models, matrix, bootstrap_intervals(matrix, seed), strict=True):
             broken = int((~np.isfinite(scores_P)).sum())
             metrics.append(
                 {"name": figure, "model": model.name, **_numbers(found), "n": judged, "broken": broken}
                 | {"trained_on": figure in trained_on}
             )
-        for model, found in zip(models[1:], differences(matrix, seed), strict=True):
+        for model, found in zip(models[1:], bootstrap_differences(matrix, seed), strict=True):
             ends = _numbers(found)
             paired.append(
                 {"metric": figure, "a": models[0].name, "b": model.name, "difference": ends.pop("mean"), **ends}
             )
         if any(each.tags) and not figure.startswith("diversity/"):
-            tags[figure] = {model.name: by_tag(each.by_model[model.name], each.tags) for model in models}
+            tags[figure] = {model.name: average_by_tag(each.by_model[model.name], each.tags) for model in models}
     return {
         "schema": SCHEMA,
         "run": run,
@@ -83,7 +83,7 @@ def scorecard(
     }
 
 
-def by_tag(scores_P: np.ndarray, tags: list[str | None]) -> dict:
+def average_by_tag(scores_P: np.ndarray, tags: list[str | None]) -> dict:
     """{"tags": {tag: {mean, n}}, "overall"}: GenEval's overall is the unweighted mean of the tags' means."""
     by = {tag: scores_P[[each == tag for each in tags]] for tag in sorted({tag for tag in tags if tag is not None})}
     means = {tag: {"mean": _number(scores.mean()), "n": len(scores)} for tag, scores in by.items()}

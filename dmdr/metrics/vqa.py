@@ -82,8 +82,12 @@ class BlipVQA:
         text = self.model.config.text_config
         begin = torch.full((len(asked), 1), self.model.decoder_start_token_id, device=asked.device)
         tokens = self.model.text_decoder.generate(
-            input_ids=begin, encoder_hidden_states=read,
-            eos_token_id=text.sep_token_id, pad_token_id=text.pad_token_id,
-            max_new_tokens=LONGEST, do_sample=False, num_beams=1,
-        )  # fmt: skip
+            input_ids=begin,
+            encoder_hidden_states=read,
+            eos_token_id=text.sep_token_id,
+            pad_token_id=text.pad_token_id,
+            max_new_tokens=LONGEST,
+            do_sample=False,
+            num_beams=1,
+        )
         return [each.strip() for each in self.tokenizer.batch_decode(tokens[:, 1:], skip_special_tokens=True)]

@@ -21,7 +21,7 @@ from dmdr.path import VPPath
 from dmdr.planning.architectures import ARCHITECTURES, SD3_MEDIUM, SD35_LARGE
 from dmdr.planning.architectures import SDXL as SDXL_BASE
 from dmdr.planning.shapes import KnownShapes
-from dmdr.planning.structures import STRUCTURES, Case, updates
+from dmdr.planning.structures import STRUCTURES, Case, build_updates
 from dmdr.teacher.load import find_teacher, load_teacher
 
 DEPTHS = {
@@ -31,7 +31,7 @@ DEPTHS = {
 }
 
 
-def lab(steps: int, k: int, student_rank: int | None, *, device: str) -> Case:
+def build_lab_case(steps: int, k: int, student_rank: int | None, *, device: str) -> Case:
     """The lab's teacher with the fake score of configs/lab-flow.yaml: on meta to be counted, on the CPU to be timed."""
     backbone = load_teacher(find_teacher("lab:flow"))
     item = backbone.encode(["a photo of a red circle left of a blue square"])[0][0]
@@ -60,39 +60,39 @@ class _SDXLOnMeta(SDXL):
         self.path = VPPath(torch.ones(1000))
 
 
-def on_meta(name: str, steps: int, k: int, student_rank: int | None, *, depth: int, fake_rank: int | None = 32) -> Case:
+def build_meta_case(
+    name: str, steps: int, k: int, student_rank: int | None, *, depth: int, fake_rank: int | None = 32
+) -> Case:
     """A real network at 1,024 x 1,024, `depth` of its equal blocks in a row, with the official demo's fake score."""
     backbone = _SDXLOnMeta(depth) if name == "SDXL" else _SD3OnMeta(name, depth)
     context, pooled = ((77, 2048), 1280) if name == "SDXL" else ((77 + 256, 4096), 2048)
-    return Case(
-        backbone, context, pooled, batch=2, steps=steps, k=k, fake_rank=fake_rank, student_rank=student_rank
-    )  # fmt: skip
+    return Case(backbone, context, pooled, batch=2, steps=steps, k=k, fake_rank=fake_rank, student_rank=student_rank)
 
 
-def flops(work: Callable[[], None]) -> int:
+def count_flops(work: Callable[[], None]) -> int:
     with KnownShapes(), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
-def counted(case: Case, names: Iterable[str] = STRUCTURES) -> dict[str, float]:
+def count_structures(case: Case, names: Iterable[str] = STRUCTURES) -> dict[str, float]:
     """FLOPs of F and of a student update by each structure, the mean over what it draws."""
-    work = {"F": float(flops(case.forward))}
+    work = {"F": float(count_flops(case.forward))}
     for name in names:
-        found = [flops(update) for update in updates(case, name)]
+        found = [count_flops(update) for update in build_updates(case, name)]
         work[name] = sum(found) / len(found)
     return work
 
 
-def counted_deep(make: Callable[[int], Case], depth: int, names: Iterable[str] = STRUCTURES) -> dict[str, float]:
+def extrapolate_depth(make: Callable[[int], Case], depth: int, names: Iterable[str] = STRUCTURES) -> dict[str, float]:
     """`counted` of make(depth), from depths 2 and 3: between the first and the last block, each adds the same work."""
-    two, three = (counted(make(few), names) for few in (2, 3))
+    two, three = (count_structures(make(few), names) for few in (2, 3))
     return {name: two[name] + (depth - 2) * (three[name] - two[name]) for name in two}
 
 
-def seconds(case: Case, repeats: int = 3) -> dict[str, float]:
+def time_structures(case: Case, repeats: int = 3) -> dict[str, float]:
     """Best of `repeats` after one to warm up, the mean over what is drawn; in turns, so that a busy moment hits all."""
-    runs = {name: updates(case, name) for name in STRUCTURES}
+    runs = {name: build_updates(case, name) for name in STRUCTURES}
     best = {name: [float("inf")] * len(found) for name, found in runs.items()}
     for repeat in range(repeats + 1):
         for name, found in runs.items():
@@ -104,11 +104,11 @@ def seconds(case: Case, repeats: int = 3) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in best.items()}
 
 
-def form(rank: int | None) -> str:
+def describe_form(rank: int | None) -> str:
     return "full" if rank is None else f"lora {rank}"
 
 
-def row(label: str, figures: dict[str, float]) -> str:
+def format_row(label: str, figures: dict[str, float]) -> str:
     """Each structure's figure, and as a multiple of ours where ours was measured."""
     cells = []
     for name in STRUCTURES:
@@ -137,17 +137,17 @@ def print_structures(k: int) -> None:
     print(heading + "".join(f"{name:>16}" for name in STRUCTURES))
 
     def label(name: str, student: int | None, fake: int | None, steps: int) -> str:
-        return f"{name:<13}{form(student):<9}{form(fake):<9}{steps:<3}"
+        return f"{name:<13}{describe_form(student):<9}{describe_form(fake):<9}{steps:<3}"
 
     for rank, steps in ((None, 1), (None, 2), (None, 4), (None, 8), (64, 4)):
-        figures = in_forwards(counted(lab(steps, k, rank, device="meta")))
-        print(row(label("lab", rank, 16, steps), figures), flush=True)
+        figures = in_forwards(count_structures(build_lab_case(steps, k, rank, device="meta")))
+        print(format_row(label("lab", rank, 16, steps), figures), flush=True)
 
     def real(name: str, student: int | None, fake: int | None, names: Iterable[str]) -> None:
-        work = counted_deep(
-            lambda depth: on_meta(name, 4, k, student, depth=depth, fake_rank=fake), DEPTHS[name], names
+        work = extrapolate_depth(
+            lambda depth: build_meta_case(name, 4, k, student, depth=depth, fake_rank=fake), DEPTHS[name], names
         )
-        print(row(label(name, student, fake, 4), in_forwards(work)), flush=True)
+        print(format_row(label(name, student, fake, 4), in_forwards(work)), flush=True)
 
     for name in ("SD3-Medium", "SD3.5-Large"):
         for rank in (None, 64):
@@ -166,7 +166,7 @@ def main() -> None:
     print_structures(arguments.k)
     if not arguments.no_time:
         print(f"\nseconds per student update, lab, full student, N=4, {torch.get_num_threads()} threads, best of 3")
-        print(row("", seconds(lab(4, arguments.k, None, device="cpu"))))
+        print(format_row("", time_structures(build_lab_case(4, arguments.k, None, device="cpu"))))
 
 
 if __name__ == "__main__":

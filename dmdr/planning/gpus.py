@@ -47,7 +47,7 @@ GPUS = {  # data sheets; float32 is TF32 where a matrix unit has it
 }
 
 
-def advice(config: Config, stages: list[StagePlan], gpu: Gpu) -> list[str]:
+def advise(config: Config, stages: list[StagePlan], gpu: Gpu) -> list[str]:
     """Whether it fits, a line a stage, and if not, what to change, in the order in which it costs least."""
     lines, short = [], False
     for found in stages:
@@ -57,11 +57,11 @@ def advice(config: Config, stages: list[StagePlan], gpu: Gpu) -> list[str]:
         said = f"{need / GIB:.1f} of {gpu.free / GIB:.1f} GiB, {what}"
         lines.append(f"{found.stage}: {'fits' if fits else 'does not fit'} ({said})")
     if short:
-        lines += [f"- {each}" for each in remedies(config, stages)]
+        lines += [f"- {each}" for each in list_remedies(config, stages)]
     return lines
 
 
-def remedies(config: Config, stages: list[StagePlan]) -> list[str]:
+def list_remedies(config: Config, stages: list[StagePlan]) -> list[str]:
     """What saves memory here, the cheapest first."""
     execution, rl, precision = config.execution, config.joint.rl, config.precision
     share = max(-(-getattr(config, found.stage).batch_size // found.ranks) for found in stages)

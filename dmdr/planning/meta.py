@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.run import Teacher
-from dmdr.planning.architectures import ARCHITECTURES, assembled
+from dmdr.planning.architectures import ARCHITECTURES, assemble_pipeline
 from dmdr.teacher import hub
 from dmdr.teacher.load import FAMILIES, build_backbone, find_diffusers_folder, read_index
 
@@ -29,7 +29,7 @@ LOWER = ("linear", "conv1d", "conv2d")  # what autocast computes in the lower pr
 RAISED = ("layer_norm", "group_norm", "rms_norm")  # and in float32
 
 
-def backbone_of(asked: Teacher) -> Backbone:
+def build_meta_backbone(asked: Teacher) -> Backbone:
     """The teacher of a config without weights and without text encoders.
 
     Of a published one nothing is fetched; of another on a hub, its configuration.
@@ -42,16 +42,16 @@ def backbone_of(asked: Teacher) -> Backbone:
         if published and published["repo"] == each.hub:
             pipe = each.pipe()
             return build_backbone(FAMILIES[type(pipe).__name__], pipe, asked.resolution)
-    return from_configs(configs(asked), asked.resolution)
+    return build_from_configs(find_configs(asked), asked.resolution)
 
 
-def configs(asked: Teacher) -> Path:
+def find_configs(asked: Teacher) -> Path:
     """The folder that tells how a teacher is built."""
     address, key = (asked.path, "teacher.path") if asked.parts is None else (asked.parts, "teacher.parts")
-    return hub.fetched(key, address, files=CONFIGS) if hub.is_hub(address) else find_diffusers_folder(key, address)
+    return hub.fetch(key, address, files=CONFIGS) if hub.is_hub(address) else find_diffusers_folder(key, address)
 
 
-def from_configs(folder: Path, resolution: int | None = None) -> Backbone:
+def build_from_configs(folder: Path, resolution: int | None = None) -> Backbone:
     """A teacher's pipeline from the configuration in its folder alone."""
     index = read_index(folder)
     name = "unet" if "unet" in index else "transformer"
@@ -61,12 +61,12 @@ def from_configs(folder: Path, resolution: int | None = None) -> Backbone:
             kind = getattr(diffusers, index[part][1])
             made[part] = kind.from_config(json.loads((folder / part / "config.json").read_text(encoding="utf-8")))
     scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
-    pipe = assembled(getattr(diffusers, index["_class_name"]), made[name], made["vae"], scheduler)
+    pipe = assemble_pipeline(getattr(diffusers, index["_class_name"]), made[name], made["vae"], scheduler)
     return build_backbone(FAMILIES[index["_class_name"]], pipe, resolution)
 
 
 @contextmanager
-def arithmetic(compute: torch.dtype, spared: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+def count_arithmetic(compute: torch.dtype, spared: Iterable[torch.nn.Parameter]) -> Iterator[None]:
     """Inside it, networks compute in `compute` as under CUDA's autocast, all but those with the parameters `spared`,
     which are run outside of it; attention is the fused kernel's.
 
@@ -75,8 +75,9 @@ def arithmetic(compute: torch.dtype, spared: Iterable[torch.nn.Parameter]) -> It
     apart = {id(parameter) for parameter in spared}
 
     def cast(values: tuple, dtype: torch.dtype) -> list:
-        return [each.to(dtype) if isinstance(each, torch.Tensor) and each.is_floating_point() else each
-                for each in values]  # fmt: skip
+        return [
+            each.to(dtype) if isinstance(each, torch.Tensor) and each.is_floating_point() else each for each in values
+        ]
 
     def lower(function: Callable) -> Callable:
         def called(x: torch.Tensor, weight: torch.Tensor, *rest: object, **named: object) -> torch.Tensor:
@@ -97,9 +98,15 @@ def arithmetic(compute: torch.dtype, spared: Iterable[torch.nn.Parameter]) -> It
         return called
 
     def attention(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
         if compute in (query.dtype, key.dtype, value.dtype):
             query, key, value = cast((query, key, value), compute)
         if enable_gqa:

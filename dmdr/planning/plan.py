@@ -22,7 +22,7 @@ from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.run import Config, Training
 from dmdr.dyna import real_scale
 from dmdr.planning.cost import CostCounter
-from dmdr.planning.meta import arithmetic, backbone_of
+from dmdr.planning.meta import build_meta_backbone, count_arithmetic
 from dmdr.planning.shapes import KnownShapes
 from dmdr.rewards.load import load_reward
 from dmdr.rl.algorithms import ALGORITHMS
@@ -31,7 +31,7 @@ from dmdr.rl.refl import ReFL
 from dmdr.rollout import States
 from dmdr.shared_base import DTYPES, FAKE, SharedBase
 from dmdr.state import TrainState
-from dmdr.train import Run, chosen, groups, rolled_out
+from dmdr.train import Run, count_groups, roll_out_prompts, select_batches
 from dmdr.update import Batch, Renoise, Weighted, update_fake_score, update_student, update_student_by_rl
 
 
@@ -84,7 +84,7 @@ class BlankPrompts:
         return [{"prompt": f"prompt {index}"} for index in indices]
 
 
-def plan(config: Config, stage: str, *, say: Callable[[str], None] = lambda line: None) -> StagePlan:
+def plan_stage(config: Config, stage: str, *, say: Callable[[str], None] = lambda line: None) -> StagePlan:
     """What a training stage needs on each of its GPUs.
 
     Raises:
@@ -119,7 +119,7 @@ class _Stage:
         with KnownShapes(), CostCounter("meta") as cost:
             self.build(cost, found)
             spared = [*self.base.backbone.pipe.vae.parameters(), *self.tiny_parameters()]
-            with arithmetic(DTYPES[self.config.precision], spared):
+            with count_arithmetic(DTYPES[self.config.precision], spared):
                 self.measure(cost, found)
         self.share_out(found)
         return found
@@ -127,17 +127,21 @@ class _Stage:
     def build(self, cost: CostCounter, found: StagePlan) -> None:
         """Everything that the stage holds, named in found.parts."""
         config, training = self.config, self.training
-        backbone = backbone_of(config.teacher)
+        backbone = build_meta_backbone(config.teacher)
         network, vae = backbone.network, backbone.pipe.vae
         cost.hold([*network.parameters(), *network.buffers(), *vae.parameters(), *vae.buffers()])
         found.load = cost.live
         compute = DTYPES[config.precision]
         with torch.device("meta"):
             base = SharedBase(
-                backbone, fake_rank=config.fake_score.lora_rank, fake_scale=config.fake_score.scale,
-                student_rank=config.student.lora_rank, seed=config.seed, compute=compute,
-            )  # fmt: skip
-        found.load += 0 if base.student_is_lora else bytes_of(network.parameters())
+                backbone,
+                fake_rank=config.fake_score.lora_rank,
+                fake_scale=config.fake_score.scale,
+                student_rank=config.student.lora_rank,
+                seed=config.seed,
+                compute=compute,
+            )
+        found.load += 0 if base.student_is_lora else count_bytes(network.parameters())
         if config.execution.gradient_checkpointing:
             base.recompute_activations()
         before = cost.live
@@ -155,9 +159,13 @@ class _Stage:
 
         plain = training.student.model_copy(update={"kind": "adamw"})
         self.small = training.model_copy(
-            update={"batch_size": self.few, "fake_updates": min(training.fake_updates, 2), "student": plain,
-                    "fake_score": training.fake_score.model_copy(update={"kind": "adamw"})}
-        )  # fmt: skip
+            update={
+                "batch_size": self.few,
+                "fake_updates": min(training.fake_updates, 2),
+                "student": plain,
+                "fake_score": training.fake_score.model_copy(update={"kind": "adamw"}),
+            }
+        )
         self.state = TrainState(base, self.small, ema=config.student.ema)
         parts = {
             "teacher": [each for name, each in network.named_parameters() if ".lora_" not in name],
@@ -166,11 +174,11 @@ class _Stage:
             f"student ({config.student.form})": base.student_parameters.values(),
             "reference": self.reference_parameters(),
             "EMA": self.state.ema.values(),
-        }  # fmt: skip
-        found.parts = {name: bytes_of(tensors) for name, tensors in parts.items()}
-        found.parts["teacher"] += bytes_of(network.buffers())
+        }
+        found.parts = {name: count_bytes(tensors) for name, tensors in parts.items()}
+        found.parts["teacher"] += count_bytes(network.buffers())
         if not base.student_is_lora:
-            found.parts[f"student ({config.student.form})"] += bytes_of(base.student_network.buffers())
+            found.parts[f"student ({config.student.form})"] += count_bytes(base.student_network.buffers())
         found.parts["optimizers"] = sum(
             self.moments(role, getattr(training, role).kind) for role in ("student", "fake_score")
         )
@@ -187,8 +195,12 @@ class _Stage:
 
     def tiny_parameters(self) -> list[torch.nn.Parameter]:
         decode = getattr(self.algorithm, "decode", None)
-        return [parameter for each in getattr(decode, "args", ()) if isinstance(each, torch.nn.Module)
-                for parameter in each.parameters()]  # fmt: skip
+        return [
+            parameter
+            for each in getattr(decode, "args", ())
+            if isinstance(each, torch.nn.Module)
+            for parameter in each.parameters()
+        ]
 
     def moments(self, role: str, kind: str) -> int:
         """Bytes of an optimizer's state: two moments of 4 bytes, or with 8bit of 1 and a scale for each 256."""
@@ -199,17 +211,23 @@ class _Stage:
         backbone, config = self.base.backbone, self.config
         like = backbone.network.device
         return Run(
-            stage=self.stage, seed=config.seed, training=training, base=self.base,
-            prompts=BlankPrompts(backbone.blank()), unconditional=backbone.collate([backbone.blank()]),
-            times=backbone.student_times(config.student.steps).to(like), guidance_scale=config.teacher.guidance_scale,
-            rl=self.algorithm and (self.algorithm, self.rl), distribution_matching=self.matching,
+            stage=self.stage,
+            seed=config.seed,
+            training=training,
+            base=self.base,
+            prompts=BlankPrompts(backbone.blank()),
+            unconditional=backbone.collate([backbone.blank()]),
+            times=backbone.student_times(config.student.steps).to(like),
+            guidance_scale=config.teacher.guidance_scale,
+            rl=self.algorithm and (self.algorithm, self.rl),
+            distribution_matching=self.matching,
             micro_batch=config.execution.micro_batch_size,
-        )  # fmt: skip
+        )
 
     def measure(self, cost: CostCounter, found: StagePlan) -> None:
         """One window: found.update and found.work."""
         run, base, few = self.run(self.small), self.base, self.few
-        whole = groups(self.run(self.training))
+        whole = count_groups(self.run(self.training))
         real = self.training
 
         def counted(work: Callable[[], object]) -> tuple[object, float]:
@@ -219,13 +237,13 @@ class _Stage:
         found.forward = counted(lambda: self.bare(run))[1] * real.batch_size
         cost.peak = held = cost.live
         self.say("rollout")
-        (states, c, texts), work = counted(lambda: rolled_out(run, 0))
+        (states, c, texts), work = counted(lambda: roll_out_prompts(run, 0))
         trajectories = math.prod(whole)
         found.work["rollout"] = work / states.x0.shape[1] * trajectories
-        objective, work = counted(lambda: self.look(states, texts)) if self.algorithm else (None, 0.0)
+        objective, work = counted(lambda: self.build_objective(states, texts)) if self.algorithm else (None, 0.0)
         found.work["reward"] = work / states.x0.shape[1] * trajectories
         rolling = cost.peak - held
-        fake_batches, student_batches = chosen(run, 0, states, c, objective)
+        fake_batches, student_batches = select_batches(run, 0, states, c, objective)
         rolled = cost.live - held  # states and the batches chosen from them
         student, fake_score = self.state.optimizers["student"], self.state.optimizers["fake_score"]
         shape = base.backbone.latent_shape
@@ -237,9 +255,16 @@ class _Stage:
             if not self.matching:
                 return update_student_by_rl(base, batches, student, rl, clip=clips[0])
             return update_student(
-                base, batches, run.unconditional, levels(batches), (student, fake_score),
-                guidance_scale=run.guidance_scale, real_scale=real_scale(0, real.dynamic), rl=rl, clips=clips,
-            )  # fmt: skip
+                base,
+                batches,
+                run.unconditional,
+                levels(batches),
+                (student, fake_score),
+                guidance_scale=run.guidance_scale,
+                real_scale=real_scale(0, real.dynamic),
+                rl=rl,
+                clips=clips,
+            )
 
         clips, batches = (real.student.clip, real.fake_score.clip), student_batches[0]
         rl = objective and Weighted(objective.loss, self.rl.weight)
@@ -270,7 +295,7 @@ class _Stage:
     def bare(self, run: Run) -> None:
         """One forward of the base without adapters, of one sample."""
         backbone = self.base.backbone
-        with torch.no_grad(), self.base.wearing(FAKE, 0.0) as network:
+        with torch.no_grad(), self.base.use_adapter(FAKE, 0.0) as network:
             x_t = torch.empty(1, *backbone.latent_shape, device="meta")
             backbone.predict(network, x_t, torch.empty(1, device="meta"), run.unconditional)
 
@@ -292,10 +317,10 @@ class _Stage:
             self.state.optimizers[role].step()
             self.state.optimizers[role].zero_grad()
 
-    def look(self, states: States, texts: list[str]) -> Objective:
+    def build_objective(self, states: States, texts: list[str]) -> Objective:
         """An algorithm's objective; of those that choose by numbers, one that costs the same."""
         if isinstance(self.algorithm, ReFL):
-            return self.algorithm.look(states, texts)
+            return self.algorithm.build_objective(states, texts)
         algorithm, base, path = self.algorithm, self.base, self.base.backbone.path
         algorithm.reward.of_samples(states.x0[-1], texts, algorithm.group_size)
 
@@ -327,8 +352,9 @@ class _Stage:
             blocks = self.base.backbone.network._no_split_modules
             largest = max(
                 sum(p.numel() for p in each.parameters())
-                for each in self.base.backbone.network.modules() if type(each).__name__ in blocks
-            )  # fmt: skip
+                for each in self.base.backbone.network.modules()
+                if type(each).__name__ in blocks
+            )
             split = ("teacher", "reference") if self.base.student_is_lora else tuple(found.parts)
             for name in split:
                 if name not in ("autoencoder", "fake score (LoRA)", "rewards"):
@@ -337,6 +363,6 @@ class _Stage:
             found.update += 2 * largest * DTYPES[self.config.precision].itemsize
 
 
-def bytes_of(tensors) -> int:
+def count_bytes(tensors) -> int:
     """Of their memory, what they share counted once."""
     return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())

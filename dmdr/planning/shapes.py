@@ -66,27 +66,27 @@ def _key(function: Callable, args: tuple, kwargs: dict) -> tuple | None:
     if _effect(function) == OTHER:
         return None
     try:
-        key = (function, _described(args), tuple((name, _described(value)) for name, value in kwargs.items()))
+        key = (function, _describe(args), tuple((name, _describe(value)) for name, value in kwargs.items()))
         hash(key)
     except TypeError:
         return None
     return key
 
 
-def _described(value: object) -> object:
+def _describe(value: object) -> object:
     if isinstance(value, torch.Tensor):
         if value.device.type != "meta" or type(value) not in (torch.Tensor, torch.nn.Parameter):
             raise TypeError("it has numbers, or is more than a tensor")
         return value.shape, value.stride(), value.dtype, value.is_conj(), value.is_neg()
     if isinstance(value, (tuple, list)):
-        return type(value), *map(_described, value)
+        return type(value), *map(_describe, value)
     return type(value), value  # 1, 1.0 and True are equal
 
 
 def _answer(effect: str, found: object, args: tuple, kwargs: dict, key: tuple) -> Callable[[tuple], object] | None:
     """What gives the same again; None if what was returned is not what the schema promised, or no plain tensors."""
     if effect == IN_PLACE:
-        same = found is args[0] and _described(args) == key[1]
+        same = found is args[0] and _describe(args) == key[1]
         return (lambda given: given[0]) if same else None
     kind = type(found)
     several = [found] if kind is torch.Tensor else found

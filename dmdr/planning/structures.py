@@ -19,7 +19,7 @@ import torch
 from dmdr import losses
 from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
-from dmdr.update import Renoise, rollout, select, trajectories, update_fake_score, update_student
+from dmdr.update import Renoise, count_trajectories, roll_out, select_states, update_fake_score, update_student
 
 GUIDANCE = 7.0
 
@@ -60,9 +60,10 @@ class Case:
         self.like = next(backbone.network.parameters())
         with torch.device(self.like.device):
             self.base = (
-                FullFakeScore(backbone, student_rank=student_rank, seed=0) if fake_rank is None
+                FullFakeScore(backbone, student_rank=student_rank, seed=0)
+                if fake_rank is None
                 else SharedBase(backbone, fake_rank=fake_rank, fake_scale=2.0, student_rank=student_rank, seed=0)
-            )  # fmt: skip
+            )
         self.batch, self.steps, self.k = batch, steps, k
         self.context, self.pooled = context, pooled
         still = {"lr": 0.0, "foreach": False}
@@ -84,27 +85,34 @@ class Case:
     def forward(self) -> None:
         """F itself: the bare base."""
         c, t = self.conditioning(self.batch), self.renoise().t
-        with torch.no_grad(), self.base.wearing(FAKE, 0.0) as network:
+        with torch.no_grad(), self.base.use_adapter(FAKE, 0.0) as network:
             self.base.backbone.predict(network, self.latents(self.batch), t, c)
 
 
-def ours(case: Case) -> None:
+def run_ours(case: Case) -> None:
     """dmdr.train: one rollout a window, every state of it used; the student's step and a fake step share a forward."""
-    base, count = case.base, trajectories(case.batch, case.k, case.steps)
+    base, count = case.base, count_trajectories(case.batch, case.k, case.steps)
     c = case.conditioning(count)
-    states = rollout(base, c, case.times, case.latents(case.steps, count))
+    states = roll_out(base, c, case.times, case.latents(case.steps, count))
     for part in range(case.k):
         pairs = (torch.arange(case.batch) + part * case.batch) % (count * case.steps)
-        chosen = select(states, c, pairs)
+        chosen = select_states(states, c, pairs)
         if part < case.k - 1:
             update_fake_score(base, chosen, case.renoise(), case.optimizers[1], clip=1.0)
     update_student(
-        base, chosen, case.conditioning(1), case.renoise(), case.optimizers, guidance_scale=GUIDANCE, real_scale=0.5,
-        rl=None, clips=(1.0, 1.0),
-    )  # fmt: skip
+        base,
+        chosen,
+        case.conditioning(1),
+        case.renoise(),
+        case.optimizers,
+        guidance_scale=GUIDANCE,
+        real_scale=0.5,
+        rl=None,
+        clips=(1.0, 1.0),
+    )
 
 
-def official(case: Case) -> None:
+def run_official(case: Case) -> None:
     """Official DMDR (vvvvvjdy/dmdr, train_cc/sit): K rollouts of N steps, a fake step after each, one student step.
 
     A sample's x0 at a drawn step is what the fake score learns. Renoised to the time that it was predicted at, it is
@@ -112,15 +120,15 @@ def official(case: Case) -> None:
     """
     base, c = case.base, case.conditioning(case.batch)
     for _ in range(case.k):
-        states = rollout(base, c, case.times, case.latents(case.steps, case.batch))
+        states = roll_out(base, c, case.times, case.latents(case.steps, case.batch))
         pairs = torch.randint(case.steps, (case.batch,)) * case.batch + torch.arange(case.batch)
-        (chosen,) = select(states, c, pairs)
+        (chosen,) = select_states(states, c, pairs)
         _fake_step(case, chosen.x0, c)
     x_t = base.backbone.path.renoise(chosen.x0, case.latents(case.batch), chosen.t)
     _student_step(case, x_t, chosen.t, c, partial(_real, case, c, lora_scale=0.5))
 
 
-def dmd2(case: Case, left: int) -> None:
+def run_dmd2(case: Case, left: int) -> None:
     """DMD2 (tianweiy/DMD2, main/train_sd.py), no GAN: K rollouts to a random step, the student there, a fake step.
 
     One in K is with a gradient and descends before that fake step, which learns the same x0. All rollouts of this
@@ -136,7 +144,7 @@ def dmd2(case: Case, left: int) -> None:
         _fake_step(case, x0, c)
 
 
-def fastvideo(case: Case) -> None:
+def run_fastvideo(case: Case) -> None:
     """FastVideo (hao-ai-lab/FastVideo, fastvideo/train): K rollouts of N - 1 steps, then a drawn step, a fake step.
 
     The student's step has one rollout more, and real with and without the prompt are two calls.
@@ -153,13 +161,13 @@ def fastvideo(case: Case) -> None:
         _fake_step(case, _predicted(case, *drawn(), c), c)
 
 
-STRUCTURES = {"ours": ours, "official": official, "dmd2": dmd2, "fastvideo": fastvideo}
+STRUCTURES = {"ours": run_ours, "official": run_official, "dmd2": run_dmd2, "fastvideo": run_fastvideo}
 
 
-def updates(case: Case, name: str) -> list[Callable[[], None]]:
+def build_updates(case: Case, name: str) -> list[Callable[[], None]]:
     """The equally likely forms of one student update; more than one where its cost is drawn."""
     if name == "dmd2":
-        return [partial(dmd2, case, left) for left in range(case.steps)]
+        return [partial(run_dmd2, case, left) for left in range(case.steps)]
     return [partial(STRUCTURES[name], case)]
 
 
@@ -205,7 +213,7 @@ def _student_step(
     with torch.no_grad():
         x0_fake = path.to_x0(sample, base.fake(sample, renoise.t, c), renoise.t)
     loss = losses.distribution_matching(x0, real(sample, renoise.t), x0_fake)
-    with base.wearing(STUDENT, float(base.student_is_lora)):
+    with base.use_adapter(STUDENT, float(base.student_is_lora)):
         _descend(loss, base.student_parameters, case.optimizers[0])
     return x0.detach()
 

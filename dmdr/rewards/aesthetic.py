@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from dmdr.errors import DataError
-from dmdr.rewards.checkpoint import affine, tensors
-from dmdr.rewards.transformers_clip import TransformersCLIP, sizes
+from dmdr.rewards.checkpoint import read_linear, read_tensors
+from dmdr.rewards.transformers_clip import TransformersCLIP, read_sizes
 
-PUBLISHED = sizes(text=(768, 12, 12), vision=(1024, 24, 16))  # CLIP ViT-L/14
+PUBLISHED = read_sizes(text=(768, 12, 12), vision=(1024, 24, 16))  # CLIP ViT-L/14
 
 
 class Aesthetic:
@@ -30,7 +30,9 @@ class Aesthetic:
         self.clip = clip
         width = clip.model.config.projection_dim
         weight, bias = (
-            affine(tensors(head), "layers.", head) if head is not None else (torch.zeros(width), torch.zeros(()))
+            read_linear(read_tensors(head), "layers.", head)
+            if head is not None
+            else (torch.zeros(width), torch.zeros(()))
         )
         if len(weight) != width:
             raise DataError(
@@ -45,6 +47,6 @@ class Aesthetic:
         return F.normalize(features.float(), dim=-1) @ self.weight + self.bias
 
 
-def load(head: Path | None, clip: Path | None, device: str) -> Aesthetic:
+def load_aesthetic(head: Path | None, clip: Path | None, device: str) -> Aesthetic:
     """head: the MLP's file; clip: a folder of transformers; None: without weights, for the device "meta"."""
     return Aesthetic(head, TransformersCLIP(clip, device, PUBLISHED), device)

@@ -12,7 +12,7 @@ from dmdr.errors import DataError
 LINEAR = (0, 2, 4, 6, 7)  # of the MLP's nn.Sequential
 
 
-def tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file, in float32. An archive is read by open_clip with weights_only: it runs no code of its own.
 
     Raises:
@@ -30,7 +30,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def affine(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def read_linear(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """w (D,) and b () in float64 of the MLP that LAION's aesthetic score and ImageReward have: five linear layers with
     nothing but dropouts between them, multiplied out.
 
@@ -47,7 +47,7 @@ def affine(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> tuple[t
         raise DataError(f"weights {path} lack the MLP's layers ({error}); fetch them again") from error
 
 
-def fill(module: nn.Module, weights: dict[str, torch.Tensor], path: Path, what: str) -> None:
+def fill_module(module: nn.Module, weights: dict[str, torch.Tensor], path: Path, what: str) -> None:
     """All of a module's tensors from weights, which hold nothing else; frozen.
 
     Raises:

@@ -16,19 +16,30 @@ import torch
 from torch import nn
 
 from dmdr.errors import DataError
-from dmdr.rewards.checkpoint import affine, fill, tensors
-from dmdr.rewards.preprocess import cropped, normalized
+from dmdr.rewards.checkpoint import fill_module, read_linear, read_tensors
+from dmdr.rewards.preprocess import normalize, resize_and_crop
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores (THUDM/ImageReward, ImageReward.py)
 LONGEST = 35  # tokens of a prompt
 VISION = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "image_size": 224, "patch_size": 16, "layer_norm_eps": 1e-6,
-}  # fmt: skip
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,
+}
 TEXT = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "encoder_hidden_size": 1024, "vocab_size": 30524, "max_position_embeddings": 512, "layer_norm_eps": 1e-12,
-}  # fmt: skip
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "encoder_hidden_size": 1024,
+    "vocab_size": 30524,
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-12,
+}
 NAMES = (  # BLIP's names of tensors, and transformers'
     (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
     (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
@@ -80,10 +91,10 @@ class ImageReward:
                 self.blip = Blip().requires_grad_(False).eval()
             weight, bias = torch.zeros(TEXT["hidden_size"]), torch.zeros(())
         else:
-            self.tokenizer, found = tokenizer(vocabulary), tensors(file)
-            weight, bias = affine(found, "mlp.layers.", file)
+            self.tokenizer, found = build_tokenizer(vocabulary), read_tensors(file)
+            weight, bias = read_linear(found, "mlp.layers.", file)
             self.blip = Blip()
-            fill(self.blip, renamed(found), file, "ImageReward's BLIP")
+            fill_module(self.blip, rename_keys(found), file, "ImageReward's BLIP")
             self.blip.to(device)
         self.weight = (weight / STD).float().to(device)
         self.bias = ((bias - MEAN) / STD).float().to(device)
@@ -93,7 +104,7 @@ class ImageReward:
         ids, mask = self.tokens(prompts)
         half = images.is_cuda and torch.is_grad_enabled()  # a gradient follows the reward and does not report it
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
-            features = self.blip(normalized(cropped(images, VISION["image_size"])), ids, mask)
+            features = self.blip(normalize(resize_and_crop(images, VISION["image_size"])), ids, mask)
         return features.float() @ self.weight + self.bias
 
     def tokens(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -104,7 +115,7 @@ class ImageReward:
         return found.input_ids.to(self.device), found.attention_mask.to(self.device)
 
 
-def tokenizer(vocabulary: Path):
+def build_tokenizer(vocabulary: Path):
     """BERT's, from its list of words.
 
     Raises:
@@ -123,7 +134,7 @@ def tokenizer(vocabulary: Path):
     return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
 
 
-def renamed(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def rename_keys(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The BLIP's tensors under transformers' names."""
     names = {}
     for name, tensor in found.items():
@@ -134,6 +145,6 @@ def renamed(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return names
 
 
-def load(file: Path | None, vocabulary: Path | None, device: str) -> ImageReward:
+def load_imagereward(file: Path | None, vocabulary: Path | None, device: str) -> ImageReward:
     """None: without weights, for the device "meta"."""
     return ImageReward(file, vocabulary, device)

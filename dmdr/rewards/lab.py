@@ -135,7 +135,7 @@ class LabReward(nn.Module):
         return torch.sigmoid(self.scale * cosine + self.bias)
 
 
-def load(name: str, device: str) -> LabReward:
+def load_lab_reward(name: str, device: str) -> LabReward:
     """One of the shipped rewards, frozen, in float32."""
     card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     reward = LabReward(name, card["vocabulary"], card["scale"], card["bias"])

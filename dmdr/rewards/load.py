@@ -36,12 +36,17 @@ def load_reward(name: str, device: str = "cpu", addresses: Mapping[str, str] | N
     from dmdr.rewards import aesthetic, imagereward, lab, open_clip, pickscore
 
     if name in (*LAB, *FASHION):
-        return lab.load(name, device)
+        return lab.load_lab_reward(name, device)
     loaders = {
-        **open_clip.LOADERS, "pickscore": pickscore.load, "aesthetic": aesthetic.load, "imagereward": imagereward.load
-    }  # fmt: skip
+        **open_clip.LOADERS,
+        "pickscore": pickscore.load_pickscore,
+        "aesthetic": aesthetic.load_aesthetic,
+        "imagereward": imagereward.load_imagereward,
+    }
     if name not in loaders:
         raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join(reward_weights.OF_REWARD)}")
     if device == "meta":
         return loaders[name](*(None for _ in reward_weights.OF_REWARD[name]), device)
-    return loaders[name](*(weights.resolve(each, addresses or {}) for each in reward_weights.OF_REWARD[name]), device)
+    return loaders[name](
+        *(weights.find_weights(each, addresses or {}) for each in reward_weights.OF_REWARD[name]), device
+    )

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from dmdr.errors import DataError, InputMissing
-from dmdr.rewards.checkpoint import fill, tensors
+from dmdr.rewards.checkpoint import fill_module, read_tensors
 from dmdr.rewards.dual_encoder import DualEncoder
-from dmdr.rewards.preprocess import cropped, normalized, padded, squashed
+from dmdr.rewards.preprocess import normalize, resize_and_crop, resize_and_pad, resize_to_square
 
 SCALE = 100.0
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -37,14 +37,14 @@ class Kind:
 
 
 KINDS = {
-    "dfn-clip": Kind("ViT-H-14-quickgelu", squashed),
-    "hpsv2.1": Kind("ViT-H-14", padded),
-    "clip-score": Kind("ViT-g-14", cropped),
+    "dfn-clip": Kind("ViT-H-14-quickgelu", resize_to_square),
+    "hpsv2.1": Kind("ViT-H-14", resize_and_pad),
+    "clip-score": Kind("ViT-g-14", resize_and_crop),
 }
 PREFIXED = {"clip-score-dmd2": ("clip-score", "A photo depicts ")}  # name -> the kind whose weights it has, its prefix
 
 
-def load(name: str, path: Path | None, device: str) -> DualEncoder:
+def load_open_clip(name: str, path: Path | None, device: str) -> DualEncoder:
     """The reward of that name from a file of weights, or a folder of them; None: without, for the device "meta".
 
     Raises:
@@ -53,19 +53,19 @@ def load(name: str, path: Path | None, device: str) -> DualEncoder:
     """
     of, prefix = PREFIXED.get(name, (name, ""))
     kind = KINDS[of]
-    model, tokenizer, size = clip(name, kind.architecture, path, device)
+    model, tokenizer, size = build_clip(name, kind.architecture, path, device)
 
     def encode_images(images: torch.Tensor) -> torch.Tensor:
-        return model.encode_image(normalized(kind.shape(images, size)))
+        return model.encode_image(normalize(kind.shape(images, size)))
 
     def encode_prompts(prompts: list[str]) -> torch.Tensor:
-        tokens = prefixed(prompts, prefix, tokenizer) if prefix else tokenizer(prompts)
+        tokens = tokenize_prefixed(prompts, prefix, tokenizer) if prefix else tokenizer(prompts)
         return model.encode_text(tokens.to(device))
 
     return DualEncoder(name, encode_images, encode_prompts, SCALE)
 
 
-def clip(name: str, architecture: str, path: Path | None, device: str) -> tuple[torch.nn.Module, Callable, int]:
+def build_clip(name: str, architecture: str, path: Path | None, device: str) -> tuple[torch.nn.Module, Callable, int]:
     """An open_clip model, frozen, with its tokenizer and the side of its images; arguments and errors as of `load`."""
     import open_clip
 
@@ -73,17 +73,17 @@ def clip(name: str, architecture: str, path: Path | None, device: str) -> tuple[
         with torch.device("meta"):
             model = open_clip.CLIP(**open_clip.get_model_config(architecture)).requires_grad_(False)
     else:
-        config, file = read(path) if path.is_dir() else (open_clip.get_model_config(architecture), path)
-        found = tensors(file)  # before the model, which takes a while to make
+        config, file = read_folder(path) if path.is_dir() else (open_clip.get_model_config(architecture), path)
+        found = read_tensors(file)  # before the model, which takes a while to make
         model = open_clip.CLIP(**config)
-        fill(model, found, file, f"{name}'s {'open_clip_config.json' if path.is_dir() else architecture}")
+        fill_module(model, found, file, f"{name}'s {'open_clip_config.json' if path.is_dir() else architecture}")
     model.to(device)
     size = model.visual.image_size
     size = size[0] if isinstance(size, tuple) else size
     return model, open_clip.SimpleTokenizer(context_length=model.context_length), size
 
 
-def prefixed(prompts: list[str], prefix: str, tokenizer: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+def tokenize_prefixed(prompts: list[str], prefix: str, tokenizer: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
     """Tokens (B, L) of prompts, those of the prefix behind the begin; what becomes too long is cut to L and ends with
     the end."""
     tokens, own = tokenizer(prompts), tokenizer([prefix])[0]
@@ -94,7 +94,7 @@ def prefixed(prompts: list[str], prefix: str, tokenizer: Callable[[list[str]], t
     return cut
 
 
-def read(folder: Path) -> tuple[dict, Path]:
+def read_folder(folder: Path) -> tuple[dict, Path]:
     """What open_clip_config.json says of the model, and the file of its weights."""
     try:
         config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
@@ -112,4 +112,4 @@ def read(folder: Path) -> tuple[dict, Path]:
     return config, found
 
 
-LOADERS = {name: partial(load, name) for name in (*KINDS, *PREFIXED)}
+LOADERS = {name: partial(load_open_clip, name) for name in (*KINDS, *PREFIXED)}

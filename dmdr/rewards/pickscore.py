@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from dmdr.rewards.dual_encoder import DualEncoder
-from dmdr.rewards.transformers_clip import TransformersCLIP, sizes
+from dmdr.rewards.transformers_clip import TransformersCLIP, read_sizes
 
-PUBLISHED = sizes(text=(1024, 24, 16), vision=(1280, 32, 16))
+PUBLISHED = read_sizes(text=(1024, 24, 16), vision=(1280, 32, 16))
 
 
-def load(path: Path | None, device: str) -> DualEncoder:
+def load_pickscore(path: Path | None, device: str) -> DualEncoder:
     """From a folder of transformers; None: without weights, for the device "meta".
 
     Raises:

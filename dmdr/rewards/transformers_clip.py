@@ -7,20 +7,24 @@ from pathlib import Path
 import torch
 
 from dmdr.errors import DataError
-from dmdr.rewards.preprocess import cropped, normalized
+from dmdr.rewards.preprocess import normalize, resize_and_crop
 
 
-def sizes(text: tuple[int, int, int], vision: tuple[int, int, int]) -> dict:
+def read_sizes(text: tuple[int, int, int], vision: tuple[int, int, int]) -> dict:
     """A CLIPConfig's keywords from (width, layers, heads) of both encoders, patches of 14 of an image of 224; the text
     encoder's width is that of the features, and an inner layer is four times as wide as its own."""
     width, layers, heads = zip(text, vision, strict=True)
     common = [
-        {"hidden_size": width[n], "num_hidden_layers": layers[n], "num_attention_heads": heads[n],
-         "intermediate_size": 4 * width[n], "projection_dim": width[0]} for n in (0, 1)
-    ]  # fmt: skip
-    return {
-        "text_config": common[0], "vision_config": {**common[1], "patch_size": 14}, "projection_dim": width[0]
-    }  # fmt: skip
+        {
+            "hidden_size": width[n],
+            "num_hidden_layers": layers[n],
+            "num_attention_heads": heads[n],
+            "intermediate_size": 4 * width[n],
+            "projection_dim": width[0],
+        }
+        for n in (0, 1)
+    ]
+    return {"text_config": common[0], "vision_config": {**common[1], "patch_size": 14}, "projection_dim": width[0]}
 
 
 class TransformersCLIP:
@@ -56,7 +60,7 @@ class TransformersCLIP:
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D)."""
-        pixels = normalized(cropped(images, self.model.config.vision_config.image_size))
+        pixels = normalize(resize_and_crop(images, self.model.config.vision_config.image_size))
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def encode_prompts(self, prompts: list[str]) -> torch.Tensor:

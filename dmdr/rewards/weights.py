@@ -14,7 +14,7 @@ MISSING = "missing"
 FILES = ("*.json", "*.txt", "model.safetensors", "open_clip_model.safetensors")  # of a whole repository
 
 
-def address(name: str, addresses: Mapping[str, str]) -> str:
+def address_of(name: str, addresses: Mapping[str, str]) -> str:
     """Of a set of weights: the config's, or the pinned one.
 
     Raises:
@@ -28,16 +28,16 @@ def address(name: str, addresses: Mapping[str, str]) -> str:
     return addresses.get(name) or PINNED[name]
 
 
-def resolve(name: str, addresses: Mapping[str, str]) -> Path:
+def find_weights(name: str, addresses: Mapping[str, str]) -> Path:
     """The file or folder of a set of weights; what a hub has is fetched into its library's cache once.
 
     Raises:
         ConfigError: an address on a hub that names no commit.
         InputMissing: nothing is there.
     """
-    found = address(name, addresses)
+    found = address_of(name, addresses)
     if hub.is_hub(found):
-        return hub.fetched(f"weights.{name}", found, files=FILES)
+        return hub.fetch(f"weights.{name}", found, files=FILES)
     path = Path(found)
     if not path.exists():
         other = f", or leave it out and DMDR fetches {PINNED[name]}" if name in PINNED else ""
@@ -45,23 +45,23 @@ def resolve(name: str, addresses: Mapping[str, str]) -> Path:
     return path
 
 
-def digests(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
+def digest_weights(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
     """The digest of each set of weights that these rewards and judges read, for a stage's inputs.
 
     Raises:
         InputMissing: a set is not there.
     """
     needed = sorted({name for reward in rewards for name in OF[reward]})
-    return {f"weights:{name}": digest(resolve(name, addresses)) for name in needed}
+    return {f"weights:{name}": digest(find_weights(name, addresses)) for name in needed}
 
 
-def digests_or_missing(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
+def digest_weights_or_missing(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
     """The same where a set may be missing, and its rewards are left out: MISSING in the place of its digest."""
     found = {}
     for reward in sorted(rewards):
         for name in OF[reward]:
             try:
-                found |= {f"weights:{name}": digest(resolve(name, addresses))}
+                found |= {f"weights:{name}": digest(find_weights(name, addresses))}
             except InputMissing:
                 found |= {f"weights:{name}": MISSING}
     return found

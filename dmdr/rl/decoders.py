@@ -32,20 +32,20 @@ KEY = "joint.rl.tiny_decoder"
 FILES = ("config.json", "*.safetensors")
 
 
-def resolve(address: str) -> Path:
+def find_tiny_decoder(address: str) -> Path:
     """The folder of an AutoencoderTiny that a folder or hub:OWNER/NAME@COMMIT stands for.
 
     Raises:
         ConfigError: a hub's is not pinned to a commit.
         InputMissing: there is none.
     """
-    folder = hub.fetched(KEY, address, files=FILES) if hub.is_hub(address) else Path(address)
+    folder = hub.fetch(KEY, address, files=FILES) if hub.is_hub(address) else Path(address)
     if not (folder / "config.json").is_file():
         raise InputMissing(f"{KEY} {address} has no config.json; give the folder of an AutoencoderTiny, such as TAESD")
     return folder
 
 
-def load(config: ReFL, backbone: Backbone) -> Decoder:
+def load_decoder(config: ReFL, backbone: Backbone) -> Decoder:
     """The decoder that a config asks for.
 
     Raises:
@@ -53,11 +53,11 @@ def load(config: ReFL, backbone: Backbone) -> Decoder:
         DataError: the tiny decoder is another kind of model, or does not fit the teacher.
     """
     if config.decoder == "tiled":
-        return partial(tiled, backbone)
-    return tiny(config.tiny_decoder, backbone) if config.decoder == "tiny" else backbone.decode
+        return partial(decode_tiled, backbone)
+    return load_tiny_decoder(config.tiny_decoder, backbone) if config.decoder == "tiny" else backbone.decode
 
 
-def tiled(backbone: Backbone, latents: torch.Tensor) -> torch.Tensor:
+def decode_tiled(backbone: Backbone, latents: torch.Tensor) -> torch.Tensor:
     """The teacher's decoder on tiles of half the latent's side, one at a time forward and backward."""
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -78,12 +78,12 @@ def tiled(backbone: Backbone, latents: torch.Tensor) -> torch.Tensor:
     return backbone.decode_by(vae, latents)
 
 
-def tiny(address: str, backbone: Backbone) -> Decoder:
+def load_tiny_decoder(address: str, backbone: Backbone) -> Decoder:
     """A frozen AutoencoderTiny in the place of the teacher's decoder."""
     import torch
     from diffusers import AutoencoderTiny
 
-    folder = resolve(address)
+    folder = find_tiny_decoder(address)
     try:
         vae = AutoencoderTiny.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError) as error:
@@ -104,7 +104,7 @@ def tiny(address: str, backbone: Backbone) -> Decoder:
     return partial(backbone.decode_by, vae)
 
 
-def gradient_cosine(
+def measure_gradient_cosine(
     reward: Callable[[torch.Tensor, list[str]], torch.Tensor], latents: torch.Tensor, prompts: list[str], *two: Decoder
 ) -> torch.Tensor:
     """cos (B,) between the reward's gradients in the latents (B, C, H, W) through the one decoder and the other."""
@@ -121,10 +121,10 @@ def gradient_cosine(
 def main() -> None:
     from dmdr.config.run import ReFL
     from dmdr.rewards.load import load_reward
-    from dmdr.rollout import noise_for, teacher_sample
+    from dmdr.rollout import noise_for, sample_teacher
     from dmdr.teacher.load import find_teacher, load_teacher
 
-    parser = argparse.ArgumentParser(prog="python -m dmdr.rl.decoders", description=gradient_cosine.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m dmdr.rl.decoders", description=measure_gradient_cosine.__doc__)
     parser.add_argument("--teacher", default="lab:flow", help="as teacher.path of a config")
     parser.add_argument("--tiny", help=f"as {KEY} of a config; without it, the tiled decoder is measured alone")
     parser.add_argument("--reward", default="lab-conv")
@@ -134,17 +134,20 @@ def main() -> None:
     asked = parser.parse_args()
     prompts = asked.prompt or ["a red circle", "two blue squares", "a green triangle left of a yellow star"]
     backbone = load_teacher(find_teacher(asked.teacher))
-    latents = teacher_sample(
-        backbone, backbone.collate(backbone.encode(prompts)[0]), backbone.collate(backbone.encode([""])[0]),
-        guidance_scale=asked.guidance_scale, times=backbone.teacher_times(asked.steps),
+    latents = sample_teacher(
+        backbone,
+        backbone.collate(backbone.encode(prompts)[0]),
+        backbone.collate(backbone.encode([""])[0]),
+        guidance_scale=asked.guidance_scale,
+        times=backbone.teacher_times(asked.steps),
         noise=noise_for(0, "decoders", shape=(len(prompts), *backbone.latent_shape)),
-    )  # fmt: skip
+    )
     reward = load_reward(asked.reward, "cpu")
     common = {"algorithm": "refl", "weight": 1.0, "rewards": {asked.reward: 1.0}}
     others = [ReFL(**common, decoder="tiled")]
     others += [ReFL(**common, decoder="tiny", tiny_decoder=asked.tiny)] if asked.tiny else []
     for config in others:
-        cosines = gradient_cosine(reward, latents, prompts, backbone.decode, load(config, backbone))
+        cosines = measure_gradient_cosine(reward, latents, prompts, backbone.decode, load_decoder(config, backbone))
         shown = ", ".join(f"{each:.4f}" for each in cosines.tolist())
         print(f"{config.decoder}: cosine of the gradients of {asked.reward} {float(cosines.mean()):.4f} ({shown})")
 

@@ -19,7 +19,7 @@ import torch
 from dmdr import losses
 from dmdr.config.run import DPO as DPOConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl.objective import Figures, Objective, actions, log_prob, rewarded, share
+from dmdr.rl.objective import Figures, Objective, action_share, find_actions, log_prob, reward_groups
 from dmdr.rollout import States
 from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
@@ -36,24 +36,24 @@ class DPO:
 
     def __init__(self, config: DPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
         self.base, self.beta, self.group_size = base, config.beta, config.group_size
-        self.unused = config.group_size / 2
+        self.oversampling = config.group_size / 2
         self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
 
-    def look(self, states: States, prompts: list[str]) -> Objective:
-        rewards_PG, figures = rewarded(self.reward, states, prompts, self.group_size)
+    def build_objective(self, states: States, prompts: list[str]) -> Objective:
+        rewards_PG, figures = reward_groups(self.reward, states, prompts, self.group_size)
         first = torch.arange(0, len(prompts), self.group_size)
         winner, loser = rewards_PG.argmax(1).cpu(), rewards_PG.argmin(1).cpu()
         ranked = rewards_PG.amax(1) > rewards_PG.amin(1)  # a group without a best teaches nothing
         path = self.base.backbone.path
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            acts, x_next, t_next = actions(states, batch)
+            acts, x_next, t_next = find_actions(states, batch)
             reference = self.base.reference(batch.x_t, batch.t, batch.c)[acts]
             gain = log_prob(path, x_next, x0[acts], t_next) - log_prob(path, x_next, reference, t_next)
             gain_w_P, gain_l_P = (gain / x0[0].numel()).view(-1, 2).unbind(1)
             group = batch.trajectory[acts][::2] // self.group_size
-            part = losses.dpo(gain_w_P, gain_l_P, self.beta, ranked[group]) * share(acts, batch)
+            part = losses.dpo(gain_w_P, gain_l_P, self.beta, ranked[group]) * action_share(acts, batch)
             prefers = (gain_w_P.detach() > gain_l_P.detach()).float()
-            return part, {"prefers_winner": prefers.sum() / max(len(prefers), 1) * share(acts, batch)}
+            return part, {"prefers_winner": prefers.sum() / max(len(prefers), 1) * action_share(acts, batch)}
 
         return Objective(loss, torch.stack([first + winner, first + loser], dim=1), figures)

@@ -18,7 +18,7 @@ import torch
 from dmdr import losses
 from dmdr.config.run import GRPO as GRPOConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl.objective import Figures, Objective, actions, log_prob, rewarded, share
+from dmdr.rl.objective import Figures, Objective, action_share, find_actions, log_prob, reward_groups
 from dmdr.rollout import States
 from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
@@ -31,32 +31,32 @@ class GRPO:
         ConfigError: a reward is unknown or broken.
     """
 
-    unused, block = 1.0, 1
+    oversampling, block = 1.0, 1
 
     def __init__(self, config: GRPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
         self.base, self.kl, self.clip_range = base, config.kl, config.clip_range
         self.group_size, self.inner_updates = config.group_size, config.inner_updates
         self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
 
-    def look(self, states: States, prompts: list[str]) -> Objective:
-        rewards_PG, figures = rewarded(self.reward, states, prompts, self.group_size)
+    def build_objective(self, states: States, prompts: list[str]) -> Objective:
+        rewards_PG, figures = reward_groups(self.reward, states, prompts, self.group_size)
         advantages_M = losses.advantages(rewards_PG).flatten()
         path = self.base.backbone.path
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            acts, x_next, t_next = actions(states, batch)
+            acts, x_next, t_next = find_actions(states, batch)
             new_A = log_prob(path, x_next, x0[acts], t_next)
             old_A = log_prob(path, x_next, batch.x0[acts], t_next)
             log_ratio_A = (new_A - old_A) / x0[0].numel()
             part = losses.grpo(log_ratio_A, advantages_M[batch.trajectory[acts]], self.clip_range)
             clipped = ((log_ratio_A.detach().exp() - 1).abs() > self.clip_range).float()
-            found = {"clipped": clipped.sum() / max(len(clipped), 1) * share(acts, batch)}
+            found = {"clipped": clipped.sum() / max(len(clipped), 1) * action_share(acts, batch)}
             if self.kl:
                 reference = self.base.reference(batch.x_t, batch.t, batch.c)
                 signal, spread = path.signal_and_spread(t_next)
                 regulariser = losses.gaussian_kl(x0[acts], reference[acts], signal / spread)
-                found["loss_reference"] = regulariser.detach() * share(acts, batch)
+                found["loss_reference"] = regulariser.detach() * action_share(acts, batch)
                 part = part + self.kl * regulariser
-            return part * share(acts, batch), found
+            return part * action_share(acts, batch), found
 
         return Objective(loss, torch.arange(len(prompts))[:, None], figures)

@@ -45,11 +45,11 @@ class Algorithm(Protocol):
     """An RL algorithm; made by stages/joint.py."""
 
     group_size: int  # images of one prompt in a rollout
-    unused: float  # trajectories rolled out for each one that is trained on
+    oversampling: float  # trajectories rolled out for each one that is trained on
     inner_updates: int  # student updates on one rollout
     block: int  # trajectories whose states of one step must stand in one batch
 
-    def look(self, states: States, prompts: list[str]) -> Objective:
+    def build_objective(self, states: States, prompts: list[str]) -> Objective:
         """states: N steps of M trajectories, groups one after another; prompts: of the M trajectories."""
 
 
@@ -60,30 +60,30 @@ def log_prob(path: Path, x_next: torch.Tensor, x0: torch.Tensor, t_next: torch.T
     return (-0.5 * z * z - spread.log() - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
 
 
-def actions(states: States, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def find_actions(states: States, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Which states (B,) were followed by a renoising step, and what it drew: x_next and t_next of those."""
     acts = batch.step < len(states.times) - 1
     after = batch.step[acts] + 1
     return acts, states.x_t[after, batch.trajectory[acts]], states.times[after]
 
 
-def share(acts: torch.Tensor, batch: Batch) -> torch.Tensor:
+def action_share(acts: torch.Tensor, batch: Batch) -> torch.Tensor:
     """What turns a mean over these actions (B,) into their part of the mean over the actions of the global batch."""
     return acts.sum() / max(batch.acting, 1)
 
 
-def rewarded(reward: Mixture, states: States, prompts: list[str], group_size: int) -> tuple[torch.Tensor, Figures]:
+def reward_groups(reward: Mixture, states: States, prompts: list[str], group_size: int) -> tuple[torch.Tensor, Figures]:
     """The rewards (P, G) of the samples of all groups, each group scored by one rank, and their figures."""
-    groups = distributed.share(len(prompts) // group_size)
+    groups = distributed.split_evenly(len(prompts) // group_size)
     mine = slice(groups.start * group_size, groups.stop * group_size)
     scores_M = {
-        name: distributed.gather(each)
+        name: distributed.all_gather(each)
         for name, each in reward.of_samples(states.x0[-1, mine], prompts[mine], group_size).items()
     }
-    return reward.mixed(scores_M).view(-1, group_size), spread(scores_M)
+    return reward.mixed(scores_M).view(-1, group_size), summarize_scores(scores_M)
 
 
-def spread(scores: dict[str, torch.Tensor]) -> Figures:
+def summarize_scores(scores: dict[str, torch.Tensor]) -> Figures:
     """Mean and standard deviation of each reward's scores (M,)."""
     figures = {f"reward/{name}": each.mean() for name, each in scores.items()}
     return figures | {f"reward_std/{name}": each.std(correction=0) for name, each in scores.items()}

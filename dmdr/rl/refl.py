@@ -31,21 +31,21 @@ class ReFL:
         DataError, InputMissing: the tiny decoder is missing, or does not fit the teacher.
     """
 
-    group_size, unused, inner_updates, block = 1, 1.0, 1, 1
+    group_size, oversampling, inner_updates, block = 1, 1.0, 1, 1
 
     def __init__(self, config: ReFLConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
         self.base, self.pretraining = base, config.pretraining
         self.reward = Mixture(
             config.rewards, base.backbone, differentiable=True, positive=config.map == "log", weights=weights
         )
-        self.decode = decoders.load(config, base.backbone)
+        self.decode = decoders.load_decoder(config, base.backbone)
         self.loss = {"linear": losses.refl, "log": losses.refl_log}[config.map]
 
-    def look(self, states: States, prompts: list[str]) -> Objective:
+    def build_objective(self, states: States, prompts: list[str]) -> Objective:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             images = self.decode(x0)
             scores_B = self.reward(images, [prompts[i] for i in batch.trajectory.tolist()])
-            total, figures = self.loss(self.reward.mixed(scores_B)), moments(scores_B)
+            total, figures = self.loss(self.reward.mixed(scores_B)), score_moments(scores_B)
             if self.pretraining:
                 regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))
                 total, figures = total + self.pretraining * regulariser, {**figures, "loss_reference": regulariser}
@@ -54,7 +54,7 @@ class ReFL:
         return Objective(loss, torch.arange(states.x0.shape[1])[:, None])
 
 
-def moments(scores_B: dict[str, torch.Tensor]) -> Figures:
+def score_moments(scores_B: dict[str, torch.Tensor]) -> Figures:
     """Of each reward's scores, in float64: means, and mean squares, which parts of a batch can add up."""
     exact = {name: each.detach().double() for name, each in scores_B.items()}
     squares = {f"reward_square/{name}": each.square().mean() for name, each in exact.items()}

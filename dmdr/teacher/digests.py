@@ -26,12 +26,12 @@ def digest(path: Path) -> str:
         except OSError as error:
             _unreadable(error)
     total = hashlib.sha256()
-    for file in files(path):
+    for file in list_files(path):
         total.update(f"{file.relative_to(path).as_posix()} {digest(file)}\n".encode())
     return total.hexdigest()
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """Every file of a folder and those below it, sorted.
 
     Raises:

@@ -14,7 +14,7 @@ def is_hub(address: str) -> bool:
     return address.startswith("hub:")
 
 
-def fetched(key: str, address: str, *, files: tuple[str, ...], but: tuple[str, ...] = ()) -> Path:
+def fetch(key: str, address: str, *, files: tuple[str, ...], but: tuple[str, ...] = ()) -> Path:
     """What hub:OWNER/NAME@COMMIT, or one file of it, hub:OWNER/NAME@COMMIT/FILE, holds: in the library's cache.
 
     Args:

@@ -48,7 +48,7 @@ def find_teacher(path: str, parts: str | None = None) -> Path | SingleFile:
     return source
 
 
-def find_configured(asked: Teacher) -> Path | SingleFile:
+def find_teacher_of(asked: Teacher) -> Path | SingleFile:
     """`resolve` of a config's section."""
     return find_teacher(asked.path, asked.parts)
 
@@ -56,7 +56,7 @@ def find_configured(asked: Teacher) -> Path | SingleFile:
 def find_diffusers_folder(key: str, path: str) -> Path:
     """`resolve` of a pipeline; `key` of the config is for complaints."""
     if hub.is_hub(path):
-        folder = hub.fetched(key, path, files=PIPELINE_FILES, but=OTHER_FORMS)
+        folder = hub.fetch(key, path, files=PIPELINE_FILES, but=OTHER_FORMS)
     else:
         folder = LAB / path.removeprefix("lab:") if path.startswith("lab:") else Path(path)
     if not os.path.isdir(folder):
@@ -149,7 +149,7 @@ def load_pipeline(source: Path | SingleFile, *, text: bool = True):
 
     folder = _parts(source)
     index = read_index(folder)
-    for file in (file for file in digests.files(folder) if file.suffix == ".safetensors"):
+    for file in (file for file in digests.list_files(folder) if file.suffix == ".safetensors"):
         try:
             with safe_open(file, framework="pt"):
                 pass
@@ -164,10 +164,10 @@ def load_pipeline(source: Path | SingleFile, *, text: bool = True):
     transformers_logging.disable_progress_bar()
     try:
         if isinstance(source, SingleFile):
-            pipe = single_file.loaded(kind, family_of(source), source, given)
+            pipe = single_file.load_single_file(kind, family_of(source), source, given)
         else:
             encoders = {part for part in texts - given.keys() if part.startswith("text_encoder")}
-            given |= {part: _text_encoder(folder, part, index[part]) for part in encoders}
+            given |= {part: _load_text_encoder(folder, part, index[part]) for part in encoders}
             pipe = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **given)
     except DataError:
         raise
@@ -176,13 +176,13 @@ def load_pipeline(source: Path | SingleFile, *, text: bool = True):
         raise DataError(f"teacher {folder} does not load: {said}") from error
     for part, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):
-            _whole(folder, part, {name for name, value in module.state_dict().items() if value.is_meta})
+            _require_all(folder, part, {name for name, value in module.state_dict().items() if value.is_meta})
         if isinstance(module, diffusers.ModelMixin):
             module.register_to_config(_name_or_path="")  # a path of this machine, which would be exported
     return pipe
 
 
-def _text_encoder(folder: Path, part: str, kind: tuple[str, str]):
+def _load_text_encoder(folder: Path, part: str, kind: tuple[str, str]):
     """A text encoder, with the care that diffusers does not take: where a tensor is missing it goes on with noise."""
     import torch
     import transformers
@@ -194,7 +194,7 @@ def _text_encoder(folder: Path, part: str, kind: tuple[str, str]):
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    _whole(folder, part, found["missing_keys"])
+    _require_all(folder, part, found["missing_keys"])
     for name, there, wanted in found["mismatched_keys"]:
         raise DataError(
             f"teacher {folder}: {part} has {name} of shape {tuple(there)}, its config.json asks for {tuple(wanted)}; "
@@ -203,7 +203,7 @@ def _text_encoder(folder: Path, part: str, kind: tuple[str, str]):
     return encoder
 
 
-def _whole(folder: Path, part: str, missing: set[str]) -> None:
+def _require_all(folder: Path, part: str, missing: set[str]) -> None:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"teacher {folder}: {part} lacks the tensor {min(missing)}{more}; fetch the teacher again")

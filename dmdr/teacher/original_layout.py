@@ -17,14 +17,18 @@ from dmdr.errors import DataError
 Weights = dict[str, torch.Tensor]
 Places = dict[str, str]  # name of a module -> its name in the original layout
 RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 POSITIONS = "embeddings.position_embedding.weight"
 T5_TIE = "encoder.embed_tokens.weight"  # the same tensor as shared.weight, which files may leave out
 
 
-def original(family: str, parts: dict[str, Weights]) -> Weights:
+def to_original(family: str, parts: dict[str, Weights]) -> Weights:
     """The weights of a pipeline's parts under their keys in the original layout of `family` (a key of LAYOUTS).
 
     Raises:
@@ -44,15 +48,20 @@ def original(family: str, parts: dict[str, Weights]) -> Weights:
     return found
 
 
-def unet(weights: Weights) -> Weights:
+def unet_to_original(weights: Weights) -> Weights:
     """SDXL's UNet: blocks are counted through, and an attention or a sampler stands in the block of its resnet."""
     places = {
-        "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-        "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-        "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-        "mid_block.attentions.0": "middle_block.1", **_resnet("mid_block.resnets.0", "middle_block.0"),
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "mid_block.attentions.0": "middle_block.1",
+        **_resnet("mid_block.resnets.0", "middle_block.0"),
         **_resnet("mid_block.resnets.1", "middle_block.2"),
-    }  # fmt: skip
+    }
     count = 1
     for block in _children(weights, "down_blocks"):
         for layer in _children(weights, f"{block}.resnets"):
@@ -71,10 +80,10 @@ def unet(weights: Weights) -> Weights:
         attends = bool(list(_children(weights, f"{block}.attentions")))
         for sampler in _children(weights, f"{block}.upsamplers"):
             places[f"{sampler}.conv"] = f"output_blocks.{count - 1}.{1 + attends}.conv"
-    return _placed(weights, places)
+    return _place(weights, places)
 
 
-def vae(weights: Weights) -> Weights:
+def vae_to_original(weights: Weights) -> Weights:
     """The autoencoder of both families: up blocks count from the output, attention is 1x1 convolutions."""
     places = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
@@ -91,22 +100,22 @@ def vae(weights: Weights) -> Weights:
         for number, layer in enumerate(_children(weights, f"{block}.resnets")):
             places |= _vae_resnet(layer, f"{level}.block.{number}")
         places[f"{block}.{way}samplers.0.conv"] = f"{level}.{way}sample.conv"
-    found = _placed(weights, places)
+    found = _place(weights, places)
     return {
         key: weight[:, :, None, None] if ".attn_1." in key and weight.ndim == 2 else weight
         for key, weight in found.items()
     }
 
 
-def clip(weights: Weights) -> Weights:
+def clip_to_original(weights: Weights) -> Weights:
     """A CLIP text encoder under the names of transformers' CLIPTextModel as they were before it was flattened."""
     whole = ("text_model.", "text_projection.")
     return {key if key.startswith(whole) else f"text_model.{key}": weight for key, weight in weights.items()}
 
 
-def clip_unprojected(weights: Weights) -> Weights:
+def clip_unprojected_to_original(weights: Weights) -> Weights:
     """SD3's CLIP-L, whose projection is the identity and not written."""
-    found = clip(weights)
+    found = clip_to_original(weights)
     projection = found.pop("text_projection.weight")
     if not projection.is_meta and not torch.equal(projection, torch.eye(*projection.shape).to(projection)):
         raise DataError(
@@ -116,41 +125,46 @@ def clip_unprojected(weights: Weights) -> Weights:
     return found
 
 
-def open_clip(weights: Weights) -> Weights:
+def open_clip_to_original(weights: Weights) -> Weights:
     """SDXL's second text encoder as open_clip names it."""
-    weights = clip(weights)
+    weights = clip_to_original(weights)
     projection = weights.pop("text_projection.weight")
     places = {
-        "text_model.embeddings.token_embedding": "token_embedding", "text_model.final_layer_norm": "ln_final",
+        "text_model.embeddings.token_embedding": "token_embedding",
+        "text_model.final_layer_norm": "ln_final",
         "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    }  # fmt: skip
+    }
     fused = {}
     for number, layer in enumerate(_children(weights, "text_model.encoder.layers")):
         block = f"transformer.resblocks.{number}"
         fused[f"{block}.attn.in_proj_"] = [f"{layer}.self_attn.{each}_proj" for each in "qkv"]
         places |= {
-            f"{layer}.layer_norm1": f"{block}.ln_1", f"{layer}.layer_norm2": f"{block}.ln_2",
-            f"{layer}.mlp.fc1": f"{block}.mlp.c_fc", f"{layer}.mlp.fc2": f"{block}.mlp.c_proj",
+            f"{layer}.layer_norm1": f"{block}.ln_1",
+            f"{layer}.layer_norm2": f"{block}.ln_2",
+            f"{layer}.mlp.fc1": f"{block}.mlp.c_fc",
+            f"{layer}.mlp.fc2": f"{block}.mlp.c_proj",
             f"{layer}.self_attn.out_proj": f"{block}.attn.out_proj",
-        }  # fmt: skip
-    return {**_placed(weights, places, fused), "text_projection": projection.T}
+        }
+    return {**_place(weights, places, fused), "text_projection": projection.T}
 
 
-def t5(weights: Weights) -> Weights:
+def t5_to_original(weights: Weights) -> Weights:
     """SD3's third text encoder, under transformers' names; diffusers wants the tied tensor twice."""
     return {**weights, T5_TIE: weights["shared.weight"].clone()}
 
 
-def mmdit(weights: Weights) -> Weights:
+def mmdit_to_original(weights: Weights) -> Weights:
     """The transformer of SD3 and SD3.5; the last context modulation and the output's have shift before scale."""
     embedders = {"timestep_embedder": "t_embedder", "text_embedder": "y_embedder"}
     places = {
-        "pos_embed.pos_embed": "pos_embed", "pos_embed.proj": "x_embedder.proj",
-        "context_embedder": "context_embedder", "proj_out": "final_layer.linear",
+        "pos_embed.pos_embed": "pos_embed",
+        "pos_embed.proj": "x_embedder.proj",
+        "context_embedder": "context_embedder",
+        "proj_out": "final_layer.linear",
         "norm_out.linear": "final_layer.adaLN_modulation.1",
         **{f"time_text_embed.{a}.linear_1": f"{b}.mlp.0" for a, b in embedders.items()},
         **{f"time_text_embed.{a}.linear_2": f"{b}.mlp.2" for a, b in embedders.items()},
-    }  # fmt: skip
+    }
     fused, swapped = {}, {"norm_out.linear"}
     for number, block in enumerate(_children(weights, "transformer_blocks")):
         x, context = (f"joint_blocks.{number}.{side}_block" for side in ("x", "context"))
@@ -167,30 +181,34 @@ def mmdit(weights: Weights) -> Weights:
                 f"{block}.{attention}.norm_k": f"{x}.{attention}.ln_k",
             }
         places |= {
-            f"{block}.attn.to_add_out": f"{context}.attn.proj", f"{block}.attn.norm_added_q": f"{context}.attn.ln_q",
-            f"{block}.attn.norm_added_k": f"{context}.attn.ln_k", f"{block}.norm1.linear": f"{x}.adaLN_modulation.1",
+            f"{block}.attn.to_add_out": f"{context}.attn.proj",
+            f"{block}.attn.norm_added_q": f"{context}.attn.ln_q",
+            f"{block}.attn.norm_added_k": f"{context}.attn.ln_k",
+            f"{block}.norm1.linear": f"{x}.adaLN_modulation.1",
             f"{block}.norm1_context.linear": f"{context}.adaLN_modulation.1",
-            f"{block}.ff.net.0.proj": f"{x}.mlp.fc1", f"{block}.ff.net.2": f"{x}.mlp.fc2",
-            f"{block}.ff_context.net.0.proj": f"{context}.mlp.fc1", f"{block}.ff_context.net.2": f"{context}.mlp.fc2",
-        }  # fmt: skip
+            f"{block}.ff.net.0.proj": f"{x}.mlp.fc1",
+            f"{block}.ff.net.2": f"{x}.mlp.fc2",
+            f"{block}.ff_context.net.0.proj": f"{context}.mlp.fc1",
+            f"{block}.ff_context.net.2": f"{context}.mlp.fc2",
+        }
     swaps = {key for key in weights if key.rpartition(".")[0] in swapped}
     halves = {key: torch.cat(weights[key].chunk(2)[::-1]) for key in swaps}
-    return _placed({**weights, **halves}, places, fused)
+    return _place({**weights, **halves}, places, fused)
 
 
 LAYOUTS: dict[str, dict[str, tuple[str, Callable[[Weights], Weights]]]] = {  # family -> part -> prefix, map
     "sdxl": {
-        "unet": ("model.diffusion_model.", unet),
-        "vae": ("first_stage_model.", vae),
-        "text_encoder": ("conditioner.embedders.0.transformer.", clip),
-        "text_encoder_2": ("conditioner.embedders.1.model.", open_clip),
+        "unet": ("model.diffusion_model.", unet_to_original),
+        "vae": ("first_stage_model.", vae_to_original),
+        "text_encoder": ("conditioner.embedders.0.transformer.", clip_to_original),
+        "text_encoder_2": ("conditioner.embedders.1.model.", open_clip_to_original),
     },
     "sd3": {
-        "transformer": ("model.diffusion_model.", mmdit),
-        "vae": ("first_stage_model.", vae),
-        "text_encoder": ("text_encoders.clip_l.transformer.", clip_unprojected),
-        "text_encoder_2": ("text_encoders.clip_g.transformer.", clip),
-        "text_encoder_3": ("text_encoders.t5xxl.transformer.", t5),
+        "transformer": ("model.diffusion_model.", mmdit_to_original),
+        "vae": ("first_stage_model.", vae_to_original),
+        "text_encoder": ("text_encoders.clip_l.transformer.", clip_unprojected_to_original),
+        "text_encoder_2": ("text_encoders.clip_g.transformer.", clip_to_original),
+        "text_encoder_3": ("text_encoders.t5xxl.transformer.", t5_to_original),
     },
 }
 
@@ -210,7 +228,7 @@ def _vae_resnet(ours: str, theirs: str) -> Places:
     return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in names.items()}
 
 
-def _placed(weights: Weights, places: Places, fused: dict[str, list[str]] | None = None) -> Weights:
+def _place(weights: Weights, places: Places, fused: dict[str, list[str]] | None = None) -> Weights:
     """Each tensor under the name of its module's place; those of `fused` modules as one, place + weight or bias.
 
     Raises:

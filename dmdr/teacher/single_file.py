@@ -23,7 +23,7 @@ class SingleFile(NamedTuple):
     parts: Path  # a diffusers folder of the same family
 
 
-def loaded(kind: type[DiffusionPipeline], family: str, source: SingleFile, given: dict) -> DiffusionPipeline:
+def load_single_file(kind: type[DiffusionPipeline], family: str, source: SingleFile, given: dict) -> DiffusionPipeline:
     """The pipeline in float32; `given` components are taken as they are, None stays away.
 
     Raises:
@@ -34,8 +34,8 @@ def loaded(kind: type[DiffusionPipeline], family: str, source: SingleFile, given
 
     from dmdr.backbones.latent import unheard
 
-    parts = _skeletons(kind, family, source.parts, given)
-    held = _checked(family, source, parts)
+    parts = _build_skeletons(kind, family, source.parts, given)
+    held = _check_keys(family, source, parts)
     for part in parts.keys() - held:
         if not any((source.parts / part).glob("*.safetensors")):
             raise DataError(
@@ -52,7 +52,9 @@ def loaded(kind: type[DiffusionPipeline], family: str, source: SingleFile, given
     return pipe
 
 
-def _skeletons(kind: type[DiffusionPipeline], family: str, folder: Path, given: dict) -> dict[str, torch.nn.Module]:
+def _build_skeletons(
+    kind: type[DiffusionPipeline], family: str, folder: Path, given: dict
+) -> dict[str, torch.nn.Module]:
     """The parts of the family's layout that are not given, as the folder configures them, without their weights."""
     import diffusers
     import transformers
@@ -73,7 +75,7 @@ def _skeletons(kind: type[DiffusionPipeline], family: str, folder: Path, given: 
     return found
 
 
-def _checked(family: str, source: SingleFile, parts: dict[str, torch.nn.Module]) -> set[str]:
+def _check_keys(family: str, source: SingleFile, parts: dict[str, torch.nn.Module]) -> set[str]:
     """Which of the parts the file holds; its header is compared with what they need.
 
     Raises:
@@ -81,7 +83,7 @@ def _checked(family: str, source: SingleFile, parts: dict[str, torch.nn.Module])
     """
     from safetensors import SafetensorError, safe_open
 
-    from dmdr.teacher.original_layout import LAYOUTS, T5_TIE, original
+    from dmdr.teacher.original_layout import LAYOUTS, T5_TIE, to_original
 
     file = source.file
     try:
@@ -93,7 +95,7 @@ def _checked(family: str, source: SingleFile, parts: dict[str, torch.nn.Module])
     held = {part for part in parts if any(key.startswith(LAYOUTS[family][part][0]) for key in shapes)}
     network = next(iter(LAYOUTS[family]))
     weights = {part: {name: each.to("meta") for name, each in parts[part].state_dict().items()} for part in parts}
-    needed = original(family, {part: weights[part] for part in held})
+    needed = to_original(family, {part: weights[part] for part in held})
     prefix = LAYOUTS[family][network][0]
     if not any(key in shapes for key in needed if key.startswith(prefix)):
         raise DataError(

@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 
 from dmdr.errors import ConfigError
-from stages.reports.scorecard_text import as_text
+from stages.reports.scorecard_text import format_scorecard
 from stages.store.runs import follow_name
 
 
-def compare(names: list[str], store: str, out: str) -> int:
+def compare_runs(names: list[str], store: str, out: str) -> int:
     """Write the page and print what it says in short; names: of runs, or what they were promoted as. Always 0.
 
     Raises:
@@ -24,14 +24,12 @@ def compare(names: list[str], store: str, out: str) -> int:
     twice = [run for run in dict.fromkeys(runs) if runs.count(run) > 1]
     if twice:
         raise ConfigError(f"compare is given {', '.join(twice)} more than once; name each run once")
-    from stages.reports.comparison.merged import (
-        remarks,  # with numpy, scipy and torch, of which the other commands need none
-    )
-    from stages.reports.comparison.page import write
-    from stages.reports.comparison.results import read
+    from stages.reports.comparison.merged import list_remarks
+    from stages.reports.comparison.page import write_page
+    from stages.reports.comparison.results import read_runs
 
     with tempfile.TemporaryDirectory() as cache:
-        found = read(runs, store, Path(cache))
-        card = write(found, Path(out))
-    print("\n\n".join([as_text(card), *remarks(found), f"page: {out}"]))
+        found = read_runs(runs, store, Path(cache))
+        card = write_page(found, Path(out))
+    print("\n\n".join([format_scorecard(card), *list_remarks(found), f"page: {out}"]))
     return 0

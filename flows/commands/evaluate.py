@@ -12,17 +12,17 @@ from pathlib import Path
 
 import yaml
 
-from dmdr.config.load import check, read
+from dmdr.config.load import read_mapping, validate
 from dmdr.config.run import Config
 from dmdr.errors import ConfigError
-from flows.commands.run import show, start
+from flows.commands.run import show_scorecard, start_flow
 from stages.store.artifacts import Artifact
 
 NEEDS = {"student": ("prompts", "cold_start", "joint", "export"), "cold start": ("prompts", "cold_start")}
 LONGEST = 63  # of a run's name
 
 
-def evaluate(
+def evaluate_pipeline(
     config: str, pipeline: str, steps: int, guidance: float, *, name: str | None, run: str | None, store: str
 ) -> int:
     """Put a pipeline on the card; returns an exit code.
@@ -33,11 +33,11 @@ def evaluate(
     Raises:
         ConfigError, DataError, InputMissing: before anything has started.
     """
-    data = read(config, "config", "the ones that come with DMDR are in configs/")
-    of = run or check(data, Config, f"config {config}").run
+    data = read_mapping(config, "config", "the ones that come with DMDR are in configs/")
+    of = run or validate(data, Config, f"config {config}").run
     name = name or pipeline.partition("@")[0].rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
-    asked = extended(data, of, name, {"path": pipeline, "steps": steps, "guidance_scale": guidance}, store)
-    made = check(asked, Config, f"{config} with {name}")
+    asked = extend_config(data, of, name, {"path": pipeline, "steps": steps, "guidance_scale": guidance}, store)
+    made = validate(asked, Config, f"{config} with {name}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(asked, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -47,13 +47,13 @@ def evaluate(
 
             with_pipeline(str(path), made.run, of, store)
 
-        if Artifact(store, made.run, "evaluate").record() is None and (code := start(chain)):
+        if Artifact(store, made.run, "evaluate").record() is None and (code := start_flow(chain)):
             return code
-    show(made.run, store)
+    show_scorecard(made.run, store)
     return 0
 
 
-def extended(data: dict, of: str, name: str, pipeline: dict, store: str) -> dict:
+def extend_config(data: dict, of: str, name: str, pipeline: dict, store: str) -> dict:
     """The config with the pipeline, and with the models that run `of` has sealed.
 
     Raises:

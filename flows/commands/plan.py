@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import sys
 
-from dmdr.config.load import load
-from dmdr.planning.gpus import GIB, GPUS, SHARE, advice
-from stages.reports.scorecard_text import table
+from dmdr.config.load import load_config
+from dmdr.planning.gpus import GIB, GPUS, SHARE, advise
+from stages.reports.scorecard_text import format_table
 
 TRAINED = ("cold_start", "joint")
 
 
-def plan(path: str, gpu: str) -> int:
+def print_plan(path: str, gpu: str) -> int:
     """Print parameters, memory, work and hours of both training stages on that GPU, and what to change where it does
     not fit. Always 0: a plan that does not fit is an answer."""
     from dmdr.planning import plan as planning
 
-    config, card = load(path), GPUS[gpu]
+    config, card = load_config(path), GPUS[gpu]
     found = []
     for stage in TRAINED:
-        _progress(f"{stage}: building it without weights")
-        found.append(planning.plan(config, stage, say=lambda part, stage=stage: _progress(f"{stage}: {part}")))
-    _progress("")
+        _show_progress(f"{stage}: building it without weights")
+        found.append(
+            planning.plan_stage(config, stage, say=lambda part, stage=stage: _show_progress(f"{stage}: {part}"))
+        )
+    _show_progress("")
     print(f"{config.run}: {config.teacher.path}\n{found[0].ranks} x {card.name}, {config.precision}\n")
     print(_parameters(found[0]))
     unit, size = ("GiB", GIB) if max(stage.peak for stage in found) >= GIB else ("MiB", 2**20)
     print(f"\nmemory of each GPU, {unit} ({card.free / GIB:.1f} GiB are free for tensors)")
-    print(table(_memory(found, size)))
+    print(format_table(_memory(found, size)))
     print("\nwork of one update, forward-equivalents (F = one forward of the base on the whole batch)")
-    print(table(_work(found)))
+    print(format_table(_work(found)))
     print(f"\nat {SHARE:.0%} of the {card.rate(config.precision) / 1e12:,.0f} TFLOP/s of its data sheet")
-    print(table(_hours(found, card, config.precision)))
+    print(format_table(_hours(found, card, config.precision)))
     print("prompts, export and evaluation come to it; so do checkpoints and looks of the watch.\n")
-    for line in advice(config, found, card):
+    for line in advise(config, found, card):
         print(line)
     return 0
 
 
-def _progress(line: str) -> None:
+def _show_progress(line: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 

@@ -22,7 +22,7 @@ WITH_EACH = ("provenance.json", "SHA256SUMS")  # what comes with a form
 MEGABYTE = 10**6
 
 
-def pull(run: str, stage: str, folder: str, store: str, form: str | None) -> int:
+def pull_stage(run: str, stage: str, folder: str, store: str, form: str | None) -> int:
     """Copy the files of a sealed stage to `folder`, each verified; a pull that was cut off goes on from what it has.
 
     run: its name, or what it was promoted as. form: of an export, only this one. Until the copy is whole its files lie
@@ -43,22 +43,22 @@ def pull(run: str, stage: str, folder: str, store: str, form: str | None) -> int
     artifact = Artifact(store, run, stage)
     if name != run:
         print(f"{name} is run {run}")
-    sizes = {name: artifact.sealed()["files"][name]["size"] for name in wanted(artifact, form)}
+    sizes = {name: artifact.sealed()["files"][name]["size"] for name in select_files(artifact, form)}
     total, progress = sum(sizes.values()), Progress("pulled megabytes")
 
     def told(here: int) -> None:
         whole = math.ceil(total / MEGABYTE)
         progress.update(whole if here == total else here // MEGABYTE, whole)
 
-    with alone(target.parent / f".{target.name}.partial") as partial:
+    with lock_folder(target.parent / f".{target.name}.partial") as partial:
         try:
             download(artifact, sizes, partial, told)
         except (ConfigError, DataError, OSError) as error:
             kinds = (ConfigError, DataError, InputMissing)
             kind = next((each for each in kinds if isinstance(error, each)), StoreError)
-            raise kind(f"{error}; {_missing(partial, sizes)}") from error
+            raise kind(f"{error}; {_describe_missing(partial, sizes)}") from error
         except KeyboardInterrupt:
-            print(f"dmdr: stopped; {_missing(partial, sizes)}; repeat the command to go on", file=sys.stderr)
+            print(f"dmdr: stopped; {_describe_missing(partial, sizes)}; repeat the command to go on", file=sys.stderr)
             return STOPPED
         for path in sorted(partial.rglob("*"), reverse=True):  # of another pull to this folder
             if path.is_file() and path.relative_to(partial).as_posix() not in sizes:
@@ -70,7 +70,7 @@ def pull(run: str, stage: str, folder: str, store: str, form: str | None) -> int
     return 0
 
 
-def wanted(artifact: Artifact, form: str | None) -> list[str]:
+def select_files(artifact: Artifact, form: str | None) -> list[str]:
     """The names of the files to copy; raises as `pull` does."""
     record = artifact.sealed()
     if (record["run"], record["stage"]) != (artifact.run, artifact.stage):
@@ -91,7 +91,7 @@ def wanted(artifact: Artifact, form: str | None) -> list[str]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[Path]:
+def lock_folder(folder: Path) -> Iterator[Path]:
     """The folder, made if need be, while no other process is in here with it."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -104,7 +104,7 @@ def alone(folder: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _missing(partial: Path, sizes: dict[str, int]) -> str:
+def _describe_missing(partial: Path, sizes: dict[str, int]) -> str:
     lacks = [
         name for name, size in sizes.items() if not (partial / name).is_file() or (partial / name).stat().st_size < size
     ]

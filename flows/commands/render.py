@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import yaml
 
-from flows.launch.manifest import manifest
-from flows.launch.stage import prepared
+from flows.launch.manifest import build_manifest
+from flows.launch.stage import prepare_stage
 
 
 class _Text(yaml.SafeDumper):
@@ -22,12 +22,15 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 _Text.add_representer(str, _text)
 
 
-def render(config: str, stage: str, run: str | None, store: str, attempt: int) -> int:
+def print_job(config: str, stage: str, run: str | None, store: str, attempt: int) -> int:
     """Print the manifest of a stage as YAML. Always 0.
 
     Raises:
         ConfigError: the config has no execution.cluster, or no pod would see the store.
         InputMissing: there is no such config.
     """
-    print(yaml.dump(manifest(prepared(stage, config, run, store), attempt), Dumper=_Text, sort_keys=False), end="")
+    print(
+        yaml.dump(build_manifest(prepare_stage(stage, config, run, store), attempt), Dumper=_Text, sort_keys=False),
+        end="",
+    )
     return 0

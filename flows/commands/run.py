@@ -15,14 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmdr.config.identity import identity
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import STAGES, Config
 from dmdr.errors import StoreError
 from flows.prefect_support import embedded_server
-from stages.reports.scorecard_text import as_text
-from stages.reports.tables.prepared import is_finished, prepared, write_page
+from stages.reports.scorecard_text import format_scorecard
+from stages.reports.tables.prepared import is_finished, prepare_table, write_page
 from stages.store.artifacts import Artifact
-from stages.store.inputs import inputs
+from stages.store.inputs import fingerprint_inputs
 from stages.store.published_teachers import resolve_teacher
 
 STOPPED = 75
@@ -36,13 +36,13 @@ QUIET = {  # Prefect's settings; what the user has set wins
 SERVICES = ("EventsWorker", "APILogWorker")  # Prefect's, whose loggers no setting reaches: they tell how far they are
 
 
-def run(config: str, name: str | None, store: str) -> int:
+def run_config(config: str, name: str | None, store: str) -> int:
     """Run what is not sealed yet, then show the scorecard; returns the exit code of the stage that failed, or 0.
 
     Raises:
         ConfigError, DataError, InputMissing: before anything has started.
     """
-    checked = load(config)
+    checked = load_config(config)
     name = name or checked.run
     if not all_sealed(checked, name, store):
 
@@ -51,20 +51,20 @@ def run(config: str, name: str | None, store: str) -> int:
 
             dmdr(config, name, store)
 
-        code = start(dmdr)
+        code = start_flow(dmdr)
         if code:
             return code
-    show(name, store)
+    show_scorecard(name, store)
     return 0
 
 
-def tables(spec: str, seeds: list[int] | None, store: str, base: str | None, out: str | None) -> int:
+def run_tables(spec: str, seeds: list[int] | None, store: str, base: str | None, out: str | None) -> int:
     """Run what is not sealed yet of a table and write its page; returns the exit code of a stage that failed, or 0.
 
     Raises:
         ConfigError, DataError, InputMissing: before anything has started.
     """
-    table = prepared(spec, seeds, store, base, out)
+    table = prepare_table(spec, seeds, store, base, out)
     if not is_finished(table):
 
         def lab_tables() -> None:
@@ -72,7 +72,7 @@ def tables(spec: str, seeds: list[int] | None, store: str, base: str | None, out
 
             lab_tables(spec, seeds, store, base, out)
 
-        return start(lab_tables)
+        return start_flow(lab_tables)
     print(f"{table.spec.table}: all {len(table.runs)} runs are sealed already in {store}")
     write_page(table)
     return 0
@@ -89,7 +89,7 @@ def all_sealed(config: Config, name: str, store: str) -> bool:
     config = config if on_cluster else resolve_teacher(config, None, lambda here: None)
     for stage in STAGES:
         artifact = Artifact(store, name, stage)
-        needed = {} if on_cluster else inputs(config, stage, store, name)
+        needed = {} if on_cluster else fingerprint_inputs(config, stage, store, name)
         if (record := artifact.record()) is None:
             return False
         artifact.claim(identity(config, stage), record["inputs"] if on_cluster else needed)
@@ -99,7 +99,7 @@ def all_sealed(config: Config, name: str, store: str) -> bool:
     return True
 
 
-def start(flow: Callable[[], None]) -> int:
+def start_flow(flow: Callable[[], None]) -> int:
     """A flow, in this process; returns an exit code. A stage that failed has said why in its own lines.
 
     flow: imports and calls it; nothing of Prefect may be imported before this function has set it up.
@@ -128,7 +128,7 @@ def start(flow: Callable[[], None]) -> int:
                 "or unset PREFECT_API_URL to use the embedded one"
             )
     else:
-        embedded_server.prepare()
+        embedded_server.prepare_server()
         print("starting Prefect's embedded server", file=sys.stderr)
     try:
         flow()
@@ -142,9 +142,9 @@ def start(flow: Callable[[], None]) -> int:
     return 0
 
 
-def show(name: str, store: str) -> None:
+def show_scorecard(name: str, store: str) -> None:
     """Print the scorecard of a run and where its report lies."""
     artifact = Artifact(store, name, "evaluate")
     with tempfile.TemporaryDirectory() as cache:
         scores = json.loads((artifact.fetch(Path(cache)) / "scorecard.json").read_text(encoding="utf-8"))
-    print(f"\n{as_text(scores)}\n\nreport: {artifact.address}/report.html")
+    print(f"\n{format_scorecard(scores)}\n\nreport: {artifact.address}/report.html")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from dmdr.config.run import STAGES
-from stages.reports.scorecard_text import table
+from stages.reports.scorecard_text import format_table
 from stages.store.artifacts import SEEN, Artifact
 from stages.store.layout import CHECKPOINTS, CLAIM
 from stages.store.runs import follow_name, list_promoted, list_runs, promote_run, read_latest
 
 
-def status(run: str, store: str) -> int:
+def print_status(run: str, store: str) -> int:
     """Print a line a stage: state, size, duration, address. Always 0: a run that never started is no error."""
     run = follow_name(store, run)
     rows = [["stage", "state", "size", "took", "address"]]
@@ -19,15 +19,15 @@ def status(run: str, store: str) -> int:
         artifact = Artifact(store, run, stage)
         record = artifact.record()
         if record is None:
-            rows.append([stage, _unsealed(artifact), "", "", artifact.address])
+            rows.append([stage, _describe_open(artifact), "", "", artifact.address])
             continue
         size = sum(file["size"] for file in record["files"].values())
-        rows.append([stage, "sealed", _megabytes(size), _time(record["duration_s"]), artifact.address])
-    print(table(rows))
+        rows.append([stage, "sealed", _format_size(size), _format_time(record["duration_s"]), artifact.address])
+    print(format_table(rows))
     return 0
 
 
-def runs(store: str) -> int:
+def print_runs(store: str) -> int:
     """Print a line a run: its teacher, how far it is, what its student scores, what it was promoted as. Always 0."""
     names: dict[str, list[str]] = {}
     for name, pointer in list_promoted(store).items():
@@ -39,13 +39,13 @@ def runs(store: str) -> int:
         sealed = (
             "nothing yet" if record is None else "all" if record["stage"] == STAGES[-1] else f"to {record['stage']}"
         )
-        scores = _scores(record["facts"]["metrics"]) if sealed == "all" else ""
+        scores = _format_scores(record["facts"]["metrics"]) if sealed == "all" else ""
         rows.append([run, teacher, sealed, scores, ", ".join(names.get(run, []))])
-    print(table(rows) if len(rows) > 1 else f"no runs at {store}")
+    print(format_table(rows) if len(rows) > 1 else f"no runs at {store}")
     return 0
 
 
-def promote(run: str, name: str, store: str) -> int:
+def promote_result(run: str, name: str, store: str) -> int:
     """Let a name mean the export of a run, which `dmdr pull` follows. Always 0.
 
     Raises:
@@ -57,7 +57,7 @@ def promote(run: str, name: str, store: str) -> int:
     return 0
 
 
-def _scores(metrics: list[dict]) -> str:
+def _format_scores(metrics: list[dict]) -> str:
     """Of the student, or of the first model where there is none, on what no run trained on."""
     by_model: dict[str, dict[str, float]] = {}
     trained_on = {row["name"] for row in metrics if row["trained_on"]}
@@ -73,7 +73,7 @@ def _scores(metrics: list[dict]) -> str:
     return (f"{model}: " if model not in ("", "student") else "") + ", ".join(shown)
 
 
-def _unsealed(artifact: Artifact) -> str:
+def _describe_open(artifact: Artifact) -> str:
     names = artifact.place.names()
     whole = [
         PurePosixPath(name).parent for name in names if PurePosixPath(name).match(f"{CHECKPOINTS}/*/manifest.json")
@@ -83,11 +83,11 @@ def _unsealed(artifact: Artifact) -> str:
     return "open" if CLAIM in names else "not started"
 
 
-def _megabytes(size: int) -> str:
+def _format_size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"

@@ -6,7 +6,7 @@ import sys
 
 from dmdr.errors import StoreError
 from dmdr.teacher.load import FAMILIES
-from stages.reports.scorecard_text import table
+from stages.reports.scorecard_text import format_table
 from stages.runtime.progress import Progress
 from stages.store.artifacts import SEEN
 from stages.store.published_teachers import Revision, list_published, publish_teacher
@@ -15,7 +15,7 @@ EVENT, RESOURCE = "teacher.published", "dmdr.teacher"  # what prefect.yaml's tri
 MEGABYTE = 10**6
 
 
-def publish(folder: str, name: str, revision: str | None, to: str) -> int:
+def publish_folder(folder: str, name: str, revision: str | None, to: str) -> int:
     """Publish a teacher and emit the event; again: go on, or only the event. Always 0.
 
     Raises:
@@ -27,11 +27,11 @@ def publish(folder: str, name: str, revision: str | None, to: str) -> int:
         folder, name, revision, to, lambda here, all: progress.update(here // MEGABYTE, -(-all // MEGABYTE))
     )
     print(f"{made.name}@{made.revision}, sha256 {made.digest}, is published at {made.address}")
-    announce(made)
+    announce_teacher(made)
     return 0
 
 
-def listed(at: str) -> int:
+def print_published(at: str) -> int:
     """Print a line a published teacher. Always 0."""
     rows = [["teacher", "family", "sha256", "megabytes", "published at", "address"]]
     for each in list_published(at):
@@ -41,11 +41,11 @@ def listed(at: str) -> int:
         digest = f"{record['inputs']['teacher'][:SEEN]}…"
         label = f"{each.name}@{each.revision}"
         rows.append([label, family, digest, f"{size / MEGABYTE:,.1f}", record["published_at"], each.address])
-    print(table(rows) if len(rows) > 1 else f"no teachers at {at}")
+    print(format_table(rows) if len(rows) > 1 else f"no teachers at {at}")
     return 0
 
 
-def announce(made: Revision) -> None:
+def announce_teacher(made: Revision) -> None:
     """Emit the event teacher.published where a Prefect API is configured.
 
     Raises:

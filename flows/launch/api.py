@@ -23,15 +23,15 @@ MERGE = "application/merge-patch+json"  # the one that every kind of object take
 KINDS = {False: ("batch", "v1", "jobs"), True: ("jobset.x-k8s.io", "v1alpha2", "jobsets")}
 
 
-class Away(Exception):
+class ClusterUnavailable(Exception):
     """The cluster did not answer, or not sensibly; worth another try."""
 
 
-class Met(Away):
+class NameTaken(ClusterUnavailable):
     """The name is taken: somebody was quicker, or the answer to our own creation was lost."""
 
 
-class Patience:
+class Backoff:
     """With a cluster that does not answer: pauses that grow, and an end."""
 
     def __init__(self, stage: str, say: Callable[[str], None]) -> None:
@@ -48,7 +48,7 @@ class Patience:
             self.seconds = OUTAGE
             self.answered()
 
-    def wait(self, error: Away) -> None:
+    def wait(self, error: ClusterUnavailable) -> None:
         """Pause before another try.
 
         Raises:
@@ -60,7 +60,7 @@ class Patience:
         elif now > self.until:
             remedy = "see that the cluster runs and kubectl reaches it, then repeat the command"
             raise StageFailed(self.stage, IO, f"{error}; {remedy}", final=True) from error
-        if self.pause == TOLD and not isinstance(error, Met):
+        if self.pause == TOLD and not isinstance(error, NameTaken):
             self.say(f"{self.stage}: {error}; trying again for {self.seconds} s")
         time.sleep(self.pause)
         self.pause = min(2 * self.pause, LONGEST)
@@ -75,7 +75,7 @@ def is_known() -> bool:
     return bool({"KUBECONFIG", "KUBERNETES_SERVICE_HOST"} & os.environ.keys()) or Path(kubeconfig_files()).exists()
 
 
-def connected(stage: str) -> tuple[client.CustomObjectsApi, client.CoreV1Api]:
+def connect(stage: str) -> tuple[client.CustomObjectsApi, client.CoreV1Api]:
     """The cluster that kubectl would speak to, or the one that this process runs in.
 
     Raises:
@@ -97,7 +97,7 @@ def connected(stage: str) -> tuple[client.CustomObjectsApi, client.CoreV1Api]:
     return client.CustomObjectsApi(api), client.CoreV1Api(api)
 
 
-def delete(api: client.CustomObjectsApi, where: tuple[str, ...], name: str, *, only: dict | None = None) -> None:
+def delete_job(api: client.CustomObjectsApi, where: tuple[str, ...], name: str, *, only: dict | None = None) -> None:
     """Delete a Job with its pods, in the background of the cluster; it may be gone already.
 
     only: the Job as it was read; if it has changed since, or is another by now, the cluster refuses with 409.
@@ -111,7 +111,7 @@ def delete(api: client.CustomObjectsApi, where: tuple[str, ...], name: str, *, o
             raise
 
 
-def message(error: client.ApiException) -> str:
+def error_message(error: client.ApiException) -> str:
     """What the API server said, without its JSON."""
     try:
         said = json.loads(error.body)["message"]

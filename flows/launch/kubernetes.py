@@ -20,10 +20,20 @@ import urllib3
 from kubernetes import client, watch
 
 from flows.launch import pods
-from flows.launch.api import KINDS, MERGE, TIMEOUT, Away, Met, Patience, connected, delete, message
+from flows.launch.api import (
+    KINDS,
+    MERGE,
+    TIMEOUT,
+    Backoff,
+    ClusterUnavailable,
+    NameTaken,
+    connect,
+    delete_job,
+    error_message,
+)
 from flows.launch.failure import StageFailed
 from flows.launch.logs import Logs
-from flows.launch.manifest import ATTEMPT, FLOW_RUN, IDENTITY, STORE, manifest, mark, marks
+from flows.launch.manifest import ATTEMPT, FLOW_RUN, IDENTITY, STORE, build_manifest, build_mark, read_marks
 from flows.launch.stage import PREFIX, Stage
 
 CONFIG, STOPPED, INTERNAL = 64, 75, 70  # exit codes, as in stages/__main__.py
@@ -32,7 +42,7 @@ LAST_LINES = 10  # seconds for the end of the logs
 ENDS = {"Complete": True, "Completed": True, "Failed": False}  # conditions of Jobs and JobSets
 
 
-def run(
+def run_job(
     stage: Stage,
     *,
     say: Callable[[str], None],
@@ -53,7 +63,7 @@ def run(
     if (job := jobs.begin(flow_run, sealed)) is None:
         return
     name, owner = job["metadata"]["name"], job["metadata"]["labels"].get(FLOW_RUN)
-    others = {other: of for other, of in marks(job).items() if other != flow_run}
+    others = {other: of for other, of in read_marks(job).items() if other != flow_run}
     ours = owner is not None and (owner == flow_run or all(is_over(*other) for other in others.items()))
     try:
         problem = jobs.watched(name)
@@ -73,10 +83,10 @@ class Jobs:
 
     def __init__(self, stage: Stage, say: Callable[[str], None], deployment: str | None = None) -> None:
         self.stage, self.say, self.deployment = stage, say, deployment
-        self.api, self.core = connected(stage.name)
+        self.api, self.core = connect(stage.name)
         self.kind = KINDS[stage.is_set]
         self.where = (*self.kind[:2], stage.cluster.namespace, self.kind[2])
-        self.logs, self.patience = Logs(self.core, stage.cluster.namespace, say), Patience(stage.name, say)
+        self.logs, self.patience = Logs(self.core, stage.cluster.namespace, say), Backoff(stage.name, say)
 
     def begin(self, flow_run: str | None, sealed: Callable[[], bool] = lambda: False) -> dict | None:
         """The Job of this attempt: an unfinished one that is met, or a new one.
@@ -88,7 +98,7 @@ class Jobs:
                 attempts = self.attempts()
                 self.patience.reached()
                 newest = attempts[-1] if attempts else None
-                if newest is not None and outcome(newest) is None:
+                if newest is not None and job_outcome(newest) is None:
                     if not newest["metadata"].get("deletionTimestamp"):
                         newest = self._met(newest, flow_run)
                     if newest is None:
@@ -100,8 +110,8 @@ class Jobs:
                     continue
                 if newest is not None and sealed():
                     return None
-                return self._created(1 + max((attempt(each) for each in attempts), default=0), flow_run)
-            except Away as error:  # created or not, the list will say
+                return self._created(1 + max((job_attempt(each) for each in attempts), default=0), flow_run)
+            except ClusterUnavailable as error:  # created or not, the list will say
                 self.patience.wait(error)
 
     def attempts(self) -> list[dict]:
@@ -111,10 +121,10 @@ class Jobs:
                 *self.where, label_selector=self.stage.selector, _request_timeout=TIMEOUT
             )["items"]
         ours = [each for each in found if each["metadata"]["annotations"].get(f"{PREFIX}/run") == self.stage.run]
-        return sorted(ours, key=attempt)
+        return sorted(ours, key=job_attempt)
 
     def _created(self, number: int, flow_run: str | None) -> dict:
-        body = manifest(self.stage, number, flow_run, self.deployment)
+        body = build_manifest(self.stage, number, flow_run, self.deployment)
         with self._asked("create"):
             job = self.api.create_namespaced_custom_object(*self.where, body=body, _request_timeout=TIMEOUT)
         self.say(f"{self.stage.name}: created {self.kind[2][:-1]} {job['metadata']['name']}")
@@ -122,24 +132,25 @@ class Jobs:
 
     def _met(self, job: dict, flow_run: str | None) -> dict | None:
         """A Job of ours that is there already, with our mark on it; None if it has gone meanwhile."""
-        asked, name = manifest(self.stage, attempt(job))["metadata"]["annotations"], job["metadata"]["name"]
+        asked, name = build_manifest(self.stage, job_attempt(job))["metadata"]["annotations"], job["metadata"]["name"]
         differs = [key for key in (STORE, IDENTITY) if job["metadata"]["annotations"].get(key) != asked[key]]
         if differs:
             what = {STORE: "for another store", IDENTITY: "with other settings"}[differs[0]]
             raise StageFailed(
-                self.stage.name, CONFIG,
+                self.stage.name,
+                CONFIG,
                 f"{name} runs already for run {self.stage.run} {what}; wait for it, delete it with kubectl, or give "
                 "this run another name",
-            )  # fmt: skip
+            )
         if job["metadata"]["labels"].get(FLOW_RUN) == flow_run:
             return job
-        met = self._marked(name, mark(flow_run, self.deployment)) if flow_run else job
+        met = self._marked(name, build_mark(flow_run, self.deployment)) if flow_run else job
         if met is not None and not met["metadata"].get("deletionTimestamp"):
             self.say(f"{self.stage.name}: attached to {name}")
         return met
 
     def _marked(self, name: str, ours: dict[str, str]) -> dict | None:
-        with self._asked("patch"), missing():
+        with self._asked("patch"), ignore_missing():
             return self.api.patch_namespaced_custom_object(
                 *self.where, name, {"metadata": {"annotations": ours}}, _content_type=MERGE, _request_timeout=TIMEOUT
             )
@@ -156,17 +167,17 @@ class Jobs:
                 if not queued and job["spec"].get("suspend"):
                     self.say(f"{self.stage.name}: {name} waits in the queue")
                 queued, found = bool(job["spec"].get("suspend")), self.pods(job)
-                if (good := outcome(job)) is not None:
+                if (good := job_outcome(job)) is not None:
                     return None if good else self._failure(job, found)
                 stuck = self._stuck(name, found, stuck)
                 self.patience.answered()
                 self._until_something_happens(job)
-            except Away as error:
+            except ClusterUnavailable as error:
                 self.patience.wait(error)
 
     def _stuck(self, name: str, found: list[dict], since: tuple[float, str] | None) -> tuple[float, str] | None:
         """When and why pods began to wait; ends the Job when that is too long ago."""
-        why = next((why for pod in found if (why := pods.waiting(pod, self.stage)) is not None), None)
+        why = next((why for pod in found if (why := pods.explain_waiting(pod, self.stage)) is not None), None)
         if why is None:
             return None
         began = since[0] if since else time.monotonic()
@@ -181,7 +192,7 @@ class Jobs:
     def _failure(self, job: dict, found: list[dict]) -> StageFailed:
         condition = next(each for each in job["status"]["conditions"] if ENDS.get(each["type"]) is False)
         reason = f"{condition.get('reason')}: {' '.join((condition.get('message') or '').split())}"
-        code, why = pods.worst(found, self.stage) or (INTERNAL, "no pod of it is left to tell why")
+        code, why = pods.explain_worst(found, self.stage) or (INTERNAL, "no pod of it is left to tell why")
         return StageFailed(self.stage.name, code, f"{why} ({job['metadata']['name']}, {reason})", final=True)
 
     def pods(self, job: dict) -> list[dict]:
@@ -189,9 +200,11 @@ class Jobs:
         number = job["metadata"]["labels"][ATTEMPT]
         with self._asked("list", "pods"):
             answer = self.core.list_namespaced_pod(
-                self.stage.cluster.namespace, label_selector=f"{self.stage.selector},{ATTEMPT}={number}",
-                _request_timeout=TIMEOUT, _preload_content=False,
-            )  # fmt: skip
+                self.stage.cluster.namespace,
+                label_selector=f"{self.stage.selector},{ATTEMPT}={number}",
+                _request_timeout=TIMEOUT,
+                _preload_content=False,
+            )
             if answer.status != 200:
                 raise client.ApiException(http_resp=answer)
             found = json.loads(answer.data)["items"]
@@ -202,7 +215,7 @@ class Jobs:
         return found
 
     def read(self, name: str) -> dict | None:
-        with self._asked("get"), missing():
+        with self._asked("get"), ignore_missing():
             return self.api.get_namespaced_custom_object(*self.where, name, _request_timeout=TIMEOUT)
 
     def stop(self, name: str) -> None:
@@ -212,11 +225,11 @@ class Jobs:
         while time.monotonic() < until:
             try:
                 if not asked:
-                    delete(self.api, self.where, name)
+                    delete_job(self.api, self.where, name)
                     asked = True
                 if self.read(name) is None:
                     return
-            except (Away, client.ApiException, urllib3.exceptions.HTTPError):
+            except (ClusterUnavailable, client.ApiException, urllib3.exceptions.HTTPError):
                 pass
             time.sleep(0.5)
 
@@ -225,10 +238,13 @@ class Jobs:
         events = watch.Watch()
         try:
             for _ in events.stream(
-                self.api.list_namespaced_custom_object, *self.where, timeout_seconds=POLL,
+                self.api.list_namespaced_custom_object,
+                *self.where,
+                timeout_seconds=POLL,
                 field_selector=f"metadata.name={job['metadata']['name']}",
-                resource_version=job["metadata"]["resourceVersion"], _request_timeout=(5, POLL + 10),
-            ):  # fmt: skip
+                resource_version=job["metadata"]["resourceVersion"],
+                _request_timeout=(5, POLL + 10),
+            ):
                 return
         except (client.ApiException, urllib3.exceptions.HTTPError, ValueError):
             time.sleep(1)  # 410 when the version is too old, a broken connection, half an event
@@ -241,18 +257,20 @@ class Jobs:
         try:
             yield
         except urllib3.exceptions.HTTPError as error:
-            raise Away(f"the cluster at {self.core.api_client.configuration.host} does not answer") from error
+            raise ClusterUnavailable(
+                f"the cluster at {self.core.api_client.configuration.host} does not answer"
+            ) from error
         except client.ApiException as error:
             if error.status == 409:
-                raise Met(f"the cluster has an object of that name already: {message(error)}") from error
+                raise NameTaken(f"the cluster has an object of that name already: {error_message(error)}") from error
             if error.status == 429 or error.status >= 500:
-                raise Away(f"the cluster answered {error.status} {error.reason}") from error
+                raise ClusterUnavailable(f"the cluster answered {error.status} {error.reason}") from error
             raise StageFailed(
                 self.stage.name, CONFIG, self._refusal(error, verb, resource or self.kind[2]), final=True
             ) from error
 
     def _refusal(self, error: client.ApiException, verb: str, resource: str) -> str:
-        namespace, said = self.stage.cluster.namespace, message(error)
+        namespace, said = self.stage.cluster.namespace, error_message(error)
         if error.status in (401, 403):
             return (
                 f"the cluster does not let this flow {verb} {resource} in the namespace {namespace}: {said}; "
@@ -266,7 +284,7 @@ class Jobs:
 
 
 @contextmanager
-def missing() -> Iterator[None]:
+def ignore_missing() -> Iterator[None]:
     """Leaves the block where the cluster has no such object, whose name then means None."""
     try:
         yield
@@ -275,7 +293,7 @@ def missing() -> Iterator[None]:
             raise
 
 
-def outcome(job: dict) -> bool | None:
+def job_outcome(job: dict) -> bool | None:
     """Whether a Job ended well; None while it has not ended."""
     for condition in job.get("status", {}).get("conditions") or []:
         if condition["type"] in ENDS and condition["status"] == "True":
@@ -283,5 +301,5 @@ def outcome(job: dict) -> bool | None:
     return None
 
 
-def attempt(job: dict) -> int:
+def job_attempt(job: dict) -> int:
     return int(job["metadata"]["labels"][ATTEMPT])

@@ -41,10 +41,15 @@ class Logs:
             is_last = self._over.is_set()
             try:
                 stream = self.core.read_namespaced_pod_log(
-                    pod, self.namespace, container=CONTAINER, follow=not is_last, timestamps=True,
-                    _preload_content=False, _request_timeout=(5, 3600),
-                )  # fmt: skip
-                for line in lines(stream.stream(decode_content=False)):
+                    pod,
+                    self.namespace,
+                    container=CONTAINER,
+                    follow=not is_last,
+                    timestamps=True,
+                    _preload_content=False,
+                    _request_timeout=(5, 3600),
+                )
+                for line in iterate_lines(stream.stream(decode_content=False)):
                     when, _, text = line.partition(" ")
                     if when > last:
                         last = when
@@ -59,7 +64,7 @@ class Logs:
             self._over.wait(PAUSE)
 
 
-def lines(chunks: Iterable[bytes]) -> Iterator[str]:
+def iterate_lines(chunks: Iterable[bytes]) -> Iterator[str]:
     """Whole lines of a stream of bytes, the last one even if it has no end."""
     rest = b""
     for chunk in chunks:

@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from dmdr.config.identity import fingerprint, identity
 from dmdr.errors import ConfigError
 from flows.launch.failure import FINAL
-from flows.launch.stage import PREFIX, RUN, STAGE, Stage, label, options
+from flows.launch.stage import PREFIX, RUN, STAGE, Stage, build_options, to_label
 from stages.reports.provenance import teacher_name
 from stages.runtime.ranks import SPLIT
 
@@ -33,7 +33,7 @@ NOBODY = 10001
 LONGEST = 46  # of a name: the pods of a JobSet add up to 17 letters, and 63 is the limit
 
 
-def name(run: str, stage: str, attempt: int) -> str:
+def job_name(run: str, stage: str, attempt: int) -> str:
     """A host name of at most LONGEST letters; a run whose name has to be changed for that adds a digest of it."""
     last = f"-{stage.replace('_', '-')}-{attempt}"
     whole = f"dmdr-{run}"
@@ -44,12 +44,12 @@ def name(run: str, stage: str, attempt: int) -> str:
     return plain.rstrip("-") + last
 
 
-def mark(flow_run: str | None, deployment: str | None) -> dict[str, str]:
+def build_mark(flow_run: str | None, deployment: str | None) -> dict[str, str]:
     """The annotation by which others know that a flow run waits for a Job, and of which deployment it is a run."""
     return {f"{WAITS}{flow_run}": deployment or ""} if flow_run else {}
 
 
-def marks(job: dict) -> dict[str, str]:
+def read_marks(job: dict) -> dict[str, str]:
     """flow run -> deployment, or "", of all that wait for a Job or once did."""
     about = job["metadata"].get("annotations") or {}
     owner = job["metadata"]["labels"].get(FLOW_RUN)
@@ -57,25 +57,29 @@ def marks(job: dict) -> dict[str, str]:
     return found | {key.removeprefix(WAITS): value for key, value in about.items() if key.startswith(WAITS)}
 
 
-def manifest(stage: Stage, attempt: int, flow_run: str | None = None, deployment: str | None = None) -> dict:
+def build_manifest(stage: Stage, attempt: int, flow_run: str | None = None, deployment: str | None = None) -> dict:
     """The object to create. flow_run: who starts it, and stops it when it is cancelled itself; deployment: of which.
 
     Raises:
         ConfigError: the store is a folder that no pod can see.
     """
     _check_store(stage)
-    called = name(stage.run, stage.name, attempt)
+    called = job_name(stage.run, stage.name, attempt)
     teacher = teacher_name(stage.teacher or stage.config.teacher.path)
     labels = {
-        **COMPONENT, RUN: stage.run_label, STAGE: stage.name, TEACHER: label(teacher), ATTEMPT: str(attempt),
-    }  # fmt: skip
+        **COMPONENT,
+        RUN: stage.run_label,
+        STAGE: stage.name,
+        TEACHER: to_label(teacher),
+        ATTEMPT: str(attempt),
+    }
     marks = labels | ({FLOW_RUN: flow_run} if flow_run else {})
     marks |= {"kueue.x-k8s.io/queue-name": stage.cluster.queue} if stage.cluster.queue else {}
     settings = {"settings": identity(stage.config, stage.name), "teacher": stage.teacher or stage.config.teacher.path}
     about = {STORE: stage.store, IDENTITY: fingerprint(settings)}
     metadata = {"name": called, "namespace": stage.cluster.namespace, "labels": marks, "annotations": about}
-    metadata["annotations"] |= {f"{PREFIX}/run": stage.run, **mark(flow_run, deployment)}
-    job = _job(stage, labels, called)
+    metadata["annotations"] |= {f"{PREFIX}/run": stage.run, **build_mark(flow_run, deployment)}
+    job = _build_job(stage, labels, called)
     if not stage.is_set:
         job |= {"ttlSecondsAfterFinished": stage.cluster.ttl}
         return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
@@ -97,47 +101,56 @@ def _check_store(stage: Stage) -> None:
         )
 
 
-def _job(stage: Stage, labels: dict[str, str], called: str) -> dict:
+def _build_job(stage: Stage, labels: dict[str, str], called: str) -> dict:
     pods = stage.pods
-    rules = [{
-        "action": "FailJob",
-        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [*FINAL]},
-    }]  # fmt: skip
+    rules = [
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [*FINAL]},
+        }
+    ]
     if not stage.is_set:
         evicted = {"type": "DisruptionTarget", "status": "True"}
         rules.append({"action": "Ignore", "onPodConditions": [evicted]})
     template = {
         "metadata": {"labels": labels, "annotations": {CONFIG: stage.text}},
-        "spec": _pod(stage, called),
+        "spec": _build_pod(stage, called),
     }
     job = {
-        "completionMode": "Indexed", "completions": pods.nodes, "parallelism": pods.nodes,
-        "backoffLimit": 0 if stage.is_set else pods.retries, "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {"rules": rules}, "template": template,
-    }  # fmt: skip
+        "completionMode": "Indexed",
+        "completions": pods.nodes,
+        "parallelism": pods.nodes,
+        "backoffLimit": 0 if stage.is_set else pods.retries,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {"rules": rules},
+        "template": template,
+    }
     return job | ({"activeDeadlineSeconds": pods.deadline} if pods.deadline else {})
 
 
-def _pod(stage: Stage, called: str) -> dict:
+def _build_pod(stage: Stage, called: str) -> dict:
     cluster, pods = stage.cluster, stage.pods
     user = {"runAsNonRoot": True, "runAsUser": NOBODY, "runAsGroup": NOBODY, "fsGroup": NOBODY}
     spec = {
         "restartPolicy": "Never",
-        "serviceAccountName": cluster.service_account, "automountServiceAccountToken": False,
-        "enableServiceLinks": False, "terminationGracePeriodSeconds": pods.grace,
+        "serviceAccountName": cluster.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": pods.grace,
         "securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [_container(stage, called)], "volumes": _volumes(stage),
-    }  # fmt: skip
+        "containers": [_build_container(stage, called)],
+        "volumes": _build_volumes(stage),
+    }
     optional = {
         "nodeSelector": dict(pods.node_selector),
-        "tolerations": [each.model_dump(exclude_none=True) for each in pods.tolerations] if gpus(stage) else [],
+        "tolerations": [each.model_dump(exclude_none=True) for each in pods.tolerations] if count_gpus(stage) else [],
         "priorityClassName": pods.priority_class,
         "imagePullSecrets": [{"name": cluster.pull_secret}] if cluster.pull_secret else [],
     }
     return spec | {key: value for key, value in optional.items() if value}
 
 
-def gpus(stage: Stage) -> int:
+def count_gpus(stage: Stage) -> int:
     """GPUs of one pod."""
     if stage.pods.gpus is not None:
         return stage.pods.gpus
@@ -146,33 +159,37 @@ def gpus(stage: Stage) -> int:
     return stage.config.execution.processes if stage.name in SPLIT else 1
 
 
-def _container(stage: Stage, called: str) -> dict:
+def _build_container(stage: Stage, called: str) -> dict:
     pods = stage.pods
     limits = {"cpu": pods.cpu, "memory": pods.memory, "ephemeral-storage": pods.scratch}
-    limits |= {pods.gpu_resource: str(gpus(stage))} if gpus(stage) else {}
+    limits |= {pods.gpu_resource: str(count_gpus(stage))} if count_gpus(stage) else {}
     return {
-        "name": CONTAINER, "image": pods.image,
+        "name": CONTAINER,
+        "image": pods.image,
         "command": ["python", "-m", "stages"],
         "args": [
-            stage.name, *options(f"{MOUNT}/config.yaml", stage.run, stage.store, stage.teacher, stage.adopt),
+            stage.name,
+            *build_options(f"{MOUNT}/config.yaml", stage.run, stage.store, stage.teacher, stage.adopt),
         ],
-        "env": _environment(stage, called),
+        "env": _build_environment(stage, called),
         "envFrom": [{"secretRef": {"name": secret}} for secret in stage.cluster.secrets],
         "resources": {"limits": limits, "requests": dict(limits)},
         "securityContext": {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": [
             {"name": "config", "mountPath": MOUNT, "readOnly": True},
             {"name": "scratch", "mountPath": SCRATCH},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
-            *({"name": volume, "mountPath": at, "readOnly": True} for volume, at, _ in _claims(stage)),
+            *({"name": volume, "mountPath": at, "readOnly": True} for volume, at, _ in _list_claims(stage)),
         ],
-    }  # fmt: skip
+    }
 
 
-def _environment(stage: Stage, called: str) -> list[dict]:
+def _build_environment(stage: Stage, called: str) -> list[dict]:
     ours = {"HOME": SCRATCH, "TMPDIR": SCRATCH, "PYTHONUNBUFFERED": "1"}
     found = [{"name": key, "value": value} for key, value in {**ours, **stage.cluster.environment}.items()]
     if stage.is_set:
@@ -184,7 +201,7 @@ def _environment(stage: Stage, called: str) -> list[dict]:
     return found
 
 
-def _volumes(stage: Stage) -> list[dict]:
+def _build_volumes(stage: Stage) -> list[dict]:
     file = {"path": "config.yaml", "fieldRef": {"fieldPath": f"metadata.annotations['{CONFIG}']"}}
     return [
         {"name": "config", "downwardAPI": {"items": [file]}},
@@ -193,11 +210,11 @@ def _volumes(stage: Stage) -> list[dict]:
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": stage.pods.shared_memory}},
         *(
             {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-            for volume, _, claim in _claims(stage)
+            for volume, _, claim in _list_claims(stage)
         ),
     ]
 
 
-def _claims(stage: Stage) -> list[tuple[str, str, str]]:
+def _list_claims(stage: Stage) -> list[tuple[str, str, str]]:
     """(name of the volume, folder in the pod, claim)."""
     return [(f"claim-{n}", at, claim) for n, (at, claim) in enumerate(stage.cluster.claims.items())]

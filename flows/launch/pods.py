@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from flows.launch.manifest import CONTAINER, gpus
+from flows.launch.manifest import CONTAINER, count_gpus
 from flows.launch.stage import Stage
 from stages.runtime.ranks import WORST_FIRST
 
 STUCK = (  # reasons of a waiting container that time alone seldom mends
-    "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError",
-    "CreateContainerError", "RunContainerError",
-)  # fmt: skip
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+)
 OUT_OF_MEMORY = "OOMKilled"
 
 
-def waiting(pod: dict, stage: Stage) -> str | None:
+def explain_waiting(pod: dict, stage: Stage) -> str | None:
     """Why a pod does not run yet, as one clause with the remedy; None if it runs, or is simply on its way."""
     for condition in pod["status"].get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             if condition.get("reason") != "Unschedulable":
                 return None  # held back by a queue, which is its turn's business
             return (
-                f"no node takes pod {_name(pod)}, which asks for {asked(stage)}: {_line(condition.get('message'))}; "
-                f"ask for less under execution.cluster.stages.{stage.name}, or add nodes"
+                f"no node takes pod {_name(pod)}, which asks for {describe_request(stage)}: "
+                f"{_line(condition.get('message'))}; ask for less under execution.cluster.stages.{stage.name}, or add "
+                "nodes"
             )
     state = _state(pod).get("waiting", {})
     if state.get("reason") not in STUCK:
@@ -32,7 +38,7 @@ def waiting(pod: dict, stage: Stage) -> str | None:
     return f"{said}; mend what it names in the namespace {stage.cluster.namespace}, or correct execution.cluster"
 
 
-def ended(pod: dict, stage: Stage) -> tuple[int, str] | None:
+def explain_end(pod: dict, stage: Stage) -> tuple[int, str] | None:
     """The exit code of a pod that ended badly and what is known of it; None if it has not."""
     state = _state(pod).get("terminated")
     if state is None:
@@ -49,17 +55,17 @@ def ended(pod: dict, stage: Stage) -> tuple[int, str] | None:
     return state["exitCode"], f"pod {_name(pod)} ended with exit code {state['exitCode']}"
 
 
-def worst(pods: list[dict], stage: Stage) -> tuple[int, str] | None:
+def explain_worst(pods: list[dict], stage: Stage) -> tuple[int, str] | None:
     """Of the pods that ended badly, the one that tells most, the newest of its kind."""
     newest_first = sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", reverse=True)
-    found = [end for pod in newest_first if (end := ended(pod, stage)) is not None]
+    found = [end for pod in newest_first if (end := explain_end(pod, stage)) is not None]
     rank = {code: place for place, code in enumerate(WORST_FIRST)}
     return min(found, key=lambda end: rank.get(end[0], len(rank)), default=None)
 
 
-def asked(stage: Stage) -> str:
+def describe_request(stage: Stage) -> str:
     """What a pod asks of a node, for people."""
-    wanted = f"{gpus(stage)} {stage.pods.gpu_resource}, " if gpus(stage) else ""
+    wanted = f"{count_gpus(stage)} {stage.pods.gpu_resource}, " if count_gpus(stage) else ""
     return f"{wanted}{stage.pods.cpu} CPUs, {stage.pods.memory} of memory and {stage.pods.scratch} of disk"
 
 

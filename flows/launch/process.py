@@ -20,7 +20,7 @@ from stages.runtime.ranks import die_with_parent
 GRACE = 60  # seconds a stage has for its last step and its checkpoint
 
 
-def run(command: list[str], say: Callable[[str], None] | None) -> int:
+def run_process(command: list[str], say: Callable[[str], None] | None) -> int:
     """Run a command to its end and return its exit code, 128 + n if signal n ended it.
 
     say: gets each line of the command's stdout and stderr as it comes. None: the command writes to our own terminal.
@@ -29,9 +29,16 @@ def run(command: list[str], say: Callable[[str], None] | None) -> int:
     output = None if say is None else subprocess.PIPE
     errors = None if say is None else subprocess.STDOUT
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, text=True, errors="replace", process_group=0,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=die_with_parent(),
-    )  # fmt: skip
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        text=True,
+        errors="replace",
+        process_group=0,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=die_with_parent(),
+    )
     reader = Thread(target=_forward, args=(child, say), daemon=True)
     reader.start()
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmdr.config.cluster import Cluster, Pods
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from dmdr.config.run import Config
 from dmdr.errors import ConfigError
 
@@ -46,34 +46,34 @@ class Stage:
 
     @property
     def run_label(self) -> str:
-        return label(self.run)
+        return to_label(self.run)
 
     @property
     def is_set(self) -> bool:
         return self.pods.nodes > 1
 
 
-def options(config: str, run: str, store: str, teacher: str | None, adopt: str | None) -> list[str]:
+def build_options(config: str, run: str, store: str, teacher: str | None, adopt: str | None) -> list[str]:
     """The arguments of `python -m stages` after the stage."""
     found = ["--config", config, "--run", run, "--store", store]
     found += ["--teacher", teacher] if teacher is not None else []
     return found + (["--adopt", adopt] if adopt is not None else [])
 
 
-def label(text: str) -> str:
+def to_label(text: str) -> str:
     """A label's value: letters, digits and . _ - with a letter or digit at both ends, at most 63."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:63].strip("._-")
 
 
-def prepared(
+def prepare_stage(
     stage: str, config: str, run: str | None, store: str, teacher: str | None = None, adopt: str | None = None
-) -> Stage:  # fmt: skip
+) -> Stage:
     """A stage of a config file, ready to be made into a manifest.
 
     Raises:
         ConfigError: the config has no execution.cluster.
     """
-    checked = load(config)
+    checked = load_config(config)
     if checked.execution.cluster is None:
         raise ConfigError(
             f"config {config} has no execution.cluster, which says what a Job asks for; add one with an image"

@@ -9,25 +9,27 @@ from pathlib import Path
 
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 
-from stages.reports.scorecard_text import as_text
+from stages.reports.scorecard_text import format_scorecard
 from stages.store.artifacts import Artifact
 
 LARGEST_IMAGE = 2**20  # bytes that go into Prefect's database; a larger grid is in the report
 
 
-def page(table: str, claims: str) -> None:
+def publish_page(table: str, claims: str) -> None:
     """Publish what a table says of the paper's claims, and where its page lies."""
     create_markdown_artifact(claims, key=f"claims-{table}", description=f"Claims of {table}")
 
 
-def scorecard(run: str, store: str) -> None:
+def publish_scorecard(run: str, store: str) -> None:
     """Publish the sealed evaluation of a run as Prefect artifacts."""
     artifact = Artifact(store, run, "evaluate")
     with tempfile.TemporaryDirectory() as cache:
         folder = artifact.fetch(Path(cache))
         scores = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
         grid = (folder / "grid.png").read_bytes()
-    create_markdown_artifact(f"# {run}\n\n{as_text(scores)}\n", key="scorecard", description=f"Scorecard of {run}")
+    create_markdown_artifact(
+        f"# {run}\n\n{format_scorecard(scores)}\n", key="scorecard", description=f"Scorecard of {run}"
+    )
     if len(grid) <= LARGEST_IMAGE:
         image = f"data:image/png;base64,{base64.b64encode(grid).decode()}"
         create_image_artifact(image, key="grid", description=f"Same prompts, same noise: {run}")

@@ -12,7 +12,7 @@ import subprocess
 from dmdr.errors import ConfigError
 
 
-def prepare() -> None:
+def prepare_server() -> None:
     """Let the server that Prefect starts for this process block SIGINT. SIGTERM, with which Prefect ends it, it gets.
 
     Raises:

@@ -20,9 +20,9 @@ from dmdr.metrics.scorecard import Model
 from dmdr.promptset import PromptSet
 from dmdr.rollout import generator_for, noise_for
 from stages.evaluation.batch import Batch, Sampler
-from stages.evaluation.samples import packed, sample
+from stages.evaluation.samples import build_sample, pack
 from stages.runtime.context import Context, Stopped
-from stages.store.shards import Parts
+from stages.store.shards import Shards
 
 SHARD = 128  # images: what a killed attempt loses at most
 
@@ -30,7 +30,7 @@ Tick = Callable[[int], None]  # told how many more prompts are done
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationSet:
     """What every model draws. indices: of prompts in the PromptSet; records: theirs, in the same order."""
 
     prompts: PromptSet
@@ -49,18 +49,24 @@ class Exam:
 
 
 def images_part(model: str, shard: int) -> str:
-    return f"samples/{folder_of(model)}-{shard:05d}.tar"
+    return f"samples/{model_folder(model)}-{shard:05d}.tar"
 
 
-def folder_of(model: str) -> str:
+def model_folder(model: str) -> str:
     return model.replace(" ", "-")
 
 
 @torch.no_grad()
-def draw(
-    context: Context, exam: Exam, parts: Parts, model: Model, sampler: Callable[[], Sampler], tick: Tick,
-    *, backbone: Backbone,
-) -> None:  # fmt: skip
+def draw_model(
+    context: Context,
+    exam: EvaluationSet,
+    parts: Shards,
+    model: Model,
+    sampler: Callable[[], Sampler],
+    tick: Tick,
+    *,
+    backbone: Backbone,
+) -> None:
     """Draw this rank's shards of one model, but for those that an earlier attempt drew.
 
     sampler: makes the model's; not called when nothing is left to draw.
@@ -80,19 +86,21 @@ def draw(
             if context.stop():
                 raise Stopped("stopped; whole shards of images are kept, repeat the command to go on")
             batch = places[first - places.start : first - places.start + at_once]
-            images = _batch(context, exam, batch, draws, backbone)
-            drawn += [sample(p, exam.records[p], each) for p, each in zip(batch, images, strict=True)]
+            images = _draw_batch(context, exam, batch, draws, backbone)
+            drawn += [build_sample(p, exam.records[p], each) for p, each in zip(batch, images, strict=True)]
             tick(len(batch))
         seconds = time.monotonic() - began
         about = {"seconds": round(seconds, 3), "images": len(places) * exam.seeds}
-        parts.keep(images_part(model.name, number), packed(drawn), about)
+        parts.keep(images_part(model.name, number), pack(drawn), about)
 
 
-def _batch(context: Context, exam: Exam, places: range, draws: Sampler, backbone: Backbone) -> torch.Tensor:
+def _draw_batch(
+    context: Context, exam: EvaluationSet, places: range, draws: Sampler, backbone: Backbone
+) -> torch.Tensor:
     """(P, S, 3, H, W) in [0, 1], on the CPU."""
     indices, seed = [exam.indices[place] for place in places], context.config.seed
     steps, shape = context.config.student.steps, backbone.latent_shape
-    noises = noises_for(seed, indices, steps=steps, shape=shape, seeds=exam.seeds)
+    noises = sample_noises(seed, indices, steps=steps, shape=shape, seeds=exam.seeds)
     records = [exam.records[place] for place in places for _ in range(exam.seeds)]
     batch = Batch(
         [record["prompt"] for record in records],
@@ -103,7 +111,7 @@ def _batch(context: Context, exam: Exam, places: range, draws: Sampler, backbone
     return draws(batch).float().cpu().unflatten(0, (len(places), exam.seeds))
 
 
-def noises_for(
+def sample_noises(
     seed: int, indices: list[int], *, steps: int, shape: tuple[int, int, int], seeds: int = 1
 ) -> torch.Tensor:
     """(steps, B seeds, C, H, W): each image's own noise, the start first; a prompt's images stand together."""

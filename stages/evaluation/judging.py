@@ -10,18 +10,18 @@ import numpy as np
 import torch
 
 from dmdr.metrics.diversity import diversity
-from dmdr.metrics.load import Metric, judge
+from dmdr.metrics.load import Metric, judge_images
 from dmdr.metrics.lpips import FIGURE as LPIPS_FIGURE
 from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.scorecard import Model, Scores
-from stages.evaluation.drawing import Exam, Tick, folder_of, images_part
-from stages.evaluation.samples import Sample, file, unpacked
+from stages.evaluation.drawing import EvaluationSet, Tick, images_part, model_folder
+from stages.evaluation.samples import Sample, image_file, unpack
 from stages.runtime.context import Context, Stopped
-from stages.store.shards import Parts
+from stages.store.shards import Shards
 
 
 @dataclass(frozen=True)
-class Jury:
+class Evaluators:
     """Who judges. lpips, and embeddings (held-out reward -> images to vectors), are for diversity: used from two images
     a prompt on."""
 
@@ -37,10 +37,12 @@ class Jury:
 
 
 def scores_part(model: str, shard: int) -> str:
-    return f"scores/{folder_of(model)}-{shard:05d}.json"
+    return f"scores/{model_folder(model)}-{shard:05d}.json"
 
 
-def judge_all(context: Context, exam: Exam, parts: Parts, jury: Jury, models: list[Model], tick: Tick) -> None:
+def judge_all(
+    context: Context, exam: EvaluationSet, parts: Shards, jury: Evaluators, models: list[Model], tick: Tick
+) -> None:
     """Judge this rank's shards of all models, but for those that an earlier attempt judged.
 
     Raises:
@@ -56,13 +58,13 @@ def judge_all(context: Context, exam: Exam, parts: Parts, jury: Jury, models: li
                 drawn = parts.get(images_part(model.name, number))
                 assert drawn is not None, "drawn before it is judged"
                 at_once = max(1, context.config.evaluate.batch_size // exam.seeds)
-                found = _judged(jury, list(unpacked(drawn[0])), at_once)
+                found = _judge_shard(jury, list(unpack(drawn[0])), at_once)
                 parts.keep(name, json.dumps(found, allow_nan=False).encode())
             tick(len(places))
 
 
 @torch.no_grad()
-def _judged(jury: Jury, samples: list[Sample], at_once: int) -> dict:
+def _judge_shard(jury: Evaluators, samples: list[Sample], at_once: int) -> dict:
     """{"figures": {figure: a list of S scores a prompt}, "lines": {file: lines}}; null is not a number."""
     figures: dict[str, list[list[float | None]]] = {}
     lines: dict[str, list[dict]] = {}
@@ -71,11 +73,11 @@ def _judged(jury: Jury, samples: list[Sample], at_once: int) -> dict:
         seeds = len(batch[0].images)
         images = torch.cat([each.tensor() for each in batch]).to(jury.device)
         records = [each.record for each in batch for _ in range(seeds)]
-        files = [file(each.place, number) for each in batch for number in range(seeds)]
+        files = [image_file(each.place, number) for each in batch for number in range(seeds)]
         for metric in jury.metrics:
-            found, results = judge(metric, images, records)
+            found, results = judge_images(metric, images, records)
             for figure, scores in found.items():
-                figures.setdefault(figure, []).extend(_plain(scores.reshape(-1, seeds)))
+                figures.setdefault(figure, []).extend(_to_plain(scores.reshape(-1, seeds)))
             told = [{"filename": f, **line} for f, line in zip(files, results, strict=True) if line is not None]
             if told:
                 lines.setdefault(metric.writes, []).extend(told)
@@ -84,11 +86,11 @@ def _judged(jury: Jury, samples: list[Sample], at_once: int) -> dict:
             distances = diversity(images_PS, jury.embeddings)
             distances |= {LPIPS_FIGURE: jury.lpips(images_PS)} if jury.lpips else {}
             for figure, scores in distances.items():
-                figures.setdefault(figure, []).extend(_plain(scores[:, None]))
+                figures.setdefault(figure, []).extend(_to_plain(scores[:, None]))
     return {"figures": figures, "lines": lines}
 
 
-def _plain(scores: np.ndarray) -> list[list[float | None]]:
+def _to_plain(scores: np.ndarray) -> list[list[float | None]]:
     return [[value if np.isfinite(value) else None for value in row] for row in scores.tolist()]
 
 
@@ -102,7 +104,7 @@ class Judged:
     figures: dict[str, dict[str, np.ndarray]]
     lines: dict[str, dict[str, list[dict]]]
 
-    def scores(self, exam: Exam, jury: Jury) -> dict[str, Scores]:
+    def scores(self, exam: EvaluationSet, jury: Evaluators) -> dict[str, Scores]:
         """Each figure's scores (prompts,), means over a prompt's images, on the prompts that it judges."""
         found = {}
         for figure, by_model in self.figures.items():
@@ -112,7 +114,7 @@ class Judged:
         return found
 
 
-def gathered(exam: Exam, parts: Parts, models: list[Model]) -> Judged:
+def gather_scores(exam: EvaluationSet, parts: Shards, models: list[Model]) -> Judged:
     """What all ranks and all attempts found, in the order of the prompts."""
     figures: dict[str, dict[str, list]] = {}
     lines: dict[str, dict[str, list[dict]]] = {model.name: {} for model in models}

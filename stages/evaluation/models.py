@@ -10,23 +10,23 @@ from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.config.run import Config
 from dmdr.export.write import load_student
 from dmdr.metrics.scorecard import Model
-from dmdr.rollout import student_sample, teacher_sample
-from dmdr.teacher.load import find_configured, load_teacher
+from dmdr.rollout import sample_student, sample_teacher
+from dmdr.teacher.load import find_teacher_of, load_teacher
 from stages.evaluation import third_party
 from stages.evaluation.batch import Sampler
 
 
-def models(config: Config, backbone: Backbone) -> list[Model]:
+def list_models(config: Config, backbone: Backbone) -> list[Model]:
     """The columns of the scorecard: `evaluate.models`, then `evaluate.pipelines`, in their order. The naive teacher has
     the student's NFE."""
     steps, teacher = config.student.steps, config.teacher
     known = {name: Model(name, steps, 1.0) for name in ("student", "naive teacher", "cold start")}
     known["teacher"] = Model("teacher", teacher.steps, teacher.guidance_scale, backbone.guidance_is_input)
-    others = [third_party.model(name, asked) for name, asked in config.evaluate.pipelines.items()]
+    others = [third_party.build_model(name, asked) for name, asked in config.evaluate.pipelines.items()]
     return [*(known[name] for name in config.evaluate.models), *others]
 
 
-def sampler(
+def build_sampler(
     config: Config, backbone: Backbone, model: Model, *, unconditional: Conditioning, made: Callable[..., Path]
 ) -> Sampler:
     """How a model draws; a student's network is loaded here, and goes when the sampler goes, so that at most two are
@@ -36,19 +36,23 @@ def sampler(
     """
     device = str(backbone.network.device)
     if model.name in config.evaluate.pipelines:
-        return third_party.sampler(model.name, config.evaluate.pipelines[model.name], backbone)
+        return third_party.build_sampler(model.name, config.evaluate.pipelines[model.name], backbone)
     if model.name in ("teacher", "naive teacher"):
         times = backbone.teacher_times(model.steps).to(device)
         return lambda batch: backbone.decode(
-            teacher_sample(
-                backbone, batch.c, unconditional, guidance_scale=model.guidance_scale, times=times,
+            sample_teacher(
+                backbone,
+                batch.c,
+                unconditional,
+                guidance_scale=model.guidance_scale,
+                times=times,
                 noise=batch.noises[0],
             )
-        )  # fmt: skip
+        )
     if model.name == "student":
         network = load_teacher(made("export", "pipeline/") / "pipeline", device, text=False).network
     else:
-        network = load_teacher(find_configured(config.teacher), device, text=False).network
+        network = load_teacher(find_teacher_of(config.teacher), device, text=False).network
         load_student(network, made("cold_start"))
     times = backbone.student_times(model.steps).to(device)
-    return lambda batch: backbone.decode(student_sample(backbone, network, batch.c, times, batch.noises))
+    return lambda batch: backbone.decode(sample_student(backbone, network, batch.c, times, batch.noises))

@@ -41,18 +41,18 @@ class Sample:
         return images
 
 
-def sample(place: int, record: dict, images: torch.Tensor) -> Sample:
+def build_sample(place: int, record: dict, images: torch.Tensor) -> Sample:
     """images (S, 3, H, W) in [0, 1] -> their pixels; what is not a number is black."""
     pixels = (images.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     return Sample(place, record, pixels.cpu().numpy(), images.isfinite().flatten(1).all(dim=1).cpu().numpy())
 
 
-def file(place: int, number: int) -> str:
+def image_file(place: int, number: int) -> str:
     """Where GenEval looks for image `number` of a prompt."""
     return f"{place:05d}/samples/{number:04d}.png"
 
 
-def packed(samples: list[Sample]) -> bytes:
+def pack(samples: list[Sample]) -> bytes:
     """The tar file; the same samples are the same bytes."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -60,18 +60,18 @@ def packed(samples: list[Sample]) -> bytes:
             line = json.dumps(each.record, ensure_ascii=False) + "\n"
             _add(tar, f"{each.place:05d}/metadata.jsonl", line.encode())
             for number, image in enumerate(each.images):
-                _add(tar, file(each.place, number), _png(image))
+                _add(tar, image_file(each.place, number), _png(image))
             if "item_id" in each.record and len(each.images) in (1, 4):
                 _add(tar, f"dpg/{each.record['item_id']}.png", _png(grid_of(each.images)))
             if {"style", "index"} <= each.record.keys():
                 _add(tar, f"hps/{each.record['style']}/{int(each.record['index']):05d}.jpg", _jpeg(each.images[0]))
-        broken = [file(each.place, int(n)) for each in samples for n in np.flatnonzero(~each.sound)]
+        broken = [image_file(each.place, int(n)) for each in samples for n in np.flatnonzero(~each.sound)]
         if broken:
             _add(tar, BROKEN, json.dumps(broken).encode())
     return data.getvalue()
 
 
-def unpacked(path: Path, only: set[int] | None = None) -> Iterator[Sample]:
+def unpack(path: Path, only: set[int] | None = None) -> Iterator[Sample]:
     """The samples of a shard, or those of some places, one prompt at a time.
 
     Raises:

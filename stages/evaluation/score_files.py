@@ -9,20 +9,24 @@ import pyarrow
 from pyarrow import parquet
 
 from dmdr.metrics.scorecard import Model, Scores
-from stages.evaluation.drawing import Exam, folder_of, images_part
-from stages.evaluation.judging import Judged, Jury
+from stages.evaluation.drawing import EvaluationSet, images_part, model_folder
+from stages.evaluation.judging import Evaluators, Judged
 from stages.runtime.context import Context
-from stages.store.shards import Parts
+from stages.store.shards import Shards
 
 SCHEMA = pyarrow.schema(
     [
-        ("index", pyarrow.int64()), ("prompt", pyarrow.string()), ("model", pyarrow.string()),
-        ("image", pyarrow.int32()), ("figure", pyarrow.string()), ("score", pyarrow.float64()),
+        ("index", pyarrow.int64()),
+        ("prompt", pyarrow.string()),
+        ("model", pyarrow.string()),
+        ("image", pyarrow.int32()),
+        ("figure", pyarrow.string()),
+        ("score", pyarrow.float64()),
     ]
-)  # fmt: skip
+)
 
 
-def write_scores(context: Context, exam: Exam, scores: dict[str, Scores], jury: Jury) -> None:
+def write_scores(context: Context, exam: EvaluationSet, scores: dict[str, Scores], jury: Evaluators) -> None:
     """scores.jsonl: a prompt a line, with the mean over its images by model and figure; null is not a number."""
     names = list(dict.fromkeys(model for each in scores.values() for model in each.by_model))
     lines: list[dict] = [
@@ -38,7 +42,7 @@ def write_scores(context: Context, exam: Exam, scores: dict[str, Scores], jury: 
     (context.out / "scores.jsonl").write_text(text, encoding="utf-8")
 
 
-def write_table(context: Context, exam: Exam, found: Judged, jury: Jury) -> None:
+def write_table(context: Context, exam: EvaluationSet, found: Judged, jury: Evaluators) -> None:
     """scores.parquet: one row an image and figure; image is null where a figure is about all images of a prompt, score
     where it is not a number."""
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
@@ -57,7 +61,7 @@ def write_table(context: Context, exam: Exam, found: Judged, jury: Jury) -> None
 
 
 def write_samples(
-    context: Context, exam: Exam, parts: Parts, compared: list[Model], found: Judged, device: str
+    context: Context, exam: EvaluationSet, parts: Shards, compared: list[Model], found: Judged, device: str
 ) -> dict:
     """samples/, what the metrics say image by image, and speed.json, which is apart from the card: time is no result.
 
@@ -72,7 +76,7 @@ def write_samples(
         speed[model.name] = sum(each["seconds"] for each in about) / sum(each["images"] for each in about)
         for name, lines in found.lines[model.name].items():
             text = "".join(f"{json.dumps(line)}\n" for line in lines)
-            (context.out / f"{name}-{folder_of(model.name)}.jsonl").write_text(text, encoding="utf-8")
+            (context.out / f"{name}-{model_folder(model.name)}.jsonl").write_text(text, encoding="utf-8")
     said = {"device": device, "batch_size": context.config.evaluate.batch_size, "seconds_per_image": speed}
     (context.out / "speed.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     return said

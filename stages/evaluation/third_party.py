@@ -20,9 +20,9 @@ from dmdr.teacher.load import FAMILIES, backbone_classes, find_diffusers_folder
 from stages.evaluation.batch import Batch, Sampler
 
 
-def model(name: str, asked: Pipeline) -> Model:
+def build_model(name: str, asked: Pipeline) -> Model:
     """Its column. At guidance up to what its family takes for none (1 of most), a step is one forward."""
-    backbone = _known(_folder(name, asked))
+    backbone = _find_backbone_class(_find_folder(name, asked))
     plain = backbone.plain_guidance if backbone else 1.0
     guided = asked.guidance_scale > plain
     return Model(
@@ -30,7 +30,7 @@ def model(name: str, asked: Pipeline) -> Model:
     )
 
 
-def sampler(name: str, asked: Pipeline, backbone: Backbone) -> Sampler:
+def build_sampler(name: str, asked: Pipeline, backbone: Backbone) -> Sampler:
     """Loads it on the teacher's device.
 
     Raises:
@@ -38,11 +38,11 @@ def sampler(name: str, asked: Pipeline, backbone: Backbone) -> Sampler:
     """
     from diffusers import DiffusionPipeline
 
-    folder, device = _folder(name, asked), backbone.network.device
+    folder, device = _find_folder(name, asked), backbone.network.device
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device)
     except Exception as error:  # each class has errors of its own
-        raise DataError(f"evaluate.pipelines.{name}.path {asked.path} does not load: {_said(error)}") from error
+        raise DataError(f"evaluate.pipelines.{name}.path {asked.path} does not load: {_message(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     shared = type(pipe) is type(backbone.pipe) and pipe.vae_scale_factor == backbone.pipe.vae_scale_factor
 
@@ -50,28 +50,33 @@ def sampler(name: str, asked: Pipeline, backbone: Backbone) -> Sampler:
         given = {"latents": backbone.to_pipeline(batch.noises[0])} if shared else {}
         try:
             return pipe(
-                batch.prompts, num_inference_steps=asked.steps, guidance_scale=asked.guidance_scale,
-                height=backbone.resolution, width=backbone.resolution, output_type="pt",
-                generator=batch.generators, **given,
-            ).images  # fmt: skip
+                batch.prompts,
+                num_inference_steps=asked.steps,
+                guidance_scale=asked.guidance_scale,
+                height=backbone.resolution,
+                width=backbone.resolution,
+                output_type="pt",
+                generator=batch.generators,
+                **given,
+            ).images
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"evaluate.pipelines.{name}: its {type(pipe).__name__} cannot draw at {asked.steps} steps, "
-                f"{backbone.resolution} pixels: {_said(error)}"
+                f"{backbone.resolution} pixels: {_message(error)}"
             ) from error
 
     return draw
 
 
-def _folder(name: str, asked: Pipeline) -> Path:
+def _find_folder(name: str, asked: Pipeline) -> Path:
     return find_diffusers_folder(f"evaluate.pipelines.{name}.path", asked.path)
 
 
-def _known(folder: Path) -> type[Backbone] | None:
+def _find_backbone_class(folder: Path) -> type[Backbone] | None:
     """The backbone of a family that DMDR knows."""
     kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
     return backbone_classes()[FAMILIES[kind]] if kind in FAMILIES else None
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

@@ -51,7 +51,7 @@ class Lines:
 Rows = Iterator[tuple[int, object, dict]]  # line number, what should be the prompt, the rest
 
 
-def _lines(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, str]]:
+def _iterate_lines(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, str]]:
     """(number, text) of the lines that are text; no more than LONGEST bytes are held, however long a line is."""
     number = 0
     while raw := file.readline(LONGEST + 1):
@@ -69,12 +69,12 @@ def _lines(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, str]]:
         yield number, text.rstrip("\r\n")
 
 
-def _text(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    return ((number, text, {}) for number, text in _lines(file, lines))
+def _read_text(file: BinaryIO, column: str, lines: Lines) -> Rows:
+    return ((number, text, {}) for number, text in _iterate_lines(file, lines))
 
 
-def _jsonl(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    for number, text in _lines(file, lines):
+def _read_jsonl(file: BinaryIO, column: str, lines: Lines) -> Rows:
+    for number, text in _iterate_lines(file, lines):
         try:
             data = json.loads(text)
         except (ValueError, RecursionError):
@@ -86,28 +86,28 @@ def _jsonl(file: BinaryIO, column: str, lines: Lines) -> Rows:
         yield number, data.pop(column), data
 
 
-def _tsv(file: BinaryIO, column: str, lines: Lines) -> Rows:
+def _read_tsv(file: BinaryIO, column: str, lines: Lines) -> Rows:
     """A tab always separates; a field is quoted if the quotes are its first and last character and doubled inside."""
-    rows = ((number, text.split("\t")) for number, text in _lines(file, lines))
-    unquoted = ((number, [QUOTED.sub(_inside, f) if QUOTED.fullmatch(f) else f for f in row]) for number, row in rows)
-    return _table(unquoted, column, lines)
+    rows = ((number, text.split("\t")) for number, text in _iterate_lines(file, lines))
+    unquoted = ((number, [QUOTED.sub(_unquote, f) if QUOTED.fullmatch(f) else f for f in row]) for number, row in rows)
+    return _read_table(unquoted, column, lines)
 
 
-def _inside(quoted: re.Match) -> str:
+def _unquote(quoted: re.Match) -> str:
     return quoted[1].replace('""', '"')
 
 
-def _csv(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    return _table(_csv_rows(file, lines), column, lines)
+def _read_csv(file: BinaryIO, column: str, lines: Lines) -> Rows:
+    return _read_table(_iterate_csv(file, lines), column, lines)
 
 
-def _csv_rows(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, list[str]]]:
+def _iterate_csv(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, list[str]]]:
     """RFC 4180: a quoted field may hold line ends. A quote that never closes costs the lines of one field's length."""
     at = 0
 
     def texts() -> Iterator[str]:
         nonlocal at
-        for at, text in _lines(file, lines):  # noqa: B007, the row's last line, for the caller
+        for at, text in _iterate_lines(file, lines):  # noqa: B007, the row's last line, for the caller
             yield f"{text}\n"
 
     csv.field_size_limit(LONGEST)
@@ -124,7 +124,7 @@ def _csv_rows(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, list[str]]]:
         yield at, row
 
 
-def _table(rows: Iterator[tuple[int, list[str]]], column: str, lines: Lines) -> Rows:
+def _read_table(rows: Iterator[tuple[int, list[str]]], column: str, lines: Lines) -> Rows:
     """Rows under a header."""
     _, header = next(rows, (0, []))
     if header and column not in header:
@@ -139,7 +139,7 @@ def _table(rows: Iterator[tuple[int, list[str]]], column: str, lines: Lines) -> 
         yield number, fields.pop(column), {name: value for name, value in fields.items() if name and value}
 
 
-def _parquet(file: BinaryIO, column: str, lines: Lines) -> Rows:
+def _read_parquet(file: BinaryIO, column: str, lines: Lines) -> Rows:
     try:
         import pyarrow
         from pyarrow import parquet, types
@@ -163,7 +163,7 @@ def _parquet(file: BinaryIO, column: str, lines: Lines) -> Rows:
         raise DataError(f"{lines.source} is not whole Parquet: {error}; fetch it again") from error
 
 
-def _json(file: BinaryIO, column: str, lines: Lines) -> Rows:
+def _read_json(file: BinaryIO, column: str, lines: Lines) -> Rows:
     """A list of prompts, or of objects that have them. A bare prompt gets its place in the list as `index`."""
     try:
         data = json.load(file)
@@ -178,5 +178,5 @@ def _json(file: BinaryIO, column: str, lines: Lines) -> Rows:
             yield number, each, {"index": number - 1}
 
 
-READERS = {".txt": _text, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
-READERS_OF_SETS = READERS | {".json": _json}
+READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet}
+READERS_OF_SETS = READERS | {".json": _read_json}

@@ -20,7 +20,7 @@ from pathlib import Path
 from dmdr.config.identity import fingerprint
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from dmdr.teacher.hub import ADDRESS, is_hub
-from stages.prompt_sources.public_sets import SETS, UNPINNED, File, NamedSet, named
+from stages.prompt_sources.public_sets import SETS, UNPINNED, File, NamedSet, find_set
 
 TIMEOUT = 30.0  # seconds without a byte
 PAUSES = (0.5, 2.0)  # seconds between tries
@@ -39,7 +39,7 @@ class Sets:
     pauses: tuple[float, ...] = PAUSES
 
     def named(self, source: str) -> NamedSet:
-        return named(source, self.table)
+        return find_set(source, self.table)
 
     def files(self, source: str) -> list[tuple[File, Path]]:
         """Every file of set:NAME, verified.
@@ -80,14 +80,14 @@ class Sets:
                 if target.is_file() and file.sha256 in (None, sha256(target)):
                     return target
                 _fetch(source, file, begun, self.pauses)
-                _verify(source, file, begun, _elsewhere(file))
+                _verify(source, file, begun, _where_else(file))
                 begun.replace(target)
         except InputMissing:
             raise
         except OSError as error:
             raise StoreError(
                 f"prompt source {source}: cannot write {target}: {error.strerror or error}; let HF_HOME be a "
-                f"folder that is writable and has space left, or {_elsewhere(file)}"
+                f"folder that is writable and has space left, or {_where_else(file)}"
             ) from error
         return target
 
@@ -95,7 +95,7 @@ class Sets:
 FETCHED = Sets()
 
 
-def digest(files: list[tuple[File, Path]]) -> str:
+def digest_files(files: list[tuple[File, Path]]) -> str:
     """sha256 of the one file, or over (name, sha256) of several: wherever they lie."""
     found = [(file.name, sha256(path)) for file, path in files]
     if len(found) == 1:
@@ -103,7 +103,7 @@ def digest(files: list[tuple[File, Path]]) -> str:
     return hashlib.sha256("".join(f"{name} {each}\n" for name, each in found).encode()).hexdigest()
 
 
-def report(named: NamedSet, files: list[tuple[File, Path]]) -> dict:
+def describe_set(named: NamedSet, files: list[tuple[File, Path]]) -> dict:
     """What is promised of a set and which files were found."""
     found = [{"address": file.address, "sha256": sha256(path)} for file, path in files]
     return {"kind": named.kind, "licence": named.licence, "promised": named.rows, "files": found}
@@ -124,8 +124,8 @@ def _from_hub(source: str, file: File) -> Path:
     try:
         path = Path(hf_hub_download(pinned["repo"], pinned["file"], revision=pinned["commit"], repo_type="dataset"))
     except (OSError, ValueError) as error:  # no network, no such commit or file, no permission, no space
-        raise _missing(source, file, error) from error
-    _verify(source, file, path, f"delete it, then repeat the command, or {_elsewhere(file)}")
+        raise _missing_error(source, file, error) from error
+    _verify(source, file, path, f"delete it, then repeat the command, or {_where_else(file)}")
     return path
 
 
@@ -137,10 +137,10 @@ def _fetch(source: str, file: File, begun: Path, pauses: tuple[float, ...]) -> N
             return
         except urllib.error.HTTPError as error:
             if error.code not in PASSING or pause is None:
-                raise _missing(source, file, error) from error
+                raise _missing_error(source, file, error) from error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             if pause is None:
-                raise _missing(source, file, error) from error
+                raise _missing_error(source, file, error) from error
         time.sleep(pause)
 
 
@@ -155,15 +155,15 @@ def _download(address: str, begun: Path) -> None:
         os.fsync(out.fileno())
 
 
-def _missing(source: str, file: File, error: Exception) -> InputMissing:
+def _missing_error(source: str, file: File, error: Exception) -> InputMissing:
     said = " ".join(str(error).split())[:200]
     return InputMissing(
         f"prompt source {source}: {file.address} cannot be fetched ({type(error).__name__}: {said}); see that the "
-        f"network reaches it, or {_elsewhere(file)}"
+        f"network reaches it, or {_where_else(file)}"
     )
 
 
-def _elsewhere(file: File) -> str:
+def _where_else(file: File) -> str:
     return f"put {file.name} into a folder and name that in prompts.folder"
 
 

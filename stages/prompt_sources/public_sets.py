@@ -57,7 +57,7 @@ def is_named(source: str) -> bool:
     return source.startswith("set:")
 
 
-def named(source: str, table: Mapping[str, NamedSet]) -> NamedSet:
+def find_set(source: str, table: Mapping[str, NamedSet]) -> NamedSet:
     """The set that set:NAME or set:NAME@COMMIT means. Raises ConfigError if there is none."""
     match = SOURCE.fullmatch(source)
     if match is None or match["name"] not in table:
@@ -103,7 +103,7 @@ HPDV2_SHA256 = {
 }
 
 
-def _compbench(split: str) -> dict[str, File]:
+def _compbench_files(split: str) -> dict[str, File]:
     return {
         category: File(f"{COMPBENCH}{category}_{of}.txt", digest, {"tag": category})
         for (category, of), digest in COMPBENCH_SHA256.items()
@@ -113,35 +113,48 @@ def _compbench(split: str) -> dict[str, File]:
 
 SETS: Mapping[str, NamedSet] = {
     "geneval": NamedSet(
-        "evaluation", "MIT", 553,
-        (File(
-            f"{RAW}djghosh13/geneval/af4902f24d3ca90ebbb446dd9891a59e0f82725f/prompts/evaluation_metadata.jsonl",
-            "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13",
-        ),),
+        "evaluation",
+        "MIT",
+        553,
+        (
+            File(
+                f"{RAW}djghosh13/geneval/af4902f24d3ca90ebbb446dd9891a59e0f82725f/prompts/evaluation_metadata.jsonl",
+                "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13",
+            ),
+        ),
     ),
     "dpg-bench": NamedSet(
-        "evaluation", "Apache-2.0", 1_065,
+        "evaluation",
+        "Apache-2.0",
+        1_065,
         (File(f"{RAW}TencentQQGYLab/ELLA/3c228f1dc6c4d3cad0a47493816151a419f14db3/dpg_bench/dpg_bench.csv"),),
-        column="text", item="item_id",
+        column="text",
+        item="item_id",
     ),
     "parti": NamedSet(
-        "evaluation", "Apache-2.0", 1_632,
-        (File(
-            f"{RAW}google-research/parti/5a657978134374ce28973948331b319adef164bd/PartiPrompts.tsv",
-            "fab29e41bb512a169b56acab4cf2a41dcb675e285df2efcde6640c7dd3c440eb",
-        ),),
+        "evaluation",
+        "Apache-2.0",
+        1_632,
+        (
+            File(
+                f"{RAW}google-research/parti/5a657978134374ce28973948331b319adef164bd/PartiPrompts.tsv",
+                "fab29e41bb512a169b56acab4cf2a41dcb675e285df2efcde6640c7dd3c440eb",
+            ),
+        ),
         column="Prompt",
     ),
     "hpdv2": NamedSet(
-        "evaluation", "none stated", 3_200,
+        "evaluation",
+        "none stated",
+        3_200,
         tuple(File(f"{HPDV2}{style}.json", digest, {"style": style}) for style, digest in HPDV2_SHA256.items()),
     ),
     "drawbench": NamedSet("evaluation", "none stated", 200, (File(f"{HPDV2}drawbench.json"),)),
     "sharegpt-4o-image": NamedSet("training", "see its dataset card", None, (File(SHAREGPT),), column="input_prompt"),
-    "t2i-compbench": NamedSet("evaluation", "MIT", 2_400, tuple(_compbench(VAL).values())),
-    "t2i-compbench-train": NamedSet("training", "MIT", 5_600, tuple(_compbench(TRAIN).values())),
+    "t2i-compbench": NamedSet("evaluation", "MIT", 2_400, tuple(_compbench_files(VAL).values())),
+    "t2i-compbench-train": NamedSet("training", "MIT", 5_600, tuple(_compbench_files(TRAIN).values())),
     **{
         f"t2i-compbench-{category}": NamedSet("evaluation", "MIT", 300, (file,))
-        for category, file in _compbench(VAL).items()
+        for category, file in _compbench_files(VAL).items()
     },
-}  # fmt: skip
+}

@@ -28,18 +28,18 @@ GENEVAL = ("include", "exclude")  # its lists of objects; everything else that i
 DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069\ufeff]")  # bidirectional overrides and byte order marks
 
 
-def by_name(prompts: Prompts) -> dict[str, str]:
+def named_inputs(prompts: Prompts) -> dict[str, str]:
     """Every source of a config under its name among the stage's inputs, the evaluation prompts first."""
     evaluation = {} if prompts.evaluation is None else {"evaluation": prompts.evaluation}
     return evaluation | {f"source:{index}": source for index, source in enumerate(prompts.sources)}
 
 
-def sets_of(prompts: Prompts) -> Sets:
+def public_sets_of(prompts: Prompts) -> Sets:
     """The public sets, from where the config says."""
     return FETCHED if prompts.folder is None else Sets(Path(prompts.folder))
 
 
-def read(source: str, column: str, lines: Lines, sets: Sets = FETCHED) -> Iterator[dict]:
+def read_source(source: str, column: str, lines: Lines, sets: Sets = FETCHED) -> Iterator[dict]:
     """The records of a source; `lines` counts along.
 
     Raises:
@@ -48,23 +48,25 @@ def read(source: str, column: str, lines: Lines, sets: Sets = FETCHED) -> Iterat
         DataError: the file is empty, or more than 1 % of it is bad, or a set is not what is promised.
     """
     if is_named(source):
-        yield from _of_set(source, lines, sets)
+        yield from _read_set(source, lines, sets)
     elif _is_list(source):
-        yield from _records(((number, each["prompt"], each) for number, each in enumerate(_list(source), 1)), lines)
+        yield from _iterate_records(
+            ((number, each["prompt"], each) for number, each in enumerate(_lab_list(source), 1)), lines
+        )
     else:
-        path = _path(source)
+        path = _find_file(source)
         with path.open("rb") as file:
-            yield from _records(READERS[path.suffix.lower()](file, column, lines), lines)
+            yield from _iterate_records(READERS[path.suffix.lower()](file, column, lines), lines)
     lines.check()
 
 
-def digest(source: str, sets: Sets = FETCHED) -> str:
+def digest_source(source: str, sets: Sets = FETCHED) -> str:
     """sha256 of a source's content. Raises, beside what `read` does, InputMissing if a file cannot be read."""
     if is_named(source):
-        return public_set_files.digest(sets.files(source))
+        return public_set_files.digest_files(sets.files(source))
     if _is_list(source):
-        return fingerprint(_list(source))
-    return public_set_files.sha256(_path(source))
+        return fingerprint(_lab_list(source))
+    return public_set_files.sha256(_find_file(source))
 
 
 def normalise(text: str) -> str:
@@ -77,7 +79,7 @@ def _is_list(source: str) -> bool:
     return source.partition(":")[0] in WORLDS and ":" in source
 
 
-def _list(source: str) -> tuple[dict, ...]:
+def _lab_list(source: str) -> tuple[dict, ...]:
     world, _, name = source.partition(":")
     try:
         return WORLDS[world](name)
@@ -85,7 +87,7 @@ def _list(source: str) -> tuple[dict, ...]:
         raise ConfigError(f"prompt source {source}: {error}") from error
 
 
-def _path(source: str) -> Path:
+def _find_file(source: str) -> Path:
     path = Path(source)
     if path.suffix.lower() not in READERS:
         lists = ", ".join(f"{world}:{name}" for world in WORLDS for name in ("train", "held-out"))
@@ -98,14 +100,14 @@ def _path(source: str) -> Path:
     return path
 
 
-def _of_set(source: str, lines: Lines, sets: Sets) -> Iterator[dict]:
+def _read_set(source: str, lines: Lines, sets: Sets) -> Iterator[dict]:
     """The records of set:NAME, file by file. Raises DataError if they are not as many as is promised."""
     promise, found, files = sets.named(source), 0, sets.files(source)
     for file, path in files:
         lines.source = f"{source} ({file.name})"
         with path.open("rb") as stream:
             rows = READERS_OF_SETS[path.suffix.lower()](stream, promise.column, lines)
-            for record in _records(_items(rows, promise), lines):
+            for record in _iterate_records(_iterate_items(rows, promise), lines):
                 found += 1
                 yield {**record, **file.says}
     lines.source = source
@@ -116,7 +118,7 @@ def _of_set(source: str, lines: Lines, sets: Sets) -> Iterator[dict]:
         )
 
 
-def _items(rows: Rows, promise: NamedSet) -> Rows:
+def _iterate_items(rows: Rows, promise: NamedSet) -> Rows:
     """The rows as they are, or the first one of each item."""
     if promise.item is None:
         yield from rows
@@ -128,11 +130,11 @@ def _items(rows: Rows, promise: NamedSet) -> Rows:
             yield number, prompt, {promise.item: item}
 
 
-def _records(rows: Rows, lines: Lines) -> Iterator[dict]:
+def _iterate_records(rows: Rows, lines: Lines) -> Iterator[dict]:
     """Check each row and make a record of it."""
     for number, prompt, rest in rows:
         try:
-            record = _record(prompt, rest)
+            record = _build_record(prompt, rest)
         except ValueError as error:
             lines.skip(number, str(error))
             continue
@@ -140,7 +142,7 @@ def _records(rows: Rows, lines: Lines) -> Iterator[dict]:
         yield record
 
 
-def _record(prompt: object, rest: dict) -> dict:
+def _build_record(prompt: object, rest: dict) -> dict:
     """Raises ValueError with what is wrong, as a clause."""
     if not isinstance(prompt, str):
         raise ValueError("has no text in the prompt's place")

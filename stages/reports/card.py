@@ -7,7 +7,7 @@ from dmdr.errors import DataError
 SCHEMA = 2  # of dmdr.metrics.scorecard, which needs scipy
 
 
-def readable(card: dict, address: str) -> dict:
+def require_readable(card: dict, address: str) -> dict:
     """The card itself.
 
     Raises:
@@ -21,7 +21,7 @@ def readable(card: dict, address: str) -> dict:
     return card
 
 
-def timed(card: dict, speed: dict) -> dict:
+def add_speed(card: dict, speed: dict) -> dict:
     """The card with how long the models took to draw; speed: the content of speed.json."""
     models = [{**each, "seconds_per_image": speed["seconds_per_image"][each["name"]]} for each in card["models"]]
     return {**card, "models": models, "device": speed["device"], "batch_size": speed["batch_size"]}

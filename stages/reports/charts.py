@@ -32,7 +32,7 @@ def read_columns(path: Path) -> dict[str, list[Point]]:
     return columns
 
 
-def charts(stages: dict[str, dict[str, list[Point]]]) -> str:
+def render_charts(stages: dict[str, dict[str, list[Point]]]) -> str:
     """All columns of all stages as HTML figures; stages: name -> columns, in data order, laid end to end."""
     names = {column for columns in stages.values() for column in columns}
     lengths = {stage: max((p[0] for c in columns.values() for p in c), default=0) for stage, columns in stages.items()}
@@ -42,7 +42,7 @@ def charts(stages: dict[str, dict[str, list[Point]]]) -> str:
         for stage, columns in stages.items():
             curves.append((stage, start, thin([(start + x, y) for x, y in columns.get(name, [])])))
             start += lengths[stage]
-        figures.append(chart(name, curves, start))
+        figures.append(render_chart(name, curves, start))
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
@@ -61,7 +61,7 @@ def thin(points: list[Point]) -> list[Point]:
     return thinned
 
 
-def chart(
+def render_chart(
     name: str, curves: list[tuple[str, float, list[Point]]], end: float, *, colours: list[int] | None = None
 ) -> str:
     """One column. curves: (stage, update it starts at, points); end: the last update of all.
@@ -81,7 +81,7 @@ def chart(
     for number, (_, start, points) in zip(colours or range(len(curves)), curves, strict=True):
         if start:
             parts.append(f'<path class="border" d="M{at(start, low)}L{at(start, high)}"/>')
-        for run in unbroken(points):
+        for run in split_at_gaps(points):
             line = "L".join(at(x, y) for x, y in run)
             dot = f'<circle class="dot{number}" r="2" cx="{line.split(",")[0]}" cy="{line.split(",")[1]}"/>'
             parts.append(f'<path class="curve{number}" d="M{line}"/>' if len(run) > 1 else dot)
@@ -102,7 +102,7 @@ def chart(
     )
 
 
-def unbroken(points: list[Point]) -> list[list[tuple[float, float]]]:
+def split_at_gaps(points: list[Point]) -> list[list[tuple[float, float]]]:
     """The stretches of points without a broken one in between."""
     stretches: list[list[tuple[float, float]]] = [[]]
     for x, y in points:

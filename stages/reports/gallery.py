@@ -33,14 +33,14 @@ class Strip:
     images: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
-def chosen(tags: list[str | None]) -> list[int]:
+def choose_prompts(tags: list[str | None]) -> list[int]:
     """Places of the prompts to show, at most ROWS: turn by turn one of each tag, in the order of the prompts."""
     queues = [[place for place, tag in enumerate(tags) if tag == each] for each in dict.fromkeys(tags)]
     turns = [queue[turn] for turn in range(ROWS) for queue in queues if turn < len(queue)]
     return sorted(turns[:ROWS])
 
 
-def extremes(ours_P: np.ndarray, theirs_P: np.ndarray, most: int = ROWS) -> tuple[list[int], list[int]]:
+def find_extremes(ours_P: np.ndarray, theirs_P: np.ndarray, most: int = ROWS) -> tuple[list[int], list[int]]:
     """Places of the prompts with the largest leads of ours over theirs, and with the largest losses, the largest first.
 
     (P,) each; equal ones in the order of the prompts. A prompt whose score is not a number is in neither, and what is
@@ -53,38 +53,38 @@ def extremes(ours_P: np.ndarray, theirs_P: np.ndarray, most: int = ROWS) -> tupl
     return wins[:most], losses[:most]
 
 
-def tile(image: np.ndarray) -> Image.Image:
+def build_tile(image: np.ndarray) -> Image.Image:
     """An image at a size to look at: tiny ones enlarged by a whole factor without smoothing, large ones reduced."""
     picture = Image.fromarray(image)
     side = max(picture.size)
     if side < TILE:
         factor = -(-TILE // side)
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    return reduced(picture)
+    return reduce_colours(picture)
 
 
-def reduced(picture: Image.Image) -> Image.Image:
+def reduce_colours(picture: Image.Image) -> Image.Image:
     """At most LARGEST pixels a side."""
     picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return picture
 
 
-def png(picture: Image.Image) -> bytes:
+def encode_png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     return file.getvalue()
 
 
-def jpeg(picture: Image.Image) -> bytes:
+def encode_jpeg(picture: Image.Image) -> bytes:
     """For pages that hold many large images: about a fifth of the PNG."""
     file = io.BytesIO()
     picture.save(file, format="JPEG", quality=82, optimize=True)
     return file.getvalue()
 
 
-def grid(rows: list[Row], headings: dict[str, str]) -> Image.Image:
+def build_grid(rows: list[Row], headings: dict[str, str]) -> Image.Image:
     """All rows as one picture; headings: model -> its column's title, in the order of the columns."""
-    tiles = [[tile(row.images[model]) for model in headings] for row in rows]
+    tiles = [[build_tile(row.images[model]) for model in headings] for row in rows]
     title_font, font = ImageFont.load_default(15), ImageFont.load_default(13)
     width = max(tiles[0][0].width, *(int(title_font.getlength(text)) for text in headings.values()))
     height = tiles[0][0].height
@@ -96,13 +96,13 @@ def grid(rows: list[Row], headings: dict[str, str]) -> Image.Image:
     for number, (row, pictures) in enumerate(zip(rows, tiles, strict=True)):
         top = HEADER + MARGIN + step_y * number
         caption = f"{row.prompt}   [{row.tag}]" if row.tag else row.prompt
-        draw.text((MARGIN, top), shortened(caption, font, page.width - 2 * MARGIN), FAINT, font)
+        draw.text((MARGIN, top), shorten(caption, font, page.width - 2 * MARGIN), FAINT, font)
         for column, picture in enumerate(pictures):
             page.paste(picture, (MARGIN + step_x * column, top + CAPTION))
     return page
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """`text` on one line of `width` pixels, with an ellipsis where it had to be cut."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:

@@ -8,9 +8,9 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from stages.reports.gallery import TILE, jpeg, png, reduced
+from stages.reports.gallery import TILE, encode_jpeg, encode_png, reduce_colours
 from stages.reports.style import STYLE
-from stages.reports.verdict import number
+from stages.reports.verdict import format_number
 
 MARK = '<span class="mark">trained on</span>'
 DIVERSITY = (
@@ -21,7 +21,7 @@ DIVERSITY = (
 TABLE = '<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table{kind}>{inside}</table></div>'
 
 
-def whole(title: str, body: list[str], style: str = "") -> str:
+def render_document(title: str, body: list[str], style: str = "") -> str:
     """A page; title: not escaped yet."""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>{escape(title)}</title>'
@@ -30,36 +30,36 @@ def whole(title: str, body: list[str], style: str = "") -> str:
     )
 
 
-def table(head: str, rows: list[str], *, name: str, kind: str = "") -> str:
+def render_table(head: str, rows: list[str], *, name: str, kind: str = "") -> str:
     """Rows below a head, scrolled where they do not fit. name: what the table is, for who cannot see it."""
     inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return scrolled(inside, name=name, kind=kind)
+    return render_scrolled(inside, name=name, kind=kind)
 
 
-def scrolled(inside: str, *, name: str, kind: str = "") -> str:
+def render_scrolled(inside: str, *, name: str, kind: str = "") -> str:
     return TABLE.format(name=escape(name, quote=True), kind=f' class="{kind}"' if kind else "", inside=inside)
 
 
-def plain(rows: list[tuple[str, str]], *, name: str) -> str:
+def render_plain_table(rows: list[tuple[str, str]], *, name: str) -> str:
     """Names and values."""
     lines = "".join(f"<tr><td>{escape(key)}</td><td><code>{escape(value)}</code></td></tr>" for key, value in rows)
-    return scrolled(f"<tbody>{lines}</tbody>", name=name, kind="plain")
+    return render_scrolled(f"<tbody>{lines}</tbody>", name=name, kind="plain")
 
 
-def shown(value: float | None, sign: str = "") -> str:
+def format_figure(value: float | None, sign: str = "") -> str:
     """A number, or that it is none."""
-    return f'<b class="bad">{number(value)}</b>' if value is None else number(value, sign)
+    return f'<b class="bad">{format_number(value)}</b>' if value is None else format_number(value, sign)
 
 
-def count(number: int, what: str) -> str:
+def format_count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def picture(image: np.ndarray, alt: str) -> str:
+def render_picture(image: np.ndarray, alt: str) -> str:
     """An image (H, W, 3) uint8 as an <img> that needs no file: a tiny one bit by bit, a large one reduced, as JPEG."""
     if max(image.shape[:2]) < TILE:
-        kind, data, tiny = "png", png(Image.fromarray(image)), ' class="tiny"'
+        kind, data, tiny = "png", encode_png(Image.fromarray(image)), ' class="tiny"'
     else:
-        kind, data, tiny = "jpeg", jpeg(reduced(Image.fromarray(image))), ""
+        kind, data, tiny = "jpeg", encode_jpeg(reduce_colours(Image.fromarray(image))), ""
     text = base64.b64encode(data).decode("ascii")
     return f'<img{tiny} src="data:image/{kind};base64,{text}" alt="{escape(alt, quote=True)}"/>'

@@ -6,7 +6,7 @@ from dmdr.teacher.hub import ADDRESS
 from dmdr.teacher.load import ONE_FILE
 
 
-def card(facts: dict) -> str:
+def render_card(facts: dict) -> str:
     """Markdown for `provenance.json`'s data, with the front matter that model hubs read."""
     student, teacher, steps = facts["student"], facts["teacher"], facts["student"]["steps"]
     rewards = ", ".join(f"{name} (weight {weight:g})" for name, weight in facts["rewards"].items()) or "none"

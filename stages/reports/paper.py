@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 TABLES = {
-    "clip-score": "Table 1", "aesthetic": "Table 1", "pickscore": "Table 1", "hpsv2.1": "Table 1",
-    "dpg-bench": "Table 2", "geneval": "Table 3",
-}  # fmt: skip
+    "clip-score": "Table 1",
+    "aesthetic": "Table 1",
+    "pickscore": "Table 1",
+    "hpsv2.1": "Table 1",
+    "dpg-bench": "Table 2",
+    "geneval": "Table 3",
+}
 SCALES = {"clip-score": 100.0, "hpsv2.1": 100.0, "dpg-bench": 100.0, "geneval": 1.0}  # of what is at most 1 else
 TASKS = {
     "dpg-bench": ("global", "entity", "attribute", "relation", "other"),
@@ -32,9 +36,13 @@ class Printed:
 
 
 def _row(
-    label: str, steps: int, nfe: int, table_1: tuple[float, ...], dpg: tuple[float, ...] = (),
+    label: str,
+    steps: int,
+    nfe: int,
+    table_1: tuple[float, ...],
+    dpg: tuple[float, ...] = (),
     geneval: tuple[float, ...] = (),
-) -> Printed:  # fmt: skip
+) -> Printed:
     """dpg and geneval: the overall score first, then the tasks."""
     figures, tasks = dict(zip(TABLES, table_1, strict=False)), {}
     for metric, numbers in (("dpg-bench", dpg), ("geneval", geneval)):
@@ -47,8 +55,12 @@ def _row(
 ROWS = {
     "SDXL-Base": [
         _row(
-            "teacher, CFG 7", 25, 50, (34.7588, 5.6480, 22.1085, 27.1477),
-            (74.65, 83.27, 82.43, 80.91, 86.76, 80.41), (0.55, 0.98, 0.74, 0.39, 0.85, 0.15, 0.23),
+            "teacher, CFG 7",
+            25,
+            50,
+            (34.7588, 5.6480, 22.1085, 27.1477),
+            (74.65, 83.27, 82.43, 80.91, 86.76, 80.41),
+            (0.55, 0.98, 0.74, 0.39, 0.85, 0.15, 0.23),
         ),
         _row("LCM, CFG 8", 1, 2, (28.4664, 5.1026, 20.0603, 17.6837)),
         _row("Lightning", 1, 1, (32.0283, 5.6761, 21.4868, 26.3615)),
@@ -56,36 +68,56 @@ ROWS = {
         _row("DMDR, 1 step", 1, 1, (35.4835, 6.0483, 22.5424, 31.1442)),
         _row("DMD2", 4, 4, (34.5169, 5.7043, 22.1546, 28.5655)),
         _row(
-            "DMDR", 4, 4, (35.2940, 5.9857, 22.6268, 32.8678), (76.44, 83.70, 82.54, 83.66, 84.75, 83.49),
+            "DMDR",
+            4,
+            4,
+            (35.2940, 5.9857, 22.6268, 32.8678),
+            (76.44, 83.70, 82.54, 83.66, 84.75, 83.49),
             (0.56, 0.99, 0.76, 0.42, 0.84, 0.11, 0.24),
         ),
     ],
     "SD3-Medium": [
         _row(
-            "teacher, CFG 7", 25, 50, (34.9025, 5.5942, 22.1801, 28.4021),
-            (84.08, 87.90, 91.01, 88.83, 80.70, 88.68), (0.62, 0.98, 0.74, 0.63, 0.67, 0.34, 0.36),
+            "teacher, CFG 7",
+            25,
+            50,
+            (34.9025, 5.5942, 22.1801, 28.4021),
+            (84.08, 87.90, 91.01, 88.83, 80.70, 88.68),
+            (0.62, 0.98, 0.74, 0.63, 0.67, 0.34, 0.36),
         ),
         _row("Hyper-SD, CFG 5", 4, 8, (32.0234, 5.2489, 20.2831, 22.4544)),
         _row("DMD2, by the paper", 4, 4, (33.9421, 5.6137, 21.7688, 27.3675)),
         _row("Flash", 4, 4, (34.2634, 5.6702, 21.5921, 26.6542)),
         _row("TDM", 4, 4, (34.0301, 5.6250, 22.0010, 27.7522)),
         _row(
-            "DMDR", 4, 4, (34.9542, 5.8462, 22.3578, 31.8979), (84.96, 90.46, 90.05, 90.52, 87.12, 91.23),
+            "DMDR",
+            4,
+            4,
+            (34.9542, 5.8462, 22.3578, 31.8979),
+            (84.96, 90.46, 90.05, 90.52, 87.12, 91.23),
             (0.64, 0.99, 0.84, 0.54, 0.81, 0.25, 0.44),
         ),
     ],
     "SD3.5-Large": [
         _row(
-            "teacher, CFG 3.5", 25, 50, (35.5509, 5.7014, 22.4856, 28.8135),
-            (84.12, 91.48, 90.22, 87.81, 91.20, 89.49), (0.71, 0.98, 0.89, 0.73, 0.83, 0.34, 0.47),
+            "teacher, CFG 3.5",
+            25,
+            50,
+            (35.5509, 5.7014, 22.4856, 28.8135),
+            (84.12, 91.48, 90.22, 87.81, 91.20, 89.49),
+            (0.71, 0.98, 0.89, 0.73, 0.83, 0.34, 0.47),
         ),
         _row("LADD", 4, 4, (35.0480, 5.4514, 22.2451, 27.8470)),
         _row(
-            "DMDR", 4, 4, (35.8647, 6.0284, 22.8859, 32.4724), (85.30, 90.46, 90.50, 90.66, 87.40, 90.18),
+            "DMDR",
+            4,
+            4,
+            (35.8647, 6.0284, 22.8859, 32.4724),
+            (85.30, 90.46, 90.50, 90.66, 87.40, 90.18),
             (0.72, 0.99, 0.93, 0.68, 0.80, 0.30, 0.59),
         ),
     ],
-}  # fmt: skip
+}
 
 
 def base_model(network: str, config: Mapping[str, object]) -> str | None:
@@ -108,30 +140,30 @@ def column_of(metric: str, figures: list[str]) -> str | None:
     return official if official in figures else metric if metric in figures else None
 
 
-def as_printed(value: float, metric: str) -> str:
+def format_as_printed(value: float, metric: str) -> str:
     """A number with the paper's decimals: four in Table 1 and of what was brought to another scale, else two."""
     return f"{value:.4f}" if TABLES[metric] == "Table 1" or round(value, 2) != value else f"{value:.2f}"
 
 
-def on_scale(value: float, metric: str, about: dict) -> float:
+def convert_scale(value: float, metric: str, about: dict) -> float:
     """A printed number on the scale that a scorecard has; about: what the card says of the figure."""
     scale, printed = about.get("scale"), SCALES.get(metric)
     return value if scale is None or printed is None else value * scale / printed
 
 
-def in_order(tasks: list[str]) -> list[str]:
+def sort_tasks(tasks: list[str]) -> list[str]:
     """Categories, those of the paper first and in its order; DPG-Bench has finer ones besides."""
     first = next(([*names] for names in TASKS.values() if set(names) <= set(tasks)), [])
     return first + [task for task in tasks if task not in first]
 
 
-def rows_for(base: str | None, figures: list[str], about: dict[str, dict]) -> list[tuple[Printed, dict[str, str]]]:
+def find_rows(base: str | None, figures: list[str], about: dict[str, dict]) -> list[tuple[Printed, dict[str, str]]]:
     """The rows of a base model with their numbers under a scorecard's figures; those without any are left out."""
     columns = {metric: column for metric in TABLES if (column := column_of(metric, figures)) is not None}
     found = []
     for row in ROWS[base] if base is not None else []:
         cells = {
-            columns[metric]: as_printed(on_scale(value, metric, about.get(columns[metric], {})), metric)
+            columns[metric]: format_as_printed(convert_scale(value, metric, about.get(columns[metric], {})), metric)
             for metric, value in row.figures.items()
             if metric in columns
         }
@@ -139,7 +171,9 @@ def rows_for(base: str | None, figures: list[str], about: dict[str, dict]) -> li
     return found
 
 
-def tasks_for(base: str | None, figure: str, figures: list[str], about: dict[str, dict]) -> dict[str, dict[str, float]]:
+def find_tasks(
+    base: str | None, figure: str, figures: list[str], about: dict[str, dict]
+) -> dict[str, dict[str, float]]:
     """Label -> task, or overall -> printed number, under this figure; figures: those that have categories."""
     found = {}
     for row in ROWS[base] if base is not None else []:
@@ -147,6 +181,6 @@ def tasks_for(base: str | None, figure: str, figures: list[str], about: dict[str
             if column_of(metric, figures) == figure:
                 numbers = {"overall": row.figures[metric], **numbers}
                 found[row.label] = {
-                    task: on_scale(value, metric, about.get(figure, {})) for task, value in numbers.items()
+                    task: convert_scale(value, metric, about.get(figure, {})) for task, value in numbers.items()
                 }
     return found

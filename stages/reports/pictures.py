@@ -5,26 +5,26 @@ from __future__ import annotations
 from html import escape
 
 from stages.reports.gallery import Row, Strip
-from stages.reports.html import picture
+from stages.reports.html import render_picture
 
 LARGE = "Large images are reduced here."
 
 
-def sides(card: dict, rows: dict[str, list[Row]]) -> str:
+def render_side_by_side(card: dict, rows: dict[str, list[Row]]) -> str:
     """A part a heading; under each image what the metrics say of it."""
     parts = []
     for heading, of_heading in rows.items():
         parts.append(f"<h3>{escape(heading)}</h3>")
-        parts += [_side(card, row) for row in of_heading] or ['<p class="faint">No prompt.</p>']
+        parts += [_render_side(card, row) for row in of_heading] or ['<p class="faint">No prompt.</p>']
     return "".join(parts)
 
 
-def _side(card: dict, row: Row) -> str:
+def _render_side(card: dict, row: Row) -> str:
     cells = []
     for model in card["models"]:
         if model["name"] not in row.images:
             continue
-        image = picture(row.images[model["name"]], f"{model['label']}: {row.prompt}")
+        image = render_picture(row.images[model["name"]], f"{model['label']}: {row.prompt}")
         notes = filter(None, row.notes.get(model["name"], "").split(", "))
         note = ", ".join(f'<span class="whole">{escape(each)}</span>' for each in notes)
         cells.append(
@@ -34,7 +34,7 @@ def _side(card: dict, row: Row) -> str:
     return f'<p class="prompt">{escape(row.prompt)}{tag}</p><div class="side">{"".join(cells)}</div>'
 
 
-def diversity(card: dict, strips: list[Strip]) -> str:
+def render_strips(card: dict, strips: list[Strip]) -> str:
     """How much the images of one prompt differ, model by model."""
     parts = []
     for strip in strips:
@@ -43,7 +43,7 @@ def diversity(card: dict, strips: list[Strip]) -> str:
             images = strip.images.get(model["name"], [])
             if images:
                 told = [f"{model['label']}, image {n + 1} of {len(images)}: {strip.prompt}" for n in range(len(images))]
-                row = "".join(picture(image, alt) for image, alt in zip(images, told, strict=True))
+                row = "".join(render_picture(image, alt) for image, alt in zip(images, told, strict=True))
                 caption = f"<figcaption><b>{escape(model['label'])}</b></figcaption>"
                 cells.append(f'<figure>{caption}<div class="strip">{row}</div></figure>')
         parts.append(f'<p class="prompt">{escape(strip.prompt)}</p><div class="strips">{"".join(cells)}</div>')

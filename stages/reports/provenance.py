@@ -9,14 +9,14 @@ from stages.runtime.context import Context
 from stages.store.artifacts import Artifact
 
 
-def records(context: Context) -> dict[str, dict]:
+def read_records(context: Context) -> dict[str, dict]:
     """The records of the sealed stages of this run, in data order."""
     artifacts = {stage: Artifact(context.artifact.store, context.artifact.run, stage) for stage in STAGES}
     found = {stage: artifact.record() for stage, artifact in artifacts.items()}
     return {stage: record for stage, record in found.items() if record is not None}
 
 
-def settings(sealed: dict[str, dict], own: dict[str, object]) -> dict[str, object]:
+def collect_settings(sealed: dict[str, dict], own: dict[str, object]) -> dict[str, object]:
     """Every setting that names the result: the identities of the sealed stages, and `own` of the one that runs."""
     return {name: value for record in sealed.values() for name, value in record["identity"].items()} | own
 
@@ -29,12 +29,12 @@ def teacher_name(path: str) -> str:
     return path if path.startswith(("lab:", "hub:")) else Path(path).name
 
 
-def summary(record: dict) -> dict[str, object]:
+def summarize_record(record: dict) -> dict[str, object]:
     """One stage in short: which result it is, what made it, on what, for how long."""
     return {key: record[key] for key in ("fingerprint", "code", "device", "duration_s", "cost")}
 
 
-def watched(facts: dict) -> str:
+def describe_watch(facts: dict) -> str:
     """What the hacking alarm saw in joint training, and what followed from it."""
     raised = [
         f"{each['figure']} {each['now']:.4g} at update {each['update']}, from {each['was']:.4g} at {each['since']}"
@@ -45,9 +45,9 @@ def watched(facts: dict) -> str:
     return f"{'; '.join(raised) or 'silent'}{ended}; the student is the EMA of update {facts['exported']}{chosen}"
 
 
-def table(context: Context) -> list[tuple[str, str]]:
+def build_table(context: Context) -> list[tuple[str, str]]:
     """Names and values for the report."""
-    sealed, path = records(context), context.config.teacher.path
+    sealed, path = read_records(context), context.config.teacher.path
     prompts = ", ".join(f"{name} {count:,}" for name, count in sealed["prompts"]["facts"].items())
     rows = [
         ("run", context.artifact.run),
@@ -58,7 +58,7 @@ def table(context: Context) -> list[tuple[str, str]]:
         made = f"{record['duration_s']:.1f} s on {record['device']}, dmdr {record['code']['version']}"
         rows.append((stage, f"{made}, fingerprint {record['fingerprint']}"))
         if "watch" in record["facts"]:
-            rows.append(("hacking alarm", watched(record["facts"]["watch"])))
+            rows.append(("hacking alarm", describe_watch(record["facts"]["watch"])))
     latest = list(sealed.values())[-1]["code"]
     libraries = {name: version for name, version in latest.items() if name not in ("version", "sources")}
     rows.append(("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items())))

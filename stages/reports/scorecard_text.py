@@ -5,26 +5,26 @@ from __future__ import annotations
 TRAINED_ON = " (trained on)"
 
 
-def as_text(scorecard: dict) -> str:
+def format_scorecard(scorecard: dict) -> str:
     """Models against metrics, then the paired differences; every interval is the 95 % one over prompts.
 
     scorecard: the content of scorecard.json.
     """
     models = [model["name"] for model in scorecard["models"]]
-    cells = {(row["name"], row["model"]): _interval(row["mean"], row) for row in scorecard["metrics"]}
+    cells = {(row["name"], row["model"]): _format_interval(row["mean"], row) for row in scorecard["metrics"]}
     metrics = {row["name"]: row["trained_on"] for row in scorecard["metrics"]}
     scores = [["metric", *map(_heading, scorecard["models"])]] + [
         [metric + TRAINED_ON * trained_on, *(cells.get((metric, model), "") for model in models)]
         for metric, trained_on in metrics.items()
     ]
     differences = [["difference", "metric", "mean, 95 % interval"]] + [
-        [f"{row['a']} - {row['b']}", row["metric"], _interval(row["difference"], row, sign="+")]
+        [f"{row['a']} - {row['b']}", row["metric"], _format_interval(row["difference"], row, sign="+")]
         for row in scorecard["paired"]
     ]
-    return "\n\n".join(table(rows) for rows in (scores, differences) if len(rows) > 1)
+    return "\n\n".join(format_table(rows) for rows in (scores, differences) if len(rows) > 1)
 
 
-def table(rows: list[list[str]]) -> str:
+def format_table(rows: list[list[str]]) -> str:
     """A Markdown table with aligned columns; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -37,7 +37,7 @@ def _heading(model: dict) -> str:
     return f"{model['name']}: {model['steps']} step{'s' * (model['steps'] > 1)}, {model['nfe']} NFE{guidance}"
 
 
-def _interval(mean: float | None, row: dict, sign: str = "") -> str:
+def _format_interval(mean: float | None, row: dict, sign: str = "") -> str:
     if mean is None:
         return "not a number"
     return f"{mean:{sign}.3f} [{row['low']:{sign}.3f}, {row['high']:{sign}.3f}]"

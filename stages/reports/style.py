@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 LIGHT = {
-    "ink": "#1b1e24", "faint": "#565d68", "paper": "#ffffff", "card": "#f3f4f7", "line": "#d5d9e0",
-    "good": "#11703a", "bad": "#b3261e", "mark": "#b23a08",
-}  # fmt: skip
+    "ink": "#1b1e24",
+    "faint": "#565d68",
+    "paper": "#ffffff",
+    "card": "#f3f4f7",
+    "line": "#d5d9e0",
+    "good": "#11703a",
+    "bad": "#b3261e",
+    "mark": "#b23a08",
+}
 DARK = {
-    "ink": "#e7e9ee", "faint": "#a6aebb", "paper": "#14161a", "card": "#1e2127", "line": "#3a404b",
-    "good": "#5fd08b", "bad": "#ff8a80", "mark": "#ffa062",
-}  # fmt: skip
+    "ink": "#e7e9ee",
+    "faint": "#a6aebb",
+    "paper": "#14161a",
+    "card": "#1e2127",
+    "line": "#3a404b",
+    "good": "#5fd08b",
+    "bad": "#ff8a80",
+    "mark": "#ffa062",
+}
 COLOURS = (
     "#2457c5",
     "#c2410c",

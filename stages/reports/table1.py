@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from html import escape
 
-from stages.reports.html import DIVERSITY, MARK, count, plain, scrolled, shown
-from stages.reports.paper import TABLES, rows_for
-from stages.reports.verdict import deciding, number
+from stages.reports.html import DIVERSITY, MARK, format_count, format_figure, render_plain_table, render_scrolled
+from stages.reports.paper import TABLES, find_rows
+from stages.reports.verdict import deciding_metric, format_number
 
 GENEVAL = "geneval"
 
 
-def figures_of(card: dict) -> list[str]:
+def list_figures(card: dict) -> list[str]:
     """The names of a card's figures, in their order."""
     return list(dict.fromkeys(each["name"] for each in card["metrics"]))
 
@@ -22,28 +22,31 @@ def figure_name(card: dict, figure: str) -> str:
     return f"{escape(figure)} {MARK}" if trained_on else escape(figure)
 
 
-def scorecard(card: dict, base: str | None) -> str:
+def render_scorecard(card: dict, base: str | None) -> str:
     """The table and what has to be said about it. base: the teacher as the paper calls it."""
     return (
-        figures_table(card, base) + f'<p class="faint"><small>{_notes(card)}</small></p>' + missing(card) + about(card)
+        render_figures(card, base)
+        + f'<p class="faint"><small>{_render_notes(card)}</small></p>'
+        + render_missing(card)
+        + render_descriptions(card)
     )
 
 
-def figures_table(card: dict, base: str | None) -> str:
+def render_figures(card: dict, base: str | None) -> str:
     """Models by metrics; then the paper's rows, where it has a row of this base and a metric of ours."""
-    figures = figures_of(card)
+    figures = list_figures(card)
     rows = {(each["name"], each["model"]): each for each in card["metrics"]}
     head = '<th scope="col">model</th><th scope="col">steps</th><th scope="col">NFE</th>'
     head += '<th scope="col">s / image<small>images / s</small></th>'
     for figure in figures:
         judged = max(each["n"] for each in card["metrics"] if each["name"] == figure)
-        head += f'<th scope="col">{figure_name(card, figure)}<small>{count(judged, "prompt")}</small></th>'
+        head += f'<th scope="col">{figure_name(card, figure)}<small>{format_count(judged, "prompt")}</small></th>'
     lines = []
     for model in card["models"]:
-        cells = [_cell(card, rows.get((figure, model["name"])), figure, model["name"]) for figure in figures]
-        lines.append(f"<tr>{_heading(model)}{_speed(model['seconds_per_image'])}{''.join(cells)}</tr>")
-    inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>{_reference(card, figures, base)}"
-    return scrolled(inside, name="Scorecard: models by metrics", kind="sticky")
+        cells = [_render_cell(card, rows.get((figure, model["name"])), figure, model["name"]) for figure in figures]
+        lines.append(f"<tr>{_heading(model)}{_format_speed(model['seconds_per_image'])}{''.join(cells)}</tr>")
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>{_render_reference(card, figures, base)}"
+    return render_scrolled(inside, name="Scorecard: models by metrics", kind="sticky")
 
 
 def _heading(model: dict) -> str:
@@ -53,28 +56,28 @@ def _heading(model: dict) -> str:
     return f"{name}<td>{model['steps']}</td><td>{model['nfe']}</td>"
 
 
-def _cell(card: dict, row: dict | None, figure: str, model: str) -> str:
+def _render_cell(card: dict, row: dict | None, figure: str, model: str) -> str:
     if row is None:
         return "<td>–</td>"
     if row["mean"] is None:
-        return f"<td>{shown(None)}<small>{row['broken']} of {count(row['n'], 'prompt')}</small></td>"
-    under = f"<small>{number(row['low'])} to {number(row['high'])}</small>"
+        return f"<td>{format_figure(None)}<small>{row['broken']} of {format_count(row['n'], 'prompt')}</small></td>"
+    under = f"<small>{format_number(row['low'])} to {format_number(row['high'])}</small>"
     overall = card["tags"].get(figure, {}).get(model, {}).get("overall")
     if overall is not None and figure.startswith(GENEVAL):
-        under += f"<small>by task {number(overall)}</small>"
+        under += f"<small>by task {format_number(overall)}</small>"
     official = card["tags"].get(f"{figure} (official)", {}).get(model, {}).get("overall")
     if official is not None:
-        under += f"<small>official {number(official)}</small>"
-    return f"<td>{number(row['mean'])}{under}</td>"
+        under += f"<small>official {format_number(official)}</small>"
+    return f"<td>{format_number(row['mean'])}{under}</td>"
 
 
-def _speed(seconds: float | None) -> str:
+def _format_speed(seconds: float | None) -> str:
     return "<td>–</td>" if not seconds else f"<td>{seconds:.3g}<small>{1 / seconds:.3g}</small></td>"
 
 
-def _reference(card: dict, figures: list[str], base: str | None) -> str:
+def _render_reference(card: dict, figures: list[str], base: str | None) -> str:
     """A second body with the paper's rows; empty where it has none of these metrics."""
-    found = rows_for(base, figures, card["about"])
+    found = find_rows(base, figures, card["about"])
     if not found:
         return ""
     metrics = dict.fromkeys(metric for row, _ in found for metric in row.figures)
@@ -91,11 +94,11 @@ def _reference(card: dict, figures: list[str], base: str | None) -> str:
     return f"<tbody>{''.join(lines)}</tbody>"
 
 
-def _notes(card: dict) -> str:
+def _render_notes(card: dict) -> str:
     trained_on = any(each["trained_on"] for each in card["metrics"])
     notes = [
         f"{MARK} The student was trained to raise this very number, so it proves little; the other metrics decide, "
-        f"{escape(deciding(card))} first."
+        f"{escape(deciding_metric(card))} first."
         if trained_on
         else "The student was trained on none of these metrics.",
         "Higher is better everywhere. Below each mean: its 95 % interval over prompts.",
@@ -113,16 +116,18 @@ def _notes(card: dict) -> str:
     notes.append(f"Seconds an image: measured here {drawn}.")
     longer = card["truncated"]
     if longer:
-        reads = "is longer than the text encoder reads and was cut" if longer == 1 else (
-            "are longer than the text encoder reads and were cut"
-        )  # fmt: skip
+        reads = (
+            "is longer than the text encoder reads and was cut"
+            if longer == 1
+            else ("are longer than the text encoder reads and were cut")
+        )
         notes.append(f"{longer:,} of all evaluation prompts {reads}, for every model.")
     else:
         notes.append("No evaluation prompt is longer than the text encoder reads.")
     return " ".join(notes)
 
 
-def missing(card: dict) -> str:
+def render_missing(card: dict) -> str:
     """What was asked for and could not be measured."""
     lines = "".join(
         f'<p class="card missing"><b>Not measured: {escape(each["metric"])}.</b> {escape(each["why"])}</p>'
@@ -131,10 +136,10 @@ def missing(card: dict) -> str:
     return lines
 
 
-def about(card: dict) -> str:
+def render_descriptions(card: dict) -> str:
     """What each figure is: weights, scale, and whatever else the card says of it."""
     rows = []
     for figure, facts in card["about"].items():
         told = [f"{name} {value}" for name, value in facts.items() if value is not None]
         rows.append((figure, ", ".join(told)))
-    return f"<h3>What the metrics are</h3>{plain(rows, name='What the metrics are')}" if rows else ""
+    return f"<h3>What the metrics are</h3>{render_plain_table(rows, name='What the metrics are')}" if rows else ""

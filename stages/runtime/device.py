@@ -7,13 +7,15 @@ import torch
 from dmdr.config.run import Config
 
 
-def device(config: Config) -> str:
+def pick_device(config: Config) -> str:
     """`execution.device`, where auto is CUDA if there is any."""
     if config.execution.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.execution.device
 
 
-def device_name(config: Config) -> str:
+def name_device(config: Config) -> str:
     """What a reader knows it by, such as NVIDIA H100 80GB HBM3."""
-    return torch.cuda.get_device_name() if device(config) == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
+    return (
+        torch.cuda.get_device_name() if pick_device(config) == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
+    )

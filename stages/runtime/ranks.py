@@ -29,20 +29,20 @@ WORST_FIRST = (64, 65, 66, 74, 70)  # an input that stays bad tells more than th
 LEFT = 75
 
 
-def rank() -> int | None:
+def own_rank() -> int | None:
     """Which of several ranks this process is; None if it was started alone."""
     return int(os.environ["RANK"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
 
 
-def count(config: Config, stage: str) -> int:
+def count_processes(config: Config, stage: str) -> int:
     """How many ranks this process has to start for this stage; 0 where it is one or does the work alone.
 
     Raises:
         ConfigError: torchrun started a stage that runs in one process, or another number than the config asks for.
     """
-    if rank() is None:
-        here = _here(config, stage)
-        alone = stage not in SPLIT or here * nodes() == 1
+    if own_rank() is None:
+        here = _count_here(config, stage)
+        alone = stage not in SPLIT or here * count_nodes() == 1
         return 0 if alone else here
     if stage not in SPLIT and int(os.environ["WORLD_SIZE"]) > 1:
         raise ConfigError(f"{stage} runs in one process, torchrun started {os.environ['WORLD_SIZE']}; start it alone")
@@ -55,7 +55,7 @@ def count(config: Config, stage: str) -> int:
     return 0
 
 
-def _here(config: Config, stage: str) -> int:
+def _count_here(config: Config, stage: str) -> int:
     """execution.processes; of an evaluation, whose result does not depend on it, no more than there are GPUs."""
     asked = config.execution.processes
     if stage != "evaluate" or asked == 1 or config.execution.device == "cpu":
@@ -65,35 +65,37 @@ def _here(config: Config, stage: str) -> int:
     return min(asked, torch.cuda.device_count() or asked)
 
 
-def nodes() -> int:
+def count_nodes() -> int:
     """How many machines share the stage."""
     return int(os.environ.get("NNODES", "1"))
 
 
-def join(device: str) -> None:
+def join_ranks(device: str) -> None:
     """Make this process one of the ranks, if it is one."""
-    if rank() is not None:
+    if own_rank() is not None:
         from dmdr import distributed
 
         distributed.join(device, int(os.environ["LOCAL_RANK"]))
 
 
-def run(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int:
+def run_ranks(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int:
     """`python -m stages` with these arguments as so many ranks; the exit code that tells most.
 
     asked_to_stop: grows with each signal that this process gets.
     """
     threads = max(1, (os.cpu_count() or 1) // ranks)
-    shared = {"WORLD_SIZE": ranks * nodes(), "LOCAL_WORLD_SIZE": ranks}
-    shared = {"OMP_NUM_THREADS": threads, **os.environ, **shared, **({} if nodes() > 1 else _meeting_point())}
+    shared = {"WORLD_SIZE": ranks * count_nodes(), "LOCAL_WORLD_SIZE": ranks}
+    shared = {"OMP_NUM_THREADS": threads, **os.environ, **shared, **({} if count_nodes() > 1 else _meeting_point())}
     before = ranks * int(os.environ.get("NODE_RANK", "0"))
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "stages", *arguments], stdin=subprocess.DEVNULL, preexec_fn=die_with_parent(),
+            [sys.executable, "-m", "stages", *arguments],
+            stdin=subprocess.DEVNULL,
+            preexec_fn=die_with_parent(),
             env={key: str(value) for key, value in {**shared, "RANK": before + n, "LOCAL_RANK": n}.items()},
         )
         for n in range(ranks)
-    ]  # fmt: skip
+    ]
     told, deadline = 0, None
     while any(child.poll() is None for child in children):
         failed = deadline is None and any(child.poll() for child in children)
@@ -105,7 +107,7 @@ def run(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int:
         if deadline is not None and time.monotonic() > deadline:
             _signal(children, signal.SIGKILL)
         time.sleep(POLL)
-    return verdict([child.returncode for child in children])
+    return worst_exit_code([child.returncode for child in children])
 
 
 def _meeting_point() -> dict[str, object]:
@@ -121,7 +123,7 @@ def _signal(children: list[subprocess.Popen], number: signal.Signals) -> None:
             child.send_signal(number)
 
 
-def verdict(codes: list[int]) -> int:
+def worst_exit_code(codes: list[int]) -> int:
     """One exit code of many; 128 + n where signal n ended a rank and nothing tells more."""
     bad = [code for code in codes if code]
     for code in WORST_FIRST:

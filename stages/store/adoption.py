@@ -8,7 +8,7 @@ from dmdr.errors import ConfigError
 from stages.store.artifacts import Artifact
 
 
-def adopted(own: Artifact, run: str, identity: dict, inputs: dict[str, str]) -> dict:
+def adopt_stage(own: Artifact, run: str, identity: dict, inputs: dict[str, str]) -> dict:
     """Copy the result of another run of the same store, verified, and seal it here; returns the record.
 
     Raises:
@@ -22,7 +22,7 @@ def adopted(own: Artifact, run: str, identity: dict, inputs: dict[str, str]) -> 
     if record is None:
         asked = json.loads(json.dumps({"settings": identity, "inputs": inputs}))
         found = {"settings": theirs["identity"], "inputs": theirs["inputs"]}
-        differ = [f"{key} ({kind})" for kind in asked for key in _differing(asked[kind], found[kind])]
+        differ = [f"{key} ({kind})" for kind in asked for key in _list_differences(asked[kind], found[kind])]
         raise ConfigError(
             f"the {own.stage} of run {run} cannot be that of {own.run}: they differ in {', '.join(differ)}; give the "
             f"config what {other.address}/record.json says, or let this run make its own"
@@ -30,6 +30,6 @@ def adopted(own: Artifact, run: str, identity: dict, inputs: dict[str, str]) -> 
     return record
 
 
-def _differing(one: dict, other: dict) -> list[str]:
+def _list_differences(one: dict, other: dict) -> list[str]:
     missing = object()
     return sorted(key for key in {*one, *other} if one.get(key, missing) != other.get(key, missing))

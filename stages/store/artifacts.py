@@ -35,7 +35,7 @@ SCHEMA = 1
 SEEN = 12  # hex digits of a digest that are shown to people
 
 
-def place_at(address: str) -> Folder | Remote:
+def open_place(address: str) -> Folder | Remote:
     """The files of any address, of a stage or above it."""
     if "://" in address.removeprefix("file://"):
         return Remote(address)
@@ -60,7 +60,7 @@ class Artifact:
             )
         self.store, self.run, self.stage = store, run, stage
         self.address = f"{store.rstrip('/')}/{run}/{stage}"
-        self.place = place_at(self.address)
+        self.place = open_place(self.address)
 
     def record(self) -> dict | None:
         """What the seal says; None when the artifact is not sealed."""
@@ -83,10 +83,10 @@ class Artifact:
         asked = {"schema": SCHEMA, "run": self.run, "stage": self.stage, "identity": identity, "inputs": inputs}
         found = record = self.record()
         if found is None:
-            found = self._parse(CLAIM, self.place.create(CLAIM, _pretty(asked)))
+            found = self._parse(CLAIM, self.place.create(CLAIM, _to_json(asked)))
             self.place.tidy()
-        differences = _differences(found["identity"], _parsed(identity), "")
-        differences += _differences(found["inputs"], inputs, "input ")
+        differences = _list_differences(found["identity"], _parse_json(identity), "")
+        differences += _list_differences(found["inputs"], inputs, "input ")
         if differences:
             raise ConfigError(
                 f"run {self.run} has another {self.stage} at {self.address}: {'; '.join(differences)}; "
@@ -167,7 +167,7 @@ class Artifact:
         theirs = other.record()
         if theirs is None or other.stage != self.stage or theirs["inputs"] != inputs:
             return None
-        if theirs["identity"] != _parsed(identity):
+        if theirs["identity"] != _parse_json(identity):
             return None
         if (ours := self.claim(identity, inputs)) is not None:
             return ours
@@ -196,7 +196,7 @@ class Artifact:
         contents = {name: found["sha256"] for name, found in files.items() if not tells_time(name)}
         named = {key: claim[key] for key in ("stage", "identity", "inputs")}
         record = {**about, **claim, "files": files, "fingerprint": fingerprint({**named, "files": contents})}
-        return self._parse(RECORD, self.place.create(RECORD, _pretty(record)))
+        return self._parse(RECORD, self.place.create(RECORD, _to_json(record)))
 
     def checkpoints(self, keep: int) -> Checkpoints:
         """The checkpoints of the open stage, of which `keep` (at least 2) stay."""
@@ -218,15 +218,15 @@ class Artifact:
         return parsed
 
 
-def _pretty(data: dict) -> bytes:
+def _to_json(data: dict) -> bytes:
     return json.dumps(data, indent=1, sort_keys=True, allow_nan=False).encode()
 
 
-def _parsed(data: dict) -> dict:
-    return json.loads(_pretty(data))
+def _parse_json(data: dict) -> dict:
+    return json.loads(_to_json(data))
 
 
-def _differences(found: dict, asked: dict, kind: str) -> list[str]:
+def _list_differences(found: dict, asked: dict, kind: str) -> list[str]:
     """For each key that differs, what is there and what was asked."""
 
     def shown(side: dict, key: str) -> str:

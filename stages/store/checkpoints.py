@@ -44,7 +44,7 @@ class Checkpoints:
         `info` must be JSON, and is the same on all ranks; of `tensors` each rank gives its own rows, the first also all
         that is not split. Tensors are moved to the CPU by safetensors; they must not share storage.
         """
-        folder, first = _folder(step), distributed.rank() == 0
+        folder, first = _folder_name(step), distributed.rank() == 0
         manifest: dict[str, dict] = {}
         mine = TENSORS if first else f"state.{distributed.rank()}.safetensors"
 
@@ -61,7 +61,7 @@ class Checkpoints:
 
         if first:
             self._forget(step)  # damaged, or of another live copy of the stage: it must not vouch for our files
-        distributed.wait()
+        distributed.barrier()
         if tensors:
             self.place.publish(f"{folder}/{mine}", write_tensors)
         manifest = _of_all_ranks(manifest.get(mine))
@@ -70,7 +70,7 @@ class Checkpoints:
             written = json.dumps(manifest)
             self.place.publish(f"{folder}/{MANIFEST}", lambda file: file.write_text(written, encoding="utf-8"))
             self._rotate(step)
-        distributed.wait()  # nobody leaves before the checkpoint is whole
+        distributed.barrier()  # nobody leaves before the checkpoint is whole
 
     def newest(self) -> tuple[int, Tensors, dict] | None:
         """The newest undamaged (step, tensors, info), None if there is none. Says on stderr which ones are damaged.
@@ -78,7 +78,7 @@ class Checkpoints:
         All ranks come here, and each gets the whole tensors.
         """
         found = self._newest()
-        steps = distributed.gather(torch.tensor([found[0] if found else -1])).tolist()
+        steps = distributed.all_gather(torch.tensor([found[0] if found else -1])).tolist()
         if len(set(steps)) > 1:
             raise StoreError(f"ranks see different checkpoints in {self.address}: {steps}; repeat the command")
         return found
@@ -91,7 +91,7 @@ class Checkpoints:
                 print(line, file=sys.stderr)
 
         for step in sorted(self._steps(), reverse=True):
-            manifest = self.place.read(f"{_folder(step)}/{MANIFEST}")
+            manifest = self.place.read(f"{_folder_name(step)}/{MANIFEST}")
             if manifest is None:
                 continue  # its writer was killed
             try:
@@ -113,7 +113,7 @@ class Checkpoints:
             raise ValueError(f"{MANIFEST} names a file that is none of a checkpoint's")
         paths = {}
         for name in (TENSORS, *sorted(others, key=lambda name: int(OF_RANK.fullmatch(name)[1])), INFO):
-            path = self.place.fetch(f"{_folder(step)}/{name}", self.place.scratch() / name)
+            path = self.place.fetch(f"{_folder_name(step)}/{name}", self.place.scratch() / name)
             if path is None:
                 raise ValueError(f"{name} is missing")
             if digest(path) != expected[name]:
@@ -130,8 +130,8 @@ class Checkpoints:
             self._forget(step)
 
     def _forget(self, step: int) -> None:
-        self.place.remove(f"{_folder(step)}/{MANIFEST}")  # first, so that half a deletion is not taken for damage
-        self.place.remove(_folder(step))
+        self.place.remove(f"{_folder_name(step)}/{MANIFEST}")  # first, so that half a deletion is not taken for damage
+        self.place.remove(_folder_name(step))
 
     def _steps(self, having: str = "") -> set[int]:
         names = (name.split("/", 2) for name in self.place.names() if name.startswith(f"{CHECKPOINTS}/"))
@@ -142,7 +142,7 @@ class Checkpoints:
         }
 
 
-def _folder(step: int) -> str:
+def _folder_name(step: int) -> str:
     return f"{CHECKPOINTS}/step-{step:08d}"
 
 
@@ -168,7 +168,7 @@ class Joined(Mapping):
 def _of_all_ranks(mine: dict | None) -> dict[str, dict]:
     """File name -> digest, of each rank that wrote a file; each tells the others its own."""
     row = [-1] * 33 if mine is None else [mine["size"], *bytes.fromhex(mine["sha256"])]
-    rows = distributed.gather(torch.tensor([row])).tolist()
+    rows = distributed.all_gather(torch.tensor([row])).tolist()
     return {
         f"state.{rank}.safetensors" if rank else TENSORS: {"size": size, "sha256": bytes(sha256).hex()}
         for rank, (size, *sha256) in enumerate(rows)

@@ -12,14 +12,14 @@ import os
 from collections.abc import Callable, Iterable
 
 from dmdr.errors import ConfigError
-from stages.store.s3_errors import Refused, code, is_taken, patiently
+from stages.store.s3_errors import Refused, error_code, is_taken, retry
 
 VARIABLE = "DMDR_STORE_CONDITIONAL"
 HONOURED, IGNORED = "honoured", "ignored"
 _found: set[str] = set()  # stores that were asked already, once in a process
 
 
-def ignored() -> bool:
+def is_ignored() -> bool:
     """Whether the environment says that the store ignores conditions."""
     value = os.environ.get(VARIABLE, HONOURED)
     if value not in (HONOURED, IGNORED):
@@ -27,7 +27,7 @@ def ignored() -> bool:
     return value == IGNORED
 
 
-def ensure(store: str, writes: Iterable[Callable[[], object]], clean: Callable[[], object]) -> None:
+def ensure_honoured(store: str, writes: Iterable[Callable[[], object]], clean: Callable[[], object]) -> None:
     """Find out once whether the store honours conditions.
 
     writes: each creates one and the same object, so that all but the first have to be refused.
@@ -38,7 +38,7 @@ def ensure(store: str, writes: Iterable[Callable[[], object]], clean: Callable[[
     if store in _found:
         return
     try:
-        if not all([_refused(write) for write in writes][1:]):
+        if not all([_is_refused(write) for write in writes][1:]):
             raise Refused(
                 f"store {store} replaces an object although it is told not to (If-None-Match), so that two live copies "
                 f"of a stage could spoil each other's files; choose another store, or set {VARIABLE}={IGNORED} and see "
@@ -49,11 +49,11 @@ def ensure(store: str, writes: Iterable[Callable[[], object]], clean: Callable[[
     _found.add(store)
 
 
-def _refused(write: Callable[[], object]) -> bool:
+def _is_refused(write: Callable[[], object]) -> bool:
     try:
-        patiently(write)
+        retry(write)
     except Exception as error:
-        if code(error) == "NotImplemented":
+        if error_code(error) == "NotImplemented":
             return False
         if not is_taken(error):
             raise

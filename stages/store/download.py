@@ -8,7 +8,7 @@ from pathlib import Path
 from dmdr.errors import DataError
 from stages.store.artifacts import Artifact
 from stages.store.layout import RECORD, digest
-from stages.store.transfer import AT_ONCE, in_parallel
+from stages.store.transfer import AT_ONCE, map_in_parallel
 
 CHUNK = 2**23  # bytes of one request
 
@@ -26,15 +26,15 @@ def download(artifact: Artifact, names: Iterable[str], folder: Path, told: Calla
     for name in names:
         expected, target = files[name], folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not _is(target, expected):
+        if not _matches(target, expected):
             if target.is_file() and target.stat().st_size >= expected["size"]:
                 target.unlink()
             began = target.is_file()
-            _continue(artifact, name, expected, target, lambda here, before=before: told(before + here))
-            if began and not _is(target, expected):  # it began as another file
+            _continue_file(artifact, name, expected, target, lambda here, before=before: told(before + here))
+            if began and not _matches(target, expected):  # it began as another file
                 target.unlink()
-                _continue(artifact, name, expected, target, lambda here, before=before: told(before + here))
-            if not _is(target, expected):
+                _continue_file(artifact, name, expected, target, lambda here, before=before: told(before + here))
+            if not _matches(target, expected):
                 target.unlink()
                 raise DataError(
                     f"{artifact.address}/{name} is damaged: its sha256 is not the one in {RECORD}; delete "
@@ -44,11 +44,11 @@ def download(artifact: Artifact, names: Iterable[str], folder: Path, told: Calla
         told(before)
 
 
-def _is(file: Path, expected: dict) -> bool:
+def _matches(file: Path, expected: dict) -> bool:
     return file.is_file() and digest(file) == {key: expected[key] for key in ("size", "sha256")}
 
 
-def _continue(artifact: Artifact, name: str, expected: dict, target: Path, told: Callable[[int], None]) -> None:
+def _continue_file(artifact: Artifact, name: str, expected: dict, target: Path, told: Callable[[int], None]) -> None:
     """Append to `target` what it lacks, or as much of it as the store has."""
 
     def chunk(start: int) -> bytes:
@@ -64,7 +64,7 @@ def _continue(artifact: Artifact, name: str, expected: dict, target: Path, told:
         while (start := file.tell()) < expected["size"]:
             told(start)
             end = min(start + AT_ONCE * CHUNK, expected["size"])
-            for data in in_parallel(chunk, range(start, end, CHUNK)):
+            for data in map_in_parallel(chunk, range(start, end, CHUNK)):
                 file.write(data)
             if file.tell() < end:
                 return

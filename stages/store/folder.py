@@ -23,7 +23,7 @@ os.umask(UMASK)
 
 
 @contextmanager
-def refused(action: str, where: object) -> Iterator[None]:
+def translate_errors(action: str, where: object) -> Iterator[None]:
     """Turn what the operating system would not do into one line for the user."""
     try:
         yield
@@ -46,7 +46,7 @@ class Folder:
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file, None where there is none."""
-        with refused("read", self.root / name):
+        with translate_errors("read", self.root / name):
             try:
                 return (self.root / name).read_bytes()
             except FileNotFoundError:
@@ -55,7 +55,7 @@ class Folder:
     def create(self, name: str, data: bytes) -> bytes:
         """Write a file unless there is one; returns what stands there now, ours or the earlier one's."""
         target = self.root / name
-        with refused("write", target):
+        with translate_errors("write", target):
             temporary = self._written(lambda file: file.write_bytes(data))
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -69,7 +69,7 @@ class Folder:
 
     def publish(self, name: str, write: Callable[[Path], object]) -> None:
         """Let `write` fill a new file, then put it in place of what was there."""
-        with refused("write", self.root / name):
+        with translate_errors("write", self.root / name):
             self._place(self._written(write), name)
 
     def add(self, name: str, source: Path, digest: str) -> str:
@@ -83,7 +83,7 @@ class Folder:
 
     def read_range(self, name: str, start: int, end: int) -> bytes | None:
         """The bytes from start on and before end, fewer where the file ends; None where there is no file."""
-        with refused("read", self.root / name):
+        with translate_errors("read", self.root / name):
             try:
                 with (self.root / name).open("rb") as file:
                     file.seek(start)
@@ -92,7 +92,7 @@ class Folder:
                 return None
 
     def names(self) -> list[str]:
-        with refused("list", self.root):
+        with translate_errors("list", self.root):
             found = []
             for folder, below, files in os.walk(self.root):
                 below[:] = [name for name in below if not name.startswith(ATTEMPT)]
@@ -101,7 +101,7 @@ class Folder:
 
     def folders(self) -> list[str]:
         """The names of the folders right below; none where there is no address yet."""
-        with refused("list", self.root):
+        with translate_errors("list", self.root):
             try:
                 return sorted(path.name for path in self.root.iterdir() if path.is_dir())
             except FileNotFoundError:
@@ -110,7 +110,7 @@ class Folder:
     def remove(self, name: str) -> None:
         """Delete a file or a folder; it may be gone already."""
         target = self.root / name
-        with refused("delete", target):
+        with translate_errors("delete", target):
             if target.is_dir():
                 shutil.rmtree(target)
             else:
@@ -118,7 +118,7 @@ class Folder:
 
     def scratch(self) -> Path:
         """A folder of this attempt on the store's own disk, deleted when the process ends."""
-        with refused("write in", self.root):
+        with translate_errors("write in", self.root):
             while self._scratch is None:
                 self.root.mkdir(parents=True, exist_ok=True)
                 folder = tempfile.TemporaryDirectory(prefix=ATTEMPT, dir=self.root, ignore_cleanup_errors=True)
@@ -134,7 +134,7 @@ class Folder:
 
     def tidy(self) -> None:
         """Delete what killed attempts left behind."""
-        with refused("delete in", self.root):
+        with translate_errors("delete in", self.root):
             for folder in self.root.glob(f"{ATTEMPT}*"):
                 with suppress(FileNotFoundError):  # its attempt ended, or another one tidies up too
                     _delete_unless_locked(folder)
@@ -142,7 +142,7 @@ class Folder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """While inside, no other live copy of the stage is inside."""
-        with refused("lock", self.root):
+        with translate_errors("lock", self.root):
             handle = os.open(self.root, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX)
         try:

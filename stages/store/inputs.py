@@ -7,7 +7,7 @@ from dmdr.errors import ConfigError, InputMissing
 from dmdr.rewards import weights
 from dmdr.rl import decoders
 from dmdr.teacher import digests
-from dmdr.teacher.load import ONE_FILE, digest_teacher, family_of, find_configured, find_diffusers_folder
+from dmdr.teacher.load import ONE_FILE, digest_teacher, family_of, find_diffusers_folder, find_teacher_of
 from stages.prompt_sources import sources
 from stages.store.artifacts import SEEN, Artifact
 
@@ -18,14 +18,14 @@ SHOWS = {
 }  # which stage's result evaluate draws from; the teacher is given
 
 
-def upstream(config: Config, stage: str) -> tuple[str, ...]:
+def upstream_stages(config: Config, stage: str) -> tuple[str, ...]:
     """The stages whose results this one reads; what evaluate reads depends on who is compared."""
     if stage != "evaluate":
         return CHAIN[stage]
     return ("prompts", *(needed for model, needed in SHOWS.items() if model in config.evaluate.models))
 
 
-def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
+def fingerprint_inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
     """name -> fingerprint: the teacher, the prompt sources of the stage prompts, weights of rewards, other pipelines on
     the scorecard, the stages before.
 
@@ -34,7 +34,7 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
             teacher, or from another result than this run's.
         InputMissing: the teacher, a prompt file or a tiny decoder does not exist, or a stage before is not sealed.
     """
-    source = find_configured(config.teacher)
+    source = find_teacher_of(config.teacher)
     if "single-file" in config.forms and (family := family_of(source)) not in ONE_FILE:
         raise ConfigError(
             f"export.forms has single-file and the teacher is of the family {family}; only "
@@ -42,17 +42,21 @@ def inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
         )
     found = {"teacher": digest_teacher(source)}
     if stage == "prompts":
-        sets = sources.sets_of(config.prompts)
-        found |= {name: sources.digest(source, sets) for name, source in sources.by_name(config.prompts).items()}
-    read = weights.digests_or_missing if stage == "evaluate" else weights.digests  # a card says what it lacks
+        sets = sources.public_sets_of(config.prompts)
+        found |= {
+            name: sources.digest_source(source, sets) for name, source in sources.named_inputs(config.prompts).items()
+        }
+    read = (
+        weights.digest_weights_or_missing if stage == "evaluate" else weights.digest_weights
+    )  # a card says what it lacks
     found |= read(config.weighed(stage), config.weights)
     if stage == "evaluate":
         for name, pipeline in config.evaluate.pipelines.items():
             folder = find_diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)
             found[f"pipeline:{name}"] = digests.digest(folder)
     if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
-        found["tiny_decoder"] = digests.digest(decoders.resolve(config.joint.rl.tiny_decoder))
-    for before in upstream(config, stage):
+        found["tiny_decoder"] = digests.digest(decoders.find_tiny_decoder(config.joint.rl.tiny_decoder))
+    for before in upstream_stages(config, stage):
         artifact = Artifact(store, run, before)
         record = artifact.record()
         if record is None:

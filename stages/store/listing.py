@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stages.store.s3_errors import patiently
+from stages.store.s3_errors import retry
 
 
-def listing(call: Callable[..., dict], bucket: str, prefix: str, *, folders: bool = False) -> list[str]:
+def list_names(call: Callable[..., dict], bucket: str, prefix: str, *, folders: bool = False) -> list[str]:
     """The keys that begin so, or with `folders` what is next below: "a/b/" of the key "a/b/c" for the prefix "a/".
 
     call: an S3 operation by name, with its parameters.
     """
     asked, found = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/" if folders else ""}, []
     while True:
-        page = patiently(call, "list_objects_v2", **asked)
+        page = retry(call, "list_objects_v2", **asked)
         if folders:
             found += [each["Prefix"] for each in page.get("CommonPrefixes", [])]
         else:  # without the empty objects by which consoles show a folder

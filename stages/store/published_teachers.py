@@ -22,14 +22,14 @@ from functools import partial
 from pathlib import Path
 
 from dmdr.config.identity import fingerprint
-from dmdr.config.load import check
+from dmdr.config.load import validate
 from dmdr.config.run import NAME, Config
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from dmdr.teacher import digests
 from dmdr.teacher.load import find_diffusers_folder, read_index
-from stages.store.artifacts import SCHEMA, SEEN, Artifact, place_at
+from stages.store.artifacts import SCHEMA, SEEN, Artifact, open_place
 from stages.store.download import CHUNK, download
-from stages.store.folder import Folder, refused
+from stages.store.folder import Folder, translate_errors
 from stages.store.layout import RECORD
 from stages.store.remote import Remote
 from stages.store.s3_errors import Refused
@@ -59,11 +59,11 @@ def publish_teacher(
         InputMissing, DataError: there is no whole teacher of a family that DMDR knows.
         StoreError: the store refuses, or gives back other bytes than it got.
     """
-    _named("--as", name)
+    _require_name("--as", name)
     if revision is not None:
-        _named("--revision", revision)
+        _require_name("--revision", revision)
     source = find_diffusers_folder("FOLDER", folder)
-    kind, digest = _whole(source), digests.digest(source)
+    kind, digest = _require_whole(source), digests.digest(source)
     artifact = Artifact(to, name, digest[:SEEN] if revision is None else revision)
     try:
         record = artifact.claim({"class": kind}, {"teacher": digest})
@@ -75,14 +75,17 @@ def publish_teacher(
             "revision never changes: give another --revision, or none"
         ) from error
     if record is None:
-        files = _copied(source, artifact, told)
+        files = _copy_files(source, artifact, told)
         named = {"stage": artifact.stage, "identity": {"class": kind}, "inputs": {"teacher": digest}}
         contents = {name: found["sha256"] for name, found in files.items()}
         record = {
-            "schema": SCHEMA, "run": name, **named, "files": files,
+            "schema": SCHEMA,
+            "run": name,
+            **named,
+            "files": files,
             "fingerprint": fingerprint({**named, "files": contents}),
             "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
+        }
         record = json.loads(artifact.place.create(RECORD, json.dumps(record, indent=1, sort_keys=True).encode()))
     return Revision(name, artifact.stage, artifact.address, digest, record)
 
@@ -90,9 +93,9 @@ def publish_teacher(
 def list_published(prefix: str) -> list[Revision]:
     """Every teacher that was published below a prefix, by name and then by when; a begun one is not there yet."""
     found = []
-    for name in filter(_is_name, place_at(prefix).folders()):
+    for name in filter(_is_name, open_place(prefix).folders()):
         below = f"{prefix.rstrip('/')}/{name}"
-        artifacts = [Artifact(prefix, name, each) for each in filter(_is_name, place_at(below).folders())]
+        artifacts = [Artifact(prefix, name, each) for each in filter(_is_name, open_place(below).folders())]
         records = {each: record for each in artifacts if (record := each.record()) is not None}
         of_name = [Revision(name, a.stage, a.address, r["inputs"]["teacher"], r) for a, r in records.items()]
         found += sorted(of_name, key=lambda each: (each.record or {})["published_at"])
@@ -111,19 +114,19 @@ def resolve_teacher(config: Config, address: str | None, told: Callable[[int], N
     """
     path = address or config.teacher.path
     if "://" in path or os.path.isfile(Path(path, RECORD)):
-        path = str(_folder(path, told))
+        path = str(_fetch_folder(path, told))
     if path == config.teacher.path:
         return config
     parts = None if address else config.teacher.parts
     changed = {**config.model_dump(), "teacher": {**config.teacher.model_dump(), "path": path, "parts": parts}}
-    return check(changed, Config, f"teacher {address or config.teacher.path}")
+    return validate(changed, Config, f"teacher {address or config.teacher.path}")
 
 
-def _whole(folder: Path) -> str:
+def _require_whole(folder: Path) -> str:
     """The class of a pipeline whose parts are there; of its weights only the headers are read."""
     from safetensors import SafetensorError, safe_open
 
-    files, index = digests.files(folder), read_index(folder)
+    files, index = digests.list_files(folder), read_index(folder)
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
     lacks = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
     if lacks:
@@ -137,7 +140,7 @@ def _whole(folder: Path) -> str:
     return index["_class_name"]
 
 
-def _named(what: str, text: str) -> None:
+def _require_name(what: str, text: str) -> None:
     if not _is_name(text):
         raise ConfigError(
             f"{what} {text!r} must be at most 63 of a-z 0-9 . _ - and begin with a letter or a digit; give another"
@@ -148,9 +151,9 @@ def _is_name(text: str) -> bool:
     return re.fullmatch(NAME, text) is not None
 
 
-def _copied(source: Path, artifact: Artifact, told: Callable[[int, int], None]) -> dict[str, dict]:
+def _copy_files(source: Path, artifact: Artifact, told: Callable[[int, int], None]) -> dict[str, dict]:
     """What the record says of the files, once each of them is in the store and was read there."""
-    files = digests.files(source)
+    files = digests.list_files(source)
     named = {f"{artifact.run}@{artifact.stage}/{path.relative_to(source).as_posix()}": path for path in files}
     total, here = sum(path.stat().st_size for path in files), 0
     found: dict[str, dict] = {}
@@ -188,7 +191,7 @@ def _has(place: Folder | Remote, name: str, expected: dict) -> bool:
     return found.hexdigest() == expected["sha256"]
 
 
-def _folder(address: str, told: Callable[[int], None]) -> Path:
+def _fetch_folder(address: str, told: Callable[[int], None]) -> Path:
     """A local folder with a published teacher, verified."""
     parts = address.rstrip("/").rsplit("/", 2)
     if len(parts) < 3 or not (_is_name(parts[1]) and _is_name(parts[2])):
@@ -199,19 +202,19 @@ def _folder(address: str, told: Callable[[int], None]) -> Path:
         raise InputMissing(f"no teacher is published at {address}; dmdr teachers list --at {parts[0]} names them")
     digest, folder = record["inputs"]["teacher"], f"{artifact.run}@{artifact.stage}"
     if isinstance(artifact.place, Folder):
-        return _verified(artifact.place.root / folder, digest, "publish it again under another --revision")
-    target = cache() / digest / folder
+        return _verify(artifact.place.root / folder, digest, "publish it again under another --revision")
+    target = cache_folder() / digest / folder
     if not target.is_dir():
         _fetch(artifact, record, target, told)
-    return _verified(target, digest, "delete it, then repeat the command")
+    return _verify(target, digest, "delete it, then repeat the command")
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """Where teachers of remote stores are kept between stages: a folder of the machine, DMDR_CACHE or ~/.cache/dmdr."""
     return Path(os.environ.get("DMDR_CACHE") or Path.home() / ".cache" / "dmdr").absolute() / "teachers"
 
 
-def _verified(folder: Path, digest: str, remedy: str) -> Path:
+def _verify(folder: Path, digest: str, remedy: str) -> Path:
     if not folder.is_dir() or digests.digest(folder) != digest:
         raise DataError(f"teacher {folder} is not sha256 {digest[:SEEN]}…, as it was published; {remedy}")
     return folder
@@ -220,7 +223,7 @@ def _verified(folder: Path, digest: str, remedy: str) -> Path:
 def _fetch(artifact: Artifact, record: dict, target: Path, told: Callable[[int], None]) -> None:
     """Let `target` appear, whole. Another process that fetches it is waited for; what a killed one got is kept."""
     begun = target.parent / f".{target.name}.begun"
-    with refused("write", begun):
+    with translate_errors("write", begun):
         begun.mkdir(parents=True, exist_ok=True)
         with (target.parent / f".{target.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -18,8 +18,8 @@ import fsspec
 
 from dmdr.errors import ConfigError, InputMissing, StoreError
 from stages.store import conditional_writes, transfer
-from stages.store.listing import listing
-from stages.store.s3_errors import code, expired, failure, is_taken, patiently
+from stages.store.listing import list_names
+from stages.store.s3_errors import build_error, error_code, is_expired, is_taken, retry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class Remote:
         except (StoreError, ConfigError, InputMissing):
             raise
         except Exception as error:
-            raise failure(error, action, f"{self.url}/{name}") from error
+            raise build_error(error, action, f"{self.url}/{name}") from error
 
     def _renewing(self, ask: Callable[P, T]) -> Callable[P, T]:
         """`ask`, which is asked once more with new credentials, as files and identities have them, if ours expired."""
@@ -63,7 +63,7 @@ class Remote:
             try:
                 return ask(*values, **named)
             except Exception as error:
-                if not expired(error):
+                if not is_expired(error):
                     raise
             self.fs.connect(refresh=True)
             return ask(*values, **named)
@@ -71,7 +71,7 @@ class Remote:
         return asked
 
     def _patiently(self, ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
-        return patiently(self._renewing(ask), *values, **named)
+        return retry(self._renewing(ask), *values, **named)
 
     def _call(self, operation: str, **parameters: object) -> dict:
         """An operation of S3, by name."""
@@ -86,7 +86,7 @@ class Remote:
 
     def create(self, name: str, data: bytes) -> bytes:
         with self._asked("write", name):
-            if conditional_writes.ignored():
+            if conditional_writes.is_ignored():
                 return self._create_unconditionally(name, data)
             self._ensure_conditions()
             try:
@@ -115,7 +115,7 @@ class Remote:
             if self.is_s3:  # some honour the condition on plain writes only
                 writes.append(lambda: self._upload(path, Path(file.name), create=True))
             store = "/".join(self.url.split("/")[:3])
-            conditional_writes.ensure(store, writes, lambda: self._delete(path))
+            conditional_writes.ensure_honoured(store, writes, lambda: self._delete(path))
 
     def publish(self, name: str, write: Callable[[Path], object]) -> None:
         with self._asked("write", name), tempfile.NamedTemporaryFile(dir=self.scratch()) as file:
@@ -125,7 +125,7 @@ class Remote:
     def add(self, name: str, source: Path, digest: str) -> str:
         named = f"{name}~{digest[:SHOWN]}"
         with self._asked("write", name):
-            if conditional_writes.ignored():
+            if conditional_writes.is_ignored():
                 self._put(self._path(named), source, create=False)
                 return named
             for stored in (name, named):
@@ -149,7 +149,7 @@ class Remote:
             self._upload(path, source, create=create)
         except FileNotFoundError as error:
             # Completed, the answer lost, and asked again for an upload that is no more.
-            if code(error) != "NoSuchUpload" or not self._holds(path, source):
+            if error_code(error) != "NoSuchUpload" or not self._holds(path, source):
                 raise
         if (found := self._size(path)) != size:
             raise OSError(f"it has {found} bytes where {size} were sent")
@@ -169,7 +169,7 @@ class Remote:
             try:
                 return self._patiently(self.fs.cat_file, path, start=start, end=end)
             except OSError as error:
-                if code(error) == "InvalidRange":  # the object ends before it
+                if error_code(error) == "InvalidRange":  # the object ends before it
                     return b""
                 raise
 
@@ -193,7 +193,7 @@ class Remote:
         with self._asked("list"):
             if self.is_s3:
                 bucket, key, _ = self.fs.split_path(self.root)
-                found = listing(self._call, bucket, f"{key}/" if key else "", folders=True)
+                found = list_names(self._call, bucket, f"{key}/" if key else "", folders=True)
             else:
                 entries: list[dict] = _unless_missing(self._patiently, self.fs.ls, self.root, detail=True) or []
                 found = [each["name"] for each in entries if each["type"] == "directory"]
@@ -202,14 +202,14 @@ class Remote:
     def remove(self, name: str) -> None:
         """Object by object: asked for many at once, s3fs does not tell which ones the store kept."""
         with self._asked("delete", name):
-            transfer.in_parallel(self._delete, self._at(self._path(name)))
+            transfer.map_in_parallel(self._delete, self._at(self._path(name)))
 
     def _at(self, path: str) -> list[str]:
         """The object of that path, if there is one, and all below it."""
         if not self.is_s3:
             return self._patiently(self.fs.find, path)
         bucket, key, _ = self.fs.split_path(path)
-        found = listing(self._call, bucket, key)
+        found = list_names(self._call, bucket, key)
         return [f"{bucket}/{each}" for each in found if each == key or each.startswith(f"{key}/")]
 
     def _delete(self, path: str) -> None:
@@ -233,6 +233,6 @@ def _unless_missing(ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> 
     try:
         return ask(*values, **named)
     except FileNotFoundError as error:
-        if code(error) == "NoSuchBucket":
+        if error_code(error) == "NoSuchBucket":
             raise
         return None

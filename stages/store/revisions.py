@@ -20,7 +20,7 @@ LONGEST = 54  # letters of a run's name before the digest that ends it
 TOLD_APART = 8  # hex digits of that
 
 
-def revisions(where: str) -> list[Revision]:
+def list_revisions(where: str) -> list[Revision]:
     """Every revision at a prefix, or of hub:OWNER/NAME.
 
     Raises:
@@ -28,7 +28,7 @@ def revisions(where: str) -> list[Revision]:
         InputMissing: the hub does not answer, or has no such model.
         StoreError: the store refuses.
     """
-    return _of_hub(where) if hub.is_hub(where) else list_published(where)
+    return _list_hub_revisions(where) if hub.is_hub(where) else list_published(where)
 
 
 def run_name(config: str, revision: Revision) -> str:
@@ -38,7 +38,7 @@ def run_name(config: str, revision: Revision) -> str:
     return f"{'-'.join(parts)[:LONGEST]}-{fingerprint(parts)[:TOLD_APART]}"
 
 
-def _of_hub(address: str) -> list[Revision]:
+def _list_hub_revisions(address: str) -> list[Revision]:
     asked = REPOSITORY.fullmatch(address)
     if not asked:
         raise ConfigError(f"teachers {address} is not hub:OWNER/NAME; give it so, without a commit, or a prefix")

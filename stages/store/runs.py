@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from dmdr.config.run import NAME, STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
-from stages.store.artifacts import SEEN, Artifact, place_at
+from stages.store.artifacts import SEEN, Artifact, open_place
 from stages.store.folder import Folder
 from stages.store.remote import Remote
 
@@ -25,11 +25,11 @@ SCHEMA, STAGE = 1, "export"
 
 def list_runs(store: str) -> list[str]:
     """The names of all runs, those that have sealed nothing too."""
-    return [name for name in place_at(store).folders() if re.fullmatch(NAME, name) and is_run(store, name)]
+    return [name for name in open_place(store).folders() if re.fullmatch(NAME, name) and is_run(store, name)]
 
 
 def is_run(store: str, name: str) -> bool:
-    return not set(STAGES).isdisjoint(place_at(f"{store.rstrip('/')}/{name}").folders())
+    return not set(STAGES).isdisjoint(open_place(f"{store.rstrip('/')}/{name}").folders())
 
 
 def read_latest(store: str, run: str) -> dict | None:
@@ -62,10 +62,13 @@ def promote_run(store: str, run: str, name: str) -> dict:
         raise ConfigError(f"{name} is the name of a run at {store}; promote {run} as something else")
     before = _pointer(store, name)
     pointer = {
-        "schema": SCHEMA, "run": run, "stage": STAGE, "fingerprint": record["fingerprint"],
+        "schema": SCHEMA,
+        "run": run,
+        "stage": STAGE,
+        "fingerprint": record["fingerprint"],
         "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "before": {key: before[key] for key in ("run", "fingerprint", "promoted_at")} if before else None,
-    }  # fmt: skip
+    }
     data = json.dumps(pointer, indent=1).encode()
     _pointers(store).publish(f"{name}.json", lambda file: file.write_bytes(data))
     return pointer
@@ -97,7 +100,7 @@ def follow_name(store: str, name: str) -> str:
 
 
 def _pointers(store: str) -> Folder | Remote:
-    return place_at(f"{store.rstrip('/')}/{PROMOTED}")
+    return open_place(f"{store.rstrip('/')}/{PROMOTED}")
 
 
 def _pointer(store: str, name: str) -> dict | None:

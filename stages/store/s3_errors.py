@@ -27,14 +27,28 @@ SHORTEST, LONGEST = 0.2, 4.0  # seconds; the longest pauses after the first fail
 JITTER = random.SystemRandom()  # the pauses must not move the generator that a stage may have seeded
 
 PASSING = {
-    "HTTPClientError", "ConnectionError", "TimeoutError", "FSTimeoutError", "ClientPayloadError", "IncompleteReadError",
+    "HTTPClientError",
+    "ConnectionError",
+    "TimeoutError",
+    "FSTimeoutError",
+    "ClientPayloadError",
+    "IncompleteReadError",
     "ResponseParserError",
-}  # fmt: skip
+}
 LASTING = {"SSLError", "ProxyConnectionError"}  # though they are among the ones above
 PASSING_CODES = {
-    "SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException",
-    "OperationAborted", "ConditionalRequestConflict", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
-}  # fmt: skip
+    "SlowDown",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "Throttling",
+    "ThrottlingException",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+}
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity", "InvalidClientTokenId"}
 DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
@@ -42,65 +56,68 @@ SKEWED, NO_BUCKET = "RequestTimeTooSkewed", "NoSuchBucket"
 ABSENT = {"NoCredentialsError", "PartialCredentialsError"}
 UNOBTAINED = {"CredentialRetrievalError", "TokenRetrievalError"}  # of an identity that may answer in a while
 PERMISSION = {  # what it is called where permissions are given, if not like the operation
-    "GetObject": "GetObject and s3:ListBucket", "HeadObject": "GetObject and s3:ListBucket",
-    "ListObjectsV2": "ListBucket", "CreateMultipartUpload": "PutObject",
-    "UploadPart": "PutObject", "CompleteMultipartUpload": "PutObject",
-}  # fmt: skip
+    "GetObject": "GetObject and s3:ListBucket",
+    "HeadObject": "GetObject and s3:ListBucket",
+    "ListObjectsV2": "ListBucket",
+    "CreateMultipartUpload": "PutObject",
+    "UploadPart": "PutObject",
+    "CompleteMultipartUpload": "PutObject",
+}
 
 
 class Refused(ConfigError):
     """The store will not do it, however often it is asked: credentials, permissions, a clock, conditional writes."""
 
 
-def patiently(ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
+def retry(ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
     """What `ask` returns; after an error that passes it is asked again, with growing random pauses in between."""
     began = time.monotonic()
     for tried in itertools.count(1):
         try:
             return ask(*values, **named)
         except Exception as error:
-            if tried == TRIES or time.monotonic() - began > PATIENCE or not passes(error):
+            if tried == TRIES or time.monotonic() - began > PATIENCE or not is_transient(error):
                 raise
         time.sleep(JITTER.uniform(0, min(LONGEST, SHORTEST * 2 ** (tried - 1))))
     raise AssertionError("the loop has no end")
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed in a moment: no answer, half an answer, or a server in trouble."""
-    found, status, _ = _answer(error)
+    found, status, _ = _parse_answer(error)
     if found:
         return found in PASSING_CODES or status == 429 or (status >= 500 and status != 501)
-    return bool(_kinds(error) & PASSING) and not _kinds(error) & LASTING
+    return bool(_error_names(error) & PASSING) and not _error_names(error) & LASTING
 
 
-def expired(error: BaseException) -> bool:
+def is_expired(error: BaseException) -> bool:
     """Whether new credentials may help, which an identity or a file may have by now."""
-    return code(error) in EXPIRED
+    return error_code(error) in EXPIRED
 
 
-def failure(error: BaseException, action: str, url: str) -> StoreError | Refused | InputMissing:
+def build_error(error: BaseException, action: str, url: str) -> StoreError | Refused | InputMissing:
     """What to raise for an error of a store, in one line. action: what it would not do. url: to what."""
-    told = f"cannot {action} {url}: {explained(error, url)}"
-    if code(error) == NO_BUCKET:
+    told = f"cannot {action} {url}: {explain(error, url)}"
+    if error_code(error) == NO_BUCKET:
         return InputMissing(told)
-    if code(error) in {*EXPIRED, *UNKNOWN, *DENIED, SKEWED} or _kinds(error) & ABSENT:
+    if error_code(error) in {*EXPIRED, *UNKNOWN, *DENIED, SKEWED} or _error_names(error) & ABSENT:
         return Refused(told)
     return StoreError(told)
 
 
-def code(error: BaseException) -> str:
+def error_code(error: BaseException) -> str:
     """S3's own word for the error, such as NoSuchBucket; empty if it does not come from S3."""
-    return _answer(error)[0]
+    return _parse_answer(error)[0]
 
 
 def is_taken(error: BaseException) -> bool:
     """Whether a conditional write was refused because there is an object; some servers do not say which condition."""
-    return isinstance(error, FileExistsError) or code(error) == "PreconditionFailed"
+    return isinstance(error, FileExistsError) or error_code(error) == "PreconditionFailed"
 
 
-def explained(error: BaseException, url: str) -> str:
+def explain(error: BaseException, url: str) -> str:
     """What happened and what to do, in one line."""
-    found, _, operation = _answer(error)
+    found, _, operation = _parse_answer(error)
     permission = f"s3:{PERMISSION.get(operation, operation)}"
     if found == NO_BUCKET:
         return f"the bucket {url.split('/')[2]} does not exist; create it, or correct the address"
@@ -112,9 +129,9 @@ def explained(error: BaseException, url: str) -> str:
         return "this machine's clock is too far from the store's; set the clock, then repeat the command"
     if found in DENIED:
         return f"access denied ({operation}); allow {permission} there, or give other credentials"
-    if _kinds(error) & ABSENT:
+    if _error_names(error) & ABSENT:
         return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run under an identity"
-    if _kinds(error) & UNOBTAINED:
+    if _error_names(error) & UNOBTAINED:
         return f"the credentials of this identity cannot be had ({error}); see that it may be assumed, then repeat"
     said = " ".join(f"{error}".split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -122,14 +139,14 @@ def explained(error: BaseException, url: str) -> str:
     return f"{said}; see that the store can be reached and written to, then repeat the command"
 
 
-def _answer(error: BaseException) -> tuple[str, int, str]:
+def _parse_answer(error: BaseException) -> tuple[str, int, str]:
     """(code, HTTP status, operation) of what S3 said, which s3fs keeps as the cause; ("", 0, "") if it said nothing."""
     cause = error.__cause__
-    if cause is None or "ClientError" not in _kinds(cause):
+    if cause is None or "ClientError" not in _error_names(cause):
         return "", 0, ""
     about = cause.response
     return about["Error"].get("Code", "?"), about["ResponseMetadata"]["HTTPStatusCode"], cause.operation_name
 
 
-def _kinds(error: BaseException) -> set[str]:
+def _error_names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}

@@ -16,7 +16,7 @@ from stages.store.artifacts import Artifact
 from stages.store.layout import CHECKPOINTS, digest
 
 
-class Parts:
+class Shards:
     """folder: of this attempt, for its own copies. Every method raises StoreError when the store refuses."""
 
     def __init__(self, artifact: Artifact, folder: Path) -> None:

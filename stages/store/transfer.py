@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from stages.store.s3_errors import patiently
+from stages.store.s3_errors import retry
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,7 +27,7 @@ AT_ONCE = 8  # parts; there are at most about two copies of each in memory
 MOST_PARTS = 10_000  # of one object, by S3
 
 
-def in_parallel(do: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def map_in_parallel(do: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """`do` of every item. After the first error no other is begun; it is raised when the ones under way have ended."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         begun = [pool.submit(do, item) for item in items]
@@ -45,7 +45,7 @@ def download(read: Read, size: Callable[[], int], target: Path) -> Path:
         file.write(first)
         file.flush()
         if len(first) == PART:
-            in_parallel(lambda at: os.pwrite(file.fileno(), read(at, at + PART), at), range(PART, size(), PART))
+            map_in_parallel(lambda at: os.pwrite(file.fileno(), read(at, at + PART), at), range(PART, size(), PART))
     return target
 
 
@@ -67,7 +67,7 @@ def upload(call: Callable[..., dict], bucket: str, key: str, source: Path, *, cr
     """
 
     def ask(operation: str, **parameters: object) -> dict:
-        return patiently(call, operation, Bucket=bucket, Key=key, **parameters)
+        return retry(call, operation, Bucket=bucket, Key=key, **parameters)
 
     size = source.stat().st_size
     length = max(PART, math.ceil(size / MOST_PARTS))
@@ -82,7 +82,7 @@ def upload(call: Callable[..., dict], bucket: str, key: str, source: Path, *, cr
                 told = ask("upload_part", UploadId=begun, PartNumber=number, Body=body, **proof)
                 return {"PartNumber": number, "ETag": told["ETag"], **proof}
 
-            parts = in_parallel(send, range(1, math.ceil(size / length) + 1))
+            parts = map_in_parallel(send, range(1, math.ceil(size / length) + 1))
         condition = {"IfNoneMatch": "*"} if create else {}
         ask("complete_multipart_upload", UploadId=begun, MultipartUpload={"Parts": parts}, **condition)
     except BaseException:

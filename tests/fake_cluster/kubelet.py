@@ -197,9 +197,14 @@ class Kubelet:
         name, process = pod["metadata"]["name"], self._pods.get(pod["metadata"]["name"])
         if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") in ("Pending", "Running"):
             grace = pod["spec"]["terminationGracePeriodSeconds"]
-            self.objects.update("pods", name, metadata={
-                "deletionTimestamp": _now(), "deadline": time.monotonic() + grace,
-            })  # fmt: skip
+            self.objects.update(
+                "pods",
+                name,
+                metadata={
+                    "deletionTimestamp": _now(),
+                    "deadline": time.monotonic() + grace,
+                },
+            )
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         elif pod["status"].get("phase") in ("Succeeded", "Failed"):
@@ -242,10 +247,11 @@ class Kubelet:
         scratch = self.folder / f"{name}.scratch"
         scratch.mkdir()
         given = {
-            each["name"]: each["value"] if "value" in each
+            each["name"]: each["value"]
+            if "value" in each
             else annotations[each["valueFrom"]["fieldRef"]["fieldPath"].split("'")[1]]
             for each in container["env"]
-        }  # fmt: skip
+        }
         for secret in _secrets(container):
             given |= self.secrets[secret]
         given |= {"HOME": str(scratch), "TMPDIR": str(scratch)}
@@ -254,23 +260,38 @@ class Kubelet:
         machine = {key: os.environ[key] for key in ("PATH", "OMP_NUM_THREADS", "HF_HUB_OFFLINE") if key in os.environ}
         with self.log(name).open("w") as out:
             self._pods[name] = subprocess.Popen(
-                [*command, *arguments], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env={**machine, "PYTHONPATH": str(ROOT), **given}, process_group=0,
-            )  # fmt: skip
+                [*command, *arguments],
+                cwd=ROOT,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**machine, "PYTHONPATH": str(ROOT), **given},
+                process_group=0,
+            )
         self.started.append(name)
-        self.objects.update("pods", name, status={
-            "phase": "Running", "containerStatuses": [_status({"running": {"startedAt": _now()}})],
-            "conditions": [_condition("PodScheduled", "", "")],
-        })  # fmt: skip
+        self.objects.update(
+            "pods",
+            name,
+            status={
+                "phase": "Running",
+                "containerStatuses": [_status({"running": {"startedAt": _now()}})],
+                "conditions": [_condition("PodScheduled", "", "")],
+            },
+        )
 
     def _report(self, name: str, code: int) -> None:
         reason = "Completed" if code == 0 else "OOMKilled" if name in self._out_of_memory else "Error"
         end = {"exitCode": code if code >= 0 else 128 - code, "reason": reason, "finishedAt": _now()}
         conditions = [_condition("DisruptionTarget", "EvictionByEvictionAPI", "")] if name in self._evicted else []
-        self.objects.update("pods", name, status={
-            "phase": "Succeeded" if code == 0 else "Failed", "containerStatuses": [_status({"terminated": end})],
-            "conditions": conditions,
-        })  # fmt: skip
+        self.objects.update(
+            "pods",
+            name,
+            status={
+                "phase": "Succeeded" if code == 0 else "Failed",
+                "containerStatuses": [_status({"terminated": end})],
+                "conditions": conditions,
+            },
+        )
 
 
 def _secrets(container: dict) -> list[str]:

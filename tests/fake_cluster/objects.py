@@ -57,11 +57,13 @@ class Objects:
         present = {each for each in labels.split(",") if each and "=" not in each}
         with self.changed:
             found = [
-                copy.deepcopy(each) for (kind, called), each in self._objects.items()
-                if kind == resource and name in (None, called)
+                copy.deepcopy(each)
+                for (kind, called), each in self._objects.items()
+                if kind == resource
+                and name in (None, called)
                 and wanted.items() <= each["metadata"].get("labels", {}).items()
                 and present <= each["metadata"].get("labels", {}).keys()
-            ]  # fmt: skip
+            ]
             return found, self._version
 
     def update(self, resource: str, name: str, **parts: dict) -> dict | None:
@@ -104,9 +106,10 @@ class Objects:
 
             def found() -> list[tuple[str, dict]]:
                 return [
-                    (kind, copy.deepcopy(each)) for version, of, kind, each in self._events
+                    (kind, copy.deepcopy(each))
+                    for version, of, kind, each in self._events
                     if version > after and of == resource and name in (None, each["metadata"]["name"])
-                ]  # fmt: skip
+                ]
 
             self.changed.wait_for(found, seconds)
             return found()

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from dmdr.config.identity import identity
-from dmdr.config.load import load
+from dmdr.config.load import load_config
 from stages.store.artifacts import Artifact
 
 
@@ -24,7 +24,7 @@ def main(stage: str, config: str, run: str, store: str) -> int:
             file.write(f"{stage}\n")
     print(f"{stage}: at work", flush=True)
     artifact = Artifact(store, run, stage)
-    if artifact.claim(identity(load(config), stage), {"teacher": "0" * 64}) is not None:
+    if artifact.claim(identity(load_config(config), stage), {"teacher": "0" * 64}) is not None:
         return 0
     time.sleep(float(os.environ.get("QUICK_SECONDS", "0.1")))
     code, once = int(os.environ.get("QUICK_EXIT", "0")), os.environ.get("QUICK_ONCE")

@@ -50,10 +50,18 @@ class Cluster:
         entry = {"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}
         context = {"name": "fake", "context": {"cluster": "fake", "user": "fake", "namespace": NAMESPACE}}
         file = folder / "kubeconfig"
-        file.write_text(yaml.safe_dump({
-            "apiVersion": "v1", "kind": "Config", "current-context": "fake", "clusters": [entry],
-            "contexts": [context], "users": [{"name": "fake", "user": {}}],
-        }))  # fmt: skip
+        file.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "fake",
+                    "clusters": [entry],
+                    "contexts": [context],
+                    "users": [{"name": "fake", "user": {}}],
+                }
+            )
+        )
         return file
 
 
@@ -107,10 +115,17 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(404, "NotFound", "the server could not find the requested resource")
             self._act(verb, place, asked, body)
         except Refused as error:
-            self._send(error.status, {
-                "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": error.message,
-                "reason": error.reason, "code": error.status,
-            })  # fmt: skip
+            self._send(
+                error.status,
+                {
+                    "kind": "Status",
+                    "apiVersion": "v1",
+                    "status": "Failure",
+                    "message": error.message,
+                    "reason": error.reason,
+                    "code": error.status,
+                },
+            )
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
@@ -150,10 +165,14 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(500, "InternalError", "etcdserver: request timed out")
         if (verb, resource) in self.cluster.denied:
             group = GROUPS.get(resource, ("",))[0]
-            raise Refused(403, "Forbidden", (
-                f'{resource} is forbidden: User "system:serviceaccount:dmdr:dmdr-flow" cannot {verb} resource '
-                f'"{resource}" in API group "{group}" in the namespace "{namespace}"'
-            ))  # fmt: skip
+            raise Refused(
+                403,
+                "Forbidden",
+                (
+                    f'{resource} is forbidden: User "system:serviceaccount:dmdr:dmdr-flow" cannot {verb} resource '
+                    f'"{resource}" in API group "{group}" in the namespace "{namespace}"'
+                ),
+            )
         if resource == "jobsets" and not self.cluster.has_jobsets:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
         if verb == "create" and namespace != NAMESPACE:
@@ -227,8 +246,9 @@ def discovery(path: str, cluster: Cluster) -> dict | None:
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
-        versions = {group: {"groupVersion": f"{group}/{version}", "version": version}
-                    for group, version, _ in groups.values()}  # fmt: skip
+        versions = {
+            group: {"groupVersion": f"{group}/{version}", "version": version} for group, version, _ in groups.values()
+        }
         listed = [{"name": group, "versions": [each], "preferredVersion": each} for group, each in versions.items()]
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
     pods = {"/api/v1": ("v1", "pods", "Pod")}

@@ -55,8 +55,13 @@ def make_base() -> None:
     with tempfile.TemporaryDirectory() as folder:
         packages = "--include=python3,python3-venv,ca-certificates"
         subprocess.run(["debootstrap", "--variant=minbase", packages, SUITE, folder], check=True)
-        for pattern in ("var/cache/apt/archives/*.deb", "var/lib/apt/lists/*", "usr/share/doc/*", "usr/share/man/*",
-                        "usr/share/locale/*"):  # fmt: skip
+        for pattern in (
+            "var/cache/apt/archives/*.deb",
+            "var/lib/apt/lists/*",
+            "usr/share/doc/*",
+            "usr/share/man/*",
+            "usr/share/locale/*",
+        ):
             subprocess.run(["rm", "-rf", *Path(folder).glob(pattern)], check=True)
         container = buildah("from", "scratch")
         buildah("add", "-q", container, folder, "/")
@@ -96,9 +101,12 @@ class Image:
         place = (self.root, str(self.scratch), self.config["User"], self.config["WorkingDir"])
         return subprocess.Popen(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", CONTAIN, "contain", *place, *words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             env=dict(each.split("=", 1) for each in self.config["Env"]) | environment,
-        )  # fmt: skip
+        )
 
     def run(self, *command: str, entry: bool = True, **environment: str) -> tuple[int, str]:
         """(exit code, output) of a container."""

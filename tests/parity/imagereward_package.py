@@ -26,20 +26,32 @@ import transformers
 from PIL import Image
 from transformers import modeling_utils, pytorch_utils
 
-from dmdr.rewards.imagereward import LONGEST, MEAN, STD, TEXT, tokenizer
+from dmdr.rewards.imagereward import LONGEST, MEAN, STD, TEXT, build_tokenizer
 from dmdr.rewards.load import load_reward
-from dmdr.rewards.preprocess import cropped, normalized
+from dmdr.rewards.preprocess import normalize, resize_and_crop
 
 TOLERANCE = 1e-5  # of scores about 1 wide
 PICTURES = {(224, 224): "a red fox in the snow", (448, 448): "two dogs " * 30, (224, 300): "zebra"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "fox", "in", "the", "snow", "two", "dogs"]
 MED = {  # what the package's folder has as med_config.json
-    "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
-    "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert", "num_attention_heads": 12,
-    "num_hidden_layers": 12, "pad_token_id": 0, "add_type_embeddings": False, "vocab_size": TEXT["vocab_size"],
-    "encoder_width": 768, "add_cross_attention": True,
-}  # fmt: skip
+    "architectures": ["BertModel"],
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "model_type": "bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 0,
+    "add_type_embeddings": False,
+    "vocab_size": TEXT["vocab_size"],
+    "encoder_width": 768,
+    "add_cross_attention": True,
+}
 
 
 def package(folder: Path):
@@ -51,8 +63,12 @@ def package(folder: Path):
     files = types.ModuleType("transformers.file_utils")
     files.ModelOutput = transformers.utils.ModelOutput
     sys.modules["transformers.file_utils"] = files
-    for name in ("fairscale", "fairscale.nn", "fairscale.nn.checkpoint",
-                 "fairscale.nn.checkpoint.checkpoint_activations"):  # fmt: skip
+    for name in (
+        "fairscale",
+        "fairscale.nn",
+        "fairscale.nn.checkpoint",
+        "fairscale.nn.checkpoint.checkpoint_activations",
+    ):
         sys.modules[name] = types.ModuleType(name)
     sys.modules["fairscale.nn.checkpoint.checkpoint_activations"].checkpoint_wrapper = lambda module: module
     root = types.ModuleType("ImageReward")
@@ -84,7 +100,7 @@ def main(folder: Path) -> int:
         assert (theirs.mean, theirs.std) == (MEAN, STD)
         torch.save(theirs.state_dict(), file)
         ours = load_reward("imagereward", addresses={"imagereward": str(file), "bert-vocabulary": str(vocabulary)})
-        words, most, scores = tokenizer(vocabulary), 0.0, []
+        words, most, scores = build_tokenizer(vocabulary), 0.0, []
         for size, prompt in PICTURES.items():
             small = Image.fromarray(rng.integers(64, 192, (7, 5, 3), dtype=np.uint8))
             image = torch.from_numpy(np.array(small.resize(size[::-1], Image.Resampling.BICUBIC)))
@@ -92,7 +108,7 @@ def main(folder: Path) -> int:
             found = words(prompt, padding="max_length", truncation=True, max_length=LONGEST, return_tensors="pt")
             with torch.no_grad():
                 # the package resizes bytes, which rounds; what is compared here is the model
-                pixels = normalized(cropped(image, 224))
+                pixels = normalize(resize_and_crop(image, 224))
                 their = theirs.score_gard(found.input_ids, found.attention_mask, pixels).item()
                 own = ours(image, [prompt]).item()
             most, scores = max(most, abs(own - their)), [*scores, their]

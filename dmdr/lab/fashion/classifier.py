@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dmdr.lab.fashion.garments import garments
+from dmdr.lab.fashion.garments import read_garments
 from dmdr.lab.fashion.world import CLASSES
 
 FOLDER = Path(__file__).parent
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
         return self.out(self.net(garments))
 
 
-def load(folder: Path = FOLDER) -> Classifier:
+def load_classifier(folder: Path = FOLDER) -> Classifier:
     """The shipped classifier, frozen, in float32."""
     classifier = Classifier()
     state = load_file(folder / f"{NAME}.safetensors")
@@ -53,7 +53,7 @@ def build_classifier(folder: Path, log, recipe: dict = RECIPE) -> None:
         InputMissing: Fashion-MNIST is not installed.
     """
     torch.manual_seed(recipe["seed"])
-    (images, labels), classifier = map(torch.from_numpy, garments("train")), Classifier()
+    (images, labels), classifier = map(torch.from_numpy, read_garments("train")), Classifier()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])
     steps = recipe["epochs"] * (len(images) // recipe["batch"])
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], steps, pct_start=0.2)
@@ -73,14 +73,14 @@ def build_classifier(folder: Path, log, recipe: dict = RECIPE) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in classifier.state_dict().items()}
     save_file({key: value.contiguous() for key, value in weights.items()}, folder / f"{NAME}.safetensors")
-    card = {"recipe": recipe, "test_accuracy": accuracy(load(folder))}
+    card = {"recipe": recipe, "test_accuracy": measure_accuracy(load_classifier(folder))}
     (folder / f"{NAME}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     log(f"{NAME}: {card['test_accuracy']:.4f} of the test images right")
 
 
 @torch.no_grad()
-def accuracy(classifier: Classifier) -> float:
+def measure_accuracy(classifier: Classifier) -> float:
     """Share of Fashion-MNIST's test images named right."""
-    images, labels = map(torch.from_numpy, garments("test"))
+    images, labels = map(torch.from_numpy, read_garments("test"))
     named = torch.cat([classifier(part[:, None].float() / 255).argmax(1) for part in images.split(500)])
     return float((named == labels).float().mean())

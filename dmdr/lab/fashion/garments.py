@@ -19,7 +19,7 @@ IMAGES, LABELS = 3, 1  # dimensions of the two kinds of file
 PAD = 2  # pixels on each side: 28 -> 32
 
 
-def garments(split: str) -> tuple[np.ndarray, np.ndarray]:
+def read_garments(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 32, 32) uint8, 0 where there is no garment, and classes (N,) uint8 of "train" or "test".
 
     Raises:

@@ -46,7 +46,7 @@ class Verdict:
 
 
 @torch.no_grad()
-def verdicts(classifier: Classifier, records: list[dict], images: np.ndarray) -> list[Verdict]:
+def judge_images(classifier: Classifier, records: list[dict], images: np.ndarray) -> list[Verdict]:
     """One for each image (B, SIZE, SIZE, 3) uint8."""
     found = [untint(image) for image in images]
     garments = torch.from_numpy(np.stack([each.garment for each in found])).float()

@@ -9,7 +9,7 @@ import torch
 
 from dmdr.errors import ConfigError
 from dmdr.lab.fashion import classifier
-from dmdr.lab.fashion.judge import Verdict, verdicts
+from dmdr.lab.fashion.judge import Verdict, judge_images
 from dmdr.lab.fashion.world import CLASSES
 from dmdr.lab.world import COLORS, SIZE
 
@@ -21,7 +21,7 @@ class FashionJudge:
     writes = "results"
 
     def __init__(self) -> None:
-        self.classifier = classifier.load()
+        self.classifier = classifier.load_classifier()
 
     def judges(self, record: dict) -> bool:
         """Whether the prompt says what its image must show (tag and include)."""
@@ -59,7 +59,7 @@ class FashionJudge:
                 "drop fashion-judge from evaluate.metrics"
             )
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        found = verdicts(self.classifier, records, pixels)
+        found = judge_images(self.classifier, records, pixels)
         color = np.array([float(verdict.color_right) for verdict in found])
         name = np.array([float(verdict.name_right) for verdict in found])
         figures = {"strict": color * name, "color": color, "class": name}

@@ -15,24 +15,30 @@ from dmdr.lab.world import COLORS
 
 HELD_OUT_PAIRS = frozenset(
     {
-        ("red", "sneaker"), ("green", "dress"), ("blue", "bag"), ("yellow", "trousers"), ("purple", "boot"),
-        ("black", "sandal"), ("white", "pullover"), ("red", "coat"),
+        ("red", "sneaker"),
+        ("green", "dress"),
+        ("blue", "bag"),
+        ("yellow", "trousers"),
+        ("purple", "boot"),
+        ("black", "sandal"),
+        ("white", "pullover"),
+        ("red", "coat"),
     }
-)  # fmt: skip
+)
 HELD_OUT_SEEN = 240  # held-out prompts whose pair is trained on in another phrasing
 
 
-def record(color: str, name: str, template: str) -> dict:
+def build_record(color: str, name: str, template: str) -> dict:
     """One prompt with GenEval's metadata: {prompt, tag, include, unseen}; unseen says whether its pair is held out."""
     metadata = {"tag": "colors", "include": [{"class": name, "count": 1, "color": color}]}
     return {"prompt": template.format(caption(metadata)), **metadata, "unseen": (color, name) in HELD_OUT_PAIRS}
 
 
 @cache
-def split() -> dict[str, tuple[dict, ...]]:
+def split_prompts() -> dict[str, tuple[dict, ...]]:
     """{"train": ..., "held-out": ...}: GenEval records, a pure function of this file."""
     rng = random.Random("dmdr fashion prompts, first edition")
-    everything = [record(*each) for each in itertools.product(COLORS, CLASSES, TEMPLATES)]
+    everything = [build_record(*each) for each in itertools.product(COLORS, CLASSES, TEMPLATES)]
     rng.shuffle(everything)
     seen = [each for each in everything if not each["unseen"]]
     held_out = [each for each in everything if each["unseen"]] + seen[:HELD_OUT_SEEN]
@@ -46,6 +52,6 @@ def fashion_prompts(name: str) -> tuple[dict, ...]:
     Raises:
         ValueError: there is no such list.
     """
-    if name not in split():
+    if name not in split_prompts():
         raise ValueError(f"there is no prompt list {name!r} of garments; there are fashion:train and fashion:held-out")
-    return split()[name]
+    return split_prompts()[name]

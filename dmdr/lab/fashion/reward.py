@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dmdr.lab.fashion.prompts import HELD_OUT_PAIRS, fashion_prompts
-from dmdr.lab.fashion.wardrobe import dressed
+from dmdr.lab.fashion.wardrobe import sample_garments
 from dmdr.lab.fashion.world import CLASSES, caption
 from dmdr.lab.prompts import TEMPLATES
 from dmdr.lab.reward import World, fit_reward
@@ -19,7 +19,7 @@ RECIPES = {
 }
 
 
-def wrong_caption(metadata: dict, rng: np.random.Generator) -> str:
+def spoil_caption(metadata: dict, rng: np.random.Generator) -> str:
     """A caption with another colour or another class, as often the one as the other, and never a held-out pair."""
     (need,) = metadata["include"]
     key, values = [("color", list(COLORS)), ("class", CLASSES)][rng.integers(2)]
@@ -34,4 +34,4 @@ def build_fashion_reward(name: str, folder: Path, log) -> None:
     Raises:
         InputMissing: Fashion-MNIST is not installed.
     """
-    fit_reward(name, RECIPES[name], World(fashion_prompts, dressed, wrong_caption), folder, log)
+    fit_reward(name, RECIPES[name], World(fashion_prompts, sample_garments, spoil_caption), folder, log)

@@ -12,7 +12,7 @@ import numpy as np
 
 from dmdr.lab.captions import Captions
 from dmdr.lab.fashion.prompts import fashion_prompts
-from dmdr.lab.fashion.wardrobe import dressed
+from dmdr.lab.fashion.wardrobe import sample_garments
 from dmdr.lab.fashion.world import CLASSES
 from dmdr.lab.flow import build_pipeline
 from dmdr.lab.world import COLORS
@@ -25,10 +25,20 @@ RECIPE = {
     "text": {"steps": 300, "batch": 128, "lr": 3e-3},
     "vae": {"steps": 1500, "batch": 32, "lr": 3e-3, "warmup": 100, "kl": 1e-5},
     "transformer": {
-        "width": 96, "steps": 600, "batch": 64, "lr": 2e-3, "warmup": 100, "betas": [0.9, 0.99],
-        "weight_decay": 0.01, "clip": 1.0, "ema": 0.99, "drop_prompt": 0.1, "t_logit_mean": 0.5, "t_logit_std": 1.2,
+        "width": 96,
+        "steps": 600,
+        "batch": 64,
+        "lr": 2e-3,
+        "warmup": 100,
+        "betas": [0.9, 0.99],
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "ema": 0.99,
+        "drop_prompt": 0.1,
+        "t_logit_mean": 0.5,
+        "t_logit_std": 1.2,
     },
-}  # fmt: skip
+}
 
 
 def garment_classes(record: dict) -> list[int]:
@@ -51,5 +61,5 @@ def build_fashion(folder: Path, log, recipe: dict = RECIPE) -> None:
         InputMissing: Fashion-MNIST is not installed.
     """
     log(f"tinting {recipe['images']} garments")
-    records, images = dressed("train", recipe["images"], np.random.default_rng(recipe["seed"]))
+    records, images = sample_garments("train", recipe["images"], np.random.default_rng(recipe["seed"]))
     build_pipeline(folder, [record["prompt"] for record in records], images, fashion_captions(), recipe, log)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dmdr.lab.fashion.garments import garments
+from dmdr.lab.fashion.garments import read_garments
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.fashion.world import CLASSES, tint
 
 GARMENTS = {"train": "train", "held-out": "test"}  # Fashion-MNIST's split for each list of prompts
 
 
-def dressed(split: str, count: int, rng: np.random.Generator) -> tuple[list[dict], torch.Tensor]:
+def sample_garments(split: str, count: int, rng: np.random.Generator) -> tuple[list[dict], torch.Tensor]:
     """Records drawn from a list of prompts, and an image of what each asks for, (count, 3, 32, 32) uint8.
 
     Raises:
         InputMissing: Fashion-MNIST is not installed.
     """
-    images, labels = garments(GARMENTS[split])
+    images, labels = read_garments(GARMENTS[split])
     places = [np.flatnonzero(labels == label) for label in range(len(CLASSES))]
     known = fashion_prompts(split)
     records = [known[index] for index in rng.integers(len(known), size=count)]

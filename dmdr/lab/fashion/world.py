@@ -13,8 +13,17 @@ import numpy as np
 from dmdr.lab.world import BACKGROUND, COLORS, SIZE, article
 
 CLASSES = (  # in the order of Fashion-MNIST's labels, which call them T-shirt/top, Trouser, ..., Ankle boot
-    "tee", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
-)  # fmt: skip
+    "tee",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "boot",
+)
 PLURAL = "trousers"  # takes no article
 FAINTEST = 24.0  # distance from the background in RGB; what is nearer shows no colour
 LEAST_SHARE = 0.7  # of all colour in an image that the main one must have

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dmdr.metrics.intervals import differences
+from dmdr.metrics.intervals import bootstrap_differences
 from stages.reports.comparison.results import Evaluated
 
 TEACHER = "teacher"
 
 
-def models(runs: list[Evaluated]) -> dict[str, tuple[list[Evaluated], str]]:
+def list_models(runs: list[Evaluated]) -> dict[str, tuple[list[Evaluated], str]]:
     """Name on the page -> the runs that have it and what it is called there: the students first, then the teachers."""
     found = {each.run: ([each], each.student["name"]) for each in runs}
     teachers: dict[tuple, list[Evaluated]] = {}
@@ -36,23 +36,27 @@ def _teacher_key(run: Evaluated) -> tuple:
     """Teachers that agree in it drew the same images."""
     model = _teacher(run)
     return (
-        run.records["evaluate"]["inputs"]["teacher"], model["steps"], model["guidance_scale"], tuple(run.prompts),
-        run.card["intervals"]["seed"], run.card["images_per_prompt"],
-    )  # fmt: skip
+        run.records["evaluate"]["inputs"]["teacher"],
+        model["steps"],
+        model["guidance_scale"],
+        tuple(run.prompts),
+        run.card["intervals"]["seed"],
+        run.card["images_per_prompt"],
+    )
 
 
 def trained_on(run: Evaluated) -> set[str]:
     return {each["name"] for each in run.card["metrics"] if each["trained_on"]}
 
 
-def same_prompts(a: Evaluated, b: Evaluated) -> bool:
+def have_same_prompts(a: Evaluated, b: Evaluated) -> bool:
     """Whether both were judged on the same prompts with as many images of each."""
     return a.prompts == b.prompts and a.card["images_per_prompt"] == b.card["images_per_prompt"]
 
 
-def merged(runs: list[Evaluated]) -> dict:
+def merge_scorecards(runs: list[Evaluated]) -> dict:
     """One scorecard. A figure that one of the runs trained on is marked for all of them: it cannot decide."""
-    compared = models(runs)
+    compared = list_models(runs)
     tainted = set().union(*map(trained_on, runs))
     rows, heads, tags = {}, {}, {}
     for name, (owners, model) in compared.items():
@@ -70,14 +74,14 @@ def merged(runs: list[Evaluated]) -> dict:
     return {
         "models": list(heads.values()),
         "metrics": list(rows.values()),
-        "paired": [pair for other in runs[1:] if same_prompts(first, other) for pair in _pairs(first, other)],
+        "paired": [pair for other in runs[1:] if have_same_prompts(first, other) for pair in _pairs(first, other)],
         "tags": tags,
         "missing": [
             {"metric": f"{each['metric']} in {run.run}", "why": each["why"]}
             for run in runs
             for each in run.card["missing"]
         ],
-        "about": _about(runs),
+        "about": _merge_descriptions(runs),
     }
 
 
@@ -94,7 +98,7 @@ def _pairs(first: Evaluated, other: Evaluated) -> list[dict]:
         if not places or not _same_metric(first, other, figure):
             continue
         scores_MP = np.array([[side[figure][place] for place in places] for side in (ours, theirs)])
-        (interval,) = differences(scores_MP, first.card["intervals"]["seed"])
+        (interval,) = bootstrap_differences(scores_MP, first.card["intervals"]["seed"])
         difference, low, high = (float(value) if math.isfinite(value) else None for value in interval)
         pair = {"metric": figure, "a": first.run, "b": other.run, "difference": difference, "low": low, "high": high}
         found.append(pair)
@@ -107,7 +111,7 @@ def _same_metric(a: Evaluated, b: Evaluated, figure: str) -> bool:
     return ours is None or theirs is None or ours == theirs
 
 
-def _about(runs: list[Evaluated]) -> dict[str, dict]:
+def _merge_descriptions(runs: list[Evaluated]) -> dict[str, dict]:
     """What each figure is; where runs do not agree, each run's own."""
     found: dict[str, dict] = {}
     for figure in dict.fromkeys(figure for run in runs for figure in run.card["about"]):
@@ -118,7 +122,7 @@ def _about(runs: list[Evaluated]) -> dict[str, dict]:
     return found
 
 
-def remarks(runs: list[Evaluated]) -> list[str]:
+def list_remarks(runs: list[Evaluated]) -> list[str]:
     """What a reader has to know before comparing, in plain sentences."""
     first, told = runs[0], []
     for other in runs[1:]:
@@ -128,7 +132,7 @@ def remarks(runs: list[Evaluated]) -> list[str]:
                 f"{first.run} and {other.run} were judged on other prompts ({len(first.prompts):,} and "
                 f"{len(other.prompts):,}, {shared:,} in common): no paired differences, and their means do not compare."
             )
-        elif not same_prompts(first, other):
+        elif not have_same_prompts(first, other):
             told.append(
                 f"{first.run} has {first.card['images_per_prompt']} images of a prompt and {other.run} "
                 f"{other.card['images_per_prompt']}: no paired differences."
@@ -136,22 +140,26 @@ def remarks(runs: list[Evaluated]) -> list[str]:
         elif first.card["intervals"]["seed"] != other.card["intervals"]["seed"]:
             told.append(f"{first.run} and {other.run} drew from other noise: the pairs share their prompts only.")
     for figure in sorted(set().union(*map(trained_on, runs))):
-        told.append(f"{figure} was trained on by {listed(each.run for each in runs if figure in trained_on(each))}.")
+        told.append(
+            f"{figure} was trained on by {join_names(each.run for each in runs if figure in trained_on(each))}."
+        )
     for figure in first.card["about"]:
         others = [each.run for each in runs if not _same_metric(first, each, figure)]
         if others:
             told.append(
-                f"{figure} of {first.run} is another metric than in {listed(others)}: no paired differences of it."
+                f"{figure} of {first.run} is another metric than in {join_names(others)}: no paired differences of it."
             )
-    return [*told, *(f"{name} is that of {listed(runs)}." for name, runs in _teachers(runs).items())]
+    return [*told, *(f"{name} is that of {join_names(runs)}." for name, runs in _teachers(runs).items())]
 
 
 def _teachers(runs: list[Evaluated]) -> dict[str, list[str]]:
     """Whose teacher each is, where there are several."""
-    found = {name: [each.run for each in owners] for name, (owners, model) in models(runs).items() if model == TEACHER}
+    found = {
+        name: [each.run for each in owners] for name, (owners, model) in list_models(runs).items() if model == TEACHER
+    }
     return found if len(found) > 1 else {}
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     *before, last = names
     return f"{', '.join(before)} and {last}" if before else last

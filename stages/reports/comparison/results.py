@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dmdr.config.run import STAGES
-from stages.reports.card import readable, timed
+from stages.reports.card import add_speed, require_readable
 from stages.reports.charts import Point, read_columns
 from stages.store.artifacts import Artifact
 
@@ -47,7 +47,7 @@ class Evaluated:
         return {name: value for record in self.records.values() for name, value in record["identity"].items()}
 
 
-def read(runs: list[str], store: str, cache: Path) -> list[Evaluated]:
+def read_runs(runs: list[str], store: str, cache: Path) -> list[Evaluated]:
     """All runs in their order; every seal is looked at before anything is fetched.
 
     Raises:
@@ -56,14 +56,14 @@ def read(runs: list[str], store: str, cache: Path) -> list[Evaluated]:
     """
     for run in runs:
         Artifact(store, run, "evaluate").sealed()
-    return [_evaluated(run, store, cache / run) for run in runs]
+    return [_read_run(run, store, cache / run) for run in runs]
 
 
-def _evaluated(run: str, store: str, cache: Path) -> Evaluated:
+def _read_run(run: str, store: str, cache: Path) -> Evaluated:
     sealed = Artifact(store, run, "evaluate")
     folder = sealed.fetch(cache / "card", only=lambda name: name in ("scorecard.json", "speed.json", "scores.jsonl"))
-    card = readable(json.loads((folder / "scorecard.json").read_text(encoding="utf-8")), sealed.address)
-    card = timed(card, json.loads((folder / "speed.json").read_text(encoding="utf-8")))
+    card = require_readable(json.loads((folder / "scorecard.json").read_text(encoding="utf-8")), sealed.address)
+    card = add_speed(card, json.loads((folder / "speed.json").read_text(encoding="utf-8")))
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {stage: Artifact(store, run, stage).record() for stage in STAGES}
     records = {stage: record for stage, record in found.items() if record is not None}
@@ -72,14 +72,14 @@ def _evaluated(run: str, store: str, cache: Path) -> Evaluated:
         run,
         card,
         prompts=[(line["index"], line["prompt"]) for line in lines],
-        scores={model["name"]: _scores(lines, model["name"]) for model in card["models"]},
-        images={model: _images(sealed, cache / "images", model) for model in sorted(shown)},
-        curves=_curves(store, run, cache / "joint") if "joint" in records else {},
+        scores={model["name"]: _read_scores(lines, model["name"]) for model in card["models"]},
+        images={model: _read_images(sealed, cache / "images", model) for model in sorted(shown)},
+        curves=_read_curves(store, run, cache / "joint") if "joint" in records else {},
         records=records,
     )
 
 
-def _scores(lines: list[dict], model: str) -> dict[str, dict[int, float]]:
+def _read_scores(lines: list[dict], model: str) -> dict[str, dict[int, float]]:
     """A prompt that a metric does not judge has no score of it; null is not a number."""
     found: dict[str, dict[int, float]] = {}
     for place, line in enumerate(lines):
@@ -88,7 +88,7 @@ def _scores(lines: list[dict], model: str) -> dict[str, dict[int, float]]:
     return found
 
 
-def _images(sealed: Artifact, cache: Path, model: str) -> dict[int, np.ndarray]:
+def _read_images(sealed: Artifact, cache: Path, model: str) -> dict[int, np.ndarray]:
     """The first image of each prompt that evaluate kept."""
     folder = f"images/{model.replace(' ', '-')}/"
     wanted = [name for name in sealed.sealed()["files"] if name.startswith(folder) and name.endswith(FIRST_IMAGE)]
@@ -96,7 +96,7 @@ def _images(sealed: Artifact, cache: Path, model: str) -> dict[int, np.ndarray]:
     return {int(Path(name).parts[2]): np.asarray(Image.open(fetched / name).convert("RGB")) for name in wanted}
 
 
-def _curves(store: str, run: str, cache: Path) -> dict[str, list[Point]]:
+def _read_curves(store: str, run: str, cache: Path) -> dict[str, list[Point]]:
     folder = Artifact(store, run, "joint").fetch(cache, only=partial(str.__eq__, "metrics.jsonl"))
     columns = read_columns(folder / "metrics.jsonl")
     return {name: points for name, points in columns.items() if name.startswith(CURVES)}

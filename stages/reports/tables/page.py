@@ -12,9 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from dmdr.metrics.intervals import Interval
-from stages.reports.charts import chart, thin
-from stages.reports.gallery import png, tile
-from stages.reports.html import DIVERSITY, MARK, count, plain, shown, table, whole
+from stages.reports.charts import render_chart, thin
+from stages.reports.gallery import build_tile, encode_png
+from stages.reports.html import (
+    DIVERSITY,
+    MARK,
+    format_count,
+    format_figure,
+    render_document,
+    render_plain_table,
+    render_table,
+)
 from stages.reports.style import COLOURS
 from stages.reports.tables.judgement import (
     FAILS,
@@ -22,54 +30,54 @@ from stages.reports.tables.judgement import (
     NOT_RUN,
     UNDECIDED,
     Judgement,
-    judgements,
+    judge_claims,
     mean_over_seeds,
-    of_row,
+    select_row,
 )
 from stages.reports.tables.plan import Run
-from stages.reports.tables.results import Found, read
+from stages.reports.tables.results import Found, read_results
 from stages.reports.tables.spec import Row, Spec, paper_numbers
 from stages.reports.tables.style import DIRECTION, HOW, MORE_STYLE, TRAINED_ON
-from stages.reports.verdict import is_diversity, number
+from stages.reports.verdict import format_number, is_diversity
 
 SHOWN = 6  # prompts with images
 
 
-def write(spec: Spec, runs: list[Run], store: str, out: Path, command: str) -> list[Judgement]:
+def write_table_page(spec: Spec, runs: list[Run], store: str, out: Path, command: str) -> list[Judgement]:
     """Read what is sealed and write the page; returns the judgements.
 
     Raises:
         DataError, ConfigError: as stages.reports.tables.results.
     """
     with tempfile.TemporaryDirectory() as cache:
-        found = read(runs, store, spec.curves, Path(cache))
-        judged = judgements(spec, found)
+        found = read_results(runs, store, spec.curves, Path(cache))
+        judged = judge_claims(spec, found)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page(spec, runs, found, judged, command=command), encoding="utf-8")
+        out.write_text(render_page(spec, runs, found, judged, command=command), encoding="utf-8")
     return judged
 
 
-def page(spec: Spec, runs: list[Run], found: list[Found], judged: list[Judgement], *, command: str) -> str:
+def render_page(spec: Spec, runs: list[Run], found: list[Found], judged: list[Judgement], *, command: str) -> str:
     """The whole page; every text in it is escaped."""
     title = f"{spec.table}: {spec.title}"
     teacher, seeds = runs[0].config.teacher.path, list(dict.fromkeys(run.seed for run in runs))
     prompts = max((len(values) for each in found for values in each.scores.values()), default=0)
     summary = (
-        f"Teacher {escape(teacher)}, {count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), "
-        f"{prompts:,} evaluation prompts; {len(found)} of {count(len(runs), 'run')} finished."
+        f"Teacher {escape(teacher)}, {format_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), "
+        f"{prompts:,} evaluation prompts; {len(found)} of {format_count(len(runs), 'run')} finished."
     )
     body = [f"<h1>{escape(title)}</h1>", f'<p class="faint">{summary}</p>']
     body += [f"<p>{escape(spec.note)}</p>"] if spec.note else []
-    body += ["<h2>The paper's claims, here</h2>", claims(judged)] if judged else []
-    body += ["<h2>Figures</h2>", figures(spec, found)]
+    body += ["<h2>The paper's claims, here</h2>", render_claims(judged)] if judged else []
+    body += ["<h2>Figures</h2>", render_figures(spec, found)]
     if spec.curves:
-        body += ["<h2>Curves</h2>", curves(spec, found)]
-    body += ["<h2>Images</h2>", images(spec, found), "<h2>Runs</h2>", provenance(runs, found)]
+        body += ["<h2>Curves</h2>", render_curves(spec, found)]
+    body += ["<h2>Images</h2>", render_images(spec, found), "<h2>Runs</h2>", render_provenance(runs, found)]
     body.append(f"<p><small>This page and every run that is not sealed yet: <code>{escape(command)}</code></small></p>")
-    return whole(title, body, MORE_STYLE)
+    return render_document(title, body, MORE_STYLE)
 
 
-def claims(judged: list[Judgement]) -> str:
+def render_claims(judged: list[Judgement]) -> str:
     """A sentence each, under what the paper says."""
     parts, said = [], None
     for each in judged:
@@ -77,17 +85,16 @@ def claims(judged: list[Judgement]) -> str:
             said = each.claim.claim
             parts.append(f"<h3>{escape(said)}</h3>")
         kind = {HOLDS: "better", FAILS: "worse"}.get(each.word, "")
-        before, after = sentence(each).split(each.word, 1)
+        before, after = format_judgement(each).split(each.word, 1)
         mark = f" {MARK}" if each.trained_on else ""
         parts.append(f'<p class="card {kind}">{escape(before)}<b>{escape(each.word)}</b>{escape(after)}{mark}</p>')
     words = Counter(each.word for each in judged)
     summary = ", ".join(f"{each} {words[each]}" for each in (HOLDS, FAILS, UNDECIDED, NOT_RUN) if words[each])
-    return (
-        f'<div class="claims"><p class="faint">{count(len(judged), "judgement")}: {summary}.</p>{"".join(parts)}</div>'
-    )
+    heading = f'<p class="faint">{format_count(len(judged), "judgement")}: {summary}.</p>'
+    return f'<div class="claims">{heading}{"".join(parts)}</div>'
 
 
-def sentence(judgement: Judgement) -> str:
+def format_judgement(judgement: Judgement) -> str:
     """One judgement as a plain sentence."""
     at = f" at {judgement.variant.label}" if judgement.variant else ""
     of = "on" if judgement.claim.of == "scores" else "by the mean over training of"
@@ -100,14 +107,17 @@ def sentence(judgement: Judgement) -> str:
         elif math.isnan(mean):
             ends = "a score is not a number"
         else:
-            ends = f"difference {number(mean, '+')}, 95 % interval {number(low, '+')} to {number(high, '+')}"
-        over = count(judgement.seeds, "seed") + (f" and {count(judgement.prompts, 'prompt')}" * bool(judgement.prompts))
-        text += f"; {higher} {number(a)}, {lower} {number(b)}: {ends}, over {over}"
+            interval = f"{format_number(low, '+')} to {format_number(high, '+')}"
+            ends = f"difference {format_number(mean, '+')}, 95 % interval {interval}"
+        over = format_count(judgement.seeds, "seed") + (
+            f" and {format_count(judgement.prompts, 'prompt')}" * bool(judgement.prompts)
+        )
+        text += f"; {higher} {format_number(a)}, {lower} {format_number(b)}: {ends}, over {over}"
     paper = ", ".join(f"{column} {value:+.4f}" for column, value in judgement.paper.items())
     return f"{text}. In the paper: {paper}." if paper else f"{text}."
 
 
-def figures(spec: Spec, found: list[Found]) -> str:
+def render_figures(spec: Spec, found: list[Found]) -> str:
     """Rows by metrics, ours first and the paper's beside them."""
     variants = spec.variants or (None,)
     columns, papers = len(spec.columns), len(spec.paper_columns)
@@ -122,18 +132,23 @@ def figures(spec: Spec, found: list[Found]) -> str:
         )
     names = [
         f'<th class="{"first" * (n == 0)}">{escape(column.metric)}<small>{escape(column.label)}</small></th>'
-        for _ in variants for n, column in enumerate(spec.columns)
-    ]  # fmt: skip
+        for _ in variants
+        for n, column in enumerate(spec.columns)
+    ]
     names += [
         f'<th class="paper {"first" * (n == 0)}">{escape(column)}</th>'
-        for _ in variants for n, column in enumerate(spec.paper_columns)
-    ]  # fmt: skip
+        for _ in variants
+        for n, column in enumerate(spec.paper_columns)
+    ]
     rows = [f"<tr><td>{escape(row.label)}{_of_model(row)}</td>{_cells(spec, row, found)}</tr>" for row in spec.rows]
     trained_on = any(column.metric in each.trained_on for column in spec.columns for each in found)
     note = HOW + f" {MARK}: {TRAINED_ON}" * trained_on
     note += f" {DIRECTION}" if papers else ""
     note += f" {DIVERSITY}" if any(is_diversity(column.metric) for column in spec.columns) else ""
-    return table(f"{head}</tr><tr><th>row</th>{''.join(names)}", rows, name="Figures") + f"<p><small>{note}</small></p>"
+    return (
+        render_table(f"{head}</tr><tr><th>row</th>{''.join(names)}", rows, name="Figures")
+        + f"<p><small>{note}</small></p>"
+    )
 
 
 def _at(label: str) -> str:
@@ -147,11 +162,11 @@ def _of_model(row: Row) -> str:
 def _cells(spec: Spec, row: Row, found: list[Found]) -> str:
     cells = []
     for variant in spec.variants or (None,):
-        runs = of_row(found, row.name, variant)
+        runs = select_row(found, row.name, variant)
         for n, column in enumerate(spec.columns):
             cell = _cell(mean_over_seeds(found, row.name, variant, column.metric))
             trained_on = any(column.metric in each.trained_on for each in runs.values())
-            seeds = f"<small>{count(len(runs), 'seed')}</small>" * bool(runs)
+            seeds = f"<small>{format_count(len(runs), 'seed')}</small>" * bool(runs)
             cells.append(f'<td class="{"first" * (n == 0)}">{cell}{seeds * (n == 0)}{MARK * trained_on}</td>')
     for variant in spec.variants or (None,):
         paper = paper_numbers(row, variant)
@@ -165,26 +180,26 @@ def _cell(found: Interval | None) -> str:
     if found is None:
         return '<span class="faint">–</span>'
     if math.isnan(found.mean):
-        return shown(None)
-    return f"{number(found.mean)}<small>{number(found.low)} to {number(found.high)}</small>"
+        return format_figure(None)
+    return f"{format_number(found.mean)}<small>{format_number(found.low)} to {format_number(found.high)}</small>"
 
 
-def curves(spec: Spec, found: list[Found]) -> str:
+def render_curves(spec: Spec, found: list[Found]) -> str:
     """A chart a column: every seed of every row is a line, the rows by colour."""
     assert spec.curves is not None
     variant = spec.variants[-1] if spec.variants else None
-    rows = [row for row in spec.rows if any(each.curves for each in of_row(found, row.name, variant).values())]
+    rows = [row for row in spec.rows if any(each.curves for each in select_row(found, row.name, variant).values())]
     charts = []
     for column in spec.curves.columns:
         lines, colours = [], []
         for colour, row in enumerate(rows):
-            for seed, each in of_row(found, row.name, variant).items():
+            for seed, each in select_row(found, row.name, variant).items():
                 if column in each.curves:
                     lines.append((f"{row.label}, seed {seed}", 0.0, thin(each.curves[column])))
                     colours.append(colour % len(COLOURS))
         if lines:
             end = max(points[-1][0] for _, _, points in lines)
-            charts.append(chart(column, lines, end, colours=colours))
+            charts.append(render_chart(column, lines, end, colours=colours))
         else:
             charts.append(f"<figure><figcaption><b>{escape(column)}</b>in no run yet</figcaption></figure>")
     key = "".join(f'<span><i class="k{n % len(COLOURS)}"></i>{escape(row.label)}</span>' for n, row in enumerate(rows))
@@ -192,12 +207,12 @@ def curves(spec: Spec, found: list[Found]) -> str:
     return f'<p class="faint">{where}</p><p class="key">{key}</p><div class="charts">{"".join(charts)}</div>'
 
 
-def images(spec: Spec, found: list[Found]) -> str:
+def render_images(spec: Spec, found: list[Found]) -> str:
     """Rows of the table side by side on the same prompts and the same noise, of the first seed that they have."""
     columns = []
     for row in spec.rows:
         for variant in spec.variants or (None,):
-            runs = of_row(found, row.name, variant)
+            runs = select_row(found, row.name, variant)
             if runs:
                 columns.append((row, variant, runs[min(runs)]))
     if not columns:
@@ -214,29 +229,30 @@ def images(spec: Spec, found: list[Found]) -> str:
             "<tr>" + "".join(_pictures(each.images[prompt], row, prompt) for row, _, each in columns) + "</tr>"
         )
     note = f'<p class="faint">Same prompts, same noise; seed {", ".join(map(str, seeds))}.</p>'
-    return note + table(head, lines, name="Images", kind="images rows")
+    return note + render_table(head, lines, name="Images", kind="images rows")
 
 
 def _pictures(pictures: list[np.ndarray], row: Row, prompt: str) -> str:
     tags = []
     for image in pictures:
-        picture = tile(image)
+        picture = build_tile(image)
         tiny = ' class="tiny"' if max(image.shape) < picture.width else ""
-        data = base64.b64encode(png(picture)).decode("ascii")
+        data = base64.b64encode(encode_png(picture)).decode("ascii")
         alt = escape(f"{row.label}: {prompt}", quote=True)
         tags.append(f'<img{tiny} src="data:image/png;base64,{data}" alt="{alt}"/>')
     return f'<td><div class="{"one" * (len(tags) == 1)}">{"".join(tags)}</div></td>'
 
 
-def provenance(runs: list[Run], found: list[Found]) -> str:
+def render_provenance(runs: list[Run], found: list[Found]) -> str:
     """A line a run: what made it, or that it is not there yet."""
     by_name = {each.run.name: each for each in found}
-    return plain(
-        [(run.name, _made(by_name[run.name]) if run.name in by_name else "not finished") for run in runs], name="Runs"
+    return render_plain_table(
+        [(run.name, _describe_run(by_name[run.name]) if run.name in by_name else "not finished") for run in runs],
+        name="Runs",
     )
 
 
-def _made(found: Found) -> str:
+def _describe_run(found: Found) -> str:
     own = {stage: record for stage, record in found.records.items() if "adopted_from" not in record}
     shared = {stage: record["adopted_from"] for stage, record in found.records.items() if "adopted_from" in record}
     parts = [f"{stage} {record['duration_s']:.0f} s" for stage, record in own.items()]

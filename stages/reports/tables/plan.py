@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from dmdr.config.load import check, read
+from dmdr.config.load import read_mapping, validate
 from dmdr.config.run import Config
 from dmdr.errors import ConfigError
 from stages.reports.tables.spec import Changes, Row, Spec, Variant
@@ -36,7 +36,7 @@ class Run:
     path: Path
 
 
-def plan(spec: Spec, folder: Path, *, seeds: Iterable[int] | None = None, base: str | None = None) -> list[Run]:
+def plan_runs(spec: Spec, folder: Path, *, seeds: Iterable[int] | None = None, base: str | None = None) -> list[Run]:
     """All runs, seed by seed, and their configs in `folder`.
 
     seeds, base: in the place of the table's own. With another base its name stands in the names of the runs.
@@ -45,8 +45,8 @@ def plan(spec: Spec, folder: Path, *, seeds: Iterable[int] | None = None, base: 
         InputMissing: there is no base config.
         ConfigError: a row is no config, or has not the figures that the table shows.
     """
-    data = read(base or spec.base, "config", "correct the table's base, or --base")
-    check(data, Config, f"config {base or spec.base}")
+    data = read_mapping(base or spec.base, "config", "correct the table's base, or --base")
+    validate(data, Config, f"config {base or spec.base}")
     begin = f"{spec.runs}-{data['run']}" if base else spec.runs
     runs = []
     for seed in dict.fromkeys(spec.seeds if seeds is None else seeds):
@@ -57,11 +57,13 @@ def plan(spec: Spec, folder: Path, *, seeds: Iterable[int] | None = None, base: 
                 for key in OURS & changes.keys():
                     raise ConfigError(f"row {row.name} of {spec.table} changes {key}, which the table sets itself")
                 own = {"run": "-".join(parts), "seed": seed, "evaluate.models": [row.model]}
-                runs.append(_run(spec, folder, row, variant, changed(data, {**changes, **own}, f"row {row.name}")))
+                runs.append(
+                    _build_run(spec, folder, row, variant, apply_changes(data, {**changes, **own}, f"row {row.name}"))
+                )
     return runs
 
 
-def changed(data: dict, changes: Changes, who: str) -> dict:
+def apply_changes(data: dict, changes: Changes, who: str) -> dict:
     """A copy of a config's data; each value takes the place of all that stands at its dotted key.
 
     Raises:
@@ -81,9 +83,9 @@ def changed(data: dict, changes: Changes, who: str) -> dict:
     return data
 
 
-def _run(spec: Spec, folder: Path, row: Row, variant: Variant | None, data: dict) -> Run:
-    config = check(data, Config, f"row {row.name} of {spec.table}")
-    known = figures(config)
+def _build_run(spec: Spec, folder: Path, row: Row, variant: Variant | None, data: dict) -> Run:
+    config = validate(data, Config, f"row {row.name} of {spec.table}")
+    known = list_figures(config)
     for column in spec.columns:
         if column.metric not in known:
             raise ConfigError(
@@ -97,7 +99,7 @@ def _run(spec: Spec, folder: Path, row: Row, variant: Variant | None, data: dict
     return Run(config.run, row, variant, config.seed, config, path)
 
 
-def figures(config: Config) -> list[str]:
+def list_figures(config: Config) -> list[str]:
     """What evaluate will measure."""
     metrics, rl = config.evaluate.metrics, config.joint.rl
     found = [figure for metric in metrics for figure in FIGURES.get(metric, (metric,))]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from dmdr.config.identity import identity
 from stages.reports.tables import spec as specs
-from stages.reports.tables.plan import Run, plan
+from stages.reports.tables.plan import Run, plan_runs
 from stages.store.artifacts import Artifact
-from stages.store.inputs import inputs
+from stages.store.inputs import fingerprint_inputs
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Table:
     command: str
 
 
-def prepared(spec: str, seeds: list[int] | None, store: str, base: str | None, out: str | None) -> Table:
+def prepare_table(spec: str, seeds: list[int] | None, store: str, base: str | None, out: str | None) -> Table:
     """Read and check everything, and write the configs of all runs beside the page.
 
     Raises:
         ConfigError, InputMissing: the table, its base or a row cannot be run.
     """
-    table = specs.load(spec)
+    table = specs.load_spec(spec)
     page = Path(out or f"tables/{'-'.join([Path(spec).stem, *([Path(base).stem] if base else [])])}.html")
-    runs = plan(table, page.with_suffix(""), seeds=seeds, base=base)
+    runs = plan_runs(table, page.with_suffix(""), seeds=seeds, base=base)
     words = ["dmdr", "tables", spec, *(["--seeds", *map(str, seeds)] if seeds else [])]
     words += ["--store", store] if store != "runs" else []
     words += ["--base", base] if base else []
@@ -51,20 +51,23 @@ def is_finished(table: Table) -> bool:
             artifact = Artifact(table.store, each.name, stage)
             if artifact.record() is None:
                 return False
-            artifact.claim(identity(each.config, stage), inputs(each.config, stage, table.store, each.name))
+            artifact.claim(identity(each.config, stage), fingerprint_inputs(each.config, stage, table.store, each.name))
     return True
 
 
 def write_page(table: Table) -> str:
     """Write the page of what is sealed; print its claims and where it lies, and return them as Markdown."""
-    from stages.reports.tables.page import sentence, write  # with numpy, scipy and torch, of which running needs none
+    from stages.reports.tables.page import (  # with numpy, scipy and torch, of which running needs none
+        format_judgement,
+        write_table_page,
+    )
 
-    judged = write(table.spec, table.runs, table.store, table.out, table.command)
+    judged = write_table_page(table.spec, table.runs, table.store, table.out, table.command)
     lines: list[str] = []
     for each in judged:
         if (claim := f"\n{each.claim.claim}\n") not in lines:
             lines.append(claim)
-        lines.append(f"- {sentence(each)}")
+        lines.append(f"- {format_judgement(each)}")
     lines.append(f"\npage: {table.out}")
     print("\n".join(lines), flush=True)
     return "\n".join(lines)

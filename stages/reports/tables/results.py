@@ -34,7 +34,7 @@ class Found:
     records: dict[str, dict]
 
 
-def read(runs: list[Run], store: str, curves: Curves | None, cache: Path) -> list[Found]:
+def read_results(runs: list[Run], store: str, curves: Curves | None, cache: Path) -> list[Found]:
     """The runs whose evaluation is sealed, in their order.
 
     Raises:
@@ -61,10 +61,10 @@ def read(runs: list[Run], store: str, curves: Curves | None, cache: Path) -> lis
         found.append(
             Found(
                 run,
-                scores=_scores(lines, model),
+                scores=_read_scores(lines, model),
                 trained_on={each["name"] for each in card["metrics"] if each["trained_on"]},
-                images=_images(folder / shown, prompts),
-                curves=_curves(run, store, curves, cache),
+                images=_read_images(folder / shown, prompts),
+                curves=_read_curves(run, store, curves, cache),
                 records={stage: record for stage, record in records.items() if record is not None},
             )
         )
@@ -75,14 +75,14 @@ def _is_wanted(name: str, shown: str) -> bool:
     return name in ("scorecard.json", "scores.jsonl") or name.startswith(shown)
 
 
-def _scores(lines: list[dict], model: str) -> dict[str, np.ndarray]:
+def _read_scores(lines: list[dict], model: str) -> dict[str, np.ndarray]:
     """A prompt that a metric does not judge has no score of it; null is not a number."""
     figures = dict.fromkeys(figure for line in lines for figure in line["scores"][model])
     of_model = [line["scores"][model] for line in lines]
     return {f: np.array([each[f] for each in of_model if f in each], dtype=np.float64) for f in figures}
 
 
-def _images(folder: Path, prompts: list[str]) -> dict[str, list[np.ndarray]]:
+def _read_images(folder: Path, prompts: list[str]) -> dict[str, list[np.ndarray]]:
     found = {}
     for place in sorted(folder.iterdir()):
         files = sorted((place / "samples").iterdir())[:IMAGES]
@@ -90,7 +90,7 @@ def _images(folder: Path, prompts: list[str]) -> dict[str, list[np.ndarray]]:
     return found
 
 
-def _curves(run: Run, store: str, curves: Curves | None, cache: Path) -> dict[str, list[Point]]:
+def _read_curves(run: Run, store: str, curves: Curves | None, cache: Path) -> dict[str, list[Point]]:
     if curves is None or curves.stage not in run.row.stages:
         return {}
     folder = Artifact(store, run.name, curves.stage).fetch(

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dmdr.config.load import check, read
+from dmdr.config.load import read_mapping, validate
 from dmdr.config.section import Section
 
 PART = r"^[a-z0-9][a-z0-9-]{0,19}$"  # of a run's name
@@ -143,11 +143,13 @@ def paper_numbers(row: Row, variant: Variant | None) -> dict[str, float]:
     return {column: value for column, value in found.items() if not isinstance(value, dict)}
 
 
-def load(path: str | Path) -> Spec:
+def load_spec(path: str | Path) -> Spec:
     """Read and check a table's file.
 
     Raises:
         InputMissing: there is no such file.
         ConfigError: it is not YAML, has an unknown key, or names a row or a column that it does not have.
     """
-    return check(read(path, "table", "the ones that come with DMDR are in configs/tables/"), Spec, f"table {path}")
+    return validate(
+        read_mapping(path, "table", "the ones that come with DMDR are in configs/tables/"), Spec, f"table {path}"
+    )
