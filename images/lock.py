@@ -2,7 +2,7 @@
 
 An image holds what the project depends on, less what its programs never import, and what that needs in turn, in the
 versions of requirements.lock. What needs what is read from the installed packages, so it runs in the .venv of `make
-setup`. tests/test_images.py holds the files against it, and flow.lock against what flows import.
+setup`. tests/unit/packaging/test_images.py holds the files against it, and flow.lock against what flows import.
 """
 
 from __future__ import annotations

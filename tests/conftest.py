@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from dmdr.rewards import torchvision_shim
-from tests.fake_cluster.server import Cluster, fake_cluster
-from tests.s3_proxy import Faults, s3_proxy
-from tests.s3_server import BUCKET, s3_server
+from tests.support.fake_cluster.server import Cluster, fake_cluster
+from tests.support.s3_proxy import Faults, s3_proxy
+from tests.support.s3_server import BUCKET, s3_server
 
-pytest_plugins = ["tests.tiny_judges", "tests.tiny_rewards"]
+pytest_plugins = ["tests.support.tiny_judges", "tests.support.tiny_rewards"]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 torchvision_shim.install()  # before a test imports a library that imports torchvision
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only get in each other's way

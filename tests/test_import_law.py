@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {"dmdr": {"dmdr"}, "stages": {"dmdr", "stages"}, "flows": {"dmdr", "stages", "flows"}}
 # The rooms of each layer: its folders, and each file at its root. A room imports from those before it only.
 ROOMS = {

@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 from tests.images.containers import BASE, Image, appears, buildah, ended, make_base, own_storage, sizes, stop
-from tests.prefect_server import answers, started
+from tests.support.prefect_server import answers, started
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 UPDATES = 6
 LARGEST_FLOW = 400  # MB, the base among it
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tiny tensors: more threads only get in each other's way

@@ -1,0 +1,202 @@
+"""Training stages in several processes, started for real: the same losses and weights as one process has."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dmdr import distributed
+from dmdr.config.load import load_config
+from dmdr.errors import ConfigError
+from stages.runtime import ranks
+from tests.support.trained_run import run_stage
+
+TOLERANCE = 1e-5
+RUN = {"updates": 4, "batch_size": 3, "fake_updates": 3, "dynamic": {"updates": 3}}
+RATES = {"student": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 1e-4}}
+TRAINING = {**RUN, **RATES}
+
+
+def command(stage: str, config: Path, store: Path) -> list[str]:
+    return ["-m", "stages", stage, "--config", str(config), "--store", str(store)]
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def finish(arguments: list[str], code: int = 0) -> str:
+    process = start(arguments)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return err
+
+
+def results(store: Path, stage: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    folder = store / "tiny" / stage
+    weights = {
+        f"{file.stem}/{name}": value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()
+    }
+    return weights, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(ours: Path, theirs: Path, stage: str) -> None:
+    """Weights and logged figures, to TOLERANCE of their size."""
+    (weights, rows), (expected, expected_rows) = results(ours, stage), results(theirs, stage)
+    assert weights.keys() == expected.keys() and len(rows) == len(expected_rows)
+    apart = max(float((weights[name] - expected[name]).abs().max()) for name in expected)
+    figures = [(row[key], value) for row, each in zip(rows, expected_rows, strict=True) for key, value in each.items()]
+    relative = max(abs(found - value) / max(1.0, abs(value)) for found, value in figures)
+    print(f"{stage}: weights at most {apart:.2e} apart, figures {relative:.2e}")
+    assert apart < TOLERANCE and relative < TOLERANCE
+
+
+def together(tiny_config: Callable[..., Path], processes: int, sharding: str = "none", **changes: object) -> Path:
+    execution = {"device": "cpu", "checkpoint_every": 2, "processes": processes, "sharding": sharding}
+    return tiny_config(**{"execution": execution, "cold_start": TRAINING, **changes})
+
+
+@pytest.mark.parametrize(
+    ("form", "shardings", "joint"),
+    [
+        (
+            "full",
+            ("none", "fsdp"),
+            {
+                "rl": {"algorithm": "refl", "weight": 0.5, "weight_is": "matched", "rewards": {"lab-conv": 1.0}},
+                "watch": {"every": 2, "reward": "lab-mixer", "prompts": 5, "export": "best"},
+            },
+        ),
+        (
+            "lora",
+            ("fsdp",),
+            {
+                "rl": {"algorithm": "grpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                "batch_size": 5,
+            },
+        ),
+        (
+            "full",
+            ("none",),
+            {
+                "rl": {"algorithm": "dpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                "batch_size": 6,
+                "distribution_matching": False,
+            },
+        ),
+    ],
+    ids=["refl-matched-watched", "grpo-lora", "dpo-alone"],
+)
+def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings, joint):
+    """Ranks get 1 and 2 states of a batch of 3; those that were followed by an action differ in number, too."""
+    student = {"steps": 2, "form": form, **({"lora_rank": 4} if form == "lora" else {})}
+    alone, both = tmp_path / "1", tmp_path / "2"
+
+    def run(stage: str, store: Path, processes: int, sharding: str = "none") -> None:
+        config = together(tiny_config, processes, sharding, student=student, joint={**TRAINING, **joint})
+        if processes > 1:
+            finish(command(stage, config, store))
+        else:
+            run_stage(load_config(config), store, stage)
+
+    run("prompts", alone, 1)
+    shutil.copytree(alone / "tiny/prompts", both / "tiny/prompts")
+    run("cold_start", alone, 1)
+    run("cold_start", both, 2, shardings[-1])
+    assert_same(both, alone, "cold_start")
+
+    shutil.rmtree(both / "tiny/cold_start")
+    shutil.copytree(alone / "tiny/cold_start", both / "tiny/cold_start")
+    run("joint", alone, 1)
+    for sharding in shardings:
+        run("joint", both, 2, sharding)
+        assert_same(both, alone, "joint")
+        shutil.rmtree(both / "tiny/joint")
+
+
+def test_torchrun_may_start_the_ranks(tiny_config, tmp_path, monkeypatch):
+    config = together(tiny_config, 1)
+    run_stage(load_config(config), tmp_path, "prompts")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finish([*torchrun, *command("cold_start", config, tmp_path)])
+    record = json.loads((tmp_path / "tiny/cold_start/record.json").read_text())
+    assert record["processes"] == 2
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():  # as torchrun sets them
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="export runs in one process, torchrun started 2"):
+        ranks.count_processes(load_config(config), "export")
+
+
+@pytest.mark.parametrize("who", ["all", "one"])
+def test_sigterm_on_any_rank_leaves_one_checkpoint_and_75(tiny_config, tmp_path, who):
+    config = together(tiny_config, 2, cold_start={**TRAINING, "updates": 4000})
+    run_stage(load_config(config), tmp_path, "prompts")
+    process = start(command("cold_start", config, tmp_path))
+    checkpoints = tmp_path / "tiny/cold_start/checkpoints"
+    while not list(checkpoints.glob("*/manifest.json")) and process.poll() is None:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(process.pid if who == "all" else int(children[1]), signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    newest = max(path.parent.name for path in checkpoints.glob("*/manifest.json"))
+    told = [line for line in err.splitlines() if "stopped after update" in line]
+    assert len(told) == 1 and f"after update {int(newest.removeprefix('step-'))} of 4000" in told[0], err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cold_start": {**TRAINING, "batch_size": 1}}, "cold_start.batch_size 1 cannot be split over 2 processes"),
+        ({"cold_start": {**TRAINING, "batch_size": 2, "fake_updates": 1}}, "needs 1 prompt an update, fewer than 2"),
+    ],
+    ids=["batch", "prompts"],
+)
+def test_what_cannot_be_split_is_refused_in_one_line(tiny_config, tmp_path, changes, said):
+    config = together(tiny_config, 2, **changes)
+    run_stage(load_config(config), tmp_path, "prompts")
+    err = finish(command("cold_start", config, tmp_path), code=64)
+    assert said in err and err.count("\n") == 1
+    assert not (tmp_path / "tiny/cold_start/record.json").exists()
+
+
+def test_a_rank_without_a_gpu_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="one a GPU, and this machine has 2; set execution.processes to 2"):
+        distributed.join("cuda", 2)
+    assert distributed.ranks() == 1, "no group was entered"
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ([0, 0], 0),
+        ([75, 75], 75),
+        ([70, 65], 65),
+        ([75, 74], 74),
+        ([-9, 70], 70),
+        ([-9, 75], 137),
+        ([-15, -9], 137),
+        ([0, 75], 75),
+        ([-15, 75], 75),
+        ([-15, 0], 143),
+    ],
+)
+def test_the_exit_code_that_tells_most(codes, code):
+    assert ranks.worst_exit_code(codes) == code

@@ -1,0 +1,126 @@
+"""The training stages as processes: killed at random and resumed to the same bits, stopped, diverged, misfed."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dmdr.config.load import load_config
+from tests.support.trained_run import run_stage
+
+KILLS = 3
+UPDATES = 14
+
+
+def start(stage: str, config: Path, store: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "stages", stage, "--config", str(config), "--store", str(store)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+
+
+def finish(stage: str, config: Path, store: Path) -> str:
+    process = start(stage, config, store)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return err
+
+
+def digests(store: Path, stage: str) -> dict[str, str]:
+    record = json.loads((store / "tiny" / stage / "record.json").read_text())
+    return {name: facts["sha256"] for name, facts in record["files"].items()}
+
+
+def steps_saved(store: Path, stage: str) -> set[str]:
+    return {path.parent.name for path in (store / "tiny" / stage / "checkpoints").glob("*/manifest.json")}
+
+
+@pytest.mark.parametrize(("form", "family"), [("full", "sd3"), ("lora", "sdxl")])
+def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request, form, family):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    training = {
+        "updates": UPDATES,
+        "batch_size": 2,
+        "fake_updates": 2,
+        "dynamic": {"updates": 8},
+        "student": {"learning_rate": 1e-3, "final_learning_rate": 1e-4},
+        "fake_score": {"learning_rate": 1e-3},
+    }
+    student = {"steps": 2, "form": form, "lora_rank": 4 if form == "lora" else None}
+    path = str(request.getfixturevalue(f"tiny_{family}_folder"))
+    config = tiny_config(
+        run="tiny",
+        cold_start=training,
+        student=student,
+        execution={"checkpoint_every": 1},
+        teacher={"path": path, "guidance_scale": 3.0},
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_stage(load_config(config), whole, "prompts")
+    shutil.copytree(whole, killed)
+    run_stage(load_config(config), whole, "cold_start")
+
+    kills, resumed = 0, 0
+    while kills < (KILLS if form == "full" else 2):
+        before = steps_saved(killed, "cold_start")
+        process = start("cold_start", config, killed)
+        while steps_saved(killed, "cold_start") <= before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        err = process.communicate()[1]
+        if process.returncode == 0:
+            break  # it ended before the signal: nothing is left to kill
+        assert process.returncode == -signal.SIGKILL, err
+        kills, resumed = kills + 1, resumed + bool(before)
+    assert kills >= 2 and resumed >= 1, f"{kills} kills, {resumed} of a resumed run"
+    finish("cold_start", config, killed)
+    print(f"{kills} kills, {resumed} of them of a resumed run")
+    assert digests(killed, "cold_start") == digests(whole, "cold_start")
+
+
+def test_sigterm_leaves_a_checkpoint_and_75(tiny_config, tmp_path):
+    training = {
+        "updates": 400,
+        "batch_size": 2,
+        "fake_updates": 2,
+        "student": {"learning_rate": 1e-3},
+        "fake_score": {"learning_rate": 1e-3},
+    }
+    config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 5})
+    run_stage(load_config(config), tmp_path, "prompts")
+    process = start("cold_start", config, tmp_path)
+    while not steps_saved(tmp_path, "cold_start") and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    last = max(steps_saved(tmp_path, "cold_start"))
+    assert f"after update {int(last.removeprefix('step-'))} of 400" in err, err
+    assert not (tmp_path / "tiny" / "cold_start" / "record.json").exists()
+
+
+def test_divergence_is_one_line_and_keeps_the_checkpoint(tiny_config, tmp_path):
+    training = {
+        "updates": 50,
+        "batch_size": 2,
+        "fake_updates": 2,
+        "student": {"learning_rate": 1e30},
+        "fake_score": {"learning_rate": 1e-3},
+    }
+    config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 1})
+    run_stage(load_config(config), tmp_path, "prompts")
+    process = start("cold_start", config, tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 70, err
+    last = err.strip().splitlines()[-1]
+    assert "Traceback" not in err and "at update" in last and "lower the learning rates" in last
+    assert steps_saved(tmp_path, "cold_start") and not (tmp_path / "tiny" / "cold_start" / "record.json").exists()

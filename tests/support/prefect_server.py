@@ -1,0 +1,89 @@
+"""A real Prefect server, and clients of it, for the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STARTUP = 300  # seconds; a server migrates its database first
+
+
+def started(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "prefect", *arguments]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+
+
+def prefect(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefect", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def server_environment(home: Path, **more: str) -> tuple[str, dict[str, str]]:
+    """A free port, and the environment of a server that listens there and of all that talk to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    own = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PWD": str(ROOT),
+    }
+    return port, os.environ | own | more
+
+
+def answers(url: str) -> None:
+    """Wait until a URL answers, for at most STARTUP seconds."""
+    deadline = time.monotonic() + STARTUP
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.3)
+
+
+def asked(environment: dict[str, str], path: str, body: dict | None = None, method: str = "POST"):
+    """The answer of Prefect's API; None for a body: GET. As Prefect's own client does, a request that meets a locked
+    SQLite database (503) is made again."""
+    data = None if body is None else json.dumps(body).encode()
+    verb = "GET" if body is None else method
+    headers, url = {"Content-Type": "application/json"}, f"{environment['PREFECT_API_URL']}{path}"
+    deadline = time.monotonic() + STARTUP
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=verb), timeout=60) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as refused:
+            if refused.code != 503 or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+@contextmanager
+def server_alone(home: Path) -> Iterator[dict[str, str]]:
+    """A server on SQLite with the work pool `local`, no deployment and no worker; its clients' environment."""
+    port, environment = server_environment(home, PYTHONPATH=str(ROOT), PREFECT_DEFAULT_WORK_POOL_NAME="local")
+    process = started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)
+    try:
+        answers(f"{environment['PREFECT_API_URL']}/health")
+        asked(environment, "/work_pools/", {"name": "local", "type": "process"})
+        yield environment
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,413 @@
+"""The hacking alarm: its figures, when it rings, and that it neither changes training nor loses anything in a kill."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dmdr.config.load import load_config
+from dmdr.config.run import Optimizer, Training, Watch
+from dmdr.errors import ConfigError
+from dmdr.hacking_alarm import (
+    DIVERSITY,
+    NON_FINITE,
+    REWARD,
+    SATURATION,
+    Watcher,
+    best_look,
+    diversity,
+    find_alarms,
+    measure_prompt,
+    saturation,
+    score_images,
+    select_looks,
+)
+from dmdr.promptset import PromptSet
+from dmdr.rewards.load import load_reward
+from dmdr.rollout import noise_for, sample_student
+from dmdr.shared_base import SharedBase
+from dmdr.state import TrainState, fill_parameters
+from dmdr.teacher.load import find_teacher, load_teacher
+from stages.reports.charts import read_columns, render_charts
+from stages.reports.provenance import describe_watch
+from tests.integration.test_stage_training import digests, finish, start, steps_saved
+from tests.support.trained_run import run_stage
+
+HELD_OUT, SEED, STEPS = "lab-mixer", 11, 2
+DEAF = {"reward_drop": 9.0, "diversity_drop": 0.999, "saturation_rise": 999.0}  # no finite image sets these off
+
+
+# The figures
+
+
+def test_saturation_and_diversity_equal_numpy():
+    images = torch.rand(5, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    each = images.double().numpy()
+    spreads = [np.mean([max(p) - min(p) for p in image.reshape(3, -1).T]) for image in each]
+    assert saturation(images).numpy() == pytest.approx(spreads)
+    pairs = [np.sqrt(np.mean((a - b) ** 2)) for a, b in itertools.combinations(each, 2)]
+    assert float(diversity(images)) == pytest.approx(np.mean(pairs))
+    assert float(diversity(images[:1].expand(3, -1, -1, -1))) == 0.0
+    opposite = torch.stack([torch.zeros(3, 6, 4), torch.ones(3, 6, 4)])
+    assert float(diversity(opposite)) == pytest.approx(1.0)
+    assert saturation(opposite).tolist() == [0.0, 0.0]
+
+
+def test_a_broken_image_counts_for_nothing_else():
+    reward, prompts = load_reward("lab-conv"), ["a red circle"] * 4
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    sound = images[[0, 2, 3]].clone()
+    images[1, 0, 3, 3] = torch.nan
+    row = measure_prompt(images, score_images(reward, images, prompts))
+    assert row[NON_FINITE] == 0.25
+    assert row[REWARD] == pytest.approx(float(reward(sound, prompts[:3]).mean()), abs=1e-6)
+    assert row[DIVERSITY] == float(diversity(sound))
+    assert row[SATURATION] == float(saturation(sound).mean())
+    one = images[:2]
+    assert measure_prompt(one, score_images(reward, one, prompts[:2])).keys() == {NON_FINITE, REWARD, SATURATION}
+    assert measure_prompt(images[1:2], score_images(reward, images[1:2], prompts[:1])) == {NON_FINITE: 1.0}
+
+
+class Bench:
+    """A base, its state and the sealed prompts of a tiny run; `watcher` says into `said`."""
+
+    def __init__(self, config_path: Path, store: Path, rank: int | None) -> None:
+        self.config = load_config(config_path)
+        self.folder = run_stage(self.config, store, "prompts")
+        backbone = load_teacher(find_teacher(self.config.teacher.path), text=False)
+        self.base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=rank, seed=0)
+        optimizer = Optimizer(learning_rate=1e-3)
+        training = Training(updates=9, batch_size=1, student=optimizer, fake_score=optimizer)
+        self.state = TrainState(self.base, training, ema=0.9)
+        self.said: list[str] = []
+
+    def watcher(self, *, batch_size: int = 5, **changes: object) -> Watcher:
+        watch = Watch(**{"every": 1, "reward": HELD_OUT, "prompts": 4, "seeds": 3} | DEAF | changes)
+        return Watcher(
+            watch,
+            self.base,
+            prompts=PromptSet(self.folder, "train"),
+            times=self.base.backbone.student_times(STEPS),
+            seed=SEED,
+            batch_size=batch_size,
+            say=self.said.append,
+        )
+
+    def look(self, watcher: Watcher) -> tuple[dict, bool]:
+        """A look and, as the loop does, its row."""
+        seen = watcher.look(self.state, last=False)
+        self.state.rows.append({"update": self.state.update, **seen.figures})
+        self.state.update += 1
+        return self.state.rows[-1], seen.stop
+
+
+@pytest.fixture(params=[None, 4], ids=["full", "lora"])
+def bench(request, tiny_config, tmp_path) -> Bench:
+    return Bench(tiny_config(), tmp_path / "store", request.param)
+
+
+def test_a_look_is_of_the_ema_and_leaves_no_trace(bench):
+    """Against images drawn one by one, by a network that has the EMA for its weights."""
+    generator = torch.Generator().manual_seed(4)
+    for name, average in bench.state.ema.items():
+        average.add_(0.05 * torch.randn(average.shape, generator=generator))
+        bench.base.student_parameters[name].data.add_(0.05 * torch.randn(average.shape, generator=generator))
+    before = {name: value.clone() for name, value in bench.state.tensors().items()}
+    watcher = bench.watcher()
+    found = watcher.look(bench.state, last=False).figures
+    after = bench.state.tensors()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+    fill_parameters(bench.base.student_parameters, bench.state.ema, "the EMA")
+    backbone, prompts = bench.base.backbone, watcher.prompts
+    times, by_prompt = backbone.student_times(STEPS), []
+    for index in [0, 3, 7, 10]:  # four of fourteen, evenly
+        images = []
+        for seed in range(3):
+            noises = noise_for(SEED, "watch", index, seed, shape=(STEPS, *backbone.latent_shape))[:, None]
+            c = backbone.collate(prompts.items([index]))
+            with bench.base.use_adapter("student", float(bench.base.student_is_lora)) as network:
+                network = network if bench.base.student_is_lora else bench.base.student_network
+                images.append(backbone.decode(sample_student(backbone, network, c, times, noises))[0])
+        by_prompt.append((prompts.records([index])[0]["prompt"], torch.stack(images)))
+    reward = load_reward(HELD_OUT)
+    expected = {
+        REWARD: np.mean([reward(images, [text] * 3).mean().item() for text, images in by_prompt]),
+        DIVERSITY: np.mean([diversity(images).item() for _, images in by_prompt]),
+        SATURATION: np.mean([saturation(images).mean().item() for _, images in by_prompt]),
+        NON_FINITE: 0.0,
+    }
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert bench.watcher(batch_size=100).look(bench.state, last=True).figures == pytest.approx(found, abs=1e-5)
+
+
+def test_the_student_is_itself_again_after_an_error(bench):
+    for average in bench.state.ema.values():
+        average.add_(1.0)
+    before = {name: value.clone() for name, value in bench.state.tensors().items()}
+    with pytest.raises(KeyError), bench.state.averaged():
+        inside = bench.state.tensors()
+        assert all(torch.equal(inside[f"student/param/{name}"], before[f"ema/{name}"]) for name in bench.state.ema)
+        raise KeyError
+    assert all(torch.equal(value, before[name]) for name, value in bench.state.tensors().items())
+
+
+# The alarms
+
+
+def brute_force(watch: Watch, looks: list[dict]) -> list[tuple[str, int]]:
+    """(figure, update) of every alarm, each look judged from scratch."""
+
+    def wrong(n: int) -> set[str]:
+        look, first = looks[n], looks[0]
+        bests = [each[REWARD] for each in looks[:n] if each[NON_FINITE] == 0]
+        found = {NON_FINITE} if look[NON_FINITE] > 0 else set()
+        if REWARD in look and bests and max(bests) - look[REWARD] > watch.reward_drop:
+            found.add(REWARD)
+        if DIVERSITY in look and DIVERSITY in first and 1 - look[DIVERSITY] / first[DIVERSITY] > watch.diversity_drop:
+            found.add(DIVERSITY)
+        rise = look[SATURATION] / first[SATURATION] - 1 if SATURATION in look and SATURATION in first else 0.0
+        return found | ({SATURATION} if rise > watch.saturation_rise else set())
+
+    wrongs = [wrong(n) for n in range(len(looks))]
+    new = (now - then for then, now in zip([set(), *wrongs], wrongs, strict=False))
+    return [(figure, look["update"]) for look, figures in zip(looks, new, strict=True) for figure in sorted(figures)]
+
+
+def test_alarms_of_random_stages_equal_brute_force():
+    rng, watch, kinds = random.Random(5), Watch(reward=HELD_OUT), set()
+    for _ in range(300):
+        looks = []
+        for n in range(rng.randrange(1, 12)):
+            look = {"update": 50 * n, NON_FINITE: rng.choice([0.0, 0.0, 0.0, 0.5, 1.0])}
+            if look[NON_FINITE] < 1:
+                look |= {REWARD: rng.uniform(0.3, 0.4), SATURATION: rng.uniform(0.3, 0.5)}
+            if look[NON_FINITE] == 0:
+                look |= {DIVERSITY: rng.uniform(0.1, 0.2)}
+            looks.append(look)
+        found = find_alarms(watch, looks)
+        assert sorted((a.update, a.figure) for a in found) == sorted((u, f) for f, u in brute_force(watch, looks))
+        kinds |= {alarm.figure for alarm in found}
+        rewarded = [each for each in looks if each[NON_FINITE] == 0]
+        assert best_look(looks) == (
+            max(rewarded, key=lambda each: (each[REWARD], -each["update"])) if rewarded else None
+        )
+    assert kinds == {REWARD, DIVERSITY, SATURATION, NON_FINITE}
+
+
+PUSHES = {  # what the student is moved by: the loss, the setting that listens to it, and whether the figure falls
+    REWARD: (lambda images, scores: scores.mean(), {"reward_drop": 0.02}, True),
+    DIVERSITY: (lambda images, scores: images.var(0).mean(), {"diversity_drop": 0.2}, True),
+    SATURATION: (lambda images, scores: -(images.amax(1) - images.amin(1)).mean(), {"saturation_rise": 0.03}, False),
+}
+
+
+@pytest.mark.parametrize("figure", PUSHES)
+def test_a_student_moved_by_hand_sets_off_its_alarm_alone(bench, figure):
+    loss_of, settings, falls = PUSHES[figure]
+    watcher, backbone = bench.watcher(**settings), bench.base.backbone
+    reward = watcher.reward
+    reward.scale, reward.bias = 4.0, 0.0  # as shipped, it is sure that these images of an untrained teacher are wrong
+    c = backbone.collate(watcher.prompts.items(range(8)))
+    texts = [record["prompt"] for record in watcher.prompts.records(range(8))]
+    optimizer = torch.optim.Adam(
+        bench.base.student_parameters.values(), lr=2e-2 if bench.base.student_is_lora else 3e-3
+    )
+    first, stop = bench.look(watcher)
+    assert not bench.said and not stop
+    while not bench.said and bench.state.update < 80:
+        noise = noise_for(1, bench.state.update, shape=(8, *backbone.latent_shape))
+        images = backbone.decode(bench.base.student(noise, torch.ones(8), c))
+        optimizer.zero_grad()
+        loss_of(images, reward(images, texts)).backward()
+        optimizer.step()
+        fill_parameters(bench.state.ema, bench.base.student_parameters, "the student")
+        row, stop = bench.look(watcher)
+        (limit,) = settings.values()
+        past = max(each[REWARD] for each in bench.state.rows[:-1]) if figure == REWARD else first[figure]
+        bound = past - limit if figure == REWARD else past * (1 - limit if falls else 1 + limit)
+        assert bool(bench.said) == (row[figure] < bound if falls else row[figure] > bound)
+    (line,) = bench.said
+    assert f"ALARM at update {bench.state.update - 1}:" in line and f"is {row[figure]:.4g}, it was {past:.4g}" in line
+    assert "\n" not in line and "lower joint.rl.weight" in line
+    bench.look(watcher)
+    assert len(bench.said) == 1, "a breach that goes on is told once"
+
+
+def test_images_that_are_not_numbers_are_an_alarm_not_an_error(bench):
+    watcher = bench.watcher(export="best")
+    bench.look(watcher)
+    kept = {name: value.clone() for name, value in bench.state.best_ema.items()}
+    next(iter(bench.state.ema.values())).fill_(torch.nan)
+    row, _ = bench.look(watcher)
+    assert row == {"update": 1, NON_FINITE: 1.0}
+    assert len(bench.said) == 1 and "not numbers is 1, it was 0 at update 0" in bench.said[0]
+    assert all(torch.equal(value, kept[name]) for name, value in bench.state.best_ema.items())
+
+
+@pytest.mark.parametrize("on_alarm", ["off", "warn", "stop"])
+def test_off_is_silent_warn_goes_on_stop_stops(bench, on_alarm):
+    watcher = bench.watcher(on_alarm=on_alarm, every=2)
+    assert bench.look(watcher)[1] is False
+    next(iter(bench.state.ema.values())).fill_(torch.nan)
+    assert bench.look(watcher) == ({"update": 1}, False), "no look was due"
+    row, stop = bench.look(watcher)
+    assert row[NON_FINITE] == 1.0 and stop == (on_alarm == "stop")
+    assert len(bench.said) == (on_alarm != "off")
+    assert [alarm.update for alarm in find_alarms(watcher.config, select_looks(bench.state.rows))] == [2]
+
+
+# The stage
+
+
+JOINT = {
+    "updates": 10,
+    "batch_size": 2,
+    "fake_updates": 2,
+    "student": {"learning_rate": 1e-3},
+    "fake_score": {"learning_rate": 1e-3},
+    "rl": {"algorithm": "refl", "weight": 5.0, "rewards": {"lab-conv": 1.0}},
+}
+WATCHED = {"every": 3, "reward": HELD_OUT, "prompts": 5, "seeds": 2, "export": "best", "on_alarm": "off", **DEAF}
+STUDENTS = {  # seed 4 and these rates put the best look in the middle of the stage
+    "full": ({"steps": 2, "ema": 0.5}, 1e-3),
+    "lora": ({"steps": 2, "ema": 0.5, "form": "lora", "lora_rank": 4}, 1e-2),
+}
+
+
+class Stage:
+    """The joint stage over prompts and a cold start that are made once; each run in a store of its own."""
+
+    def __init__(self, write: Callable[..., Path], folder: Path, form: str) -> None:
+        student, rate = STUDENTS[form]
+        self.rate, self.folder = rate, folder
+        self.write = partial(write, seed=4, student=student)
+        for stage in ("prompts", "cold_start"):
+            run_stage(load_config(self.write()), folder / "begun", stage)
+
+    def config(self, **joint: object) -> Path:
+        return self.write(joint={**JOINT, "student": {"learning_rate": self.rate}, **joint})
+
+    def store(self, name: str) -> Path:
+        return Path(shutil.copytree(self.folder / "begun", self.folder / name))
+
+    def run(self, name: str, **joint: object) -> Path:
+        run_stage(load_config(self.config(**joint)), self.store(name), "joint")
+        return self.folder / name
+
+
+@pytest.fixture(params=STUDENTS)
+def stage(request, tiny_config, tmp_path) -> Stage:
+    return Stage(tiny_config, tmp_path, request.param)
+
+
+def facts(store: Path) -> dict:
+    return json.loads((store / "tiny" / "joint" / "record.json").read_text())["facts"]
+
+
+def rows(store: Path) -> list[dict]:
+    return [json.loads(line) for line in (store / "tiny" / "joint" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_watching_changes_no_bit_of_training(stage):
+    unwatched = stage.run("unwatched")
+    for export in ("last", "best"):
+        store = stage.run(export, watch={**WATCHED, "export": export, "on_alarm": "warn"})
+        ours, theirs = digests(store, "joint"), digests(unwatched, "joint")
+        differ = {name for name in theirs if ours[name] != theirs[name]}
+        assert ours.keys() == theirs.keys()
+        best_files = {"student_ema.safetensors", "student.json"} if export == "best" else set()
+        assert differ == {"metrics.jsonl"} | best_files
+        stripped = [{key: row[key] for key in row if not key.startswith("watch/")} for row in rows(store)]
+        assert stripped == [*rows(unwatched), {"update": 10}]
+        assert [row["update"] for row in select_looks(rows(store))] == [0, 3, 6, 9, 10]
+
+
+def test_best_is_what_an_unwatched_run_that_ends_there_exports(stage):
+    store = stage.run("watched", watch=WATCHED)
+    top = max(select_looks(rows(store)), key=lambda row: row[REWARD])["update"]
+    assert 0 < top < 10, "the best look is at an end of the stage; with another seed the test would tell more"
+    assert json.loads((store / "tiny" / "joint" / "student.json").read_text())["ema_update"] == top
+    assert facts(store)["watch"]["best"]["update"] == top
+    ours, theirs = digests(store, "joint"), digests(stage.run("short", updates=top), "joint")
+    assert ours["student_ema.safetensors"] == theirs["student_ema.safetensors"]
+    assert ours["student.safetensors"] != theirs["student.safetensors"]
+
+
+def test_stop_seals_what_there_is_and_says_why(stage, capfd):
+    eager = {"reward_drop": 1e-9, "diversity_drop": 1e-9, "saturation_rise": 1e-9, "on_alarm": "stop", "every": 2}
+    store = stage.run("stopped", watch={**WATCHED, **eager}, updates=40)
+    err = capfd.readouterr().err
+    told = facts(store)["watch"]["stopped"]
+    ended = told["after_update"]
+    assert 0 < ended < 40 and ended % 2 == 0 and facts(store)["updates"] == ended
+    lines = [line for line in err.splitlines() if "ALARM" in line]
+    assert lines and all(line.startswith(f"joint: ALARM at update {ended}: ") for line in lines)
+    assert told["why"] == "; ".join(line.removeprefix("joint: ") for line in lines)
+    assert f"ended by joint.watch after update {ended} of 40" in err
+    assert [row["update"] for row in rows(store)] == list(range(ended + 1))
+    seen = describe_watch(facts(store)["watch"])
+    assert f"stopped after update {ended}; the student is the EMA of update" in seen
+    assert all(
+        f"{each['figure']} {each['now']:.4g} at update {ended}" in seen for each in facts(store)["watch"]["alarms"]
+    )
+
+
+def test_the_report_draws_a_look_where_it_was_taken(tmp_path):
+    lines = [
+        {"update": n, "loss_dm": 1.0, **({REWARD: 0.1 * n, NON_FINITE: 0.0} if n % 2 == 0 else {})} for n in range(4)
+    ]
+    lines.append({"update": 4, NON_FINITE: 1.0})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = read_columns(path)
+    assert columns[REWARD] == [(0, 0.0), (2, 0.2)]
+    assert [x for x, _ in columns[NON_FINITE]] == [0, 2, 4] and [x for x, _ in columns["loss_dm"]] == [1, 2, 3, 4]
+    page = render_charts({"cold_start": {"loss_dm": [(1, 2.0)]}, "joint": {**columns, "reward/lab-conv": [(1, 0.5)]}})
+    drawn = re.findall(r"<figcaption><b>([^<]+)</b>", page)
+    assert drawn == ["loss_dm", "reward/lab-conv", NON_FINITE, REWARD] and "not a number" not in page
+
+
+def test_an_unknown_watched_reward_is_refused(stage):
+    with pytest.raises(ConfigError, match="unknown reward beauty; DMDR has"):
+        stage.run("unknown", watch={**WATCHED, "reward": "beauty"})
+
+
+def test_killed_with_the_watch_on_ends_with_the_same_bits(stage):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    loud = {"on_alarm": "warn", "every": 2, "reward_drop": 1e-5, "diversity_drop": 1e-4, "saturation_rise": 1e-4}
+    joint = {"watch": {**WATCHED, **loud}, "updates": 14}
+    whole, killed, config = stage.run("whole", **joint), stage.store("killed"), stage.config(**joint)
+
+    kills, resumed = 0, 0
+    while kills < 2:
+        before = steps_saved(killed, "joint")
+        process = start("joint", config, killed)
+        while steps_saved(killed, "joint") <= before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        err = process.communicate()[1]
+        if process.returncode == 0:
+            break  # it ended before the signal: nothing is left to kill
+        assert process.returncode == -signal.SIGKILL, err
+        kills, resumed = kills + 1, resumed + bool(before)
+    assert kills >= 2 and resumed >= 1, f"{kills} kills, {resumed} of a resumed run"
+    finish("joint", config, killed)
+    assert digests(killed, "joint") == digests(whole, "joint")
+    assert facts(killed) == facts(whole)
+    assert facts(whole)["watch"]["alarms"], "alarms that a resumed run could have lost"

@@ -1,0 +1,466 @@
+"""The report as a reader's browser gets it: whole, self-contained, escaped, readable, honest about broken figures."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmdr.config.run import MODELS as KNOWN
+from dmdr.errors import DataError
+from dmdr.metrics.scorecard import SCHEMA, Model, Scores, build_scorecard
+from stages.reports import paper
+from stages.reports.card import add_speed
+from stages.reports.charts import POINTS, read_columns, render_chart, thin
+from stages.reports.gallery import LARGEST, ROWS, Row, Strip, build_grid, choose_prompts, find_extremes
+from stages.reports.nfe import render_plot
+from stages.reports.page import render_page
+from stages.reports.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
+from stages.reports.verdict import list_verdicts
+from tests.support.evaluated import GENEVAL, MODELS, completed, decoded, speed_of
+
+EVIL = "a <script>alert(\"1\")</script> & a 'cat' {0}"
+THIRD = Model(f"{EVIL} XL", 4, 1.0)
+VOID = {"meta", "img", "br", "circle", "rect"}
+BLOCKS = {"p", "div", "table", "ul", "figure", "details", "h1", "h2", "h3"}  # which no paragraph may hold
+FETCHING = {"src", "href", "srcset", "poster", "action", "data", "xlink:href", "background"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, text and images; fails on a tag that is closed out of turn, or a block in a paragraph."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.images, self.links, self.text, self._open = [], [], [], "", []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert not (tag in BLOCKS and "p" in self._open), f"{tag} in a paragraph"
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in FETCHING and not value.startswith(("data:", "#"))]
+        self.images += [dict(attrs)] if tag == "img" else []
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def example(broken: bool = False) -> tuple[dict, dict[str, list[Row]], list[Strip]]:
+    """A card of four models, one of a third party, with GenEval's tasks; images of the lab's size and large ones."""
+    rng = np.random.default_rng(0)
+    models, tags = [*MODELS, THIRD], ["colors", "counting"] * 20
+    leads = {"lab-conv": (2, 1, 0, 1), "strict": (0.5, 0.0, 0.9, 0.2), "soft": (0, 0, 0, 0), "geneval": (0, 0, 0, 0)}
+    scores = {
+        figure: Scores({model.name: rng.random(40) + lead for model, lead in zip(models, leads, strict=True)}, tags)
+        for figure, leads in leads.items()
+    }
+    if broken:
+        scores["strict"].by_model["teacher"][7] = np.nan
+    card = build_scorecard("tiny", models, scores=scores, trained_on={"lab-conv"}, prompts=40, seed=0)
+    card = completed(
+        card,
+        missing=[{"metric": "hpsv2.1", "why": "its <weights> are not here"}],
+        about={"soft": {"weights": "lab <1>", "scale": 100.0, "prefix": None, "detector": "exact & quick"}},
+        truncated=3,
+    )
+    speed = speed_of(card, "a <GPU>")
+    speed["seconds_per_image"][THIRD.name] = None
+    card = add_speed(card, speed)
+    rows = [Row(EVIL if n == 0 else f"prompt {n}", "colors") for n in range(3)]
+    for n, row in enumerate(rows):
+        row.images = {model.name: rng.integers(0, 255, (16, 16, 3), dtype=np.uint8) for model in models}
+        if n == 2:  # a large one, smooth as photographs are
+            row.images = {m: np.asarray(Image.fromarray(i).resize((300, 300))) for m, i in row.images.items()}
+        row.notes = {model.name: "strict 1.00, soft 0.50" for model in models}
+    strip = Strip(EVIL, {m.name: list(rng.integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)) for m in models})
+    return card, {"Largest wins over the teacher": rows[:2], "Largest losses": rows[2:], "By task": []}, [strip]
+
+
+def render(broken: bool = False, base: str | None = None) -> tuple[str, dict, dict[str, list[Row]], list[Strip]]:
+    card, rows, strips = example(broken)
+    curves = {"cold_start": {"loss_dm": [(1.0, 0.5), (2.0, 0.4)]}, "joint": {"loss_rl": [(1.0, None), (2.0, 1.0)]}}
+    html = render_page(
+        card,
+        teacher="lab:<flow>",
+        rows=rows,
+        strips=strips,
+        curves=curves,
+        settings={"student.steps": 2},
+        provenance=[("teacher", "lab:flow & more"), ("code", "dmdr <1>")],
+        base=base,
+    )
+    return html, card, rows, strips
+
+
+def test_report_is_one_whole_page():
+    html, card, *_ = render()
+    reader = Reader(html)
+    assert ET.fromstring(html).tag == "html"  # as strict as a parser can be
+    assert reader.links == []  # nothing is fetched from anywhere
+    assert not re.search(r"https?:|url\(|@import", html)
+    assert "prefers-color-scheme: dark" in html
+    for each in card["metrics"]:
+        assert each["name"] in reader.text
+        assert f"{each['mean']:.3f}" in reader.text
+        assert f"{each['low']:.3f} to {each['high']:.3f}" in reader.text
+    for pair in card["paired"]:
+        assert f"{pair['difference']:+.3f}" in reader.text
+    for figure in ("strict", "geneval"):
+        for each in card["tags"][figure].values():
+            assert f"{each['overall']:.3f}" in reader.text
+            for tag, row in each["tags"].items():
+                assert f"{tag} {row['n']} prompts" in reader.text
+                assert f"{row['mean']:.3f}" in reader.text
+    for text in ("loss_dm", "loss_rl", "dmdr <1>", "student.steps", "not a number at 1 of its points", "No prompt."):
+        assert text in reader.text
+
+
+def cells(html: str) -> list[list[str]]:
+    """The scorecard's rows as text."""
+    table = next(each for each in ET.fromstring(html).iter("table") if each.get("class") == "sticky")
+    return [["|".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+
+
+def test_the_scorecard_has_the_shape_of_table_1():
+    html, card, *_ = render()
+    head, *rows = cells(html)
+    assert head[:4] == ["model", "steps", "NFE", "s / image|images / s"]
+    figures = list(dict.fromkeys(each["name"] for each in card["metrics"]))
+    assert [each.split("|")[0].strip() for each in head[4:]] == figures
+    assert "trained on" in head[4] and "trained on" not in "".join(head[5:])
+    for model, row in zip(card["models"], rows, strict=True):
+        assert row[0].split("|")[0] == model["label"]
+        assert row[1:3] == [str(model["steps"]), str(model["nfe"])]
+        seconds = model["seconds_per_image"]
+        assert row[3] == (f"{seconds:.3g}|{1 / seconds:.3g}" if seconds else "–")
+        for cell, figure in zip(row[4:], figures, strict=True):
+            found = next(m for m in card["metrics"] if (m["name"], m["model"]) == (figure, model["name"]))
+            told = f"{found['mean']:.3f}|{found['low']:.3f} to {found['high']:.3f}"
+            if figure == "geneval":
+                told += f"|by task {card['tags'][figure][model['name']]['overall']:.3f}"
+            assert cell == told
+
+
+def test_what_surrounds_the_figures_is_said():
+    text = Reader(render()[0]).text
+    for said in (
+        "Not measured: hpsv2.1. its <weights> are not here",
+        "weights lab <1>, scale 100.0, detector exact & quick",
+        "in batches of 4, on a <GPU>",
+        "3 of all evaluation prompts are longer than the text encoder reads",
+    ):
+        assert said in text
+    assert "None" not in text
+
+
+def test_the_papers_rows_stand_only_under_its_own_metrics():
+    assert "printed in the paper" not in Reader(render()[0]).text
+    html, card, *_ = render(base="SD3-Medium")
+    rows = cells(html)[len(card["models"]) + 1 :]
+    assert "SD3-Medium (Table 3)" in rows[0][0]
+    assert [row[0] for row in rows[1:]] == ["paper: teacher, CFG 7", "paper: DMDR"]
+    assert [row[-1] for row in rows[1:]] == ["0.62", "0.64"]
+    assert {cell for row in rows[1:] for cell in row[3:-1]} == {"–"}
+    bars = {
+        row[0]: row
+        for each in ET.fromstring(html).iter("table")
+        if each.get("class") == "bars" and next(iter(each.itertext())).strip() == "counting"
+        for row in [["".join(c.itertext()) for c in r] for r in each.iter("tr")]
+    }
+    assert bars["paper: DMDR"][2] == "0.540"
+
+
+def test_dpg_bench_as_the_official_script_counts_stands_beside_ours_and_the_papers():
+    """Its figure has categories, finer ones too, and no score of a prompt."""
+    card, rows, strips = example()
+    tags = {"attribute": 80.5, "attribute-color": 70.5, "entity": 81.5, "global": 82.5, "other": 83.5, "relation": 84.5}
+    summary = {"tags": {name: {"mean": mean, "n": 9} for name, mean in tags.items()}, "overall": 61.25}
+    card["metrics"] += [
+        each | {"name": "dpg-bench", "mean": 62.5} for each in card["metrics"] if each["name"] == "soft"
+    ]
+    card["tags"] |= {f: {m["name"]: summary for m in card["models"]} for f in ("dpg-bench", "dpg-bench (official)")}
+    html = render_page(
+        card, teacher="", rows=rows, strips=strips, curves={}, provenance=[], settings={}, base="SD3-Medium"
+    )
+    table = cells(html)
+    assert table[1][-1].startswith("62.500|") and table[1][-1].endswith("|official 61.250")
+    assert table[-1][0] == "paper: DMDR" and table[-1][-1] == "84.96"
+    blocks = [
+        ["".join(c.itertext()) for c in each.iter()]
+        for each in ET.fromstring(html).iter("table")
+        if each.get("class") == "bars"
+    ]
+    captions = [block[1] for block in blocks][-7:]
+    assert [each.split(" ")[0] for each in captions] == [
+        "overall",
+        "global",
+        "entity",
+        "attribute",
+        "relation",
+        "other",
+        "attribute-color",
+    ]
+    assert captions[0] == "overall mean over the prompts"
+    assert "paper: DMDR84.960" in blocks[-7][0] and "paper: DMDR90.460" in blocks[-6][0]
+    assert "paper" not in blocks[-1][0] and "paper" not in blocks[-8][0]
+
+
+def test_printed_numbers_are_brought_to_the_scale_of_the_card():
+    figures = ["clip-score", "dpg-bench", "dpg-bench (official)", "geneval"]
+    rows = {row.label: cells for row, cells in paper.find_rows("SDXL-Base", figures, {})}
+    assert rows["DMDR"] == {"clip-score": "35.2940", "dpg-bench (official)": "76.44", "geneval": "0.56"}
+    about = {"dpg-bench (official)": {"scale": 1.0}, "clip-score": {"scale": 100}}
+    rows = {row.label: cells for row, cells in paper.find_rows("SDXL-Base", figures, about)}
+    assert rows["DMDR"] == {"clip-score": "35.2940", "dpg-bench (official)": "0.7644", "geneval": "0.56"}
+    assert paper.find_rows("SDXL-Base", ["strict"], {}) == paper.find_rows(None, figures, {}) == []
+
+
+def test_the_papers_overall_on_geneval_is_the_mean_of_its_tasks():
+    for rows in paper.ROWS.values():
+        for row in rows:
+            if "geneval" in row.tasks:
+                assert list(row.tasks["geneval"]) == list(GENEVAL)
+                assert abs(np.mean(list(row.tasks["geneval"].values())) - row.figures["geneval"]) < 0.0075
+
+
+def test_the_papers_teachers_are_known_by_their_networks():
+    sd3 = {"caption_projection_dim": 1536, "qk_norm": None}
+    assert paper.base_model("SD3Transformer2DModel", sd3) == "SD3-Medium"
+    assert paper.base_model("SD3Transformer2DModel", {**sd3, "qk_norm": "rms_norm"}) is None  # 3.5-Medium
+    large = {"caption_projection_dim": 2432, "qk_norm": "rms_norm"}
+    assert paper.base_model("SD3Transformer2DModel", large) == "SD3.5-Large"
+    assert paper.base_model("UNet2DConditionModel", {"cross_attention_dim": 2048}) == "SDXL-Base"
+    assert paper.base_model("FluxTransformer2DModel", {}) is None
+
+
+def test_a_teacher_of_another_size_has_no_rows(tiny_folder):
+    from dmdr.teacher.load import load_teacher
+
+    network = load_teacher(tiny_folder, text=False).network
+    assert paper.base_model(type(network).__name__, network.config) is None
+
+
+def test_pages_read_the_schema_that_evaluate_writes():
+    assert example()[0]["schema"] == SCHEMA
+
+
+def test_a_card_of_another_schema_is_refused_in_one_line():
+    card, rows, strips = example()
+    with pytest.raises(DataError, match="has schema 1, this DMDR reads 2; delete .* and evaluate again") as error:
+        render_page({**card, "schema": 1}, teacher="", rows=rows, strips=strips, curves={}, provenance=[], settings={})
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_report_holds_every_image():
+    html, card, rows, strips = render()
+    images = Reader(html).images
+    names = [model["name"] for model in card["models"]]
+    expected = [(row.images[name], row.prompt) for of in rows.values() for row in of for name in names]
+    expected += [(image, strip.prompt) for strip in strips for name in names for image in strip.images[name]]
+    assert len({image["alt"] for image in images}) == len(images) == len(expected)
+    for image, (pixels, prompt) in zip(images, expected, strict=True):
+        kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", image["src"]).groups()
+        shown = decoded(base64.b64decode(data))
+        assert image["alt"].endswith(prompt)
+        if kind == "png":
+            assert (shown == pixels).all()
+            assert image["class"] == "tiny"
+        else:
+            assert max(shown.shape) == LARGEST
+            like = np.asarray(Image.fromarray(pixels).resize((LARGEST, LARGEST), Image.Resampling.LANCZOS), dtype=float)
+            assert np.abs(shown - like).mean() < 12
+    assert {image["src"][:14] for image in images} == {"data:image/png", "data:image/jpe"}
+
+
+def test_a_report_of_noise_stays_below_15_megabytes():
+    """Forty rows of four models; nothing compresses worse."""
+    card, *_ = example()
+    noise = np.random.default_rng(0).integers(0, 255, (LARGEST, LARGEST, 3), dtype=np.uint8)
+    row = Row("noise", None, {model["name"]: noise for model in card["models"]})
+    rows = {str(part): [row] * ROWS for part in range(4)}
+    html = render_page(card, teacher="", rows=rows, strips=[], curves={}, provenance=[], settings={})
+    assert len(html) < 15e6
+
+
+def test_report_escapes_what_people_wrote():
+    reader = Reader(render()[0])
+    assert "script" not in reader.tags
+    assert EVIL in reader.text
+    assert THIRD.name in reader.text
+
+
+def test_report_shows_what_is_not_a_number():
+    html, *_ = render(broken=True)
+    text = Reader(html).text
+    assert "1 of 40 prompts" in text
+    assert "not a number: teacher" in text
+    assert "undecided, an image or a score is not a number" in text
+    assert not re.search(r"\bnan\b", re.sub(r'base64,[^"]*', "", html), re.IGNORECASE)
+
+
+def test_points_lie_where_their_numbers_say():
+    """Height against score and width against log NFE, read back from the SVG."""
+    html, card, *_ = render()
+    root = ET.fromstring(html)
+    svg = next(each for each in root.iter("svg") if each.get("aria-label", "").startswith("strict against NFE"))
+    points = {}
+    for path in svg.iter("path"):
+        title = path.find("title")
+        if title is not None:
+            x, y = map(float, re.fullmatch(r"translate\((.*),(.*)\)", path.get("transform")).groups())
+            points[title.text.split(", ")[0]] = (x, y)
+            assert title.text in svg.get("aria-label")
+    means = {m["model"]: m["mean"] for m in card["metrics"] if m["name"] == "strict"}
+    assert len(points) == len(means)
+    heights = np.polyfit([means[name] for name in points], [y for _, y in points.values()], 1)
+    for name, (_, y) in points.items():
+        assert y == pytest.approx(np.polyval(heights, means[name]), abs=0.2)
+    nfe = {model["name"]: model["nfe"] for model in card["models"]}
+    assert points["teacher"][0] > points[THIRD.name][0] > points["student"][0]
+    share = np.log(nfe[THIRD.name] / 2) / np.log(nfe["teacher"] / 2)
+    left = (points["student"][0] + points["naive teacher"][0]) / 2  # both have 2 NFE and stand beside each other
+    assert points[THIRD.name][0] == pytest.approx(left + share * (points["teacher"][0] - left), abs=0.2)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-4, 0.02, 1.0, 34.0, 1e3, 1e7])
+def test_the_numbers_of_an_axis_fit_beside_it(scale: float):
+    card, *_ = example()
+    for each in card["metrics"]:
+        each.update({key: -each[key] * scale for key in ("mean", "low", "high")})
+    ticks = re.findall(r'text-anchor="end">([^<]*)<', render_plot(card, "strict"))
+    assert len(ticks) == 3 and max(map(len, ticks)) <= 8
+    assert len(set(ticks)) == 3
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.1, relative luminance."""
+    channels = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(("theme", "series"), [(LIGHT, COLOURS), (DARK, DARK_COLOURS)], ids=["light", "dark"])
+def test_contrast_meets_wcag_aa(theme: dict[str, str], series: tuple[str, ...]):
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    for background in ("paper", "card"):
+        for text in ("ink", "faint", "good", "bad"):
+            assert contrast(theme[text], theme[background]) >= 4.5, (text, background)
+        for colour in series:
+            assert contrast(colour, theme[background]) >= 3, (colour, background)
+    assert contrast(theme["paper"], theme["mark"]) >= 4.5
+    assert len(series) == len(set(series)) == len(COLOURS)
+    for name, colour in theme.items():
+        assert f"--{name}:{colour};" in STYLE
+
+
+def test_every_colour_of_the_style_is_one_of_the_themes():
+    """So that the test above has seen them all."""
+    rules = re.sub(r"--\w+:#[0-9a-f]{6};", "", STYLE)
+    assert not re.search(r"#[0-9a-fA-F]{3,8}\b|rgb|hsl", rules)
+    assert set(re.findall(r"var\(--(\w+)\)", rules)) <= {*LIGHT, *(f"c{n}" for n in range(len(COLOURS)))}
+
+
+def test_wins_and_losses_are_those_of_a_full_sort():
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    for _ in range(50):
+        ours, theirs = (rng.integers(0, 4, 30).astype(float) for _ in range(2))
+        ours[rng.integers(0, 30, 3)] = np.nan
+        wins, losses = find_extremes(ours, theirs, 5)
+        by_lead = sorted(
+            (theirs[place] - ours[place], place) for place in range(30) if np.isfinite(ours[place] - theirs[place])
+        )
+        assert wins == [place for loss, place in by_lead if loss < 0][:5]
+        by_loss = sorted((-loss, place) for loss, place in by_lead)
+        assert losses == [place for lead, place in by_loss if lead < 0][:5]
+        assert not set(wins) & set(losses)
+    assert find_extremes(np.ones(4), np.ones(4)) == ([], [])
+
+
+def test_trained_on_is_marked_and_does_not_decide():
+    html, card, *_ = render()
+    assert "trained on" in Reader(html).text
+    over_teacher, over_naive, over_third = list_verdicts(card)
+    assert over_teacher["text"].startswith("The 2-step student scores ")
+    assert " strict, the teacher " in over_teacher["text"]
+    assert f" strict, {THIRD.name} " in over_third["text"]
+    assert "at 50 NFE: better, 95 % interval of the difference 0." in over_teacher["text"]
+    assert over_naive["word"] == "worse"
+    assert "lab-conv (trained on) +" in over_teacher["also"]
+    assert "soft" in over_teacher["also"]
+    assert "no difference shown" in over_teacher["also"]
+    assert set(KNOWN).isdisjoint({THIRD.name})
+
+
+def test_every_chart_is_well_formed_svg():
+    figure = render_chart(
+        "reward/<x>", [("cold_start", 0.0, [(1, 1.0), (2, None), (3, 2.0)]), ("joint", 3.0, [(5, 4.0)])], 5
+    )
+    svg = ET.fromstring(figure[figure.index("<svg") : figure.index("</svg>") + 6])
+    assert len(svg.findall("path[@class='broken']")) == 1
+    assert svg.attrib["aria-label"] == "reward/<x>"
+    assert "nan" not in figure
+    assert ET.fromstring(render_chart("all broken", [("joint", 0.0, [(1, None)])], 1)) is not None
+
+
+def test_thinning_keeps_the_mean_and_every_break():
+    points = [(float(x), float(x % 7)) for x in range(1, 1000)]
+    thinned = thin(points)
+    assert len(thinned) <= POINTS
+    assert thinned[-1][0] == 999
+    assert np.mean([y for _, y in thinned]) == pytest.approx(3, abs=0.1)
+    points[500] = (501.0, None)
+    assert sum(y is None for _, y in thin(points)) == 1
+
+
+def test_columns_are_read_as_training_wrote_them(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"update": 0, "loss_dm": 1.5, "note": "text"}, {"update": 1, "loss_dm": float("nan"), "loss_rl": 2}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_columns(path) == {"loss_dm": [(1, 1.5), (2, None)], "loss_rl": [(2, 2)]}
+
+
+def test_shown_prompts_take_turns_among_the_tasks():
+    tags = ["a"] * 500 + ["b", "c"] + [None] * 5
+    places = choose_prompts(tags)
+    assert len(places) == ROWS
+    assert {tags[place] for place in places} == {"a", "b", "c", None}
+    assert choose_prompts(["a"] * 3) == [0, 1, 2]
+
+
+def test_grid_shows_all_images_enlarged():
+    _, by_heading, _ = example()
+    rows = by_heading["Largest wins over the teacher"]
+    picture = np.asarray(build_grid(rows, {model.name: f"{model.name}, {model.nfe} NFE" for model in MODELS}))
+    side = 16 * 9  # the first multiple of 16 that is at least a tile
+    for row in rows:
+        enlarged = row.images["teacher"].repeat(9, axis=0).repeat(9, axis=1)
+        places = (picture[:, :, 0] == enlarged[0, 0, 0]).nonzero()
+        assert any(
+            (picture[y : y + side, x : x + side] == enlarged).all()
+            for y, x in zip(*places, strict=True)
+            if picture[y : y + side, x : x + side].shape == enlarged.shape
+        )
