@@ -22,7 +22,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_artifacts import IDENTITY, INPUTS, ROOT, Bench, check, contents, rng, same, save, sealed, write
 
 from dmdr.config.run import Prompts
 from dmdr.errors import InputMissing
@@ -30,6 +29,19 @@ from dmdr.promptset import write_shard
 from stages import prompts
 from stages.store.artifacts import Artifact
 from stages.store.folder import ATTEMPT
+from tests.unit.stages.store.test_artifacts import (
+    IDENTITY,
+    INPUTS,
+    ROOT,
+    Bench,
+    check,
+    contents,
+    rng,
+    same,
+    save,
+    sealed,
+    write,
+)
 
 __all__ = ["rng"]  # a fixture, used by name
 
@@ -250,7 +262,7 @@ def test_only_the_slices_are_read(tmp_path: Path) -> None:
         items = [{"t5": torch.full((256, 1024), float(n))} for n in range(count)]
         (tmp_path / name).mkdir()
         write_shard(tmp_path / name, "train", 0, [{"prompt": str(n)} for n in range(count)], items)
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", ONE_ITEM]
     grown = subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
     print(f"{grown.strip()} KiB")
