@@ -1,24 +1,73 @@
-"""What can go wrong for a user. Each class says in one line what was asked, what was found and what to do.
+"""What can go wrong for a user, and the exit code of the process that each error ends.
 
-`stages` maps each to an exit code (sysexits.h): config 64, data 65, missing input 66, non-finite 70, store 74.
+Every message says in one line what was asked, what was found and what to do. The codes are those of sysexits.h. They
+stand here only: stages, flows and Kubernetes manifests read them from the classes.
 """
+
+from __future__ import annotations
+
+from typing import ClassVar
 
 
 class ConfigError(ValueError):
     """The config, or a flag, cannot mean anything; change it. Never retried."""
 
+    exit_code: ClassVar[int] = 64
+
 
 class DataError(ValueError):
-    """An input was found but is broken: truncated, wrong shape, wrong digest, too many bad lines. Never retried."""
+    """An input exists but is broken: truncated, wrong shape, wrong digest, too many bad lines. Never retried."""
+
+    exit_code: ClassVar[int] = 65
 
 
 class InputMissing(FileNotFoundError):
     """An input is not where the config says. Never retried."""
 
+    exit_code: ClassVar[int] = 66
+
 
 class NonFinite(FloatingPointError):
     """A loss or an image stopped being a number; nothing of that step was kept."""
 
+    exit_code: ClassVar[int] = 70
+
 
 class StoreError(OSError):
     """The artifact store, or the local disk, refused to read or write. Worth a retry."""
+
+    exit_code: ClassVar[int] = 74
+
+
+class Stopped(Exception):
+    """The stage was told to stop, and its checkpoint holds what it had done. The same command continues from there."""
+
+    exit_code: ClassVar[int] = 75
+
+
+UserError = ConfigError | DataError | InputMissing | NonFinite | StoreError | Stopped
+USER_ERRORS = (ConfigError, DataError, InputMissing, NonFinite, StoreError, Stopped)
+SEALED = 0
+INTERNAL = 70  # a fault of ours, EX_SOFTWARE; a loss that is not a number shares it
+FINAL = frozenset(kind.exit_code for kind in (ConfigError, DataError, InputMissing))  # the same again ends the same
+# Of several processes that failed, the code that tells most: a bad input explains the crashes that it caused elsewhere.
+MOST_TELLING = (*sorted(FINAL), StoreError.exit_code, INTERNAL)
+MEANINGS = {
+    SEALED: "sealed",
+    ConfigError.exit_code: "config",
+    DataError.exit_code: "data",
+    InputMissing.exit_code: "input missing",
+    INTERNAL: "internal or not a number",
+    StoreError.exit_code: "store or disk",
+    Stopped.exit_code: "stopped after a checkpoint: repeat the command",
+}
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a process that this error ends."""
+    return next((kind.exit_code for kind in USER_ERRORS if isinstance(error, kind)), INTERNAL)
+
+
+def describe_exit_codes() -> str:
+    """One line for help texts."""
+    return "exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items())

@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import NoReturn
 
-from dmdr.config.run import FORMS, STAGES
+from dmdr.config.run import FORMS
+from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.planning.gpus import GPUS
 

@@ -23,7 +23,8 @@ from pydantic import Field
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.run import STAGES, Address, Config
+from dmdr.config.run import Address, Config
+from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError
 from stages.store.artifacts import Artifact
 from stages.store.revisions import list_revisions, run_name

@@ -5,12 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from dmdr.config.load import load_config
+from dmdr.config.stages import list_needed
 from flows.distil import run_stage
 from flows.prefect_support import artifacts
 from stages.store.artifacts import Artifact
-from stages.store.inputs import upstream_stages
-
-CHAIN = ("prompts", "cold_start", "joint", "export")
 
 
 @flow(name="evaluate", persist_result=False, result_serializer="json")
@@ -20,9 +18,7 @@ def with_pipeline(config: str, run: str, of: str, store: str) -> None:
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    needed = upstream_stages(load_config(config), "evaluate")
-    last = max(CHAIN.index(name) for name in needed)
-    for name in CHAIN[: last + 1]:
+    for name in list_needed("evaluate", load_config(config).evaluate.models):
         run_stage(name, config, run, store, adopt=of if Artifact(store, of, name).record() is not None else None)
     run_stage("evaluate", config, run, store)
     artifacts.publish_scorecard(run, store)

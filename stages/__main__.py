@@ -40,10 +40,17 @@ from typing import NoReturn  # noqa: E402
 
 from dmdr.config.identity import fingerprint, identity  # noqa: E402
 from dmdr.config.load import load_config  # noqa: E402
-from dmdr.config.run import STAGES  # noqa: E402
-from dmdr.errors import ConfigError, DataError, InputMissing, NonFinite, StoreError  # noqa: E402
+from dmdr.config.stages import STAGES  # noqa: E402
+from dmdr.errors import (  # noqa: E402
+    ConfigError,
+    DataError,
+    InputMissing,
+    NonFinite,
+    Stopped,
+    StoreError,
+)
 from stages.runtime import ranks  # noqa: E402
-from stages.runtime.context import Context, Stopped  # noqa: E402
+from stages.runtime.context import Context  # noqa: E402
 from stages.store.adoption import adopt_stage  # noqa: E402
 from stages.store.artifacts import Artifact  # noqa: E402
 from stages.store.inputs import fingerprint_inputs  # noqa: E402

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.identity import identity
+from dmdr.errors import Stopped
 from dmdr.export.parity import compare_latents, load_form
 from dmdr.export.write import WEIGHTS, absent_text_encoders, build_metadata, load_student, network_part, write_form
 from dmdr.teacher.load import digest_teacher, find_teacher_of, load_teacher
 from stages.reports import provenance
 from stages.reports.model_card import render_card
-from stages.runtime.context import Context, Stopped
+from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 from stages.store.layout import digest
 

@@ -19,7 +19,7 @@ import torch
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
-from dmdr.errors import DataError
+from dmdr.errors import DataError, Stopped
 from dmdr.export.write import check_single_file
 from dmdr.promptset import Split, write_shard, write_unconditional
 from dmdr.teacher.load import find_teacher_of, load_teacher
@@ -27,7 +27,7 @@ from stages.prompt_sources.formats import Lines
 from stages.prompt_sources.public_set_files import Sets, describe_set
 from stages.prompt_sources.public_sets import is_named
 from stages.prompt_sources.sources import digest_source, named_inputs, public_sets_of, read_source
-from stages.runtime.context import Context, Stopped
+from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 
 BATCH = 64  # prompts encoded at once

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dmdr import distributed, optimizers
 from dmdr.config.run import RL, Training, Watch
+from dmdr.errors import Stopped
 from dmdr.hacking_alarm import Watcher, exported_ema, summarize
 from dmdr.promptset import PromptSet
 from dmdr.rl.objective import Algorithm
@@ -18,7 +19,7 @@ from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase
 from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.load import find_teacher_of, load_teacher
 from dmdr.train import Run, check_split, train
-from stages.runtime.context import Context, Stopped
+from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dmdr.config.section import Positive, Section
+from dmdr.config.stages import STAGES, TRAINING_STAGES, StageName
 
 Amount = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?$")]  # a Kubernetes quantity
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]  # the name of an object there
@@ -39,7 +40,9 @@ class Pods(Section):
     node_selector: dict[str, str] = Field({})
     tolerations: tuple[Toleration, ...] = Field((Toleration(key="nvidia.com/gpu"),), strict=False)
     priority_class: Label | None = None
-    retries: int = Field(3, ge=0)  # pods that fail; evictions do not count on one node, and exit codes 64 to 66 end it
+    retries: int = Field(
+        3, ge=0
+    )  # pods that fail; evictions do not count on one node; a bad config or input ends it at once
     deadline: Positive | None = None  # seconds from the start, all retries together
     patience: Positive = 1800  # seconds that a pod may wait for a node, an image or a secret; queued is not waiting
     grace: Positive = 300  # seconds from SIGTERM on, for the last step and its checkpoint
@@ -56,7 +59,7 @@ class Cluster(Pods):
     secrets: tuple[Label, ...] = Field((), strict=False)  # whose keys become environment variables
     claims: dict[str, Label] = Field({})  # folder in the pod -> PersistentVolumeClaim, read-only: models, prompts
     ttl: Positive = 86400  # seconds that a finished Job stays to be looked at
-    stages: dict[Literal["prompts", "cold_start", "joint", "export", "evaluate"], Pods] = Field({})
+    stages: dict[StageName, Pods] = Field({})
 
     @model_validator(mode="before")
     @classmethod
@@ -80,14 +83,15 @@ class Cluster(Pods):
         for folder in self.claims:
             if not re.fullmatch(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+", folder):
                 raise ValueError(f"execution.cluster.claims has {folder!r}, which is no absolute folder; mend it")
-        for stage in ("prompts", "export", "evaluate"):
-            if (nodes := self.of(stage).nodes) > 1:
+        for stage in STAGES:
+            if stage not in TRAINING_STAGES and (nodes := self.of(stage).nodes) > 1:
                 raise ValueError(
                     f"execution.cluster asks for {nodes} nodes for {stage}, which runs in one process; set nodes under "
-                    "execution.cluster.stages.cold_start and joint"
+                    "execution.cluster.stages.{"
+                    and ".join(TRAINING_STAGES)}"
                 )
         return self
 
-    def of(self, stage: str) -> Pods:
+    def of(self, stage: StageName) -> Pods:
         """What one stage asks for."""
         return self.stages.get(stage, self)

@@ -10,15 +10,8 @@ import json
 import re
 
 from dmdr.config.run import Config
+from dmdr.config.stages import TABLE, TRAINING_STAGES, StageName
 
-TRAINED = ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "precision")
-NEEDS = {  # the settings each stage reads, and so the ones that name its result
-    "prompts": ("seed", "prompts"),
-    "cold_start": (*TRAINED, "cold_start"),
-    "joint": (*TRAINED, "joint"),
-    "export": ("student", "teacher.resolution", "export"),
-    "evaluate": ("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
-}
 # the digests of what lies there count instead
 ADDRESSES = (
     "teacher.path",
@@ -35,14 +28,14 @@ LATER = {  # settings that results were sealed without, and the value those were
     "export.forms": None,
     "joint.rl.decoder": "whole",
     "evaluate.pipelines": {},
-    **{f"{stage}.{of}.kind": "adamw" for stage in ("cold_start", "joint") for of in ("student", "fake_score")},
+    **{f"{stage}.{of}.kind": "adamw" for stage in TRAINING_STAGES for of in ("student", "fake_score")},
 }
 
 
-def identity(config: Config, stage: str) -> dict[str, object]:
+def identity(config: Config, stage: StageName) -> dict[str, object]:
     """The settings that name a stage's result, flat ("student.steps": 4), without ADDRESSES and execution."""
     flat = _flatten("", config.model_dump(mode="json"))
-    needed = {key for key in flat for need in NEEDS[stage] if key == need or key.startswith(f"{need}.")}
+    needed = {key for key in flat for need in TABLE[stage].settings if key == need or key.startswith(f"{need}.")}
     needed = {key for key in needed.difference(ADDRESSES) if not PIPELINE.fullmatch(key)}
     return {key: flat[key] for key in sorted(needed) if LATER.get(key, ...) != flat[key]}
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from dmdr.config.cluster import Cluster
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Rate, Section
+from dmdr.config.stages import MODELS, ModelName, StageName
 
-STAGES = ("prompts", "cold_start", "joint", "export", "evaluate")  # in data order
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run, as it stands in paths and in Kubernetes labels
 
 
@@ -218,7 +218,6 @@ class Joint(Training):
 
 
 JUDGES = ("lab-checker", "fashion-judge", *OF_JUDGE)  # metrics that are no reward
-MODELS = ("student", "teacher", "naive teacher", "cold start")
 MODEL = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}$"  # the name of another model on the scorecard
 
 
@@ -236,7 +235,7 @@ class Evaluate(Section):
     metrics: tuple[str, ...] = Field(min_length=1, strict=False)  # one of JUDGES, or the name of a reward
     limit: Positive | None = None  # prompts; None takes all of them
     batch_size: Positive = 64
-    models: tuple[Literal[MODELS], ...] = Field(MODELS, min_length=1, strict=False)  # who is compared
+    models: tuple[ModelName, ...] = Field(MODELS, min_length=1, strict=False)  # who is compared
     seeds: Positive = 1  # images a prompt; from 2 on, diversity is reported
     pipelines: dict[Annotated[str, Field(pattern=MODEL)], Pipeline] = Field({})  # by the name that the card has
 
@@ -263,7 +262,8 @@ class Evaluate(Section):
         return self
 
 
-FORMS = ("pipeline", "lora", "weights", "single-file")
+Form = Literal["pipeline", "lora", "weights", "single-file"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 class Export(Section):
@@ -274,7 +274,7 @@ class Export(Section):
     SD3 were published in, which ComfyUI reads.
     """
 
-    forms: tuple[Literal[FORMS], ...] | None = Field(None, min_length=1, strict=False)  # None: pipeline, lora if it is
+    forms: tuple[Form, ...] | None = Field(None, min_length=1, strict=False)  # None: pipeline, lora if it is
 
     @model_validator(mode="after")
     def _forms_fit(self) -> Export:
@@ -322,11 +322,13 @@ class Config(Section):
     execution: Execution = Execution()
 
     @property
-    def forms(self) -> tuple[str, ...]:
+    def forms(self) -> tuple[Form, ...]:
         """The forms that the export is written in."""
-        return self.export.forms or ("pipeline", "lora")[: 1 + (self.student.form == "lora")]
+        if self.export.forms is not None:
+            return self.export.forms
+        return ("pipeline", "lora") if self.student.form == "lora" else ("pipeline",)
 
-    def rewards(self, stage: str) -> set[str]:
+    def rewards(self, stage: StageName) -> set[str]:
         """The rewards that a stage runs: joint trains on some and watches one, evaluate reports some."""
         if stage == "joint":
             return {
@@ -335,7 +337,7 @@ class Config(Section):
             }
         return set(self.evaluate.metrics).difference(JUDGES) if stage == "evaluate" else set()
 
-    def weighed(self, stage: str) -> set[str]:
+    def weighed(self, stage: StageName) -> set[str]:
         """`rewards`, and the other metrics that have weights."""
         return self.rewards(stage) | (
             set(OF_JUDGE).intersection(self.evaluate.metrics) if stage == "evaluate" else set()

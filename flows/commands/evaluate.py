@@ -14,11 +14,11 @@ import yaml
 
 from dmdr.config.load import read_mapping, validate
 from dmdr.config.run import Config
+from dmdr.config.stages import DRAWN_FROM, MODELS, STAGES, list_needed
 from dmdr.errors import ConfigError
 from flows.commands.run import show_scorecard, start_flow
 from stages.store.artifacts import Artifact
 
-NEEDS = {"student": ("prompts", "cold_start", "joint", "export"), "cold start": ("prompts", "cold_start")}
 LONGEST = 63  # of a run's name
 
 
@@ -61,8 +61,9 @@ def extend_config(data: dict, of: str, name: str, pipeline: dict, store: str) ->
     """
     if not isinstance(data.get("evaluate"), dict):
         raise ConfigError("the config has no section evaluate, whose metrics judge the pipeline; add it")
-    models = data["evaluate"].get("models") or ["student", "teacher", "naive teacher", "cold start"]
-    there = [m for m in models if all(Artifact(store, of, s).record() for s in NEEDS.get(m, ()))] or ["teacher"]
+    models = data["evaluate"].get("models") or MODELS
+    sealed = {stage for stage in STAGES if Artifact(store, of, stage).record() is not None}
+    there = [m for m in models if m not in DRAWN_FROM or sealed.issuperset(list_needed("evaluate", [m]))] or ["teacher"]
     others = {**data["evaluate"].get("pipelines", {}), name: pipeline}
     suffix = re.sub(r"[^a-z0-9]+", "-", f"{name}-{pipeline['steps']}".lower()).strip("-")
     named = f"{of[: LONGEST - len(suffix) - 6]}-with-{suffix}"

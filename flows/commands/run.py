@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.run import STAGES, Config
+from dmdr.config.run import Config
+from dmdr.config.stages import STAGES
 from dmdr.errors import StoreError
 from flows.prefect_support import embedded_server
 from stages.reports.scorecard_text import format_scorecard

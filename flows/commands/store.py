@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from stages.reports.scorecard_text import format_table
 from stages.store.artifacts import SEEN, Artifact
 from stages.store.layout import CHECKPOINTS, CLAIM

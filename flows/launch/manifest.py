@@ -16,11 +16,11 @@ import re
 from pathlib import PurePosixPath
 
 from dmdr.config.identity import fingerprint, identity
+from dmdr.config.stages import TABLE
 from dmdr.errors import ConfigError
 from flows.launch.failure import FINAL
 from flows.launch.stage import PREFIX, RUN, STAGE, Stage, build_options, to_label
 from stages.reports.provenance import teacher_name
-from stages.runtime.ranks import SPLIT
 
 TEACHER, ATTEMPT, FLOW_RUN = (f"{PREFIX}/{n}" for n in ("teacher", "attempt", "flow-run"))
 WAITS = f"flow-run.{PREFIX}/"  # and its id: the annotations of all flow runs that wait for a Job
@@ -156,7 +156,7 @@ def count_gpus(stage: Stage) -> int:
         return stage.pods.gpus
     if stage.config.execution.device == "cpu":
         return 0
-    return stage.config.execution.processes if stage.name in SPLIT else 1
+    return stage.config.execution.processes if TABLE[stage.name].in_ranks else 1
 
 
 def _build_container(stage: Stage, called: str) -> dict:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dmdr.errors import INTERNAL, MOST_TELLING
 from flows.launch.manifest import CONTAINER, count_gpus
 from flows.launch.stage import Stage
-from stages.runtime.ranks import WORST_FIRST
 
 STUCK = (  # reasons of a waiting container that time alone seldom mends
     "ErrImagePull",
@@ -43,7 +43,7 @@ def explain_end(pod: dict, stage: Stage) -> tuple[int, str] | None:
     state = _state(pod).get("terminated")
     if state is None:
         reason = pod["status"].get("reason")  # evicted before its container left a word
-        return (70, f"pod {_name(pod)}: {reason}") if pod["status"].get("phase") == "Failed" and reason else None
+        return (INTERNAL, f"pod {_name(pod)}: {reason}") if pod["status"].get("phase") == "Failed" and reason else None
     if not state["exitCode"]:
         return None
     if state.get("reason") == OUT_OF_MEMORY:
@@ -59,7 +59,7 @@ def explain_worst(pods: list[dict], stage: Stage) -> tuple[int, str] | None:
     """Of the pods that ended badly, the one that tells most, the newest of its kind."""
     newest_first = sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", reverse=True)
     found = [end for pod in newest_first if (end := explain_end(pod, stage)) is not None]
-    rank = {code: place for place, code in enumerate(WORST_FIRST)}
+    rank = {code: place for place, code in enumerate(MOST_TELLING)}
     return min(found, key=lambda end: rank.get(end[0], len(rank)), default=None)
 
 

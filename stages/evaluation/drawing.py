@@ -16,12 +16,13 @@ import torch
 
 from dmdr import distributed
 from dmdr.backbones.protocol import Backbone
+from dmdr.errors import Stopped
 from dmdr.metrics.scorecard import Model
 from dmdr.promptset import PromptSet
 from dmdr.rollout import generator_for, noise_for
 from stages.evaluation.batch import Batch, Sampler
 from stages.evaluation.samples import build_sample, pack
-from stages.runtime.context import Context, Stopped
+from stages.runtime.context import Context
 from stages.store.shards import Shards
 
 SHARD = 128  # images: what a killed attempt loses at most

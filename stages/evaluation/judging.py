@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dmdr.errors import Stopped
 from dmdr.metrics.diversity import diversity
 from dmdr.metrics.load import Metric, judge_images
 from dmdr.metrics.lpips import FIGURE as LPIPS_FIGURE
@@ -16,7 +17,7 @@ from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.scorecard import Model, Scores
 from stages.evaluation.drawing import EvaluationSet, Tick, images_part, model_folder
 from stages.evaluation.samples import Sample, image_file, unpack
-from stages.runtime.context import Context, Stopped
+from stages.runtime.context import Context
 from stages.store.shards import Shards
 
 

@@ -7,6 +7,7 @@ import math
 from PIL import Image
 
 from dmdr.config.identity import identity
+from dmdr.config.stages import MODELS, TRAINING_STAGES, list_needed
 from dmdr.metrics.scorecard import Scores
 from stages.evaluation.drawing import EvaluationSet, images_part, model_folder
 from stages.evaluation.judging import Evaluators, Judged
@@ -23,8 +24,9 @@ from stages.store.shards import Shards
 EXTREMES = 5  # prompts of either kind
 STRIPS, LONGEST = 4, 8  # prompts, images of each
 
-# training stage -> the models that went through it
-TRAINED = {"cold_start": {"student", "cold start"}, "joint": {"student"}}
+TRAINED = {  # training stage -> the models that went through it
+    stage: {model for model in MODELS if stage in list_needed("evaluate", [model])} for stage in TRAINING_STAGES
+}
 
 
 def write_showcase(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from stages.runtime.context import Context
 from stages.store.artifacts import Artifact
 

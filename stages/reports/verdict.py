@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dmdr.config.run import MODELS
+from dmdr.config.stages import MODELS
 
 NOT_A_NUMBER = "not a number"
 

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from stages.store.artifacts import Artifact
 
 
-class Stopped(Exception):
-    """The stage was told to stop, and what it had done is in its checkpoint. The same command goes on from there."""
-
-
 @dataclass(frozen=True)
 class Context:
     """What a stage's `run` is given."""

@@ -19,14 +19,12 @@ import time
 from collections.abc import Callable
 
 from dmdr.config.run import Config
-from dmdr.errors import ConfigError
+from dmdr.config.stages import TABLE, StageName
+from dmdr.errors import MOST_TELLING, ConfigError, Stopped
 
-SPLIT = ("cold_start", "joint", "evaluate")  # the stages that several processes share
 GRACE = 60  # seconds that a rank has to end once another has failed; one that waits for a sum never looks at its flag
 POLL = 0.05  # seconds
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-WORST_FIRST = (64, 65, 66, 74, 70)  # an input that stays bad tells more than the crashes it caused in other ranks
-LEFT = 75
 
 
 def own_rank() -> int | None:
@@ -34,7 +32,7 @@ def own_rank() -> int | None:
     return int(os.environ["RANK"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
 
 
-def count_processes(config: Config, stage: str) -> int:
+def count_processes(config: Config, stage: StageName) -> int:
     """How many ranks this process has to start for this stage; 0 where it is one or does the work alone.
 
     Raises:
@@ -42,9 +40,9 @@ def count_processes(config: Config, stage: str) -> int:
     """
     if own_rank() is None:
         here = _count_here(config, stage)
-        alone = stage not in SPLIT or here * count_nodes() == 1
+        alone = not TABLE[stage].in_ranks or here * count_nodes() == 1
         return 0 if alone else here
-    if stage not in SPLIT and int(os.environ["WORLD_SIZE"]) > 1:
+    if not TABLE[stage].in_ranks and int(os.environ["WORLD_SIZE"]) > 1:
         raise ConfigError(f"{stage} runs in one process, torchrun started {os.environ['WORLD_SIZE']}; start it alone")
     here, asked = int(os.environ["LOCAL_WORLD_SIZE"]), config.execution.processes
     if asked not in (1, here):
@@ -55,7 +53,7 @@ def count_processes(config: Config, stage: str) -> int:
     return 0
 
 
-def _count_here(config: Config, stage: str) -> int:
+def _count_here(config: Config, stage: StageName) -> int:
     """execution.processes; of an evaluation, whose result does not depend on it, no more than there are GPUs."""
     asked = config.execution.processes
     if stage != "evaluate" or asked == 1 or config.execution.device == "cpu":
@@ -126,10 +124,11 @@ def _signal(children: list[subprocess.Popen], number: signal.Signals) -> None:
 def worst_exit_code(codes: list[int]) -> int:
     """One exit code of many; 128 + n where signal n ended a rank and nothing tells more."""
     bad = [code for code in codes if code]
-    for code in WORST_FIRST:
+    for code in MOST_TELLING:
         if code in bad:
             return code
-    told_to_end = (LEFT, -signal.SIGTERM)  # the second, where our own signal met a rank that was ending already
+    # the second: our own signal met a rank that was ending already
+    told_to_end = (Stopped.exit_code, -signal.SIGTERM)
     code = next((code for code in bad if code not in told_to_end), max(bad, default=0))
     return code if code >= 0 else 128 - code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dmdr.config.run import Config, ReFL
+from dmdr.config.stages import STAGES, StageName, list_reads
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.rewards import weights
 from dmdr.rl import decoders
@@ -11,21 +12,8 @@ from dmdr.teacher.load import ONE_FILE, digest_teacher, family_of, find_diffuser
 from stages.prompt_sources import sources
 from stages.store.artifacts import SEEN, Artifact
 
-CHAIN = {"prompts": (), "cold_start": ("prompts",), "joint": ("prompts", "cold_start"), "export": ("joint",)}
-SHOWS = {
-    "student": "export",
-    "cold start": "cold_start",
-}  # which stage's result evaluate draws from; the teacher is given
 
-
-def upstream_stages(config: Config, stage: str) -> tuple[str, ...]:
-    """The stages whose results this one reads; what evaluate reads depends on who is compared."""
-    if stage != "evaluate":
-        return CHAIN[stage]
-    return ("prompts", *(needed for model, needed in SHOWS.items() if model in config.evaluate.models))
-
-
-def fingerprint_inputs(config: Config, stage: str, store: str, run: str) -> dict[str, str]:
+def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -> dict[str, str]:
     """name -> fingerprint: the teacher, the prompt sources of the stage prompts, weights of rewards, other pipelines on
     the scorecard, the stages before.
 
@@ -56,7 +44,7 @@ def fingerprint_inputs(config: Config, stage: str, store: str, run: str) -> dict
             found[f"pipeline:{name}"] = digests.digest(folder)
     if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
         found["tiny_decoder"] = digests.digest(decoders.find_tiny_decoder(config.joint.rl.tiny_decoder))
-    for before in upstream_stages(config, stage):
+    for before in list_reads(stage, config.evaluate.models):
         artifact = Artifact(store, run, before)
         record = artifact.record()
         if record is None:
@@ -71,7 +59,7 @@ def fingerprint_inputs(config: Config, stage: str, store: str, run: str) -> dict
                 f"{config.teacher.path} ({found['teacher'][:SEEN]}…), and a student fits no other; give the teacher it "
                 "was made with, or begin another run with --run"
             )
-        for earlier in CHAIN.keys() & record["inputs"].keys():
+        for earlier in set(STAGES) & record["inputs"].keys():
             made = Artifact(store, run, earlier).record()
             if made is not None and made["fingerprint"] != record["inputs"][earlier]:
                 raise ConfigError(

@@ -13,7 +13,8 @@ import json
 import re
 from datetime import UTC, datetime
 
-from dmdr.config.run import NAME, STAGES
+from dmdr.config.run import NAME
+from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
 from stages.store.artifacts import SEEN, Artifact, open_place
 from stages.store.folder import Folder

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from flows.launch.manifest import job_name
 from tests.support.fake_cluster.server import IMAGE, QUICK, Cluster
 from tests.support.prefect_server import ROOT, answers, asked, prefect, server_environment, started

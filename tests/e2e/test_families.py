@@ -8,7 +8,7 @@ import re
 import pytest
 
 from dmdr.config.load import load_config
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from tests.support.trained_run import run_stage
 
 TEACHER_NFE = {"z_image": 4, "flux": 2}  # of two steps: CFG against distilled guidance

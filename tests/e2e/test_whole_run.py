@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from stages.store import layout
 from stages.store.artifacts import Artifact
 from tests.support.s3_proxy import Faults
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 ALL_STAGES = """
 import sys
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from stages.__main__ import main
 for store in sys.argv[2:]:
     for stage in STAGES:

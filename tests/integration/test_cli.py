@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError
 from flows import cli
 from flows.launch import process

@@ -20,10 +20,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from dmdr.config.load import load_config
-from dmdr.errors import DataError, InputMissing
+from dmdr.errors import DataError, InputMissing, Stopped
 from stages import evaluate
 from stages.evaluation.samples import build_sample, pack, unpack
-from stages.runtime.context import Stopped
 from stages.store.artifacts import Artifact
 from tests.support.trained_run import context_for, run_stage, trained_run
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from flows.launch import api, kubernetes, owned
 from flows.launch.failure import StageFailed
 from flows.launch.manifest import LONGEST, build_manifest, job_name

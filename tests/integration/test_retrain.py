@@ -14,7 +14,7 @@ import pytest
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from stages.store.artifacts import Artifact
 from stages.store.published_teachers import Revision, publish_teacher
 from stages.store.revisions import run_name

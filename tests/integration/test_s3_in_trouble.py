@@ -15,7 +15,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError, InputMissing, StoreError
 from flows import cli
 from stages.store import conditional_writes, remote, s3_errors, transfer

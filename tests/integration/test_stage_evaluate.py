@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dmdr.config.load import load_config
 from dmdr.config.run import Config
-from dmdr.errors import InputMissing
+from dmdr.errors import InputMissing, Stopped
 from dmdr.export.write import WEIGHTS
 from dmdr.lab.prompts import lab_prompts
 from dmdr.promptset import PromptSet
@@ -23,7 +23,6 @@ from dmdr.rollout import noise_for, sample_student, sample_teacher
 from dmdr.teacher.load import find_teacher, load_teacher
 from stages import evaluate
 from stages.evaluation.drawing import sample_noises
-from stages.runtime.context import Stopped
 from stages.store.inputs import fingerprint_inputs
 from tests.conftest import PROMPTS
 from tests.support.trained_run import context_for, run_stage, trained_run

@@ -16,12 +16,12 @@ import torch
 
 from dmdr.config.load import load_config
 from dmdr.config.run import Config, Prompts
-from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.errors import ConfigError, DataError, InputMissing, Stopped
 from dmdr.promptset import PromptSet
 from dmdr.teacher.load import load_teacher
 from stages import prompts
 from stages.prompt_sources import sources
-from stages.runtime.context import Context, Stopped
+from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs

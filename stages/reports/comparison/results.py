@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from stages.reports.card import add_speed, require_readable
 from stages.reports.charts import Point, read_columns
 from stages.store.artifacts import Artifact

@@ -15,15 +15,9 @@ from pydantic import Field, model_validator
 
 from dmdr.config.load import read_mapping, validate
 from dmdr.config.section import Section
+from dmdr.config.stages import ModelName, StageName, list_needed
 
 PART = r"^[a-z0-9][a-z0-9-]{0,19}$"  # of a run's name
-STAGES = {  # of a row, by the model that it shows
-    "student": ("prompts", "cold_start", "joint", "export", "evaluate"),
-    "cold start": ("prompts", "cold_start", "evaluate"),
-    "teacher": ("prompts", "evaluate"),
-    "naive teacher": ("prompts", "evaluate"),
-    "none": (),
-}
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], Field(strict=False)]
 Changes = dict[str, object]  # dotted key of a config -> what takes the place of what stands there
@@ -41,13 +35,14 @@ class Row(Section):
 
     name: str = Field(pattern=PART)
     label: Text
-    model: Literal["student", "cold start", "teacher", "naive teacher", "none"]
+    model: ModelName | Literal["none"]
     changes: Changes = {}
     paper: dict[str, float | dict[str, float]] = {}  # column -> number; with variants, variant -> column -> number
 
     @property
-    def stages(self) -> tuple[str, ...]:
-        return STAGES[self.model]
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages that have to be sealed for it, in data order."""
+        return () if self.model == "none" else (*list_needed("evaluate", [self.model]), "evaluate")
 
 
 class Variant(Section):

@@ -16,14 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dmdr.config.load import load_config
-from dmdr.errors import ConfigError, DataError
+from dmdr.errors import ConfigError, DataError, Stopped
 from dmdr.export.parity import compare_latents, load_form
 from dmdr.export.write import LORA_FILE, NETWORK_FILE, WEIGHTS, build_metadata, load_student, save_pipeline, write_form
 from dmdr.rollout import sample_student
 from dmdr.teacher.load import digest_teacher, load_teacher
 from stages import export
 from stages.reports.model_card import render_card
-from stages.runtime.context import Stopped
 from stages.store.artifacts import Artifact
 from tests.support.trained_run import MADE, context_for, full_student, lora_student, run_stage, trained_run
 

@@ -10,7 +10,7 @@ import yaml
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError
 
 REFL = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}

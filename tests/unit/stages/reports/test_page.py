@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmdr.config.run import MODELS as KNOWN
+from dmdr.config.stages import MODELS as KNOWN
 from dmdr.errors import DataError
 from dmdr.metrics.scorecard import SCHEMA, Model, Scores, build_scorecard
 from stages.reports import paper

@@ -11,7 +11,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from dmdr.config.run import STAGES
+from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
 from flows import cli
 from stages.store.artifacts import Artifact
