@@ -1,203 +1,230 @@
-"""The console command `dmdr`."""
+"""The console command `dmdr`: its commands and their exit codes.
+
+Only what the help shows is imported here. Each command imports what it needs when it runs, so that the help is quick.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import NoReturn
 
-from dmdr.config.run import FORMS
-from dmdr.config.stages import STAGES
-from dmdr.errors import ConfigError, DataError, InputMissing
-from dmdr.planning.gpus import GPUS
+import typer
+from typer.core import TyperGroup
 
-EXIT = {
-    ConfigError: 64,
-    DataError: 65,
-    InputMissing: 66,
-}  # as in stages/__main__.py, whose import takes over the signals
-STORE_FAILED = 74
-DESCRIPTION = "Distil a text-to-image teacher into a few-step student by distribution matching and RL at once."
-EPILOG = (
-    "exit codes: 0 sealed; 64 config, 65 data, 66 input missing, 70 internal, 74 store, 75 stopped: repeat the command"
+from dmdr.errors import USER_ERRORS, ConfigError, StoreError, describe_exit_codes, exit_code_of
+from flows.commands import options
+
+EXIT_CODES = describe_exit_codes()
+PASS_ALL_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+app = typer.Typer(
+    help="Distil a text-to-image teacher into a few-step student by distribution matching and RL at once.",
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
-STORE = "where artifacts lie: a folder or any fsspec URL such as s3://BUCKET/PREFIX (default: %(default)s)"
+teachers = typer.Typer(help="Publish teachers, for retraining to find, and list them.", rich_markup_mode=None)
 
 
-class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose usage errors exit with 64, like a bad config."""
+@app.command(epilog=EXIT_CODES)
+def run(config: options.Config, run: options.OwnName = None, store: options.Store = "runs") -> int:
+    """Run all stages of a config.
 
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(64, f"{self.prog}: {message}\n")
+    A sealed stage is skipped. An open one continues.
+    """
+    from flows.commands.run import run_config
 
-
-def seed(text: str) -> int:
-    """A seed of the command line."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 on, not {text!r}")
-    return int(text)
+    return run_config(config, run, store)
 
 
-def count(text: str) -> int:
-    """A number of steps, or which attempt it is."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"it is a whole number from 1 on, not {text!r}")
-    return int(text)
+@app.command(epilog=EXIT_CODES)
+def tables(
+    spec: options.Spec,
+    seeds: options.Seeds = None,
+    base: options.Base = None,
+    out: options.TablePage = None,
+    store: options.Store = "runs",
+) -> int:
+    """Run a table of the paper over several seeds, and write its page.
+
+    The same command again continues.
+    """
+    from flows.commands.run import run_tables
+
+    return run_tables(spec, seeds or None, store, base, out)
 
 
-def parser() -> Parser:
-    """The commands, with help that a newcomer can act on."""
-    top = Parser(prog="dmdr", description=DESCRIPTION, epilog=EPILOG)
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+@app.command(epilog=EXIT_CODES)
+def evaluate(
+    config: options.Judge,
+    pipeline: options.Pipeline,
+    steps: options.Steps,
+    guidance: options.Guidance = 1.0,
+    name: options.CardName = None,
+    run: options.OwnName = None,
+    store: options.Store = "runs",
+) -> int:
+    """Put any checkpoint that diffusers loads on a run's scorecard."""
+    from flows.commands.evaluate import evaluate_pipeline
 
-    run = commands.add_parser(
-        "run", help="run all stages of a config; what is sealed is skipped, what is open goes on", epilog=EPILOG
-    )
-    run.add_argument("config", metavar="CONFIG", help="a YAML file, for example configs/lab-flow.yaml")
-    run.add_argument("--run", metavar="NAME", help="name of the run (default: the config's own)")
-    run.add_argument("--store", default="runs", metavar="URL", help=STORE)
-
-    tables = commands.add_parser(
-        "tables", help="run a table of the paper over several seeds and write its page; again: go on", epilog=EPILOG
-    )
-    tables.add_argument("spec", metavar="SPEC", help="a YAML file, for example configs/tables/table-5-refl.yaml")
-    tables.add_argument("--seeds", nargs="+", type=seed, metavar="N", help="in the place of the table's own (three)")
-    tables.add_argument("--base", metavar="CONFIG", help="a config in the place of the table's own, of another teacher")
-    tables.add_argument("--out", metavar="PAGE", help="the page (default: tables/NAME.html); configs lie beside it")
-    tables.add_argument("--store", default="runs", metavar="URL", help=STORE)
-
-    evaluate = commands.add_parser(
-        "evaluate", help="put any checkpoint that diffusers loads on the scorecard of a run", epilog=EPILOG
-    )
-    evaluate.add_argument("config", metavar="CONFIG", help="of the run: its prompts, noise and metrics judge")
-    evaluate.add_argument(
-        "--pipeline",
-        required=True,
-        metavar="FOLDER-OR-ID",
-        help="a diffusers folder, hub:OWNER/NAME@COMMIT or lab:NAME",
-    )
-    evaluate.add_argument("--steps", required=True, type=count, metavar="N", help="of its sampler")
-    evaluate.add_argument("--guidance", type=float, default=1.0, metavar="G", help="its scale (default: %(default)s)")
-    evaluate.add_argument("--name", metavar="NAME", help="on the card (default: the folder's or repository's)")
-    evaluate.add_argument("--run", metavar="NAME", help="name of the run (default: the config's own)")
-    evaluate.add_argument("--store", default="runs", metavar="URL", help=STORE)
-
-    plan = commands.add_parser("plan", help="what a config needs of a GPU, memory, work, hours, without running it")
-    plan.add_argument("config", metavar="CONFIG", help="a YAML file, for example configs/sd35-large.yaml")
-    plan.add_argument("--gpu", default="h100-80", metavar="GPU", choices=GPUS, help=f"one of {', '.join(GPUS)}")
-
-    render = commands.add_parser("render", help="print the Job that a stage would be on a cluster, for kubectl create")
-    render.add_argument("config", metavar="CONFIG", help="a YAML file with execution.cluster")
-    render.add_argument("--stage", required=True, metavar="STAGE", choices=STAGES, help=f"one of {', '.join(STAGES)}")
-    render.add_argument("--run", metavar="NAME", help="name of the run (default: the config's own)")
-    render.add_argument("--store", required=True, metavar="URL", help="where artifacts lie, as s3://BUCKET/PREFIX")
-    render.add_argument("--attempt", type=count, default=1, metavar="N", help="which attempt it is (default: 1)")
-
-    status = commands.add_parser("status", help="list the stages of a run: sealed, open or not started")
-    status.add_argument("run", metavar="RUN", help="name of the run, or what it was promoted as")
-    status.add_argument("--store", default="runs", metavar="URL", help=STORE)
-
-    runs = commands.add_parser("runs", help="list the runs of a store with their teachers and scores")
-    runs.add_argument("--store", default="runs", metavar="URL", help=STORE)
-
-    compare = commands.add_parser("compare", help="put evaluated runs side by side: one page, and tables here")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="names of runs, or what they were promoted as")
-    compare.add_argument("--out", default="comparison.html", metavar="PAGE", help="the page (default: %(default)s)")
-    compare.add_argument("--store", default="runs", metavar="URL", help=STORE)
-
-    promote = commands.add_parser("promote", help="let a name mean the export of a run; dmdr pull follows it")
-    promote.add_argument("run", metavar="RUN", help="name of the run")
-    promote.add_argument("--as", dest="name", required=True, metavar="NAME", help="for example production")
-    promote.add_argument("--store", default="runs", metavar="URL", help=STORE)
-
-    pull = commands.add_parser("pull", help="copy the files of a sealed stage to a folder, verified; again: go on")
-    pull.add_argument("run", metavar="RUN", help="name of the run, or what it was promoted as")
-    pull.add_argument("stage", metavar="STAGE", choices=STAGES, help=f"one of {', '.join(STAGES)}")
-    pull.add_argument("folder", metavar="DIR", help="where to; a new or an empty folder")
-    pull.add_argument("--form", metavar="FORM", choices=FORMS, help=f"of an export, only this: {', '.join(FORMS)}")
-    pull.add_argument("--store", default="runs", metavar="URL", help=STORE)
-
-    teachers = commands.add_parser("teachers", help="publish teachers, for retraining to find, and list them")
-    what = teachers.add_subparsers(dest="what", metavar="WHAT", required=True)
-    publish = what.add_parser("publish", help="copy a teacher to a store, verified, and tell Prefect; again: go on")
-    publish.add_argument("folder", metavar="FOLDER", help="a diffusers folder, hub:OWNER/NAME@COMMIT or lab:NAME")
-    publish.add_argument("--as", dest="name", required=True, metavar="NAME", help="what to call it, for example sd35")
-    publish.add_argument("--revision", metavar="REV", help="which one it is (default: the begin of its sha256)")
-    publish.add_argument("--to", required=True, metavar="URL", help="a folder, or s3://BUCKET/PREFIX, of teachers only")
-    listed = what.add_parser("list", help="list published teachers with their revisions and addresses")
-    listed.add_argument("--at", required=True, metavar="URL", help="where teachers are published")
-
-    # These two read their own arguments, --help among them.
-    commands.add_parser("stage", help="run one stage, as a container does; see dmdr stage --help", add_help=False)
-    commands.add_parser("lab", help="build the lab's teachers and rewards; see dmdr lab build --help", add_help=False)
-    return top
+    return evaluate_pipeline(config, pipeline, steps, guidance, name=name, run=run, store=store)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code. Each command imports what it needs, and no more."""
-    commands = parser()
-    given, rest = commands.parse_known_args(argv)
-    if given.command == "stage":
-        from stages.__main__ import main as run_stage
+@app.command()
+def plan(config: options.Config, gpu: options.Gpu = "h100-80") -> int:
+    """Print the memory, work and hours of a config on a GPU.
 
-        return run_stage(rest)
-    if given.command == "lab":
-        from dmdr.lab.build import main as build
+    Nothing is trained for that, and no weights are loaded.
+    """
+    from flows.commands.plan import print_plan
 
-        if rest[:1] != ["build"]:
-            commands.error("the lab has one command: dmdr lab build WHAT --out DIR; see dmdr lab build --help")
-        return build(rest[1:])
-    if rest:
-        commands.error(f"unknown arguments: {' '.join(rest)}; see dmdr {given.command} --help")
+    return print_plan(config, gpu)
 
-    from flows.commands import pull, run, store
 
+@app.command()
+def render(
+    config: options.ClusterConfig,
+    stage: options.StageOption,
+    store: options.PodStore,
+    run: options.OwnName = None,
+    attempt: options.Attempt = 1,
+) -> int:
+    """Print the Kubernetes Job of a stage, for kubectl create."""
+    from flows.commands.render import print_job
+
+    return print_job(config, stage, run, store, attempt)
+
+
+@app.command()
+def status(run: options.AnyName, store: options.Store = "runs") -> int:
+    """List the stages of a run: sealed, open or not started."""
+    from flows.commands.store import print_status
+
+    return print_status(run, store)
+
+
+@app.command()
+def runs(store: options.Store = "runs") -> int:
+    """List the runs of a store with their teachers and scores."""
+    from flows.commands.store import print_runs
+
+    return print_runs(store)
+
+
+@app.command()
+def compare(runs: options.Names, out: options.ComparisonPage = "comparison.html", store: options.Store = "runs") -> int:
+    """Compare evaluated runs: write a page and print its tables."""
+    from flows.commands.compare import compare_runs
+
+    return compare_runs(runs, store, out)
+
+
+@app.command()
+def promote(run: options.RunName, name: options.Alias, store: options.Store = "runs") -> int:
+    """Give the export of a run a name that dmdr pull follows."""
+    from flows.commands.store import promote_result
+
+    return promote_result(run, name, store)
+
+
+@app.command()
+def pull(
+    run: options.AnyName,
+    stage: options.StageArgument,
+    folder: options.Target,
+    form: options.FormOption = None,
+    store: options.Store = "runs",
+) -> int:
+    """Copy the files of a sealed stage to a folder, verified.
+
+    The same command again continues a copy that was cut off.
+    """
+    from flows.commands.pull import pull_stage
+
+    return pull_stage(run, stage, folder, store, form)
+
+
+app.add_typer(teachers, name="teachers")
+
+
+@teachers.command("publish")
+def publish(
+    folder: options.Teacher, name: options.TeacherName, to: options.To, revision: options.Revision = None
+) -> int:
+    """Copy a teacher to a store, verified, and tell Prefect.
+
+    The same command again continues a copy that was cut off.
+    """
+    from flows.commands.teachers import publish_folder
+
+    return publish_folder(folder, name, revision, to)
+
+
+@teachers.command("list")
+def list_published(at: options.At) -> int:
+    """List published teachers with their revisions and addresses."""
+    from flows.commands.teachers import print_published
+
+    return print_published(at)
+
+
+@app.command(context_settings=PASS_ALL_ON, add_help_option=False)
+def stage(context: typer.Context) -> int:
+    """Run one stage, as a container does; see dmdr stage --help."""
+    from stages.__main__ import main as run_stage
+
+    return run_stage(context.args)
+
+
+@app.command(context_settings=PASS_ALL_ON, add_help_option=False)
+def lab(context: typer.Context) -> int:
+    """Build models of the lab; see dmdr lab build --help."""
+    from dmdr.lab.build import main as build
+
+    if context.args[:1] != ["build"]:
+        raise ConfigError("the lab has one command: dmdr lab build WHAT --out DIR; see dmdr lab build --help")
+    return build(context.args[1:])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code. A wrong command line and a user's error are one line on stderr."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["tables"]:
+        arguments = repeat_seeds(arguments)
     try:
-        if given.command == "tables":
-            return run.run_tables(given.spec, given.seeds, given.store, given.base, given.out)
-        if given.command == "run":
-            return run.run_config(given.config, given.run, given.store)
-        if given.command == "evaluate":
-            from flows.commands.evaluate import evaluate_pipeline
-
-            return evaluate_pipeline(
-                given.config,
-                given.pipeline,
-                given.steps,
-                given.guidance,
-                name=given.name,
-                run=given.run,
-                store=given.store,
-            )
-        if given.command == "plan":
-            from flows.commands.plan import print_plan
-
-            return print_plan(given.config, given.gpu)
-        if given.command == "render":
-            from flows.commands.render import print_job
-
-            return print_job(given.config, given.stage, given.run, given.store, given.attempt)
-        if given.command == "teachers":
-            from flows.commands import teachers
-
-            if given.what == "list":
-                return teachers.print_published(given.at)
-            return teachers.publish_folder(given.folder, given.name, given.revision, given.to)
-        if given.command == "status":
-            return store.print_status(given.run, given.store)
-        if given.command == "runs":
-            return store.print_runs(given.store)
-        if given.command == "compare":
-            from flows.commands.compare import compare_runs
-
-            return compare_runs(given.runs, given.store, given.out)
-        if given.command == "promote":
-            return store.promote_result(given.run, given.name, given.store)
-        return pull.pull_stage(given.run, given.stage, given.folder, given.store, given.form)
-    except (ConfigError, DataError, OSError) as error:
+        return typer.main.get_command(app).main(arguments, prog_name="dmdr", standalone_mode=False)
+    except typer.TyperException as error:
+        path = name_command(arguments)
+        message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+        print(f"{path}: {message}; see {path} --help", file=sys.stderr)
+        return ConfigError.exit_code
+    except (*USER_ERRORS, OSError) as error:
         print(f"dmdr: {error}", file=sys.stderr)
-        return next((code for kind, code in EXIT.items() if isinstance(error, kind)), STORE_FAILED)
+        return exit_code_of(error) if isinstance(error, USER_ERRORS) else StoreError.exit_code
+
+
+def repeat_seeds(arguments: list[str]) -> list[str]:
+    """`--seeds 0 1 2` as typer reads it: `--seeds 0 --seeds 1 --seeds 2`."""
+    repeated: list[str] = []
+    is_seed = False
+    for argument in arguments:
+        if argument.startswith("-") and not argument[1:].isdecimal():
+            is_seed = argument == "--seeds"
+        elif is_seed and repeated[-1] != "--seeds":
+            repeated.append("--seeds")
+        repeated.append(argument)
+    return repeated
+
+
+def name_command(arguments: list[str]) -> str:
+    """The command that a command line begins with, for example "dmdr teachers publish"."""
+    words, command = ["dmdr"], typer.main.get_command(app)
+    for argument in arguments:
+        if not isinstance(command, TyperGroup) or argument not in command.commands:
+            break
+        words.append(argument)
+        command = command.commands[argument]
+    return " ".join(words)
 
 
 if __name__ == "__main__":

@@ -219,5 +219,5 @@ def test_training_and_lab_import_neither_torchvision_nor_prefect():
 
 
 def test_the_command_line_needs_no_prefect():
-    code = "import flows.cli, flows.commands.run, flows.commands.store; flows.cli.parser()"
+    code = "import flows.cli, flows.commands.run, flows.commands.store; flows.cli.name_command(['run'])"
     assert not loaded_after(code) & {"prefect", "torch"}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dmdr.config.cluster import Cluster
+from dmdr.config.forms import Form
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Rate, Section
 from dmdr.config.stages import MODELS, ModelName, StageName
@@ -260,10 +261,6 @@ class Evaluate(Section):
         if len(set(self.models)) < len(self.models):
             raise ValueError(f"evaluate.models names one twice: {', '.join(self.models)}")
         return self
-
-
-Form = Literal["pipeline", "lora", "weights", "single-file"]
-FORMS: tuple[Form, ...] = get_args(Form)
 
 
 class Export(Section):

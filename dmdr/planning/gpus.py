@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dmdr.config.run import Config
-
 if TYPE_CHECKING:
+    from dmdr.config.run import Config
     from dmdr.planning.plan import StagePlan
 
 SHARE = 0.45  # of a GPU's FLOPs that a training run reaches, where its kernels are fused and its batches fill it

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dmdr.config.run import FORMS
+from dmdr.config.forms import FORMS
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact

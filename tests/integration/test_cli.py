@@ -21,6 +21,7 @@ from flows.prefect_support import embedded_server
 from stages.reports.scorecard_text import format_scorecard
 from stages.store.artifacts import Artifact
 
+ROOT = Path(__file__).parents[2]
 SCORECARD = {
     "models": [
         {"name": "student", "steps": 4, "nfe": 4, "guidance_scale": 1.0},
@@ -47,31 +48,112 @@ def sealed(store: Path, stage: str, tmp_path: Path) -> Artifact:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "names"),
     [
-        [],
-        ["rum"],
-        ["run"],
-        ["run", "a.yaml", "--sore", "x"],
-        ["pull", "r", "joints", "x"],
-        ["tables"],
-        ["tables", "t.yaml", "--seeds", "-1"],
-        ["tables", "t.yaml", "--seeds", "one"],
+        ([], "Missing command"),
+        (["rum"], "'rum'"),
+        (["run"], "'CONFIG'"),
+        (["run", "a.yaml", "--sore", "x"], "--sore"),
+        (["run", "a.yaml", "b.yaml"], "b.yaml"),
+        (["pull", "r", "joints", "x"], "'joints'"),
+        (["pull", "r", "export", "x", "--form", "zip"], "'zip'"),
+        (["render", "a.yaml", "--store", "s3://b", "--stage", "joints"], "'joints'"),
+        (["render", "a.yaml", "--store", "s3://b", "--stage", "joint", "--attempt", "0"], "--attempt"),
+        (["evaluate", "a.yaml", "--pipeline", "p", "--steps", "0"], "--steps"),
+        (["evaluate", "a.yaml", "--pipeline", "p", "--steps", "4", "--guidance", "much"], "--guidance"),
+        (["plan", "a.yaml", "--gpu", "abacus"], "h100-80"),
+        (["tables"], "'SPEC'"),
+        (["tables", "t.yaml", "--seeds"], "--seeds"),
+        (["tables", "t.yaml", "--seeds", "-1"], "'-1'"),
+        (["tables", "t.yaml", "--seeds", "0", "one"], "'one'"),
+        (["teachers", "publish", "lab:flow", "--as", "flow"], "--to"),
+        (["lab", "bulid"], "dmdr lab build"),
     ],
 )
-def test_a_wrong_command_line_exits_with_64(arguments: list[str], capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
-    assert stop.value.code == 64
-    assert "dmdr" in capsys.readouterr().err
+def test_a_wrong_command_line_is_one_line_and_exits_with_64(
+    arguments: list[str], names: str, capsys: pytest.CaptureFixture
+):
+    assert cli.main(arguments) == 64
+    error = capsys.readouterr().err
+    assert error.startswith("dmdr") and names in error
+    assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["stage", "--help"], ["lab", "build", "--help"]])
-def test_help_reaches_the_command_it_asks_about(arguments: list[str], capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
-    assert stop.value.code == 0
-    assert "usage:" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("arguments", "shows"),
+    [
+        (["--help"], "exit codes: 0 sealed, 64 config"),
+        (["run", "--help"], "exit codes: 0 sealed, 64 config"),
+        (["teachers", "publish", "-h"], "--revision REV"),
+        (["stage", "--help"], "python -m stages"),
+        (["stage", "joint", "--help"], "python -m stages"),
+        (["lab", "build", "--help"], "--out"),
+    ],
+)
+def test_help_reaches_the_command_it_asks_about(arguments: list[str], shows: str, capsys: pytest.CaptureFixture):
+    assert exit_code(arguments) == 0
+    help_text = capsys.readouterr().out
+    assert "usage:" in help_text.lower()
+    assert shows in help_text
+
+
+def test_a_stage_reads_its_own_arguments(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr("stages.__main__.main", lambda arguments: calls.append(arguments) or 66)
+    lines = [["joint", "--config", "a.yaml", "--run", "r"], ["--config", "a.yaml", "joint"], ["joint", "--", "-x"], []]
+    assert [cli.main(["stage", *line]) for line in lines] == [66] * 4
+    assert calls == lines
+
+
+def exit_code(arguments: list[str]) -> int:
+    """Of a command line, whether its command returns or leaves."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as leaving:
+        return leaving.code
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--seeds", "0", "1", "2"], ["--seeds", "0", "--seeds", "1", "--seeds", "2"], ["--seeds=0", "--seeds", "1", "2"]],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_seeds_follow_one_option_or_several(options: list[str], first: bool, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr("flows.commands.run.run_tables", lambda *arguments: calls.append(arguments) or 0)
+    rest = ["--store", "s"]
+    assert cli.main(["tables", "t.yaml", *(options + rest if first else rest + options)]) == 0
+    assert cli.main(["tables", "t.yaml"]) == 0
+    assert calls == [("t.yaml", [0, 1, 2], "s", None, None), ("t.yaml", None, "runs", None, None)]
+
+
+def test_a_shell_completes_commands_options_and_choices():
+    command = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())"]
+    for words, offers in [
+        ("dmdr p", ["plan", "promote", "pull"]),
+        ("dmdr run a.yaml --s", ["--store"]),
+        ("dmdr plan a.yaml --gpu h", ["h100-80", "h200"]),
+        ("dmdr render a.yaml --stage e", ["export", "evaluate"]),
+    ]:
+        asks = {"_DMDR_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | asks, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == offers
+    script = subprocess.run(
+        [*command, "--show-completion", "bash"], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True
+    )
+    assert "complete -o default -F _dmdr_completion dmdr" in script.stdout
+
+
+def test_help_is_quick():
+    """Half a second of CPU is the limit; pydantic, Prefect and the stores would take most of it."""
+    code = (
+        "import flows.cli; flows.cli.main(['--help']); import resource as r, sys; u = r.getrusage(r.RUSAGE_SELF); "
+        "print(u.ru_utime + u.ru_stime, *{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, *modules = done.stdout.splitlines()[-1].split()
+    assert float(seconds) < 0.5
+    assert not {"pydantic", "prefect", "rich", "fsspec", "yaml"} & set(modules)
 
 
 @pytest.mark.parametrize(

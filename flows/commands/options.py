@@ -1,0 +1,105 @@
+"""The arguments and options of `dmdr`: how each is named, explained and read. Imports only what a help text needs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dmdr.config.forms import FORMS, Form
+from dmdr.config.stages import STAGES, StageName
+from dmdr.planning.gpus import GPUS
+
+A_PIPELINE = "a diffusers folder, hub:OWNER/NAME@COMMIT or lab:NAME"
+ONE_STAGE = f"one of {', '.join(STAGES)}"
+STORE = "where artifacts lie: a folder or any fsspec URL such as s3://BUCKET/PREFIX"
+TABLE_CONFIG = "a config, perhaps of another teacher, instead of the table's own"
+TABLE_PAGE = "the page (default: tables/NAME.html); the configs of its runs lie beside it"
+TABLE_SEEDS = "one or several seeds, instead of the table's three"
+
+
+def parse_seed(text: str) -> int:
+    """A seed of the command line."""
+    if not text.isdecimal():
+        raise typer.BadParameter(f"a seed is a whole number from 0 on, not {text!r}")
+    return int(text)
+
+
+def parse_count(text: str) -> int:
+    """A number of steps, or the number of an attempt."""
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"it is a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def parse_gpu(text: str) -> str:
+    """The name of a GPU that the planner knows."""
+    if text not in GPUS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(GPUS)}")
+    return text
+
+
+def list_gpus() -> list[str]:
+    """What the shell offers to complete --gpu with."""
+    return list(GPUS)
+
+
+# Of several commands
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file, for example configs/lab-flow.yaml")]
+OwnName = Annotated[str | None, typer.Option("--run", metavar="NAME", help="name of the run (default: the config's)")]
+AnyName = Annotated[str, typer.Argument(metavar="RUN", help="name of the run, or a name that it was promoted to")]
+Store = Annotated[str, typer.Option("--store", metavar="URL", help=STORE)]
+Pipeline = Annotated[str, typer.Option("--pipeline", metavar="FOLDER-OR-ID", help=A_PIPELINE)]
+
+# tables
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="a YAML file, for example configs/tables/table-5-refl.yaml")]
+Seeds = Annotated[list[int] | None, typer.Option("--seeds", metavar="N...", parser=parse_seed, help=TABLE_SEEDS)]
+Base = Annotated[str | None, typer.Option("--base", metavar="CONFIG", help=TABLE_CONFIG)]
+TablePage = Annotated[str | None, typer.Option("--out", metavar="PAGE", help=TABLE_PAGE)]
+
+# evaluate
+Judge = Annotated[str, typer.Argument(metavar="CONFIG", help="config of the run that gives prompts, noise and metrics")]
+Steps = Annotated[int, typer.Option("--steps", metavar="N", parser=parse_count, help="sampling steps of the pipeline")]
+Guidance = Annotated[float, typer.Option("--guidance", metavar="G", help="guidance scale of the pipeline")]
+CardName = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="name on the scorecard (default: the folder's or repository's)"),
+]
+
+# plan
+Gpu = Annotated[
+    str,
+    typer.Option("--gpu", metavar="GPU", parser=parse_gpu, autocompletion=list_gpus, help=f"one of {', '.join(GPUS)}"),
+]
+
+# render
+ClusterConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file with execution.cluster")]
+StageOption = Annotated[StageName, typer.Option("--stage", metavar="STAGE", help=ONE_STAGE)]
+PodStore = Annotated[str, typer.Option("--store", metavar="URL", help="where artifacts lie, as s3://BUCKET/PREFIX")]
+Attempt = Annotated[int, typer.Option("--attempt", metavar="N", parser=parse_count, help="number of the attempt")]
+
+# compare
+Names = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="names of runs, or names that they were promoted to")
+]
+ComparisonPage = Annotated[str, typer.Option("--out", metavar="PAGE", help="the page")]
+
+# promote
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="name of the run")]
+Alias = Annotated[str, typer.Option("--as", metavar="NAME", help="the new name, for example production")]
+
+# pull
+StageArgument = Annotated[StageName, typer.Argument(metavar="STAGE", help=ONE_STAGE)]
+Target = Annotated[str, typer.Argument(metavar="DIR", help="the copy: a new or an empty folder")]
+FormOption = Annotated[
+    Form | None, typer.Option("--form", metavar="FORM", help=f"copy only this form of an export: {', '.join(FORMS)}")
+]
+
+# teachers
+Teacher = Annotated[str, typer.Argument(metavar="FOLDER", help=A_PIPELINE)]
+TeacherName = Annotated[str, typer.Option("--as", metavar="NAME", help="name of the teacher, for example sd35")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="its revision (default: the start of its sha256)")
+]
+To = Annotated[str, typer.Option("--to", metavar="URL", help="a folder or s3://BUCKET/PREFIX that holds only teachers")]
+At = Annotated[str, typer.Option("--at", metavar="URL", help="where teachers are published")]
