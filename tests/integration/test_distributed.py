@@ -6,63 +6,18 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from dmdr import distributed
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError
 from stages.runtime import ranks
+from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage
-
-TOLERANCE = 1e-5
-RUN = {"updates": 4, "batch_size": 3, "fake_updates": 3, "dynamic": {"updates": 3}}
-RATES = {"student": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 1e-4}}
-TRAINING = {**RUN, **RATES}
-
-
-def command(stage: str, config: Path, store: Path) -> list[str]:
-    return ["-m", "stages", stage, "--config", str(config), "--store", str(store)]
-
-
-def start(arguments: list[str], **environment: str) -> subprocess.Popen:
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, *arguments], cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
-
-
-def finish(arguments: list[str], code: int = 0) -> str:
-    process = start(arguments)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == code, err
-    return err
-
-
-def results(store: Path, stage: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    folder = store / "tiny" / stage
-    weights = {
-        f"{file.stem}/{name}": value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()
-    }
-    return weights, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(ours: Path, theirs: Path, stage: str) -> None:
-    """Weights and logged figures, to TOLERANCE of their size."""
-    (weights, rows), (expected, expected_rows) = results(ours, stage), results(theirs, stage)
-    assert weights.keys() == expected.keys() and len(rows) == len(expected_rows)
-    apart = max(float((weights[name] - expected[name]).abs().max()) for name in expected)
-    figures = [(row[key], value) for row, each in zip(rows, expected_rows, strict=True) for key, value in each.items()]
-    relative = max(abs(found - value) / max(1.0, abs(value)) for found, value in figures)
-    print(f"{stage}: weights at most {apart:.2e} apart, figures {relative:.2e}")
-    assert apart < TOLERANCE and relative < TOLERANCE
+from tests.support.training_results import TRAINING, assert_same
 
 
 def together(tiny_config: Callable[..., Path], processes: int, sharding: str = "none", **changes: object) -> Path:
@@ -174,29 +129,3 @@ def test_what_cannot_be_split_is_refused_in_one_line(tiny_config, tmp_path, chan
     err = finish(command("cold_start", config, tmp_path), code=64)
     assert said in err and err.count("\n") == 1
     assert not (tmp_path / "tiny/cold_start/record.json").exists()
-
-
-def test_a_rank_without_a_gpu_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match="one a GPU, and this machine has 2; set execution.processes to 2"):
-        distributed.join("cuda", 2)
-    assert distributed.ranks() == 1, "no group was entered"
-
-
-@pytest.mark.parametrize(
-    ("codes", "code"),
-    [
-        ([0, 0], 0),
-        ([75, 75], 75),
-        ([70, 65], 65),
-        ([75, 74], 74),
-        ([-9, 70], 70),
-        ([-9, 75], 137),
-        ([-15, -9], 137),
-        ([0, 75], 75),
-        ([-15, 75], 75),
-        ([-15, 0], 143),
-    ],
-)
-def test_the_exit_code_that_tells_most(codes, code):
-    assert ranks.worst_exit_code(codes) == code

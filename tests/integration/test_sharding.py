@@ -9,15 +9,12 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-import torch
 from safetensors import safe_open
 
 from dmdr.config.load import load_config
-from stages.store.checkpoints import Checkpoints, Joined
-from stages.store.folder import Folder
-from tests.integration.test_distributed import TRAINING, assert_same, command, finish, start
+from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage
+from tests.support.training_results import TRAINING, assert_same
 
 UPDATES = 6
 
@@ -72,33 +69,3 @@ def test_killed_on_two_ranks_resumed_on_one_and_the_reverse(tiny_config, tmp_pat
     killed(config(1), reverse, 1)
     assert "continues from its checkpoint" in finish(command("cold_start", config(2), reverse))
     assert_same(reverse, uninterrupted, "cold_start")
-
-
-def test_rows_of_many_files_are_one_tensor():
-    value = torch.arange(10.0).view(5, 2)
-    joined = Joined([{"x": value[:3], "step": torch.tensor(7)}, {"x": value[3:]}])
-    assert list(joined) == ["x", "step"] and len(joined) == 2 and "y" not in joined
-    assert torch.equal(joined["x"], value) and joined["step"] == 7
-
-
-@pytest.mark.parametrize("damage", ["flip", "missing"])
-def test_damage_in_the_rows_of_one_rank_is_found(tmp_path, capsys, damage):
-    checkpoints = Checkpoints(Folder(tmp_path), str(tmp_path), keep=2)
-    for step in (1, 2):
-        checkpoints.save(step, {"x": torch.full((2,), float(step))}, {"step": step})
-        folder = tmp_path / f"checkpoints/step-{step:08d}"
-        shutil.copyfile(folder / "state.safetensors", folder / "state.1.safetensors")  # as a second rank's
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["state.1.safetensors"] = manifest["state.safetensors"]
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert checkpoints.newest()[1]["x"].tolist() == [2, 2, 2, 2]
-    rows = tmp_path / "checkpoints/step-00000002/state.1.safetensors"
-    if damage == "flip":
-        data = bytearray(rows.read_bytes())
-        data[-1] ^= 1
-        rows.write_bytes(data)
-    else:
-        rows.unlink()
-    step, tensors, info = checkpoints.newest()
-    assert (step, info, tensors["x"].tolist()) == (1, {"step": 1}, [1, 1, 1, 1])
-    assert "state.1.safetensors" in capsys.readouterr().err

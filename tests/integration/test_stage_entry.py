@@ -14,23 +14,7 @@ from pathlib import Path
 import pytest
 
 from dmdr.errors import DataError, NonFinite, StoreError
-
-ROOT = Path(__file__).parents[2]
-
-
-def stages(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "stages", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-
-
-def refused(done: subprocess.CompletedProcess, code: int, *parts: str) -> None:
-    """It ended with `code` and one line that says so."""
-    assert done.returncode == code, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    for part in parts:
-        assert part in done.stderr
-    assert done.stdout == ""
+from tests.support.stage_process import ROOT, refused, stages
 
 
 def test_seal_once_skip_afterwards_and_guard_the_address(tmp_path: Path, tiny_config: Callable[..., Path]) -> None:

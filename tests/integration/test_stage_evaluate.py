@@ -24,7 +24,7 @@ from dmdr.teacher.load import find_teacher, load_teacher
 from stages import evaluate
 from stages.evaluation.drawing import sample_noises
 from stages.store.inputs import fingerprint_inputs
-from tests.conftest import PROMPTS
+from tests.support.tiny_configs import PROMPTS
 from tests.support.trained_run import context_for, run_stage, trained_run
 
 METRICS = ["lab-mixer", "lab-conv"]

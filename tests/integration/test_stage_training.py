@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from dmdr.config.load import load_config
+from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage
+from tests.support.training_results import digests, steps_saved
 
 KILLS = 3
 UPDATES = 14
-
-
-def start(stage: str, config: Path, store: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "stages", stage, "--config", str(config), "--store", str(store)]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
-
-
-def finish(stage: str, config: Path, store: Path) -> str:
-    process = start(stage, config, store)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return err
-
-
-def digests(store: Path, stage: str) -> dict[str, str]:
-    record = json.loads((store / "tiny" / stage / "record.json").read_text())
-    return {name: facts["sha256"] for name, facts in record["files"].items()}
-
-
-def steps_saved(store: Path, stage: str) -> set[str]:
-    return {path.parent.name for path in (store / "tiny" / stage / "checkpoints").glob("*/manifest.json")}
 
 
 @pytest.mark.parametrize(("form", "family"), [("full", "sd3"), ("lora", "sdxl")])
@@ -71,7 +48,7 @@ def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request,
     kills, resumed = 0, 0
     while kills < (KILLS if form == "full" else 2):
         before = steps_saved(killed, "cold_start")
-        process = start("cold_start", config, killed)
+        process = start(command("cold_start", config, killed))
         while steps_saved(killed, "cold_start") <= before and process.poll() is None:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.15))
@@ -82,7 +59,7 @@ def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request,
         assert process.returncode == -signal.SIGKILL, err
         kills, resumed = kills + 1, resumed + bool(before)
     assert kills >= 2 and resumed >= 1, f"{kills} kills, {resumed} of a resumed run"
-    finish("cold_start", config, killed)
+    finish(command("cold_start", config, killed))
     print(f"{kills} kills, {resumed} of them of a resumed run")
     assert digests(killed, "cold_start") == digests(whole, "cold_start")
 
@@ -97,7 +74,7 @@ def test_sigterm_leaves_a_checkpoint_and_75(tiny_config, tmp_path):
     }
     config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 5})
     run_stage(load_config(config), tmp_path, "prompts")
-    process = start("cold_start", config, tmp_path)
+    process = start(command("cold_start", config, tmp_path))
     while not steps_saved(tmp_path, "cold_start") and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -118,7 +95,7 @@ def test_divergence_is_one_line_and_keeps_the_checkpoint(tiny_config, tmp_path):
     }
     config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 1})
     run_stage(load_config(config), tmp_path, "prompts")
-    process = start("cold_start", config, tmp_path)
+    process = start(command("cold_start", config, tmp_path))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 70, err
     last = err.strip().splitlines()[-1]

@@ -1,16 +1,9 @@
-"""The hacking alarm: its figures, when it rings, and that it neither changes training nor loses anything in a kill."""
+"""The hacking alarm: its figures, when it rings, and that a look leaves no trace."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import random
-import re
-import shutil
-import signal
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +12,6 @@ import torch
 
 from dmdr.config.load import load_config
 from dmdr.config.run import Optimizer, Training, Watch
-from dmdr.errors import ConfigError
 from dmdr.hacking_alarm import (
     DIVERSITY,
     NON_FINITE,
@@ -40,9 +32,6 @@ from dmdr.rollout import noise_for, sample_student
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.load import find_teacher, load_teacher
-from stages.reports.charts import read_columns, render_charts
-from stages.reports.provenance import describe_watch
-from tests.integration.test_stage_training import digests, finish, start, steps_saved
 from tests.support.trained_run import run_stage
 
 HELD_OUT, SEED, STEPS = "lab-mixer", 11, 2
@@ -267,147 +256,3 @@ def test_off_is_silent_warn_goes_on_stop_stops(bench, on_alarm):
     assert row[NON_FINITE] == 1.0 and stop == (on_alarm == "stop")
     assert len(bench.said) == (on_alarm != "off")
     assert [alarm.update for alarm in find_alarms(watcher.config, select_looks(bench.state.rows))] == [2]
-
-
-# The stage
-
-
-JOINT = {
-    "updates": 10,
-    "batch_size": 2,
-    "fake_updates": 2,
-    "student": {"learning_rate": 1e-3},
-    "fake_score": {"learning_rate": 1e-3},
-    "rl": {"algorithm": "refl", "weight": 5.0, "rewards": {"lab-conv": 1.0}},
-}
-WATCHED = {"every": 3, "reward": HELD_OUT, "prompts": 5, "seeds": 2, "export": "best", "on_alarm": "off", **DEAF}
-STUDENTS = {  # seed 4 and these rates put the best look in the middle of the stage
-    "full": ({"steps": 2, "ema": 0.5}, 1e-3),
-    "lora": ({"steps": 2, "ema": 0.5, "form": "lora", "lora_rank": 4}, 1e-2),
-}
-
-
-class Stage:
-    """The joint stage over prompts and a cold start that are made once; each run in a store of its own."""
-
-    def __init__(self, write: Callable[..., Path], folder: Path, form: str) -> None:
-        student, rate = STUDENTS[form]
-        self.rate, self.folder = rate, folder
-        self.write = partial(write, seed=4, student=student)
-        for stage in ("prompts", "cold_start"):
-            run_stage(load_config(self.write()), folder / "begun", stage)
-
-    def config(self, **joint: object) -> Path:
-        return self.write(joint={**JOINT, "student": {"learning_rate": self.rate}, **joint})
-
-    def store(self, name: str) -> Path:
-        return Path(shutil.copytree(self.folder / "begun", self.folder / name))
-
-    def run(self, name: str, **joint: object) -> Path:
-        run_stage(load_config(self.config(**joint)), self.store(name), "joint")
-        return self.folder / name
-
-
-@pytest.fixture(params=STUDENTS)
-def stage(request, tiny_config, tmp_path) -> Stage:
-    return Stage(tiny_config, tmp_path, request.param)
-
-
-def facts(store: Path) -> dict:
-    return json.loads((store / "tiny" / "joint" / "record.json").read_text())["facts"]
-
-
-def rows(store: Path) -> list[dict]:
-    return [json.loads(line) for line in (store / "tiny" / "joint" / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_watching_changes_no_bit_of_training(stage):
-    unwatched = stage.run("unwatched")
-    for export in ("last", "best"):
-        store = stage.run(export, watch={**WATCHED, "export": export, "on_alarm": "warn"})
-        ours, theirs = digests(store, "joint"), digests(unwatched, "joint")
-        differ = {name for name in theirs if ours[name] != theirs[name]}
-        assert ours.keys() == theirs.keys()
-        best_files = {"student_ema.safetensors", "student.json"} if export == "best" else set()
-        assert differ == {"metrics.jsonl"} | best_files
-        stripped = [{key: row[key] for key in row if not key.startswith("watch/")} for row in rows(store)]
-        assert stripped == [*rows(unwatched), {"update": 10}]
-        assert [row["update"] for row in select_looks(rows(store))] == [0, 3, 6, 9, 10]
-
-
-def test_best_is_what_an_unwatched_run_that_ends_there_exports(stage):
-    store = stage.run("watched", watch=WATCHED)
-    top = max(select_looks(rows(store)), key=lambda row: row[REWARD])["update"]
-    assert 0 < top < 10, "the best look is at an end of the stage; with another seed the test would tell more"
-    assert json.loads((store / "tiny" / "joint" / "student.json").read_text())["ema_update"] == top
-    assert facts(store)["watch"]["best"]["update"] == top
-    ours, theirs = digests(store, "joint"), digests(stage.run("short", updates=top), "joint")
-    assert ours["student_ema.safetensors"] == theirs["student_ema.safetensors"]
-    assert ours["student.safetensors"] != theirs["student.safetensors"]
-
-
-def test_stop_seals_what_there_is_and_says_why(stage, capfd):
-    eager = {"reward_drop": 1e-9, "diversity_drop": 1e-9, "saturation_rise": 1e-9, "on_alarm": "stop", "every": 2}
-    store = stage.run("stopped", watch={**WATCHED, **eager}, updates=40)
-    err = capfd.readouterr().err
-    told = facts(store)["watch"]["stopped"]
-    ended = told["after_update"]
-    assert 0 < ended < 40 and ended % 2 == 0 and facts(store)["updates"] == ended
-    lines = [line for line in err.splitlines() if "ALARM" in line]
-    assert lines and all(line.startswith(f"joint: ALARM at update {ended}: ") for line in lines)
-    assert told["why"] == "; ".join(line.removeprefix("joint: ") for line in lines)
-    assert f"ended by joint.watch after update {ended} of 40" in err
-    assert [row["update"] for row in rows(store)] == list(range(ended + 1))
-    seen = describe_watch(facts(store)["watch"])
-    assert f"stopped after update {ended}; the student is the EMA of update" in seen
-    assert all(
-        f"{each['figure']} {each['now']:.4g} at update {ended}" in seen for each in facts(store)["watch"]["alarms"]
-    )
-
-
-def test_the_report_draws_a_look_where_it_was_taken(tmp_path):
-    lines = [
-        {"update": n, "loss_dm": 1.0, **({REWARD: 0.1 * n, NON_FINITE: 0.0} if n % 2 == 0 else {})} for n in range(4)
-    ]
-    lines.append({"update": 4, NON_FINITE: 1.0})
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    columns = read_columns(path)
-    assert columns[REWARD] == [(0, 0.0), (2, 0.2)]
-    assert [x for x, _ in columns[NON_FINITE]] == [0, 2, 4] and [x for x, _ in columns["loss_dm"]] == [1, 2, 3, 4]
-    page = render_charts({"cold_start": {"loss_dm": [(1, 2.0)]}, "joint": {**columns, "reward/lab-conv": [(1, 0.5)]}})
-    drawn = re.findall(r"<figcaption><b>([^<]+)</b>", page)
-    assert drawn == ["loss_dm", "reward/lab-conv", NON_FINITE, REWARD] and "not a number" not in page
-
-
-def test_an_unknown_watched_reward_is_refused(stage):
-    with pytest.raises(ConfigError, match="unknown reward beauty; DMDR has"):
-        stage.run("unknown", watch={**WATCHED, "reward": "beauty"})
-
-
-def test_killed_with_the_watch_on_ends_with_the_same_bits(stage):
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
-    loud = {"on_alarm": "warn", "every": 2, "reward_drop": 1e-5, "diversity_drop": 1e-4, "saturation_rise": 1e-4}
-    joint = {"watch": {**WATCHED, **loud}, "updates": 14}
-    whole, killed, config = stage.run("whole", **joint), stage.store("killed"), stage.config(**joint)
-
-    kills, resumed = 0, 0
-    while kills < 2:
-        before = steps_saved(killed, "joint")
-        process = start("joint", config, killed)
-        while steps_saved(killed, "joint") <= before and process.poll() is None:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        err = process.communicate()[1]
-        if process.returncode == 0:
-            break  # it ended before the signal: nothing is left to kill
-        assert process.returncode == -signal.SIGKILL, err
-        kills, resumed = kills + 1, resumed + bool(before)
-    assert kills >= 2 and resumed >= 1, f"{kills} kills, {resumed} of a resumed run"
-    finish("joint", config, killed)
-    assert digests(killed, "joint") == digests(whole, "joint")
-    assert facts(killed) == facts(whole)
-    assert facts(whole)["watch"]["alarms"], "alarms that a resumed run could have lost"

@@ -16,9 +16,9 @@ from flows import cli
 from stages.store.artifacts import Artifact
 from stages.store.runs import promote_run
 from tests.support.evaluated import GENEVAL, seal_evaluation
+from tests.support.html import EVIL, Reader
 from tests.support.s3_server import BUCKET
 from tests.support.trained_run import run_stage, trained_run
-from tests.unit.stages.reports.test_page import EVIL, Reader
 
 PROMPTS = [EVIL, *(f"prompt {n}" for n in range(29))]
 TAGS = [GENEVAL[n % 6] for n in range(30)]

@@ -7,7 +7,6 @@ import json
 import random
 import re
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -25,41 +24,9 @@ from stages.reports.page import render_page
 from stages.reports.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
 from stages.reports.verdict import list_verdicts
 from tests.support.evaluated import GENEVAL, MODELS, completed, decoded, speed_of
+from tests.support.html import EVIL, Reader
 
-EVIL = "a <script>alert(\"1\")</script> & a 'cat' {0}"
 THIRD = Model(f"{EVIL} XL", 4, 1.0)
-VOID = {"meta", "img", "br", "circle", "rect"}
-BLOCKS = {"p", "div", "table", "ul", "figure", "details", "h1", "h2", "h3"}  # which no paragraph may hold
-FETCHING = {"src", "href", "srcset", "poster", "action", "data", "xlink:href", "background"}
-
-
-class Reader(HTMLParser):
-    """Collects tags, text and images; fails on a tag that is closed out of turn, or a block in a paragraph."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags, self.images, self.links, self.text, self._open = [], [], [], "", []
-        self.feed(html)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        assert not (tag in BLOCKS and "p" in self._open), f"{tag} in a paragraph"
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in FETCHING and not value.startswith(("data:", "#"))]
-        self.images += [dict(attrs)] if tag == "img" else []
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def example(broken: bool = False) -> tuple[dict, dict[str, list[Row]], list[Strip]]:

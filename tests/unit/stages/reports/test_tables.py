@@ -30,7 +30,7 @@ from stages.reports.tables.page import format_judgement, render_page
 from stages.reports.tables.plan import Run, apply_changes, list_figures, plan_runs
 from stages.reports.tables.results import Found
 from stages.reports.tables.spec import Spec, load_spec
-from tests.unit.stages.reports.test_page import EVIL, Reader
+from tests.support.html import EVIL, Reader
 
 ROOT = Path(__file__).parents[4]
 CLAIM = {"claim": "RL helps", "figures": ["lab-mixer"]}

@@ -30,8 +30,8 @@ from flows import cli
 from stages.store.artifacts import Artifact
 from stages.store.published_teachers import Revision, list_published, publish_teacher, resolve_teacher
 from stages.store.revisions import run_name
-from tests.integration.test_stage_entry import refused, stages
 from tests.support.s3_server import BUCKET, spoil
+from tests.support.stage_process import refused, stages
 from tests.support.trained_run import trained_run
 
 ROOT = Path(__file__).parents[4]

@@ -1,6 +1,6 @@
 """What needs a process that can be forked: SIGKILL at any call, full and read-only disks, memory that stays bounded.
 
-pytest does not collect this file by itself: `test_artifacts.py` runs it in a fresh process. A fork of one that has
+pytest does not collect this file by itself: `test_store_killed.py` runs it in a fresh process. A fork of one that has
 other threads (fsspec's, Prefect's) can hang.
 """
 
@@ -29,21 +29,9 @@ from dmdr.promptset import write_shard
 from stages import prompts
 from stages.store.artifacts import Artifact
 from stages.store.folder import ATTEMPT
-from tests.unit.stages.store.test_artifacts import (
-    IDENTITY,
-    INPUTS,
-    ROOT,
-    Bench,
-    check,
-    contents,
-    rng,
-    same,
-    save,
-    sealed,
-    write,
-)
-
-__all__ = ["rng"]  # a fixture, used by name
+from tests.support.memory import peak
+from tests.support.stage_process import ROOT
+from tests.support.store_bench import IDENTITY, INPUTS, Bench, check, contents, same, save, sealed, write
 
 CALLS = {
     "open",
@@ -239,14 +227,11 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert artifact.record() is None
 
 
-# Memory
-
-
 ONE_ITEM = """
 import sys
 from pathlib import Path
 from dmdr.promptset import PromptSet
-from tests.support.forked import peak
+from tests.support.memory import peak
 
 PromptSet(Path("small"), "train").items([0])  # some kernels then map 50 MB of torch's own code
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -291,8 +276,3 @@ def test_a_long_file_streams_in_bounded_memory(tmp_path: Path) -> None:
     print(f"{grown / 1024:.0f} MiB")
     assert (number, bad) == (200_000, 1)
     assert grown < 40 * 1024
-
-
-def peak() -> int:
-    """KiB that this process held at most; a forked one begins with what its parent held."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
