@@ -16,16 +16,17 @@ import torch
 
 from dmdr import distributed
 from dmdr.config.run import Config
+from dmdr.metrics.aggregate import Conditions, build_scorecard
 from dmdr.metrics.description import describe_metrics
-from dmdr.metrics.dpg_bench import FIGURE, OFFICIAL, DPGBench
+from dmdr.metrics.dpg_bench import DPGBench
 from dmdr.metrics.load import Metric, check_metrics, load_lpips, load_metrics
 from dmdr.metrics.reward import RewardMetric
-from dmdr.metrics.scorecard import Model, build_scorecard
+from dmdr.metrics.scorecard import Model, TagMeans
 from dmdr.promptset import PromptSet
 from dmdr.rewards.lab import LabReward
 from dmdr.teacher.load import find_teacher_of, load_teacher
 from stages.evaluation.drawing import EvaluationSet, Tick, draw_model
-from stages.evaluation.judging import Evaluators, gather_scores, judge_all
+from stages.evaluation.judging import Evaluators, Judged, gather_scores, judge_all
 from stages.evaluation.models import build_sampler, list_models
 from stages.evaluation.score_files import write_samples, write_scores, write_table
 from stages.evaluation.showcase import write_showcase
@@ -71,34 +72,40 @@ def run(context: Context) -> dict:
 
     found = gather_scores(exam, parts, compared)
     scores = found.scores(exam, jury)
-    card = build_scorecard(
-        context.artifact.run,
-        compared,
-        scores=scores,
+    facts = provenance.read_records(context)["prompts"]["facts"]
+    conditions = Conditions(
+        run=context.artifact.run,
         prompts=len(exam.records),
         seed=config.seed,
-        images=exam.seeds,
+        images_per_prompt=exam.seeds,
         trained_on=rewards_trained_on(config),
+        missing=missing,
+        about=describe_metrics(config.evaluate.metrics, config.weights),
+        truncated=facts.get("truncated_evaluation", facts["truncated"]),  # earlier prompts have one count of all
     )
-    facts = provenance.read_records(context)["prompts"]["facts"]
-    card["missing"] = [{"metric": name, "why": why} for name, why in missing.items()]
-    card["about"] = describe_metrics(config.evaluate.metrics, config.weights)
-    for metric in judges:
-        if isinstance(metric, DPGBench):
-            of_models = {model: metric.categories(lines[metric.writes]) for model, lines in found.lines.items()}
-            for figure in (FIGURE, OFFICIAL):
-                card["tags"][figure] = {model: by_figure[figure] for model, by_figure in of_models.items()}
-    card["truncated"] = facts.get("truncated_evaluation", facts["truncated"])  # earlier prompts have one count of all
-    (context.out / "scorecard.json").write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    card = build_scorecard(conditions, compared, scores, list_categories(judges, found))
+    text = json.dumps(card.to_json(), indent=2, allow_nan=False)
+    (context.out / "scorecard.json").write_text(text + "\n", encoding="utf-8")
     write_scores(context, exam, scores, jury)
     write_table(context, exam, found, jury)
     speed = write_samples(context, exam, parts, compared, found, name_device(config))
     write_showcase(context, exam, parts, jury, found, scores=scores, card=card, speed=speed, base=base)
     return {
         "prompts": len(exam.records),
-        "metrics": card["metrics"],
-        "verdicts": [v["text"] for v in list_verdicts(card)],
+        "metrics": [row.model_dump() for row in card.metrics],
+        "verdicts": [verdict.text for verdict in list_verdicts(card)],
     }
+
+
+def list_categories(metrics: list[Metric], judged: Judged) -> dict[str, dict[str, TagMeans]]:
+    """Figure -> model -> means by category, of DPG-Bench, which computes them from its answers."""
+    categories: dict[str, dict[str, TagMeans]] = {}
+    for metric in metrics:
+        if isinstance(metric, DPGBench):
+            for model, lines in judged.lines.items():
+                for figure, means in metric.categories(lines[metric.writes]).items():
+                    categories.setdefault(figure, {})[model] = TagMeans.model_validate(means)
+    return categories
 
 
 def build_counter(context: Context, total: int) -> Tick:

@@ -8,6 +8,7 @@ from pathlib import Path
 from dmdr.config.reward_weights import OF
 from dmdr.errors import InputMissing
 from dmdr.metrics.lpips import FIGURE, SIDE
+from dmdr.metrics.scorecard import MetricFacts
 from dmdr.rewards.open_clip import KINDS, PREFIXED, SCALE
 from dmdr.rewards.weights import address_of
 from dmdr.teacher import hub
@@ -22,12 +23,12 @@ MODELS = {
 SCALES = {"geneval": 1.0, "dpg-bench": 100.0}
 
 
-def describe_metrics(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[str, dict[str, object]]:
+def describe_metrics(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[str, MetricFacts]:
     """Figure -> {"model", "weights", "scale", "prefix"}, of the metrics that have weights; None where it has none.
 
     addresses: the config's `weights`. A folder or file is called by its own name, as its place means nothing elsewhere.
     """
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, MetricFacts] = {}
     for name in metrics:
         if not OF.get(name):  # one of the lab's
             continue

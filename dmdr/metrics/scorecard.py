@@ -1,20 +1,37 @@
-"""Scores of all models on the same prompts -> the scorecard: means, intervals, paired differences, GenEval's tasks."""
+"""The types of scorecard.json, and of speed.json beside it. aggregate.py builds a scorecard from scores.
+
+They need neither numpy nor scipy, so that a command which only shows a scorecard starts fast.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Final, Literal
 
-import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-from dmdr.metrics.intervals import RESAMPLES, Interval, bootstrap_differences, bootstrap_intervals
+SCHEMA: Final = 2
+KEYS = (  # of scorecard.json, in the file's order
+    "schema",
+    "run",
+    "prompts",
+    "images_per_prompt",
+    "intervals",
+    "models",
+    "metrics",
+    "paired",
+    "tags",
+    "missing",
+    "about",
+    "truncated",
+)
 
-SCHEMA = 2
+MetricFacts = dict[str, str | int | float | None]  # what a figure is, by name: model, weights, scale, prefix
 
 
 @dataclass(frozen=True)
 class Model:
-    """One contestant. nfe: forwards of the network an image; guidance doubles them, unless it is an input."""
+    """A model that evaluation compares. guidance_is_input: guidance is an input of the network, as of FLUX.1."""
 
     name: str
     steps: int
@@ -23,76 +40,123 @@ class Model:
 
     @property
     def nfe(self) -> int:
+        """Forwards of the network for one image. Guidance doubles them, unless it is an input of the network."""
         return self.steps * (2 if self.guidance_scale > 1 and not self.guidance_is_input else 1)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """One figure of every model. by_model: name -> (prompts,) in the same order; tags: GenEval's, None without one."""
-
-    by_model: dict[str, np.ndarray]
-    tags: list[str | None]
-
-    def matrix(self) -> np.ndarray:
-        """(models, prompts)."""
-        return np.stack(list(self.by_model.values()))
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
 
 
-def build_scorecard(
-    run: str,
-    models: list[Model],
-    *,
-    scores: dict[str, Scores],
-    trained_on: set[str],
-    prompts: int,
-    seed: int,
-    images: int = 1,
-) -> dict:
-    """The scorecard as JSON data: a number that is not finite is null, and `broken` counts its prompts.
+class ModelOnCard(_Part):
+    """A model as the scorecard lists it. label: how pages call it. nfe: forwards of the network for one image."""
 
-    scores: figure -> its Scores, whose models are `models` in their order; the first is compared with all others.
-    prompts: how many were sampled, `images` of each, over which a score is the mean; a figure's n is smaller where it
-    judges only some. seed: of the resamples.
+    name: str
+    steps: int
+    guidance_scale: float
+    guidance_is_input: bool = False
+    label: str = Field(default_factory=lambda fields: fields["name"])  # schema 1 has none
+    nfe: int
+
+
+class MetricRow(_Part):
+    """The mean score of one model in one figure, with the ends of its 95 % interval; None where one is not a number.
+
+    n: prompts that the figure judges. broken: how many of their scores are not a number. trained_on: whether a
+    compared model was trained to raise this figure.
     """
-    metrics, paired, tags = [], [], {}
-    for figure, each in scores.items():
-        matrix, judged = each.matrix(), len(each.tags)
-        for model, scores_P, found in zip(models, matrix, bootstrap_intervals(matrix, seed), strict=True):
-            broken = int((~np.isfinite(scores_P)).sum())
-            metrics.append(
-                {"name": figure, "model": model.name, **_numbers(found), "n": judged, "broken": broken}
-                | {"trained_on": figure in trained_on}
-            )
-        for model, found in zip(models[1:], bootstrap_differences(matrix, seed), strict=True):
-            ends = _numbers(found)
-            paired.append(
-                {"metric": figure, "a": models[0].name, "b": model.name, "difference": ends.pop("mean"), **ends}
-            )
-        if any(each.tags) and not figure.startswith("diversity/"):
-            tags[figure] = {model.name: average_by_tag(each.by_model[model.name], each.tags) for model in models}
-    return {
-        "schema": SCHEMA,
-        "run": run,
-        "prompts": prompts,
-        "images_per_prompt": images,
-        "intervals": {"method": "percentile bootstrap over prompts, 95 %", "resamples": RESAMPLES, "seed": seed},
-        "models": [asdict(model) | {"label": model.name, "nfe": model.nfe} for model in models],
-        "metrics": metrics,
-        "paired": paired,
-        "tags": tags,
-    }
+
+    name: str
+    model: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+    broken: int
+    trained_on: bool
 
 
-def average_by_tag(scores_P: np.ndarray, tags: list[str | None]) -> dict:
-    """{"tags": {tag: {mean, n}}, "overall"}: GenEval's overall is the unweighted mean of the tags' means."""
-    by = {tag: scores_P[[each == tag for each in tags]] for tag in sorted({tag for tag in tags if tag is not None})}
-    means = {tag: {"mean": _number(scores.mean()), "n": len(scores)} for tag, scores in by.items()}
-    return {"tags": means, "overall": _number(np.mean([scores.mean() for scores in by.values()]))}
+class PairedDifference(_Part):
+    """Model a less model b in one metric, prompt by prompt, with the ends of its 95 % interval."""
+
+    metric: str
+    a: str
+    b: str
+    difference: float | None
+    low: float | None
+    high: float | None
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+class TagMean(_Part):
+    """The mean over the n prompts of one tag; None where a score is not a number."""
+
+    mean: float | None
+    n: int
 
 
-def _numbers(found: Interval) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in found._asdict().items()}
+class TagMeans(_Part):
+    """One model's means by tag, and the overall mean as the benchmark defines it."""
+
+    tags: dict[str, TagMean]
+    overall: float | None
+
+
+class MissingMetric(_Part):
+    """A metric of the config that could not be measured."""
+
+    metric: str
+    why: str
+
+
+class IntervalMethod(_Part):
+    """How the intervals were computed. seed: of the resamples."""
+
+    method: str
+    resamples: int
+    seed: int
+
+
+class Figures(_Part):
+    """What tables and charts show: of one run, or of several runs that are compared.
+
+    The first model is compared with the others. metrics: one row for each figure and model. tags: figure -> model ->
+    its means by tag. about: figure -> what it is.
+    """
+
+    models: tuple[ModelOnCard, ...]
+    metrics: tuple[MetricRow, ...]
+    paired: tuple[PairedDifference, ...]
+    tags: dict[str, dict[str, TagMeans]] = {}
+    missing: tuple[MissingMetric, ...] = ()
+    about: dict[str, MetricFacts] = {}
+
+
+class Scorecard(Figures):
+    """scorecard.json: the figures of one run and the conditions under which they were measured.
+
+    prompts: how many were sampled, `images_per_prompt` images of each. truncated: evaluation prompts that are longer
+    than the text encoder reads.
+    """
+
+    schema_version: Literal[2] = Field(SCHEMA, alias="schema")
+    run: str
+    prompts: int
+    images_per_prompt: int
+    intervals: IntervalMethod
+    truncated: int
+
+    def to_json(self) -> dict[str, object]:
+        """The content of scorecard.json, its keys in the file's order."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return {key: content[key] for key in KEYS}
+
+
+class Speed(_Part):
+    """speed.json: how fast the models drew, apart from the scorecard because time is no result.
+
+    seconds_per_image: by model, measured in batches of `batch_size` images on `device`.
+    """
+
+    device: str
+    batch_size: int
+    seconds_per_image: dict[str, float | None]

@@ -5,7 +5,6 @@ The seals are looked at first. Prefect is imported, and its server started, only
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from dmdr.config.run import Config
 from dmdr.config.stages import STAGES
 from dmdr.errors import StoreError
 from flows.prefect_support import embedded_server
+from stages.reports.card import read_figures
 from stages.reports.scorecard_text import format_scorecard
 from stages.reports.tables.prepared import is_finished, prepare_table, write_page
 from stages.store.artifacts import Artifact
@@ -147,5 +147,5 @@ def show_scorecard(name: str, store: str) -> None:
     """Print the scorecard of a run and where its report lies."""
     artifact = Artifact(store, name, "evaluate")
     with tempfile.TemporaryDirectory() as cache:
-        scores = json.loads((artifact.fetch(Path(cache)) / "scorecard.json").read_text(encoding="utf-8"))
-    print(f"\n{format_scorecard(scores)}\n\nreport: {artifact.address}/report.html")
+        figures = read_figures(artifact.fetch(Path(cache)), artifact.address)
+    print(f"\n{format_scorecard(figures)}\n\nreport: {artifact.address}/report.html")

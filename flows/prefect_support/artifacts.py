@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 import tempfile
 from pathlib import Path
 
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 
+from stages.reports.card import read_figures
 from stages.reports.scorecard_text import format_scorecard
 from stages.store.artifacts import Artifact
 
@@ -25,10 +25,10 @@ def publish_scorecard(run: str, store: str) -> None:
     artifact = Artifact(store, run, "evaluate")
     with tempfile.TemporaryDirectory() as cache:
         folder = artifact.fetch(Path(cache))
-        scores = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
+        figures = read_figures(folder, artifact.address)
         grid = (folder / "grid.png").read_bytes()
     create_markdown_artifact(
-        f"# {run}\n\n{format_scorecard(scores)}\n", key="scorecard", description=f"Scorecard of {run}"
+        f"# {run}\n\n{format_scorecard(figures)}\n", key="scorecard", description=f"Scorecard of {run}"
     )
     if len(grid) <= LARGEST_IMAGE:
         image = f"data:image/png;base64,{base64.b64encode(grid).decode()}"

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from dmdr.errors import Stopped
+from dmdr.metrics.aggregate import Scores
 from dmdr.metrics.diversity import diversity
 from dmdr.metrics.load import Metric, judge_images
 from dmdr.metrics.lpips import FIGURE as LPIPS_FIGURE
 from dmdr.metrics.lpips import LPIPS
-from dmdr.metrics.scorecard import Model, Scores
+from dmdr.metrics.scorecard import Model
 from stages.evaluation.drawing import EvaluationSet, Tick, images_part, model_folder
 from stages.evaluation.samples import Sample, image_file, unpack
 from stages.runtime.context import Context

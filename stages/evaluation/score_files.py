@@ -8,7 +8,8 @@ import math
 import pyarrow
 from pyarrow import parquet
 
-from dmdr.metrics.scorecard import Model, Scores
+from dmdr.metrics.aggregate import Scores
+from dmdr.metrics.scorecard import Model, Speed
 from stages.evaluation.drawing import EvaluationSet, images_part, model_folder
 from stages.evaluation.judging import Evaluators, Judged
 from stages.runtime.context import Context
@@ -62,21 +63,21 @@ def write_table(context: Context, exam: EvaluationSet, found: Judged, jury: Eval
 
 def write_samples(
     context: Context, exam: EvaluationSet, parts: Shards, compared: list[Model], found: Judged, device: str
-) -> dict:
+) -> Speed:
     """samples/, what the metrics say image by image, and speed.json, which is apart from the card: time is no result.
 
-    Returns what it says: {"device", "batch_size", "seconds_per_image": by model}.
+    Returns the speed.
     """
-    speed = {}
+    seconds = {}
     for model in compared:
         names = [images_part(model.name, number) for number in range(len(exam.shards()))]
         for name in names:
             parts.move(name, context.out / name)
         about = [parts.get(name)[1] for name in names]
-        speed[model.name] = sum(each["seconds"] for each in about) / sum(each["images"] for each in about)
+        seconds[model.name] = sum(each["seconds"] for each in about) / sum(each["images"] for each in about)
         for name, lines in found.lines[model.name].items():
             text = "".join(f"{json.dumps(line)}\n" for line in lines)
             (context.out / f"{name}-{model_folder(model.name)}.jsonl").write_text(text, encoding="utf-8")
-    said = {"device": device, "batch_size": context.config.evaluate.batch_size, "seconds_per_image": speed}
-    (context.out / "speed.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-    return said
+    speed = Speed(device=device, batch_size=context.config.evaluate.batch_size, seconds_per_image=seconds)
+    (context.out / "speed.json").write_text(json.dumps(speed.model_dump(), indent=1) + "\n", encoding="utf-8")
+    return speed

@@ -8,12 +8,12 @@ from PIL import Image
 
 from dmdr.config.identity import identity
 from dmdr.config.stages import MODELS, TRAINING_STAGES, list_needed
-from dmdr.metrics.scorecard import Scores
+from dmdr.metrics.aggregate import Scores
+from dmdr.metrics.scorecard import Scorecard, Speed
 from stages.evaluation.drawing import EvaluationSet, images_part, model_folder
 from stages.evaluation.judging import Evaluators, Judged
 from stages.evaluation.samples import Sample, image_file, unpack
 from stages.reports import provenance
-from stages.reports.card import add_speed
 from stages.reports.charts import read_columns
 from stages.reports.gallery import Row, Strip, build_grid, choose_prompts, encode_png, find_extremes, reduce_colours
 from stages.reports.page import render_page
@@ -37,8 +37,8 @@ def write_showcase(
     found: Judged,
     *,
     scores: dict[str, Scores],
-    card: dict,
-    speed: dict,
+    card: Scorecard,
+    speed: Speed,
     base: str | None,
 ) -> None:
     """Write grid.png, report.html, and in images/ those of its first prompts, large ones reduced.
@@ -58,18 +58,20 @@ def write_showcase(
         for place in by_task[:STRIPS]
     ]
     keep_images(context, samples, by_task)
-    headings = {each["name"]: f"{each['label']}, {each['nfe']} NFE" for each in card["models"]}
+    headings = {each.name: f"{each.label}, {each.nfe} NFE" for each in card.models}
     (context.out / "grid.png").write_bytes(encode_png(build_grid(next(iter(rows.values())), headings)))
     (context.out / "report.html").write_text(
-        build_report(context, add_speed(card, speed), rows, strips if exam.seeds > 1 else [], base), encoding="utf-8"
+        build_report(context, card, speed, rows, strips if exam.seeds > 1 else [], base), encoding="utf-8"
     )
 
 
-def find_largest(exam: EvaluationSet, jury: Evaluators, scores: dict[str, Scores], card: dict) -> dict[str, list[int]]:
+def find_largest(
+    exam: EvaluationSet, jury: Evaluators, scores: dict[str, Scores], card: Scorecard
+) -> dict[str, list[int]]:
     """Heading -> places where the first model leads the second most, and where it falls behind most."""
-    if len(card["models"]) < 2:
+    if len(card.models) < 2:
         return {}
-    figure, (first, second) = deciding_metric(card), [model["name"] for model in card["models"][:2]]
+    figure, (first, second) = deciding_metric(card), [model.name for model in card.models[:2]]
     judged = [place for place, record in enumerate(exam.records) if jury.judges(figure, record)]
     by_model = scores[figure].by_model
     wins, losses = find_extremes(by_model[first], by_model[second], EXTREMES)
@@ -120,18 +122,26 @@ def keep_images(context: Context, samples: dict[str, dict[int, Sample]], places:
 
 
 def build_report(
-    context: Context, card: dict, rows: dict[str, list[Row]], strips: list[Strip], base: str | None
+    context: Context,
+    card: Scorecard,
+    speed: Speed,
+    rows: dict[str, list[Row]],
+    strips: list[Strip],
+    base: str | None,
 ) -> str:
     """report.html."""
     sealed, compared = provenance.read_records(context), context.config.evaluate.models
     trained = [stage for stage, models in TRAINED.items() if stage in sealed and models.intersection(compared)]
     return render_page(
         card,
-        teacher=provenance.teacher_name(context.config.teacher.path),
+        speed,
+        provenance.Origin(
+            teacher=provenance.teacher_name(context.config.teacher.path),
+            base=base,
+            lines=provenance.build_table(context),
+            settings=provenance.collect_settings(sealed, identity(context.config, "evaluate")),
+        ),
         rows=rows,
         strips=strips,
         curves={stage: read_columns(context.input(stage) / "metrics.jsonl") for stage in trained},
-        provenance=provenance.build_table(context),
-        settings=provenance.collect_settings(sealed, identity(context.config, "evaluate")),
-        base=base,
     )

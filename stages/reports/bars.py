@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from dmdr.metrics.scorecard import Figures
 from stages.reports.html import format_count, format_figure
 from stages.reports.paper import find_tasks, sort_tasks
 from stages.reports.style import COLOURS
@@ -14,11 +15,11 @@ DPG = "dpg-bench"
 BENCHMARKS = ("geneval", DPG)  # how the figures begin that are open at once, besides the deciding one
 
 
-def render_categories(card: dict, base: str | None) -> str:
+def render_categories(card: Figures, base: str | None) -> str:
     """A part a figure that has categories. base: the teacher as the paper calls it, whose numbers stand beside ours."""
     parts = []
-    for figure in card["tags"]:
-        printed = find_tasks(base, figure, list(card["tags"]), card["about"])
+    for figure in card.tags:
+        printed = find_tasks(base, figure, list(card.tags), card.about)
         is_open = ' open=""' if figure == deciding_metric(card) or figure.startswith(BENCHMARKS) else ""
         note = (
             f'<p class="faint"><small>Outlined: as printed in the paper for {escape(base or "")}.</small></p>'
@@ -30,11 +31,11 @@ def render_categories(card: dict, base: str | None) -> str:
     return "".join(parts)
 
 
-def _render_blocks(card: dict, figure: str, printed: dict[str, dict[str, float]]) -> str:
-    by_model = card["tags"][figure]
-    models = [(n, model) for n, model in enumerate(card["models"]) if model["name"] in by_model]
-    tags = {tag: row for each in by_model.values() for tag, row in each["tags"].items()}
-    values = [row["mean"] for each in by_model.values() for row in each["tags"].values() if row["mean"] is not None]
+def _render_blocks(card: Figures, figure: str, printed: dict[str, dict[str, float]]) -> str:
+    by_model = card.tags[figure]
+    models = [(n, model) for n, model in enumerate(card.models) if model.name in by_model]
+    tags = {tag: row for each in by_model.values() for tag, row in each.tags.items()}
+    values = [row.mean for each in by_model.values() for row in each.tags.values() if row.mean is not None]
     values += [value for numbers in printed.values() for value in numbers.values()]
     full = 1.0 if max(values, default=0) <= 1 else 100.0 if max(values) > 50 and max(values) <= 100 else max(values)
     has_bars = min(values, default=0) >= 0  # a bar has to start at 0
@@ -42,18 +43,18 @@ def _render_blocks(card: dict, figure: str, printed: dict[str, dict[str, float]]
     for name in ["overall", *sort_tasks(list(tags))]:
         rows = []
         for n, model in models:
-            found = by_model[model["name"]]
-            if name != "overall" and name not in found["tags"]:  # of a run that met other prompts
+            found = by_model[model.name]
+            if name != "overall" and name not in found.tags:  # of a run that met other prompts
                 continue
-            value = found["overall"] if name == "overall" else found["tags"][name]["mean"]
-            rows.append(_render_bar(model["label"], value, full if has_bars else None, f"k{n % len(COLOURS)}"))
+            value = found.overall if name == "overall" else found.tags[name].mean
+            rows.append(_render_bar(model.label, value, full if has_bars else None, f"k{n % len(COLOURS)}"))
         for label, numbers in printed.items():
             if name in numbers:
                 rows.append(
                     _render_bar(f"paper: {label}", numbers[name], full if has_bars else None, "", " class='reference'")
                 )
         over = "mean over the prompts" if figure.startswith(DPG) else "mean of the categories"
-        told = over if name == "overall" else format_count(tags[name]["n"], "prompt")
+        told = over if name == "overall" else format_count(tags[name].n, "prompt")
         caption = f"<caption>{escape(name)} <small>{told}</small></caption>"
         blocks.append(f'<table class="bars">{caption}<tbody>{"".join(rows)}</tbody></table>')
     return f'<div class="blocks">{"".join(blocks)}</div>'

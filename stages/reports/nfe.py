@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
+from dmdr.metrics.scorecard import Figures, MetricRow, ModelOnCard
 from stages.reports.style import COLOURS
 from stages.reports.table1 import figure_name, list_figures
 from stages.reports.verdict import format_number
@@ -23,29 +24,26 @@ SHAPES = (  # around (0, 0); a model is known by its shape as well as by its col
 )
 
 
-def render_plots(card: dict) -> str:
+def render_plots(card: Figures) -> str:
     """The key, then all plots."""
     items = "".join(
         f'<li><svg viewBox="-8 -8 16 16" aria-hidden="true">{_render_marker(n, 0, 0)}</svg>'
-        f"{escape(model['label'])}, {model['nfe']} NFE</li>"
-        for n, model in enumerate(card["models"])
+        f"{escape(model.label)}, {model.nfe} NFE</li>"
+        for n, model in enumerate(card.models)
     )
     figures = "".join(render_plot(card, figure) for figure in list_figures(card))
     return f'<ul class="key">{items}</ul><div class="charts">{figures}</div>'
 
 
-def render_plot(card: dict, figure: str) -> str:
+def render_plot(card: Figures, figure: str) -> str:
     """One metric; NFE on a logarithmic axis. A mean that is not a number is said, not drawn."""
-    rows = {each["model"]: each for each in card["metrics"] if each["name"] == figure}
-    drawn = [
-        (n, model, rows[model["name"]])
-        for n, model in enumerate(card["models"])
-        if model["name"] in rows and rows[model["name"]]["mean"] is not None
-    ]
-    broken = [model["label"] for model in card["models"] if rows.get(model["name"], {"mean": 0})["mean"] is None]
-    ends = [row[end] for _, _, row in drawn for end in ("low", "high")] or [0.0, 1.0]
+    rows = {each.model: each for each in card.metrics if each.name == figure}
+    judged = [(n, model, rows[model.name]) for n, model in enumerate(card.models) if model.name in rows]
+    drawn = [(n, model, row) for n, model, row in judged if row.mean is not None]
+    broken = [model.label for _, model, row in judged if row.mean is None]
+    ends = [end for _, _, row in drawn for end in (row.low, row.high)] or [0.0, 1.0]
     low, high = _pad_range(min(ends), max(ends))
-    nfes = sorted({model["nfe"] for _, model, _ in drawn}) or [1]
+    nfes = sorted({model.nfe for _, model, _ in drawn}) or [1]
 
     def x(nfe: int) -> float:
         if nfes[0] == nfes[-1]:
@@ -60,11 +58,11 @@ def render_plot(card: dict, figure: str) -> str:
         *_render_axes(nfes, x, low, high),
     ]
     for n, model, row in drawn:
-        same = [each for each, other, _ in drawn if other["nfe"] == model["nfe"]]
-        at = x(model["nfe"]) + APART * (same.index(n) - (len(same) - 1) / 2)
+        same = [each for each, other, _ in drawn if other.nfe == model.nfe]
+        at = x(model.nfe) + APART * (same.index(n) - (len(same) - 1) / 2)
         colour = n % len(COLOURS)
-        parts.append(f'<path class="curve{colour}" d="M{at:.1f},{y(row["low"]):.1f}V{y(row["high"]):.1f}"/>')
-        parts.append(_render_marker(n, at, y(row["mean"]), _describe_point(model, row)))
+        parts.append(f'<path class="curve{colour}" d="M{at:.1f},{y(row.low):.1f}V{y(row.high):.1f}"/>')
+        parts.append(_render_marker(n, at, y(row.mean), _describe_point(model, row)))
     warning = f'<b class="bad">not a number: {escape(", ".join(broken))}</b>' if broken else ""
     label = "; ".join([f"{figure} against NFE", *(_describe_point(model, row) for _, model, row in drawn)])
     return (
@@ -74,9 +72,9 @@ def render_plot(card: dict, figure: str) -> str:
     )
 
 
-def _describe_point(model: dict, row: dict) -> str:
-    ends = f"{format_number(row['low'])} to {format_number(row['high'])}"
-    return f"{model['label']}, {model['nfe']} NFE: {format_number(row['mean'])}, {ends}"
+def _describe_point(model: ModelOnCard, row: MetricRow) -> str:
+    ends = f"{format_number(row.low)} to {format_number(row.high)}"
+    return f"{model.label}, {model.nfe} NFE: {format_number(row.mean)}, {ends}"
 
 
 def _pad_range(low: float, high: float) -> tuple[float, float]:

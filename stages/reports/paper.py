@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dmdr.metrics.scorecard import MetricFacts
+
 TABLES = {
     "clip-score": "Table 1",
     "aesthetic": "Table 1",
@@ -145,10 +147,10 @@ def format_as_printed(value: float, metric: str) -> str:
     return f"{value:.4f}" if TABLES[metric] == "Table 1" or round(value, 2) != value else f"{value:.2f}"
 
 
-def convert_scale(value: float, metric: str, about: dict) -> float:
+def convert_scale(value: float, metric: str, about: MetricFacts) -> float:
     """A printed number on the scale that a scorecard has; about: what the card says of the figure."""
     scale, printed = about.get("scale"), SCALES.get(metric)
-    return value if scale is None or printed is None else value * scale / printed
+    return value if printed is None or not isinstance(scale, int | float) else value * scale / printed
 
 
 def sort_tasks(tasks: list[str]) -> list[str]:
@@ -157,7 +159,9 @@ def sort_tasks(tasks: list[str]) -> list[str]:
     return first + [task for task in tasks if task not in first]
 
 
-def find_rows(base: str | None, figures: list[str], about: dict[str, dict]) -> list[tuple[Printed, dict[str, str]]]:
+def find_rows(
+    base: str | None, figures: list[str], about: Mapping[str, MetricFacts]
+) -> list[tuple[Printed, dict[str, str]]]:
     """The rows of a base model with their numbers under a scorecard's figures; those without any are left out."""
     columns = {metric: column for metric in TABLES if (column := column_of(metric, figures)) is not None}
     found = []
@@ -172,7 +176,7 @@ def find_rows(base: str | None, figures: list[str], about: dict[str, dict]) -> l
 
 
 def find_tasks(
-    base: str | None, figure: str, figures: list[str], about: dict[str, dict]
+    base: str | None, figure: str, figures: list[str], about: Mapping[str, MetricFacts]
 ) -> dict[str, dict[str, float]]:
     """Label -> task, or overall -> printed number, under this figure; figures: those that have categories."""
     found = {}

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from dmdr.config.stages import STAGES
 from stages.runtime.context import Context
 from stages.store.artifacts import Artifact
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a report says about where its run comes from.
+
+    teacher: its name. base: the same as the paper calls it, None where the paper has no such model. lines: names and
+    values, as `build_table` gives them. settings: every setting that names the result.
+    """
+
+    teacher: str
+    base: str | None
+    lines: list[tuple[str, str]]
+    settings: dict[str, object]
 
 
 def read_records(context: Context) -> dict[str, dict]:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-TRAINED_ON = " (trained on)"
+from dmdr.metrics.scorecard import Figures, MetricRow, ModelOnCard, PairedDifference
+from stages.reports.verdict import NOT_A_NUMBER, format_number
 
 
-def format_scorecard(scorecard: dict) -> str:
-    """Models against metrics, then the paired differences; every interval is the 95 % one over prompts.
-
-    scorecard: the content of scorecard.json.
-    """
-    models = [model["name"] for model in scorecard["models"]]
-    cells = {(row["name"], row["model"]): _format_interval(row["mean"], row) for row in scorecard["metrics"]}
-    metrics = {row["name"]: row["trained_on"] for row in scorecard["metrics"]}
-    scores = [["metric", *map(_heading, scorecard["models"])]] + [
-        [metric + TRAINED_ON * trained_on, *(cells.get((metric, model), "") for model in models)]
-        for metric, trained_on in metrics.items()
-    ]
-    differences = [["difference", "metric", "mean, 95 % interval"]] + [
-        [f"{row['a']} - {row['b']}", row["metric"], _format_interval(row["difference"], row, sign="+")]
-        for row in scorecard["paired"]
-    ]
+def format_scorecard(card: Figures) -> str:
+    """Models against metrics, then the paired differences. Every interval is the 95 % one over prompts."""
+    cells = {(row.name, row.model): _format_mean(row) for row in card.metrics}
+    trained_on = {row.name: row.trained_on for row in card.metrics}
+    scores = [["metric", *map(_format_heading, card.models)]]
+    for metric in trained_on:
+        name = f"{metric} (trained on)" if trained_on[metric] else metric
+        scores.append([name, *(cells.get((metric, model.name), "") for model in card.models)])
+    differences = [["difference", "metric", "mean, 95 % interval"]]
+    differences += [[f"{pair.a} - {pair.b}", pair.metric, _format_difference(pair)] for pair in card.paired]
     return "\n\n".join(format_table(rows) for rows in (scores, differences) if len(rows) > 1)
 
 
@@ -32,12 +27,19 @@ def format_table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _heading(model: dict) -> str:
-    guidance = f", CFG {model['guidance_scale']:g}" if model["guidance_scale"] > 1 else ""
-    return f"{model['name']}: {model['steps']} step{'s' * (model['steps'] > 1)}, {model['nfe']} NFE{guidance}"
+def _format_heading(model: ModelOnCard) -> str:
+    steps = "1 step" if model.steps == 1 else f"{model.steps} steps"
+    guidance = f", CFG {model.guidance_scale:g}" if model.guidance_scale > 1 else ""
+    return f"{model.name}: {steps}, {model.nfe} NFE{guidance}"
 
 
-def _format_interval(mean: float | None, row: dict, sign: str = "") -> str:
-    if mean is None:
-        return "not a number"
-    return f"{mean:{sign}.3f} [{row['low']:{sign}.3f}, {row['high']:{sign}.3f}]"
+def _format_mean(row: MetricRow) -> str:
+    if row.mean is None:
+        return NOT_A_NUMBER
+    return f"{format_number(row.mean)} [{format_number(row.low)}, {format_number(row.high)}]"
+
+
+def _format_difference(pair: PairedDifference) -> str:
+    if pair.difference is None:
+        return NOT_A_NUMBER
+    return f"{format_number(pair.difference, '+')} [{format_number(pair.low, '+')}, {format_number(pair.high, '+')}]"

@@ -15,6 +15,7 @@ import pytest
 
 from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError
+from dmdr.metrics.scorecard import Figures, MetricRow, ModelOnCard, PairedDifference
 from flows import cli
 from flows.launch import process
 from flows.prefect_support import embedded_server
@@ -22,18 +23,18 @@ from stages.reports.scorecard_text import format_scorecard
 from stages.store.artifacts import Artifact
 
 ROOT = Path(__file__).parents[2]
-SCORECARD = {
-    "models": [
-        {"name": "student", "steps": 4, "nfe": 4, "guidance_scale": 1.0},
-        {"name": "teacher", "steps": 25, "nfe": 50, "guidance_scale": 3.0},
-    ],
-    "metrics": [
-        {"name": "strict", "model": "student", "mean": 0.5, "low": 0.4, "high": 0.6, "n": 9, "trained_on": False},
-        {"name": "strict", "model": "teacher", "mean": 0.25, "low": 0.2, "high": 0.3, "n": 9, "trained_on": False},
-        {"name": "lab-conv", "model": "student", "mean": 0.7, "low": 0.6, "high": 0.8, "n": 9, "trained_on": True},
-    ],
-    "paired": [{"metric": "strict", "a": "student", "b": "teacher", "difference": 0.25, "low": 0.1, "high": 0.4}],
-}
+FIGURES = Figures(
+    models=(
+        ModelOnCard(name="student", steps=4, guidance_scale=1.0, nfe=4),
+        ModelOnCard(name="teacher", steps=25, guidance_scale=3.0, nfe=50),
+    ),
+    metrics=(
+        MetricRow(name="strict", model="student", mean=0.5, low=0.4, high=0.6, n=9, broken=0, trained_on=False),
+        MetricRow(name="strict", model="teacher", mean=0.25, low=0.2, high=0.3, n=9, broken=0, trained_on=False),
+        MetricRow(name="lab-conv", model="student", mean=0.7, low=0.6, high=0.8, n=9, broken=0, trained_on=True),
+    ),
+    paired=(PairedDifference(metric="strict", a="student", b="teacher", difference=0.25, low=0.1, high=0.4),),
+)
 
 
 def sealed(store: Path, stage: str, tmp_path: Path) -> Artifact:
@@ -256,7 +257,7 @@ def test_pull_refuses_what_is_not_sealed_is_damaged_or_would_be_mixed(tmp_path: 
 
 
 def test_a_scorecard_lines_up_and_marks_what_was_trained_on():
-    text = format_scorecard(SCORECARD)
+    text = format_scorecard(FIGURES)
     scores, differences = text.split("\n\n")
     assert len({len(line) for line in scores.splitlines()}) == 1
     assert "teacher: 25 steps, 50 NFE, CFG 3" in scores

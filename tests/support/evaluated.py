@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dmdr.metrics.scorecard import Model, Scores, build_scorecard
+from dmdr.metrics.aggregate import Conditions, Scores, build_scorecard
+from dmdr.metrics.scorecard import Figures, Model, Scorecard, Speed
 from stages.reports.gallery import encode_png
 from stages.store.artifacts import Artifact
 
@@ -25,15 +26,10 @@ MADE = {
 }
 
 
-def completed(card: dict, **more: object) -> dict:
-    """A scorecard with what evaluate knows besides the scores; more: other values."""
-    return {"missing": [], "about": {}, "truncated": 0, **card, **more}
-
-
-def speed_of(card: dict, device: str = "cpu") -> dict:
+def speed_of(card: Figures, device: str = "cpu") -> Speed:
     """The content of speed.json; more NFE take longer."""
-    seconds = {model["name"]: 0.25 * model["nfe"] for model in card["models"]}
-    return {"device": device, "batch_size": 4, "seconds_per_image": seconds}
+    seconds = {model.name: 0.25 * model.nfe for model in card.models}
+    return Speed(device=device, batch_size=4, seconds_per_image=seconds)
 
 
 def seal_evaluation(
@@ -50,12 +46,15 @@ def seal_evaluation(
     tags: list[str | None] | None = None,
     device: str = "cpu",
     **more: object,
-) -> dict:
-    """Seal evaluate, and joint with a curve; returns the card. scores: figure -> model -> (prompts,)."""
+) -> Scorecard:
+    """Seal evaluate, and joint with a curve; returns the card. scores: figure -> model -> (prompts,).
+
+    more: other conditions of the scorecard.
+    """
     tags = tags or [None] * len(prompts)
     figures = {figure: Scores(by_model, tags) for figure, by_model in scores.items()}
-    card = build_scorecard(run, models, scores=figures, trained_on=set(trained_on), prompts=len(prompts), seed=seed)
-    card = completed(card, **more)
+    conditions = Conditions(run, len(prompts), seed, trained_on=set(trained_on), **more)
+    card = build_scorecard(conditions, models, figures)
     lines = [
         {
             "index": n,
@@ -65,8 +64,8 @@ def seal_evaluation(
         for n, prompt in enumerate(prompts)
     ]
     files = {
-        "scorecard.json": json.dumps(card).encode(),
-        "speed.json": json.dumps(speed_of(card, device)).encode(),
+        "scorecard.json": json.dumps(card.to_json()).encode(),
+        "speed.json": speed_of(card, device).model_dump_json().encode(),
         "scores.jsonl": "".join(f"{json.dumps(line)}\n" for line in lines).encode(),
     }
     for number, model in enumerate(models):
@@ -83,7 +82,7 @@ def seal_evaluation(
             (folder / name).write_bytes(data)
         artifact = Artifact(store, run, stage)
         artifact.claim({"seed": seed, "joint.updates": len(run)}, {"teacher": teacher})
-        artifact.seal(folder, facts={"metrics": card["metrics"]} if stage == "evaluate" else {}, made=MADE)
+        artifact.seal(folder, facts={"metrics": card.to_json()["metrics"]} if stage == "evaluate" else {}, made=MADE)
     return card
 
 

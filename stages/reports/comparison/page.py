@@ -5,9 +5,17 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from dmdr.metrics.scorecard import Figures
 from stages.reports.bars import render_categories
 from stages.reports.charts import render_chart, thin
-from stages.reports.comparison.merged import have_same_prompts, join_names, list_models, list_remarks, merge_scorecards
+from stages.reports.comparison.merged import (
+    have_same_prompts,
+    join_names,
+    list_models,
+    list_remarks,
+    list_seconds,
+    merge_scorecards,
+)
 from stages.reports.comparison.results import Evaluated
 from stages.reports.gallery import Row
 from stages.reports.html import MARK, format_count, render_document, render_plain_table, render_table
@@ -22,7 +30,7 @@ from stages.reports.verdict import deciding_metric
 SHOWN = 12  # prompts with images: the largest leads and the largest losses
 
 
-def write_page(runs: list[Evaluated], out: Path) -> dict:
+def write_page(runs: list[Evaluated], out: Path) -> Figures:
     """Write the page and return the merged scorecard."""
     card = merge_scorecards(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +38,7 @@ def write_page(runs: list[Evaluated], out: Path) -> dict:
     return card
 
 
-def render_page(runs: list[Evaluated], card: dict) -> str:
+def render_page(runs: list[Evaluated], card: Figures) -> str:
     """The whole page; every text in it is escaped."""
     names = [each.run for each in runs]
     title = f"{join_names(names)} compared"
@@ -43,13 +51,13 @@ def render_page(runs: list[Evaluated], card: dict) -> str:
     body += [
         render_verdicts(card),
         "<h2>Scorecard</h2>",
-        render_figures(card, None),
+        render_figures(card, list_seconds(runs), None),
         f'<p class="faint"><small>{NOTE}</small></p>',
     ]
     body += [render_missing(card), render_descriptions(card), "<h2>Quality against NFE</h2>", render_plots(card)]
-    if card["tags"]:
+    if card.tags:
         body += ["<h2>By category</h2>", render_categories(card, None)]
-    if card["paired"]:
+    if card.paired:
         body += [f"<h2>The lead of {escape(names[0])}, prompt by prompt</h2>", render_leads(card)]
     body += render_images(runs, card)
     if drawn := render_curves(runs):
@@ -71,7 +79,7 @@ def _render_prompts(runs: list[Evaluated]) -> str:
     return "not all were judged on the same prompts"
 
 
-def render_images(runs: list[Evaluated], card: dict) -> list[str]:
+def render_images(runs: list[Evaluated], card: Figures) -> list[str]:
     """Prompts that all runs kept images of, from the largest lead of the first over the second to its largest loss."""
     compared = list_models(runs)
     first, second = runs[0], runs[1]
@@ -79,7 +87,7 @@ def render_images(runs: list[Evaluated], card: dict) -> list[str]:
         return []
     kept = set.intersection(*(set(owners[0].images[model]) for owners, model in compared.values()))
     figure = deciding_metric(card)
-    ours, theirs = (each.scores[each.student["name"]].get(figure, {}) for each in (first, second))
+    ours, theirs = (each.scores[each.student.name].get(figure, {}) for each in (first, second))
     lead = {place: ours[place] - theirs[place] for place in kept if place in ours and place in theirs}
     places = sorted((p for p in lead if lead[p] == lead[p]), key=lambda place: (-lead[place], place))
     places = places if len(places) <= SHOWN else places[: SHOWN // 2] + places[-SHOWN // 2 :]
@@ -132,9 +140,9 @@ def render_provenance(runs: list[Evaluated]) -> str:
 
 
 def _describe_record(run: Evaluated) -> str:
-    record, card = run.records["evaluate"], run.card
+    record, card, speed = run.records["evaluate"], run.card, run.speed
     teacher = record["inputs"]["teacher"]
     named = f"{teacher_name(record['teacher'])}, sha256 {teacher}" if "teacher" in record else f"sha256 {teacher}"
-    drawn = f"{card['device']}, batches of {card['batch_size']}"
-    cut = f"{format_count(card['truncated'], 'evaluation prompt')} cut by the text encoder"
+    drawn = f"{speed.device}, batches of {speed.batch_size}"
+    cut = f"{format_count(card.truncated, 'evaluation prompt')} cut by the text encoder"
     return f"teacher {named}; {drawn}; {cut}; dmdr {record['code']['version']}; evaluate {record['fingerprint']}"

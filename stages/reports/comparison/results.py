@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from dmdr.config.stages import STAGES
-from stages.reports.card import add_speed, require_readable
+from dmdr.metrics.scorecard import ModelOnCard, Scorecard, Speed
+from stages.reports.card import read_scorecard, read_speed
 from stages.reports.charts import Point, read_columns
 from stages.store.artifacts import Artifact
 
@@ -28,7 +29,8 @@ class Evaluated:
     """
 
     run: str
-    card: dict
+    card: Scorecard
+    speed: Speed
     prompts: list[tuple[int, str]]
     scores: dict[str, dict[str, dict[int, float]]]
     images: dict[str, dict[int, np.ndarray]]
@@ -36,10 +38,10 @@ class Evaluated:
     records: dict[str, dict]
 
     @property
-    def student(self) -> dict:
+    def student(self) -> ModelOnCard:
         """The model that stands for the run: its student, or the first where it has none."""
-        models = {model["name"]: model for model in self.card["models"]}
-        return models.get("student", self.card["models"][0])
+        models = {model.name: model for model in self.card.models}
+        return models.get("student", self.card.models[0])
 
     @property
     def settings(self) -> dict[str, object]:
@@ -62,17 +64,17 @@ def read_runs(runs: list[str], store: str, cache: Path) -> list[Evaluated]:
 def _read_run(run: str, store: str, cache: Path) -> Evaluated:
     sealed = Artifact(store, run, "evaluate")
     folder = sealed.fetch(cache / "card", only=lambda name: name in ("scorecard.json", "speed.json", "scores.jsonl"))
-    card = require_readable(json.loads((folder / "scorecard.json").read_text(encoding="utf-8")), sealed.address)
-    card = add_speed(card, json.loads((folder / "speed.json").read_text(encoding="utf-8")))
+    card = read_scorecard(folder, sealed.address)
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {stage: Artifact(store, run, stage).record() for stage in STAGES}
     records = {stage: record for stage, record in found.items() if record is not None}
-    shown = {model["name"] for model in card["models"]}.intersection((*COMPARED, card["models"][0]["name"]))
+    shown = {model.name for model in card.models}.intersection((*COMPARED, card.models[0].name))
     return Evaluated(
         run,
         card,
+        read_speed(folder, sealed.address),
         prompts=[(line["index"], line["prompt"]) for line in lines],
-        scores={model["name"]: _read_scores(lines, model["name"]) for model in card["models"]},
+        scores={model.name: _read_scores(lines, model.name) for model in card.models},
         images={model: _read_images(sealed, cache / "images", model) for model in sorted(shown)},
         curves=_read_curves(store, run, cache / "joint") if "joint" in records else {},
         records=records,

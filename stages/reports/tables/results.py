@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dmdr.errors import ConfigError
+from stages.reports.card import read_figures
 from stages.reports.charts import Point, read_columns
 from stages.reports.tables.plan import Run
 from stages.reports.tables.spec import Curves
@@ -50,7 +51,7 @@ def read_results(runs: list[Run], store: str, curves: Curves | None, cache: Path
         shown = f"images/{model.replace(' ', '-')}/"
         sealed = Artifact(store, run.name, "evaluate")
         folder = sealed.fetch(cache / run.name, only=partial(_is_wanted, shown=shown))
-        card = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
+        card = read_figures(folder, sealed.address)
         lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
         prompts = [line["prompt"] for line in lines]
         if (asked := asked or prompts) != prompts:
@@ -62,7 +63,7 @@ def read_results(runs: list[Run], store: str, curves: Curves | None, cache: Path
             Found(
                 run,
                 scores=_read_scores(lines, model),
-                trained_on={each["name"] for each in card["metrics"] if each["trained_on"]},
+                trained_on={each.name for each in card.metrics if each.trained_on},
                 images=_read_images(folder / shown, prompts),
                 curves=_read_curves(run, store, curves, cache),
                 records={stage: record for stage, record in records.items() if record is not None},

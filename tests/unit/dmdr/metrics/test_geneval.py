@@ -13,12 +13,12 @@ import torch
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
+from dmdr.metrics.aggregate import average_by_tag
 from dmdr.metrics.detector import NAMES, Detector, box_of
 from dmdr.metrics.geneval import line
 from dmdr.metrics.geneval_colours import GREY, ColourClassifier, crop
 from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, count_detections, judge_detections
 from dmdr.metrics.load import check_metrics, judge_images, load_metrics
-from dmdr.metrics.scorecard import average_by_tag
 from dmdr.rewards import weights
 
 CLASSES = ("bench", "dog", "cup")
@@ -130,9 +130,9 @@ def test_results_sum_up_as_the_official_script_does(rng):
         tasks.setdefault(each["tag"], []).append(each["correct"])
     shares = {tag: sum(right) / len(right) for tag, right in tasks.items()}
     found = average_by_tag(np.array([float(each["correct"]) for each in lines]), [each["tag"] for each in lines])
-    assert found["overall"] == pytest.approx(sum(shares.values()) / 6, abs=1e-9)
+    assert found.overall == pytest.approx(sum(shares.values()) / 6, abs=1e-9)
     for tag, share in shares.items():
-        assert found["tags"][tag]["mean"] == pytest.approx(share, abs=1e-9)
+        assert found.tags[tag].mean == pytest.approx(share, abs=1e-9)
 
 
 @pytest.mark.parametrize(

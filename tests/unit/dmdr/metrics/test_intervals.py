@@ -13,6 +13,7 @@ from dmdr.errors import ConfigError
 from dmdr.lab.checker_metric import LabChecker
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import render_images
+from dmdr.metrics.aggregate import Conditions, Scores, build_scorecard
 from dmdr.metrics.diversity import diversity
 from dmdr.metrics.intervals import (
     RESAMPLES,
@@ -22,7 +23,7 @@ from dmdr.metrics.intervals import (
     student_t_interval,
 )
 from dmdr.metrics.load import judge_images, load_metrics
-from dmdr.metrics.scorecard import Model, Scores, build_scorecard
+from dmdr.metrics.scorecard import Model
 
 MODELS = [Model("student", 4, 1.0), Model("teacher", 25, 3.0)]
 
@@ -119,16 +120,15 @@ def test_geneval_overall_equals_an_independent_summary():
     images[::2] = renders(records)[::2]
     figures, lines = judge_images(LabChecker(), images, records)
     scores = Scores({"student": figures["strict"], "teacher": figures["strict"]}, [r["tag"] for r in records])
-    card = build_scorecard("r", MODELS, scores={"strict": scores}, trained_on=set(), prompts=90, seed=0)
+    card = build_scorecard(Conditions("r", prompts=90, seed=0), MODELS, {"strict": scores})
 
     tasks: dict[str, list[bool]] = {}  # as summary_scores.py of djghosh13/geneval does it, from the lines alone
     for line in map(json.loads, map(json.dumps, lines)):
         tasks.setdefault(line["tag"], []).append(line["correct"])
     overall = np.mean([np.mean(correct) for correct in tasks.values()])
-    assert card["tags"]["strict"]["student"]["overall"] == pytest.approx(overall, abs=1e-9)
-    assert {tag: each["n"] for tag, each in card["tags"]["strict"]["student"]["tags"].items()} == {
-        tag: len(correct) for tag, correct in tasks.items()
-    }
+    means = card.tags["strict"]["student"]
+    assert means.overall == pytest.approx(overall, abs=1e-9)
+    assert {tag: each.n for tag, each in means.tags.items()} == {tag: len(correct) for tag, correct in tasks.items()}
 
 
 def test_a_broken_image_is_not_a_number_everywhere():
@@ -140,13 +140,14 @@ def test_a_broken_image_is_not_a_number_everywhere():
     assert lines[3]["correct"] is False
     assert "not a number" in lines[3]["reason"]
     scores = Scores({"student": figures["strict"], "teacher": np.ones(8)}, [r["tag"] for r in records])
-    card = build_scorecard("r", MODELS, scores={"strict": scores}, trained_on={"strict"}, prompts=8, seed=0)
-    student, teacher = card["metrics"]
-    assert (student["mean"], student["low"], student["high"], student["broken"]) == (None, None, None, 1)
-    assert (teacher["mean"], teacher["broken"], teacher["trained_on"]) == (1.0, 0, True)
-    assert card["paired"][0]["difference"] is None
-    assert card["tags"]["strict"]["student"]["overall"] is None
-    json.dumps(card, allow_nan=False)
+    conditions = Conditions("r", prompts=8, seed=0, trained_on={"strict"})
+    card = build_scorecard(conditions, MODELS, {"strict": scores})
+    student, teacher = card.metrics
+    assert (student.mean, student.low, student.high, student.broken) == (None, None, None, 1)
+    assert (teacher.mean, teacher.broken, teacher.trained_on) == (1.0, 0, True)
+    assert card.paired[0].difference is None
+    assert card.tags["strict"]["student"].overall is None
+    json.dumps(card.to_json(), allow_nan=False)
 
 
 def test_diversity_is_zero_of_equal_images_and_one_of_black_and_white():

@@ -146,7 +146,7 @@ def test_runs_may_differ_in_metrics_teachers_and_noise(store, two, tmp_path, cap
         prompts=PROMPTS,
         teacher="f" * 64,
         seed=7,
-        missing=[{"metric": "hpsv2.1", "why": "no weights"}],
+        missing={"hpsv2.1": "no weights"},
         about={"strict": {"weights": "another"}},
     )
     code, html = compared(store, tmp_path / "page.html", "first", "third")

@@ -14,22 +14,24 @@ from PIL import Image
 
 from dmdr.config.stages import MODELS as KNOWN
 from dmdr.errors import DataError
-from dmdr.metrics.scorecard import SCHEMA, Model, Scores, build_scorecard
+from dmdr.metrics.aggregate import Conditions, Scores, build_scorecard
+from dmdr.metrics.scorecard import Model, Scorecard, Speed, TagMean, TagMeans
 from stages.reports import paper
-from stages.reports.card import add_speed
+from stages.reports.card import read_figures, read_scorecard, read_speed
 from stages.reports.charts import POINTS, read_columns, render_chart, thin
 from stages.reports.gallery import LARGEST, ROWS, Row, Strip, build_grid, choose_prompts, find_extremes
 from stages.reports.nfe import render_plot
 from stages.reports.page import render_page
+from stages.reports.provenance import Origin
 from stages.reports.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
 from stages.reports.verdict import list_verdicts
-from tests.support.evaluated import GENEVAL, MODELS, completed, decoded, speed_of
+from tests.support.evaluated import GENEVAL, MODELS, decoded, speed_of
 from tests.support.html import EVIL, Reader
 
 THIRD = Model(f"{EVIL} XL", 4, 1.0)
 
 
-def example(broken: bool = False) -> tuple[dict, dict[str, list[Row]], list[Strip]]:
+def example(broken: bool = False) -> tuple[Scorecard, dict[str, list[Row]], list[Strip]]:
     """A card of four models, one of a third party, with GenEval's tasks; images of the lab's size and large ones."""
     rng = np.random.default_rng(0)
     models, tags = [*MODELS, THIRD], ["colors", "counting"] * 20
@@ -40,16 +42,16 @@ def example(broken: bool = False) -> tuple[dict, dict[str, list[Row]], list[Stri
     }
     if broken:
         scores["strict"].by_model["teacher"][7] = np.nan
-    card = build_scorecard("tiny", models, scores=scores, trained_on={"lab-conv"}, prompts=40, seed=0)
-    card = completed(
-        card,
-        missing=[{"metric": "hpsv2.1", "why": "its <weights> are not here"}],
+    conditions = Conditions(
+        "tiny",
+        prompts=40,
+        seed=0,
+        trained_on={"lab-conv"},
+        missing={"hpsv2.1": "its <weights> are not here"},
         about={"soft": {"weights": "lab <1>", "scale": 100.0, "prefix": None, "detector": "exact & quick"}},
         truncated=3,
     )
-    speed = speed_of(card, "a <GPU>")
-    speed["seconds_per_image"][THIRD.name] = None
-    card = add_speed(card, speed)
+    card = build_scorecard(conditions, models, scores)
     rows = [Row(EVIL if n == 0 else f"prompt {n}", "colors") for n in range(3)]
     for n, row in enumerate(rows):
         row.images = {model.name: rng.integers(0, 255, (16, 16, 3), dtype=np.uint8) for model in models}
@@ -60,18 +62,27 @@ def example(broken: bool = False) -> tuple[dict, dict[str, list[Row]], list[Stri
     return card, {"Largest wins over the teacher": rows[:2], "Largest losses": rows[2:], "By task": []}, [strip]
 
 
-def render(broken: bool = False, base: str | None = None) -> tuple[str, dict, dict[str, list[Row]], list[Strip]]:
+def speed_of_example(card: Scorecard) -> Speed:
+    """The speed of all models but the third party's."""
+    speed = speed_of(card, "a <GPU>")
+    return speed.model_copy(update={"seconds_per_image": {**speed.seconds_per_image, THIRD.name: None}})
+
+
+def render(broken: bool = False, base: str | None = None) -> tuple[str, Scorecard, dict[str, list[Row]], list[Strip]]:
     card, rows, strips = example(broken)
     curves = {"cold_start": {"loss_dm": [(1.0, 0.5), (2.0, 0.4)]}, "joint": {"loss_rl": [(1.0, None), (2.0, 1.0)]}}
     html = render_page(
         card,
-        teacher="lab:<flow>",
+        speed_of_example(card),
+        Origin(
+            teacher="lab:<flow>",
+            base=base,
+            lines=[("teacher", "lab:flow & more"), ("code", "dmdr <1>")],
+            settings={"student.steps": 2},
+        ),
         rows=rows,
         strips=strips,
         curves=curves,
-        settings={"student.steps": 2},
-        provenance=[("teacher", "lab:flow & more"), ("code", "dmdr <1>")],
-        base=base,
     )
     return html, card, rows, strips
 
@@ -83,18 +94,18 @@ def test_report_is_one_whole_page():
     assert reader.links == []  # nothing is fetched from anywhere
     assert not re.search(r"https?:|url\(|@import", html)
     assert "prefers-color-scheme: dark" in html
-    for each in card["metrics"]:
-        assert each["name"] in reader.text
-        assert f"{each['mean']:.3f}" in reader.text
-        assert f"{each['low']:.3f} to {each['high']:.3f}" in reader.text
-    for pair in card["paired"]:
-        assert f"{pair['difference']:+.3f}" in reader.text
+    for each in card.metrics:
+        assert each.name in reader.text
+        assert f"{each.mean:.3f}" in reader.text
+        assert f"{each.low:.3f} to {each.high:.3f}" in reader.text
+    for pair in card.paired:
+        assert f"{pair.difference:+.3f}" in reader.text
     for figure in ("strict", "geneval"):
-        for each in card["tags"][figure].values():
-            assert f"{each['overall']:.3f}" in reader.text
-            for tag, row in each["tags"].items():
-                assert f"{tag} {row['n']} prompts" in reader.text
-                assert f"{row['mean']:.3f}" in reader.text
+        for each in card.tags[figure].values():
+            assert f"{each.overall:.3f}" in reader.text
+            for tag, row in each.tags.items():
+                assert f"{tag} {row.n} prompts" in reader.text
+                assert f"{row.mean:.3f}" in reader.text
     for text in ("loss_dm", "loss_rl", "dmdr <1>", "student.steps", "not a number at 1 of its points", "No prompt."):
         assert text in reader.text
 
@@ -107,21 +118,22 @@ def cells(html: str) -> list[list[str]]:
 
 def test_the_scorecard_has_the_shape_of_table_1():
     html, card, *_ = render()
+    speed = speed_of_example(card).seconds_per_image
     head, *rows = cells(html)
     assert head[:4] == ["model", "steps", "NFE", "s / image|images / s"]
-    figures = list(dict.fromkeys(each["name"] for each in card["metrics"]))
+    figures = list(dict.fromkeys(each.name for each in card.metrics))
     assert [each.split("|")[0].strip() for each in head[4:]] == figures
     assert "trained on" in head[4] and "trained on" not in "".join(head[5:])
-    for model, row in zip(card["models"], rows, strict=True):
-        assert row[0].split("|")[0] == model["label"]
-        assert row[1:3] == [str(model["steps"]), str(model["nfe"])]
-        seconds = model["seconds_per_image"]
+    for model, row in zip(card.models, rows, strict=True):
+        assert row[0].split("|")[0] == model.label
+        assert row[1:3] == [str(model.steps), str(model.nfe)]
+        seconds = speed[model.name]
         assert row[3] == (f"{seconds:.3g}|{1 / seconds:.3g}" if seconds else "–")
         for cell, figure in zip(row[4:], figures, strict=True):
-            found = next(m for m in card["metrics"] if (m["name"], m["model"]) == (figure, model["name"]))
-            told = f"{found['mean']:.3f}|{found['low']:.3f} to {found['high']:.3f}"
+            found = next(m for m in card.metrics if (m.name, m.model) == (figure, model.name))
+            told = f"{found.mean:.3f}|{found.low:.3f} to {found.high:.3f}"
             if figure == "geneval":
-                told += f"|by task {card['tags'][figure][model['name']]['overall']:.3f}"
+                told += f"|by task {card.tags[figure][model.name].overall:.3f}"
             assert cell == told
 
 
@@ -140,7 +152,7 @@ def test_what_surrounds_the_figures_is_said():
 def test_the_papers_rows_stand_only_under_its_own_metrics():
     assert "printed in the paper" not in Reader(render()[0]).text
     html, card, *_ = render(base="SD3-Medium")
-    rows = cells(html)[len(card["models"]) + 1 :]
+    rows = cells(html)[len(card.models) + 1 :]
     assert "SD3-Medium (Table 3)" in rows[0][0]
     assert [row[0] for row in rows[1:]] == ["paper: teacher, CFG 7", "paper: DMDR"]
     assert [row[-1] for row in rows[1:]] == ["0.62", "0.64"]
@@ -158,14 +170,13 @@ def test_dpg_bench_as_the_official_script_counts_stands_beside_ours_and_the_pape
     """Its figure has categories, finer ones too, and no score of a prompt."""
     card, rows, strips = example()
     tags = {"attribute": 80.5, "attribute-color": 70.5, "entity": 81.5, "global": 82.5, "other": 83.5, "relation": 84.5}
-    summary = {"tags": {name: {"mean": mean, "n": 9} for name, mean in tags.items()}, "overall": 61.25}
-    card["metrics"] += [
-        each | {"name": "dpg-bench", "mean": 62.5} for each in card["metrics"] if each["name"] == "soft"
-    ]
-    card["tags"] |= {f: {m["name"]: summary for m in card["models"]} for f in ("dpg-bench", "dpg-bench (official)")}
-    html = render_page(
-        card, teacher="", rows=rows, strips=strips, curves={}, provenance=[], settings={}, base="SD3-Medium"
-    )
+    means = TagMeans(tags={name: TagMean(mean=mean, n=9) for name, mean in tags.items()}, overall=61.25)
+    more = [row.model_copy(update={"name": "dpg-bench", "mean": 62.5}) for row in card.metrics if row.name == "soft"]
+    figures = ("dpg-bench", "dpg-bench (official)")
+    by_figure = {figure: {model.name: means for model in card.models} for figure in figures}
+    card = card.model_copy(update={"metrics": (*card.metrics, *more), "tags": {**card.tags, **by_figure}})
+    origin = Origin("", "SD3-Medium", [], {})
+    html = render_page(card, speed_of(card), origin, rows=rows, strips=strips, curves={})
     table = cells(html)
     assert table[1][-1].startswith("62.500|") and table[1][-1].endswith("|official 61.250")
     assert table[-1][0] == "paper: DMDR" and table[-1][-1] == "84.96"
@@ -224,21 +235,40 @@ def test_a_teacher_of_another_size_has_no_rows(tiny_folder):
     assert paper.base_model(type(network).__name__, network.config) is None
 
 
-def test_pages_read_the_schema_that_evaluate_writes():
-    assert example()[0]["schema"] == SCHEMA
+def test_pages_read_the_scorecard_that_evaluate_writes(tmp_path):
+    card, *_ = example()
+    (tmp_path / "scorecard.json").write_text(json.dumps(card.to_json()))
+    (tmp_path / "speed.json").write_text(json.dumps(speed_of_example(card).model_dump()))
+    assert read_scorecard(tmp_path, "store/tiny/evaluate") == card
+    assert read_speed(tmp_path, "store/tiny/evaluate") == speed_of_example(card)
 
 
-def test_a_card_of_another_schema_is_refused_in_one_line():
-    card, rows, strips = example()
-    with pytest.raises(DataError, match="has schema 1, this DMDR reads 2; delete .* and evaluate again") as error:
-        render_page({**card, "schema": 1}, teacher="", rows=rows, strips=strips, curves={}, provenance=[], settings={})
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema": 1}, "has schema 1, this DMDR reads 2; delete .* and evaluate again"),
+        ({"models": None}, r"does not read \(models: .*\); delete .* and evaluate again"),
+    ],
+)
+def test_a_card_of_another_schema_or_a_damaged_one_is_refused_in_one_line(tmp_path, change, says):
+    (tmp_path / "scorecard.json").write_text(json.dumps({**example()[0].to_json(), **change}))
+    with pytest.raises(DataError, match=says) as error:
+        read_scorecard(tmp_path, "store/tiny/evaluate")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_figures_of_an_earlier_schema_still_read(tmp_path):
+    """Schema 1 had no labels."""
+    content = example()[0].to_json()
+    content["models"] = [{key: value for key, value in each.items() if key != "label"} for each in content["models"]]
+    (tmp_path / "scorecard.json").write_text(json.dumps({**content, "schema": 1}))
+    assert read_figures(tmp_path, "store/tiny/evaluate").models == example()[0].models
 
 
 def test_report_holds_every_image():
     html, card, rows, strips = render()
     images = Reader(html).images
-    names = [model["name"] for model in card["models"]]
+    names = [model.name for model in card.models]
     expected = [(row.images[name], row.prompt) for of in rows.values() for row in of for name in names]
     expected += [(image, strip.prompt) for strip in strips for name in names for image in strip.images[name]]
     assert len({image["alt"] for image in images}) == len(images) == len(expected)
@@ -260,9 +290,9 @@ def test_a_report_of_noise_stays_below_15_megabytes():
     """Forty rows of four models; nothing compresses worse."""
     card, *_ = example()
     noise = np.random.default_rng(0).integers(0, 255, (LARGEST, LARGEST, 3), dtype=np.uint8)
-    row = Row("noise", None, {model["name"]: noise for model in card["models"]})
+    row = Row("noise", None, {model.name: noise for model in card.models})
     rows = {str(part): [row] * ROWS for part in range(4)}
-    html = render_page(card, teacher="", rows=rows, strips=[], curves={}, provenance=[], settings={})
+    html = render_page(card, speed_of(card), Origin("", None, [], {}), rows=rows, strips=[], curves={})
     assert len(html) < 15e6
 
 
@@ -294,12 +324,12 @@ def test_points_lie_where_their_numbers_say():
             x, y = map(float, re.fullmatch(r"translate\((.*),(.*)\)", path.get("transform")).groups())
             points[title.text.split(", ")[0]] = (x, y)
             assert title.text in svg.get("aria-label")
-    means = {m["model"]: m["mean"] for m in card["metrics"] if m["name"] == "strict"}
+    means = {m.model: m.mean for m in card.metrics if m.name == "strict"}
     assert len(points) == len(means)
     heights = np.polyfit([means[name] for name in points], [y for _, y in points.values()], 1)
     for name, (_, y) in points.items():
         assert y == pytest.approx(np.polyval(heights, means[name]), abs=0.2)
-    nfe = {model["name"]: model["nfe"] for model in card["models"]}
+    nfe = {model.name: model.nfe for model in card.models}
     assert points["teacher"][0] > points[THIRD.name][0] > points["student"][0]
     share = np.log(nfe[THIRD.name] / 2) / np.log(nfe["teacher"] / 2)
     left = (points["student"][0] + points["naive teacher"][0]) / 2  # both have 2 NFE and stand beside each other
@@ -309,8 +339,11 @@ def test_points_lie_where_their_numbers_say():
 @pytest.mark.parametrize("scale", [1e-7, 1e-4, 0.02, 1.0, 34.0, 1e3, 1e7])
 def test_the_numbers_of_an_axis_fit_beside_it(scale: float):
     card, *_ = example()
-    for each in card["metrics"]:
-        each.update({key: -each[key] * scale for key in ("mean", "low", "high")})
+    scaled = [
+        row.model_copy(update={key: -getattr(row, key) * scale for key in ("mean", "low", "high")})
+        for row in card.metrics
+    ]
+    card = card.model_copy(update={"metrics": tuple(scaled)})
     ticks = re.findall(r'text-anchor="end">([^<]*)<', render_plot(card, "strict"))
     assert len(ticks) == 3 and max(map(len, ticks)) <= 8
     assert len(set(ticks)) == 3
@@ -371,14 +404,14 @@ def test_trained_on_is_marked_and_does_not_decide():
     html, card, *_ = render()
     assert "trained on" in Reader(html).text
     over_teacher, over_naive, over_third = list_verdicts(card)
-    assert over_teacher["text"].startswith("The 2-step student scores ")
-    assert " strict, the teacher " in over_teacher["text"]
-    assert f" strict, {THIRD.name} " in over_third["text"]
-    assert "at 50 NFE: better, 95 % interval of the difference 0." in over_teacher["text"]
-    assert over_naive["word"] == "worse"
-    assert "lab-conv (trained on) +" in over_teacher["also"]
-    assert "soft" in over_teacher["also"]
-    assert "no difference shown" in over_teacher["also"]
+    assert over_teacher.text.startswith("The 2-step student scores ")
+    assert " strict, the teacher " in over_teacher.text
+    assert f" strict, {THIRD.name} " in over_third.text
+    assert "at 50 NFE: better, 95 % interval of the difference 0." in over_teacher.text
+    assert over_naive.word == "worse"
+    assert "lab-conv (trained on) +" in over_teacher.also
+    assert "soft" in over_teacher.also
+    assert "no difference shown" in over_teacher.also
     assert set(KNOWN).isdisjoint({THIRD.name})
 
 
