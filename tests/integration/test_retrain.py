@@ -21,6 +21,8 @@ from stages.store.revisions import run_name
 from tests.support.prefect_server import ROOT, asked, prefect, server_alone
 from tests.support.trained_run import trained_run
 
+pytestmark = pytest.mark.process
+
 LAB = ROOT / "dmdr" / "lab" / "teachers"
 
 

@@ -74,6 +74,7 @@ def test_every_form_draws_the_students_images(make, tiny_folder, tmp_path):
             compare_latents(untouched, untouched.network, 2, pipe, seed=0)
 
 
+@pytest.mark.process
 def test_folder_needs_no_code_of_ours(tiny_folder, tmp_path):
     steps, folder = 4, tmp_path / "pipeline"
     backbone = exported(full_student(tmp_path / "joint", tiny_folder), tiny_folder, folder, steps)
@@ -221,6 +222,7 @@ def test_the_card_loads_a_teacher_from_the_hub_at_its_commit(teacher, loads, tin
     assert f"pipe = StableDiffusion3Pipeline.{loads}\npipe.scheduler = " in render_card(facts)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("student", "forms"),
     [
