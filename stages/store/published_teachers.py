@@ -26,7 +26,8 @@ from dmdr.config.load import validate
 from dmdr.config.run import NAME, Config
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from dmdr.teacher import digests
-from dmdr.teacher.load import find_diffusers_folder, read_index
+from dmdr.teacher.index import read_index
+from dmdr.teacher.load import find_diffusers_folder
 from stages.store.artifacts import SCHEMA, SEEN, Artifact, open_place
 from stages.store.download import CHUNK, download
 from stages.store.folder import Folder, translate_errors
@@ -127,7 +128,7 @@ def _require_whole(folder: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     files, index = digests.list_files(folder), read_index(folder)
-    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    parts = [name for name, part in index.parts.items() if part is not None]
     lacks = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
     if lacks:
         raise DataError(f"teacher {folder} lacks {', '.join(lacks)}, which its model_index.json names; fetch it again")
@@ -137,7 +138,7 @@ def _require_whole(folder: Path) -> str:
                 pass
         except SafetensorError as error:
             raise DataError(f"teacher file {file} is damaged ({error}); fetch the teacher again") from error
-    return index["_class_name"]
+    return index.class_name
 
 
 def _require_name(what: str, text: str) -> None:
