@@ -1,7 +1,7 @@
 """Rename diffusers' weights to the keys under which their family was published, as ComfyUI and others read them.
 
-1. The maps are the inverse of what diffusers' `from_single_file` reads. They compute only what the layout needs: q, k, v in
-   one tensor, scale and shift in another order, 1x1 convolutions, a transposed projection.
+1. The maps invert what diffusers' `from_single_file` reads. They compute only what the layout needs: q, k, v in one
+   tensor, scale and shift in another order, 1x1 convolutions, a transposed projection.
 2. The SD3 layout has no projection of CLIP-L: its readers use the identity, which the SD3 teachers have.
 3. Given meta tensors, the maps tell the names and shapes that a teacher's file must have.
 """
@@ -38,8 +38,8 @@ def to_original(family: str, parts: dict[str, Weights]) -> Weights:
     widths = [weights[key].shape[-1] for weights in encoders for key in weights if key.endswith(POSITIONS)]
     if len(set(widths)) < len(widths):
         raise DataError(
-            f"the two CLIP text encoders are both {widths[0]} wide, and in one file diffusers tells them apart by their "
-            "widths; take single-file out of export.forms"
+            f"the two CLIP text encoders are both {widths[0]} wide, but diffusers tells them apart in one file by "
+            "their widths; take single-file out of export.forms"
         )
     renamed: Weights = {}
     for part, weights in parts.items():
