@@ -44,11 +44,6 @@ def teacher_name(path: str) -> str:
     return path if path.startswith(("lab:", "hub:")) else Path(path).name
 
 
-def summarize_record(record: dict) -> dict[str, object]:
-    """One stage in short: which result it is, what made it, on what, for how long."""
-    return {key: record[key] for key in ("fingerprint", "code", "device", "duration_s", "cost")}
-
-
 def describe_watch(facts: dict) -> str:
     """What the hacking alarm saw in joint training, and what followed from it."""
     raised = [

@@ -21,7 +21,7 @@ MADE = {
     "code": {"version": "0.1.0", "torch": "2"},
     "device": "cpu",
     "duration_s": 1.5,
-    "cost": {"cpu_s": 1.0},
+    "cost": {"cpu_s": 1.0, "peak_memory_mib": 64.0},
     "teacher": "lab:flow",
 }
 

@@ -19,7 +19,12 @@ from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
 
-MADE = {"code": {"version": "0.1.0", "torch": "2"}, "device": "cpu", "duration_s": 1.5, "cost": {"cpu_s": 1.0}}
+MADE = {
+    "code": {"version": "0.1.0", "torch": "2"},
+    "device": "cpu",
+    "duration_s": 1.5,
+    "cost": {"cpu_s": 1.0, "peak_memory_mib": 64.0},
+}
 
 
 def full_student(folder: Path, teacher_folder: Path, amount: float = 0.05) -> Path:

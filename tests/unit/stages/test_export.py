@@ -22,6 +22,7 @@ from dmdr.export.write import LORA_FILE, NETWORK_FILE, WEIGHTS, build_metadata, 
 from dmdr.rollout import sample_student
 from dmdr.teacher.load import digest_teacher, load_teacher
 from stages import export
+from stages.reports.export_facts import ExportFacts
 from stages.reports.model_card import render_card
 from stages.store.artifacts import Artifact
 from tests.support.trained_run import MADE, context_for, full_student, lora_student, run_stage, trained_run
@@ -219,7 +220,9 @@ def test_the_card_loads_a_teacher_from_the_hub_at_its_commit(teacher, loads, tin
     facts = json.loads((folder / "provenance.json").read_text())
     facts["teacher"] |= teacher
     facts["classes"]["absent"] = ["tokenizer_3"]
-    assert f"pipe = StableDiffusion3Pipeline.{loads}\npipe.scheduler = " in render_card(facts)
+    assert f"pipe = StableDiffusion3Pipeline.{loads}\npipe.scheduler = " in render_card(
+        ExportFacts.model_validate(facts)
+    )
 
 
 @pytest.mark.process
