@@ -1,30 +1,25 @@
-# The two commands are `make run` and `make test`; both set up .venv first, once. `make help` lists the others.
+# The two commands are `make run` and `make test`; both set up .venv first, once.
 VENV ?= .venv
 CONFIG ?= configs/lab-flow.yaml
 JOBS ?= 2
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run help test lint bench parity-hpsv2 parity-imagereward images image-test lock setup clean
+.PHONY: run test lint bench parity-hpsv2 parity-imagereward images image-test lock setup clean
 
 run: setup ## the whole pipeline on the lab teacher; again: what is sealed is skipped
 	@$(BIN)/dmdr run $(CONFIG)
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-
-test: lint ## lint, then all tests; with JOBS=N in N processes, each takes about a core and 2 GiB
+test: lint ## with JOBS=N in N processes; each takes about a core and 2 GiB
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-lint: setup ## ruff (rules, format) and mypy over flows, stages and dmdr
+lint: setup
 	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 
 bench: setup ## what a student update costs
 	@$(BIN)/python -m dmdr.planning.bench
 
-setup: ## .venv from requirements.lock; nothing if nothing changed
+setup:
 	@./setup.sh
 
 parity-hpsv2: setup ## our HPSv2.1 beside the hpsv2 package, which is fetched into build/
@@ -51,5 +46,5 @@ lock: setup ## requirements.lock from requirements.in, and the images' from it; 
 	@./setup.sh
 	@$(BIN)/python images/lock.py
 
-clean: ## remove .venv, build/ and all caches; runs/ stays
+clean:
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

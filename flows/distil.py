@@ -89,7 +89,7 @@ def _run_as_job(asked: Stage, artifact: Artifact, say: Callable[[str], None]) ->
 
     record = artifact.record()
     if record is not None:
-        artifact.claim(identity(asked.config, asked.name), record["inputs"])
+        artifact.claim(identity(asked.config, asked.name), record.inputs)
         say(f"{asked.name}: sealed already at {artifact.address}")
         return
     kubernetes.run_job(

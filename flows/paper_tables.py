@@ -71,7 +71,7 @@ def complete_run(run: Run, siblings: list[Run], store: str, say: Callable[[str],
         others = (Artifact(store, each.name, name) for each in siblings if each is not run)
         adopted = next((record for other in others if (record := own.adopt(other, asked, needed))), None)
         if adopted is not None:
-            say(f"{name}: the same as that of {adopted['adopted_from']}, copied to {own.address}")
+            say(f"{name}: the same as that of {adopted.provenance.adopted_from}, copied to {own.address}")
         else:
             run_stage(name, str(run.path), run.name, store)
 

@@ -95,7 +95,7 @@ def is_finished(config: Config, run: str, store: str, digest: str | None) -> boo
     artifacts = {stage: Artifact(store, run, stage) for stage in STAGES}
     sealed = {stage: record for stage, artifact in artifacts.items() if (record := artifact.record()) is not None}
     for stage, record in sealed.items():
-        inputs = record["inputs"] if digest is None else {**record["inputs"], "teacher": digest}
+        inputs = record.inputs if digest is None else {**record.inputs, "teacher": digest}
         artifacts[stage].claim(identity(config, stage), inputs)  # it is sealed, so this only compares
     return STAGES[-1] in sealed
 

@@ -55,8 +55,9 @@ from stages.store.adoption import adopt_stage  # noqa: E402
 from stages.store.artifacts import Artifact  # noqa: E402
 from stages.store.inputs import fingerprint_inputs  # noqa: E402
 from stages.store.layout import digest  # noqa: E402
-from stages.store.published_teachers import resolve_teacher  # noqa: E402
+from stages.store.records import Cost, Provenance  # noqa: E402
 from stages.store.s3_errors import Refused  # noqa: E402
+from stages.store.teacher_folder import resolve_teacher  # noqa: E402
 
 EXIT = {ConfigError: 64, DataError: 65, InputMissing: 66, NonFinite: 70, StoreError: 74, Stopped: 75}
 INTERNAL, IO = 70, 74
@@ -148,16 +149,15 @@ def execute(stage: str, config_path: str, run: str | None, store: str, teacher: 
     if not first:
         return
     seconds = time.monotonic() - began
-    made = {
-        "code": code_versions(),
-        "device": pick_device(config),
-        "duration_s": round(seconds, 3),
-        "cost": process_cost(),
-        "teacher": teacher_name(config.teacher.path),
-    }
-    if ranks.own_rank() is not None:
-        made["processes"] = int(os.environ["WORLD_SIZE"])
-    artifact.seal(out, facts=facts, made=made)
+    provenance = Provenance(
+        code=code_versions(),
+        device=pick_device(config),
+        duration_s=round(seconds, 3),
+        cost=process_cost(),
+        teacher=teacher_name(config.teacher.path),
+        processes=None if ranks.own_rank() is None else int(os.environ["WORLD_SIZE"]),
+    )
+    artifact.seal(out, facts=facts, provenance=provenance)
     print(f"{stage}: sealed at {artifact.address} after {seconds:.1f} s")
 
 
@@ -170,16 +170,16 @@ def code_versions() -> dict[str, str]:
     """Versions of what made the result, and a digest of our own sources, which may differ from the version's."""
     root = Path(__file__).parent.parent
     files = sorted(path for package in ("dmdr", "stages") for path in (root / package).rglob("*.py"))
-    sources = {path.relative_to(root).as_posix(): digest(path)["sha256"] for path in files}
+    sources = {path.relative_to(root).as_posix(): digest(path).sha256 for path in files}
     names = ("torch", "diffusers", "transformers", "peft", "safetensors")
     versions = {name: metadata.version(name) for name in names}
     return {"version": metadata.version("dmdr"), "sources": fingerprint(sources), **versions}
 
 
-def process_cost() -> dict[str, float]:
+def process_cost() -> Cost:
     """Of this attempt: seconds of CPU, and the most memory it held, in MiB."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"cpu_s": round(time.process_time(), 3), "peak_memory_mib": round(most / 2**20, 1)}
+    return Cost(cpu_s=round(time.process_time(), 3), peak_memory_mib=round(most / 2**20, 1))
 
 
 def main(arguments: list[str]) -> int:

@@ -72,7 +72,9 @@ def run(context: Context) -> dict:
 
     found = gather_scores(exam, parts, compared)
     scores = found.scores(exam, jury)
-    facts = provenance.read_records(context)["prompts"]["facts"]
+    facts = provenance.read_records(context)["prompts"].facts
+    truncated = facts.get("truncated_evaluation", facts["truncated"])  # earlier prompts have one count of all
+    assert isinstance(truncated, int)
     conditions = Conditions(
         run=context.artifact.run,
         prompts=len(exam.records),
@@ -81,7 +83,7 @@ def run(context: Context) -> dict:
         trained_on=rewards_trained_on(config),
         missing=missing,
         about=describe_metrics(config.evaluate.metrics, config.weights),
-        truncated=facts.get("truncated_evaluation", facts["truncated"]),  # earlier prompts have one count of all
+        truncated=truncated,
     )
     card = build_scorecard(conditions, compared, scores, list_categories(judges, found))
     text = json.dumps(card.to_json(), indent=2, allow_nan=False)

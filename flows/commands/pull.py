@@ -43,7 +43,7 @@ def pull_stage(run: str, stage: str, folder: str, store: str, form: str | None) 
     artifact = Artifact(store, run, stage)
     if name != run:
         print(f"{name} is run {run}")
-    sizes = {name: artifact.sealed()["files"][name]["size"] for name in select_files(artifact, form)}
+    sizes = {name: artifact.sealed().files[name].size for name in select_files(artifact, form)}
     total, progress = sum(sizes.values()), Progress("pulled megabytes")
 
     def told(here: int) -> None:
@@ -73,12 +73,12 @@ def pull_stage(run: str, stage: str, folder: str, store: str, form: str | None) 
 def select_files(artifact: Artifact, form: str | None) -> list[str]:
     """The names of the files to copy; raises as `pull` does."""
     record = artifact.sealed()
-    if (record["run"], record["stage"]) != (artifact.run, artifact.stage):
+    if (record.run, record.stage) != (artifact.run, artifact.stage):
         raise DataError(
-            f"{artifact.address} has the record of {record['stage']} of run {record['run']}: it was copied there; pull "
+            f"{artifact.address} has the record of {record.stage} of run {record.run}: it was copied there; pull "
             "it under its own name"
         )
-    names = list(record["files"])
+    names = list(record.files)
     if form is None:
         return names
     there = [each for each in FORMS if any(name.startswith(f"{each}/") for name in names)]

@@ -24,7 +24,7 @@ from stages.reports.scorecard_text import format_scorecard
 from stages.reports.tables.prepared import is_finished, prepare_table, write_page
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
-from stages.store.published_teachers import resolve_teacher
+from stages.store.teacher_folder import resolve_teacher
 
 STOPPED = 75
 QUIET = {  # Prefect's settings; what the user has set wins
@@ -93,7 +93,7 @@ def all_sealed(config: Config, name: str, store: str) -> bool:
         needed = {} if on_cluster else fingerprint_inputs(config, stage, store, name)
         if (record := artifact.record()) is None:
             return False
-        artifact.claim(identity(config, stage), record["inputs"] if on_cluster else needed)
+        artifact.claim(identity(config, stage), record.inputs if on_cluster else needed)
         sealed.append(artifact.address)
     for stage, address in zip(STAGES, sealed, strict=True):
         print(f"{stage}: sealed already at {address}")

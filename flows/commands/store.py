@@ -6,7 +6,8 @@ from pathlib import PurePosixPath
 
 from dmdr.config.stages import STAGES
 from stages.reports.scorecard_text import format_table
-from stages.store.artifacts import SEEN, Artifact
+from stages.store.address import shorten
+from stages.store.artifacts import Artifact
 from stages.store.layout import CHECKPOINTS, CLAIM
 from stages.store.runs import follow_name, list_promoted, list_runs, promote_run, read_latest
 
@@ -21,8 +22,8 @@ def print_status(run: str, store: str) -> int:
         if record is None:
             rows.append([stage, _describe_open(artifact), "", "", artifact.address])
             continue
-        size = sum(file["size"] for file in record["files"].values())
-        rows.append([stage, "sealed", _format_size(size), _format_time(record["duration_s"]), artifact.address])
+        size = sum(file.size for file in record.files.values())
+        rows.append([stage, "sealed", _format_size(size), _format_time(record.provenance.duration_s), artifact.address])
     print(format_table(rows))
     return 0
 
@@ -31,16 +32,20 @@ def print_runs(store: str) -> int:
     """Print a line a run: its teacher, how far it is, what its student scores, what it was promoted as. Always 0."""
     names: dict[str, list[str]] = {}
     for name, pointer in list_promoted(store).items():
-        names.setdefault(pointer["run"], []).append(name)
+        names.setdefault(pointer.run, []).append(name)
     rows = [["run", "teacher", "sealed", "scores on held-out measures (less the teacher's)", "promoted as"]]
     for run in list_runs(store):
         record = read_latest(store, run)
-        teacher = "" if record is None else record.get("teacher") or f"sha256 {record['inputs']['teacher'][:SEEN]}…"
-        sealed = (
-            "nothing yet" if record is None else "all" if record["stage"] == STAGES[-1] else f"to {record['stage']}"
-        )
-        scores = _format_scores(record["facts"]["metrics"]) if sealed == "all" else ""
-        rows.append([run, teacher, sealed, scores, ", ".join(names.get(run, []))])
+        promoted = ", ".join(names.get(run, []))
+        if record is None:
+            rows.append([run, "", "nothing yet", "", promoted])
+            continue
+        teacher = record.provenance.teacher or f"sha256 {shorten(record.inputs['teacher'])}"
+        is_complete = record.stage == STAGES[-1]
+        metrics = record.facts.get("metrics", []) if is_complete else []
+        assert isinstance(metrics, list)
+        scores = _format_scores(metrics)
+        rows.append([run, teacher, "all" if is_complete else f"to {record.stage}", scores, promoted])
     print(format_table(rows) if len(rows) > 1 else f"no runs at {store}")
     return 0
 
@@ -52,8 +57,8 @@ def promote_result(run: str, name: str, store: str) -> int:
         ConfigError, InputMissing: as `stages.store.runs.promote`.
     """
     pointer = promote_run(store, run, name)
-    before = f", before {pointer['before']['run']}" if pointer["before"] else ""
-    print(f"{name} is the export of {run} now, fingerprint {pointer['fingerprint'][:SEEN]}…{before}")
+    before = "" if pointer.before is None else f", before {pointer.before.run}"
+    print(f"{name} is the export of {run} now, fingerprint {shorten(pointer.fingerprint)}{before}")
     return 0
 
 

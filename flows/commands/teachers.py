@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from dmdr.errors import StoreError
-from dmdr.teacher.index import FAMILIES
+from dmdr.teacher.load import FAMILIES
 from stages.reports.scorecard_text import format_table
 from stages.runtime.progress import Progress
-from stages.store.artifacts import SEEN
+from stages.store.address import shorten
 from stages.store.published_teachers import Revision, list_published, publish_teacher
 
 EVENT, RESOURCE = "teacher.published", "dmdr.teacher"  # what prefect.yaml's trigger waits for
@@ -35,12 +35,12 @@ def print_published(at: str) -> int:
     """Print a line a published teacher. Always 0."""
     rows = [["teacher", "family", "sha256", "megabytes", "published at", "address"]]
     for each in list_published(at):
-        record = each.record or {}
-        size = sum(file["size"] for file in record["files"].values())
-        family = FAMILIES.get(record["identity"]["class"], record["identity"]["class"])
-        digest = f"{record['inputs']['teacher'][:SEEN]}…"
+        size = sum(file.size for file in each.record.files.values())
+        kind = str(each.record.identity["class"])
+        family = FAMILIES.get(kind, kind)
+        digest = shorten(each.digest)
         label = f"{each.name}@{each.revision}"
-        rows.append([label, family, digest, f"{size / MEGABYTE:,.1f}", record["published_at"], each.address])
+        rows.append([label, family, digest, f"{size / MEGABYTE:,.1f}", each.record.published_at, each.address])
     print(format_table(rows) if len(rows) > 1 else f"no teachers at {at}")
     return 0
 

@@ -57,10 +57,9 @@ def judge_all(
             if parts.get(name) is None:
                 if context.stop():
                     raise Stopped("stopped; all images and the scores of whole shards are kept, repeat to go on")
-                drawn = parts.get(images_part(model.name, number))
-                assert drawn is not None, "drawn before it is judged"
+                drawn = parts.require(images_part(model.name, number))
                 at_once = max(1, context.config.evaluate.batch_size // exam.seeds)
-                found = _judge_shard(jury, list(unpack(drawn[0])), at_once)
+                found = _judge_shard(jury, list(unpack(drawn.file)), at_once)
                 parts.keep(name, json.dumps(found, allow_nan=False).encode())
             tick(len(places))
 
@@ -122,9 +121,8 @@ def gather_scores(exam: EvaluationSet, parts: Shards, models: list[Model]) -> Ju
     lines: dict[str, dict[str, list[dict]]] = {model.name: {} for model in models}
     for model in models:
         for number in range(len(exam.shards())):
-            part = parts.get(scores_part(model.name, number))
-            assert part is not None, "judged before it is gathered"
-            found = json.loads(part[0].read_text(encoding="utf-8"))
+            part = parts.require(scores_part(model.name, number))
+            found = json.loads(part.file.read_text(encoding="utf-8"))
             for figure, rows in found["figures"].items():
                 figures.setdefault(figure, {}).setdefault(model.name, []).extend(rows)
             for name, told in found["lines"].items():

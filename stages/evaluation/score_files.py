@@ -73,7 +73,7 @@ def write_samples(
         names = [images_part(model.name, number) for number in range(len(exam.shards()))]
         for name in names:
             parts.move(name, context.out / name)
-        about = [parts.get(name)[1] for name in names]
+        about = [parts.require(name).about for name in names]
         seconds[model.name] = sum(each["seconds"] for each in about) / sum(each["images"] for each in about)
         for name, lines in found.lines[model.name].items():
             text = "".join(f"{json.dumps(line)}\n" for line in lines)

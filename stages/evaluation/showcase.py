@@ -87,9 +87,8 @@ def read_images(exam: EvaluationSet, parts: Shards, model: str, wanted: set[int]
     for number, shard in enumerate(exam.shards()):
         here = wanted.intersection(shard)
         if here:
-            part = parts.get(images_part(model, number))
-            assert part is not None, "drawn before it is shown"
-            found |= {each.place: each for each in unpack(part[0], here)}
+            part = parts.require(images_part(model, number))
+            found |= {each.place: each for each in unpack(part.file, here)}
     return found
 
 

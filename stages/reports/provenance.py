@@ -8,6 +8,7 @@ from pathlib import Path
 from dmdr.config.stages import STAGES
 from stages.runtime.context import Context
 from stages.store.artifacts import Artifact
+from stages.store.records import Record
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,16 @@ class Origin:
     settings: dict[str, object]
 
 
-def read_records(context: Context) -> dict[str, dict]:
+def read_records(context: Context) -> dict[str, Record]:
     """The records of the sealed stages of this run, in data order."""
     artifacts = {stage: Artifact(context.artifact.store, context.artifact.run, stage) for stage in STAGES}
     found = {stage: artifact.record() for stage, artifact in artifacts.items()}
     return {stage: record for stage, record in found.items() if record is not None}
 
 
-def collect_settings(sealed: dict[str, dict], own: dict[str, object]) -> dict[str, object]:
+def collect_settings(sealed: dict[str, Record], own: dict[str, object]) -> dict[str, object]:
     """Every setting that names the result: the identities of the sealed stages, and `own` of the one that runs."""
-    return {name: value for record in sealed.values() for name, value in record["identity"].items()} | own
+    return {name: value for record in sealed.values() for name, value in record.identity.items()} | own
 
 
 def teacher_name(path: str) -> str:
@@ -42,6 +43,12 @@ def teacher_name(path: str) -> str:
     if "://" in path:
         return "@".join(path.rstrip("/").split("/")[-2:])
     return path if path.startswith(("lab:", "hub:")) else Path(path).name
+
+
+def summarize_record(record: Record) -> dict[str, object]:
+    """One stage in short: which result it is, what made it, on what, for how long."""
+    how = record.provenance.to_dict()
+    return {"fingerprint": record.fingerprint, **{key: how[key] for key in ("code", "device", "duration_s", "cost")}}
 
 
 def describe_watch(facts: dict) -> str:
@@ -58,18 +65,20 @@ def describe_watch(facts: dict) -> str:
 def build_table(context: Context) -> list[tuple[str, str]]:
     """Names and values for the report."""
     sealed, path = read_records(context), context.config.teacher.path
-    prompts = ", ".join(f"{name} {count:,}" for name, count in sealed["prompts"]["facts"].items())
+    prompts = ", ".join(f"{name} {count:,}" for name, count in sealed["prompts"].facts.items())
     rows = [
         ("run", context.artifact.run),
-        ("teacher", f"{teacher_name(path)}, sha256 {sealed['prompts']['inputs']['teacher']}"),
+        ("teacher", f"{teacher_name(path)}, sha256 {sealed['prompts'].inputs['teacher']}"),
         ("prompts", prompts),
     ]
     for stage, record in sealed.items():
-        made = f"{record['duration_s']:.1f} s on {record['device']}, dmdr {record['code']['version']}"
-        rows.append((stage, f"{made}, fingerprint {record['fingerprint']}"))
-        if "watch" in record["facts"]:
-            rows.append(("hacking alarm", describe_watch(record["facts"]["watch"])))
-    latest = list(sealed.values())[-1]["code"]
+        how = record.provenance
+        made = f"{how.duration_s:.1f} s on {how.device}, dmdr {how.code['version']}"
+        rows.append((stage, f"{made}, fingerprint {record.fingerprint}"))
+        watch = record.facts.get("watch")
+        if isinstance(watch, dict):
+            rows.append(("hacking alarm", describe_watch(watch)))
+    latest = list(sealed.values())[-1].provenance.code
     libraries = {name: version for name, version in latest.items() if name not in ("version", "sources")}
     rows.append(("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items())))
     return rows

@@ -1,14 +1,14 @@
-"""Taking over what another run sealed in the place of running a stage."""
+"""Taking over what another run sealed, instead of running the stage."""
 
 from __future__ import annotations
 
-import json
-
 from dmdr.errors import ConfigError
+from stages.store.address import find_differing_keys, normalise_json
 from stages.store.artifacts import Artifact
+from stages.store.records import Json, Record
 
 
-def adopt_stage(own: Artifact, run: str, identity: dict, inputs: dict[str, str]) -> dict:
+def adopt_stage(own: Artifact, run: str, identity: Json, inputs: dict[str, str]) -> Record:
     """Copy the result of another run of the same store, verified, and seal it here; returns the record.
 
     Raises:
@@ -20,16 +20,11 @@ def adopt_stage(own: Artifact, run: str, identity: dict, inputs: dict[str, str])
     theirs = other.sealed()
     record = own.adopt(other, identity, inputs)
     if record is None:
-        asked = json.loads(json.dumps({"settings": identity, "inputs": inputs}))
-        found = {"settings": theirs["identity"], "inputs": theirs["inputs"]}
-        differ = [f"{key} ({kind})" for kind in asked for key in _list_differences(asked[kind], found[kind])]
+        settings = find_differing_keys(normalise_json(identity), theirs.identity)
+        differences = [f"{key} (settings)" for key in settings]
+        differences += [f"{key} (inputs)" for key in find_differing_keys(inputs, theirs.inputs)]
         raise ConfigError(
-            f"the {own.stage} of run {run} cannot be that of {own.run}: they differ in {', '.join(differ)}; give the "
-            f"config what {other.address}/record.json says, or let this run make its own"
+            f"the {own.stage} of run {run} cannot be that of {own.run}: they differ in {', '.join(differences)}; "
+            f"change the config to what {other.address}/record.json says, or run the stage without --adopt"
         )
     return record
-
-
-def _list_differences(one: dict, other: dict) -> list[str]:
-    missing = object()
-    return sorted(key for key in {*one, *other} if one.get(key, missing) != other.get(key, missing))

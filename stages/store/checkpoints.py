@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from dmdr import distributed
 from dmdr.errors import StoreError
 from stages.store.folder import Folder
-from stages.store.layout import CHECKPOINTS, digest
+from stages.store.layout import CHECKPOINTS, digest, is_intact
+from stages.store.records import FileDigest, Json, parse_manifest
 from stages.store.remote import Remote
 
 TENSORS, INFO, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -38,14 +39,14 @@ class Checkpoints:
         assert keep >= 2, "the newest may turn out to be damaged"
         self.place, self.address, self.keep = place, address, keep
 
-    def save(self, step: int, tensors: dict[str, torch.Tensor], info: dict) -> None:
+    def save(self, step: int, tensors: dict[str, torch.Tensor], info: Json) -> None:
         """Store the state after `step`, then delete all but the newest `keep` up to this one. All ranks come here.
 
         `info` must be JSON, and is the same on all ranks; of `tensors` each rank gives its own rows, the first also all
         that is not split. Tensors are moved to the CPU by safetensors; they must not share storage.
         """
         folder, first = _folder_name(step), distributed.rank() == 0
-        manifest: dict[str, dict] = {}
+        written: dict[str, FileDigest] = {}
         mine = TENSORS if first else f"state.{distributed.rank()}.safetensors"
 
         def write_tensors(file: Path) -> None:
@@ -53,22 +54,23 @@ class Checkpoints:
                 save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
             except SafetensorError as error:  # safetensors' own name for a full disk
                 raise OSError(str(error)) from error
-            manifest[mine] = digest(file)
+            written[mine] = digest(file)
 
         def write_info(file: Path) -> None:
             file.write_text(json.dumps(info, allow_nan=False), encoding="utf-8")
-            manifest[INFO] = digest(file)
+            written[INFO] = digest(file)
 
         if first:
             self._forget(step)  # damaged, or of another live copy of the stage: it must not vouch for our files
         distributed.barrier()
         if tensors:
             self.place.publish(f"{folder}/{mine}", write_tensors)
-        manifest = _of_all_ranks(manifest.get(mine))
+        manifest = _of_all_ranks(written.get(mine))
         if first:
             self.place.publish(f"{folder}/{INFO}", write_info)
-            written = json.dumps(manifest)
-            self.place.publish(f"{folder}/{MANIFEST}", lambda file: file.write_text(written, encoding="utf-8"))
+            manifest[INFO] = written[INFO]
+            text = json.dumps({name: each.to_dict() for name, each in manifest.items()})
+            self.place.publish(f"{folder}/{MANIFEST}", lambda file: file.write_text(text, encoding="utf-8"))
             self._rotate(step)
         distributed.barrier()  # nobody leaves before the checkpoint is whole
 
@@ -105,8 +107,8 @@ class Checkpoints:
         return None
 
     def _load(self, step: int, manifest: bytes) -> tuple[Tensors, dict]:
-        expected = json.loads(manifest)
-        if not isinstance(expected, dict) or not {TENSORS, INFO} <= expected.keys():
+        expected = parse_manifest(manifest)
+        if not {TENSORS, INFO} <= expected.keys():
             raise ValueError(f"{MANIFEST} does not name its files")
         others = [name for name in expected if name not in (TENSORS, INFO)]
         if not all(map(OF_RANK.fullmatch, others)):
@@ -116,7 +118,7 @@ class Checkpoints:
             path = self.place.fetch(f"{_folder_name(step)}/{name}", self.place.scratch() / name)
             if path is None:
                 raise ValueError(f"{name} is missing")
-            if digest(path) != expected[name]:
+            if not is_intact(path, expected[name]):
                 raise ValueError(f"the sha256 of {name} is not the one in {MANIFEST}")
             paths[name] = path
         info = json.loads(paths.pop(INFO).read_text(encoding="utf-8"))
@@ -165,12 +167,12 @@ class Joined(Mapping):
         return len(list(iter(self)))
 
 
-def _of_all_ranks(mine: dict | None) -> dict[str, dict]:
+def _of_all_ranks(mine: FileDigest | None) -> dict[str, FileDigest]:
     """File name -> digest, of each rank that wrote a file; each tells the others its own."""
-    row = [-1] * 33 if mine is None else [mine["size"], *bytes.fromhex(mine["sha256"])]
+    row = [-1] * 33 if mine is None else [mine.size, *bytes.fromhex(mine.sha256)]
     rows = distributed.all_gather(torch.tensor([row])).tolist()
     return {
-        f"state.{rank}.safetensors" if rank else TENSORS: {"size": size, "sha256": bytes(sha256).hex()}
+        f"state.{rank}.safetensors" if rank else TENSORS: FileDigest(size=size, sha256=bytes(sha256).hex())
         for rank, (size, *sha256) in enumerate(rows)
         if size >= 0
     }

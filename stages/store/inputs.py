@@ -10,7 +10,8 @@ from dmdr.rl import decoders
 from dmdr.teacher import digests
 from dmdr.teacher.load import ONE_FILE, digest_teacher, family_of, find_diffusers_folder, find_teacher_of
 from stages.prompt_sources import sources
-from stages.store.artifacts import SEEN, Artifact
+from stages.store.address import shorten
+from stages.store.artifacts import Artifact
 
 
 def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -> dict[str, str]:
@@ -52,19 +53,19 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
                 f"it needs {before}, which is not sealed at {artifact.address}; run python -m stages {before} "
                 "with the same config, run and store first"
             )
-        theirs = record["inputs"]["teacher"]
+        theirs = record.inputs["teacher"]
         if theirs != found["teacher"]:
             raise ConfigError(
-                f"{before} of run {run} was made with another teacher (sha256 {theirs[:SEEN]}…) than teacher.path "
-                f"{config.teacher.path} ({found['teacher'][:SEEN]}…), and a student fits no other; give the teacher it "
-                "was made with, or begin another run with --run"
+                f"{before} of run {run} was made with another teacher (sha256 {shorten(theirs)}) than teacher.path "
+                f"{config.teacher.path} ({shorten(found['teacher'])}), and a student fits no other; give the teacher "
+                "it was made with, or begin another run with --run"
             )
-        for earlier in set(STAGES) & record["inputs"].keys():
+        for earlier in set(STAGES) & record.inputs.keys():
             made = Artifact(store, run, earlier).record()
-            if made is not None and made["fingerprint"] != record["inputs"][earlier]:
+            if made is not None and made.fingerprint != record.inputs[earlier]:
                 raise ConfigError(
                     f"{artifact.address} was made from another {earlier} than this run's: it was copied there, or "
                     f"{earlier} was made anew; delete it and run {before} again"
                 )
-        found[before] = record["fingerprint"]
+        found[before] = record.fingerprint
     return found

@@ -1,18 +1,16 @@
-"""Teachers in a store, published once and never changed, and the local folder behind any teacher's address.
+"""Publishing teachers in a store: each revision is published once and never changed.
 
 {teachers}/{name}/{revision}/claim.json          which teacher the address belongs to, by its digest
                             /{name}@{revision}/  its files: a folder that can be a teacher.path as it is
                             /record.json         last: the seal. No record, no teacher
 
-The protocol is that of artifacts.py; only that files are copied, and that one that is there already, whole, is kept.
+The protocol is that of artifacts.py, with two differences: files are copied, and a whole file that is there already is
+kept.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -21,17 +19,15 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from dmdr.config.identity import fingerprint
-from dmdr.config.load import validate
-from dmdr.config.run import NAME, Config
-from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
+from dmdr.config.run import NAME
+from dmdr.errors import ConfigError, DataError, StoreError
 from dmdr.teacher import digests
-from dmdr.teacher.index import read_index
-from dmdr.teacher.load import find_diffusers_folder
-from stages.store.artifacts import SCHEMA, SEEN, Artifact, open_place
-from stages.store.download import CHUNK, download
-from stages.store.folder import Folder, translate_errors
-from stages.store.layout import RECORD
+from dmdr.teacher.load import find_diffusers_folder, read_index
+from stages.store.address import SHORT_DIGEST, Address, open_place, shorten
+from stages.store.download import CHUNK
+from stages.store.folder import Folder
+from stages.store.layout import digest
+from stages.store.records import SCHEMA, Claim, StoredFile, TeacherRecord, fingerprint_result
 from stages.store.remote import Remote
 from stages.store.s3_errors import Refused
 
@@ -44,16 +40,36 @@ class Revision:
     revision: str
     address: str
     digest: str | None
-    record: dict | None = None  # of a published one
+
+
+@dataclass(frozen=True)
+class PublishedTeacher(Revision):
+    """A revision that is sealed in a store."""
+
+    digest: str
+    record: TeacherRecord
+
+
+class TeacherAddress(Address[TeacherRecord]):
+    """One revision of one teacher in a store."""
+
+    def __init__(self, prefix: str, name: str, revision: str) -> None:
+        super().__init__(prefix, name, revision, TeacherRecord)
+
+    def _describe_foreign(self, name: str) -> str:
+        return (
+            f"{self.address}/{name} is not of a published teacher; give an address that dmdr teachers list --at "
+            f"{self.store} names"
+        )
 
 
 def publish_teacher(
-    folder: str, name: str, revision: str | None, to: str, told: Callable[[int, int], None]
-) -> Revision:
-    """Copy a teacher into a store, each file verified there; again: go on, or find it published.
+    folder: str, name: str, revision: str | None, to: str, report: Callable[[int, int], None]
+) -> PublishedTeacher:
+    """Copy a teacher into a store, each file verified there. A repeated call goes on, or finds it published.
 
-    folder: what teacher.path can be, but no single file. revision: None for the begin of its digest.
-    told: how many bytes are there, and of how many, now and then.
+    folder: what teacher.path can be, but no single file. revision: None for the beginning of its digest.
+    report: called now and then with the number of bytes that are there, and that there will be.
 
     Raises:
         ConfigError: a name that cannot stand in an address, or one that another teacher has.
@@ -64,63 +80,56 @@ def publish_teacher(
     if revision is not None:
         _require_name("--revision", revision)
     source = find_diffusers_folder("FOLDER", folder)
-    kind, digest = _require_whole(source), digests.digest(source)
-    artifact = Artifact(to, name, digest[:SEEN] if revision is None else revision)
+    kind, teacher = _require_whole(source), digests.digest(source)
+    address = TeacherAddress(to, name, teacher[:SHORT_DIGEST] if revision is None else revision)
+    identity: dict[str, object] = {"class": kind}
+    inputs = {"teacher": teacher}
     try:
-        record = artifact.claim({"class": kind}, {"teacher": digest})
+        record = address.claim(identity, inputs)
     except Refused:
         raise
     except ConfigError as error:
         raise ConfigError(
-            f"{artifact.address} belongs to another teacher than {folder}, which is sha256 {digest[:SEEN]}…; a "
+            f"{address.address} belongs to another teacher than {folder}, which is sha256 {shorten(teacher)}; a "
             "revision never changes: give another --revision, or none"
         ) from error
     if record is None:
-        files = _copy_files(source, artifact, told)
-        named = {"stage": artifact.stage, "identity": {"class": kind}, "inputs": {"teacher": digest}}
-        contents = {name: found["sha256"] for name, found in files.items()}
-        record = {
-            "schema": SCHEMA,
-            "run": name,
-            **named,
-            "files": files,
-            "fingerprint": fingerprint({**named, "files": contents}),
-            "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        record = json.loads(artifact.place.create(RECORD, json.dumps(record, indent=1, sort_keys=True).encode()))
-    return Revision(name, artifact.stage, artifact.address, digest, record)
+        files = _copy_files(source, address, report)
+        claim = Claim(schema=SCHEMA, run=name, stage=address.stage, identity=identity, inputs=inputs)
+        record = address.write_record(
+            TeacherRecord(
+                schema=claim.version,
+                run=claim.run,
+                stage=claim.stage,
+                identity=identity,
+                inputs=inputs,
+                files=files,
+                fingerprint=fingerprint_result(claim, files),
+                published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        )
+    return PublishedTeacher(name, address.stage, address.address, teacher, record)
 
 
-def list_published(prefix: str) -> list[Revision]:
-    """Every teacher that was published below a prefix, by name and then by when; a begun one is not there yet."""
-    found = []
-    for name in filter(_is_name, open_place(prefix).folders()):
-        below = f"{prefix.rstrip('/')}/{name}"
-        artifacts = [Artifact(prefix, name, each) for each in filter(_is_name, open_place(below).folders())]
-        records = {each: record for each in artifacts if (record := each.record()) is not None}
-        of_name = [Revision(name, a.stage, a.address, r["inputs"]["teacher"], r) for a, r in records.items()]
-        found += sorted(of_name, key=lambda each: (each.record or {})["published_at"])
-    return found
+def list_published(prefix: str) -> list[PublishedTeacher]:
+    """Every teacher that is published below a prefix, by name and then by time; one that is still being copied is not
+    there yet."""
+    teachers = []
+    for name in filter(is_name, open_place(prefix).folders()):
+        below = open_place(f"{prefix.rstrip('/')}/{name}")
+        addresses = [TeacherAddress(prefix, name, revision) for revision in filter(is_name, below.folders())]
+        revisions = [
+            PublishedTeacher(name, address.stage, address.address, record.inputs["teacher"], record)
+            for address in addresses
+            if (record := address.record()) is not None
+        ]
+        teachers += sorted(revisions, key=lambda teacher: teacher.record.published_at)
+    return teachers
 
 
-def resolve_teacher(config: Config, address: str | None, told: Callable[[int], None]) -> Config:
-    """The config with another teacher, if one is given, and with a local folder in place of a published teacher.
-
-    told: how many bytes of it have been fetched; may raise to stop.
-
-    Raises:
-        ConfigError: the address cannot mean anything.
-        InputMissing: nothing was published there.
-        DataError: a file of it is missing or damaged.
-    """
-    path = address or config.teacher.path
-    if "://" in path or os.path.isfile(Path(path, RECORD)):
-        path = str(_fetch_folder(path, told))
-    if path == config.teacher.path:
-        return config
-    parts = None if address else config.teacher.parts
-    changed = {**config.model_dump(), "teacher": {**config.teacher.model_dump(), "path": path, "parts": parts}}
-    return validate(changed, Config, f"teacher {address or config.teacher.path}")
+def is_name(text: str) -> bool:
+    """Whether a text can be the name or the revision of a teacher."""
+    return re.fullmatch(NAME, text) is not None
 
 
 def _require_whole(folder: Path) -> str:
@@ -128,112 +137,64 @@ def _require_whole(folder: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     files, index = digests.list_files(folder), read_index(folder)
-    parts = [name for name, part in index.parts.items() if part is not None]
-    lacks = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
-    if lacks:
-        raise DataError(f"teacher {folder} lacks {', '.join(lacks)}, which its model_index.json names; fetch it again")
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    missing = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
+    if missing:
+        raise DataError(
+            f"teacher {folder} lacks {', '.join(missing)}, which its model_index.json names; fetch it again"
+        )
     for file in (file for file in files if file.suffix == ".safetensors"):
         try:
             with safe_open(file, framework="np"):
                 pass
         except SafetensorError as error:
             raise DataError(f"teacher file {file} is damaged ({error}); fetch the teacher again") from error
-    return index.class_name
+    return index["_class_name"]
 
 
-def _require_name(what: str, text: str) -> None:
-    if not _is_name(text):
+def _require_name(option: str, text: str) -> None:
+    if not is_name(text):
         raise ConfigError(
-            f"{what} {text!r} must be at most 63 of a-z 0-9 . _ - and begin with a letter or a digit; give another"
+            f"{option} {text!r} must be at most 63 of a-z 0-9 . _ - and begin with a letter or a digit; give another"
         )
 
 
-def _is_name(text: str) -> bool:
-    return re.fullmatch(NAME, text) is not None
-
-
-def _copy_files(source: Path, artifact: Artifact, told: Callable[[int, int], None]) -> dict[str, dict]:
-    """What the record says of the files, once each of them is in the store and was read there."""
+def _copy_files(source: Path, address: TeacherAddress, report: Callable[[int, int], None]) -> dict[str, StoredFile]:
+    """The files as the record describes them, once each of them is in the store and was read there."""
     files = digests.list_files(source)
-    named = {f"{artifact.run}@{artifact.stage}/{path.relative_to(source).as_posix()}": path for path in files}
     total, here = sum(path.stat().st_size for path in files), 0
-    found: dict[str, dict] = {}
-    for name, path in named.items():
-        expected = found[name] = {"size": path.stat().st_size, "sha256": digests.digest(path)}
-        if not _has(artifact.place, name, expected):
-            artifact.place.publish(name, partial(_copy, path, expected["sha256"]))
-            if not _has(artifact.place, name, expected):
-                raise StoreError(f"{artifact.address}/{name} is not what was written there; repeat the command")
-        here += path.stat().st_size
-        told(here, total)
-    return found
+    copied = {}
+    for path in files:
+        name = f"{address.run}@{address.stage}/{path.relative_to(source).as_posix()}"
+        expected = StoredFile(size=path.stat().st_size, sha256=digests.digest(path))
+        if not _holds(address.place, name, expected):
+            address.place.publish(name, partial(_copy, path, expected))
+            if not _holds(address.place, name, expected):
+                raise StoreError(f"{address.address}/{name} is not what was written there; repeat the command")
+        copied[name] = expected
+        here += expected.size
+        report(here, total)
+    return copied
 
 
-def _copy(source: Path, sha256: str, target: Path) -> None:
+def _copy(source: Path, expected: StoredFile, target: Path) -> None:
     shutil.copyfile(source, target)
-    with target.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise DataError(f"{source} changed while it was published; let it rest, then repeat the command")
+    if digest(target).sha256 != expected.sha256:
+        raise DataError(f"{source} changed while it was published; let it rest, then repeat the command")
 
 
-def _has(place: Folder | Remote, name: str, expected: dict) -> bool:
-    """Whether the store gives back these very bytes, and not one more."""
-    found, start, size = hashlib.sha256(), 0, expected["size"]
-    if size == 0:
+def _holds(place: Folder | Remote, name: str, expected: StoredFile) -> bool:
+    """Whether the store gives back exactly these bytes."""
+    if expected.size == 0:
         return place.read(name) == b""
-    while start < size:
-        last = start + CHUNK >= size
-        wanted = size - start if last else CHUNK
-        data = place.read_range(name, start, start + wanted + last)
+    content, start = hashlib.sha256(), 0
+    while start < expected.size:
+        is_last = start + CHUNK >= expected.size
+        wanted = expected.size - start if is_last else CHUNK
+        one_more = 1 if is_last else 0  # a longer file has a byte there
+        data = place.read_range(name, start, start + wanted + one_more)
         if data is None or len(data) != wanted:
             return False
-        found.update(data)
+        content.update(data)
         start += wanted
-    return found.hexdigest() == expected["sha256"]
-
-
-def _fetch_folder(address: str, told: Callable[[int], None]) -> Path:
-    """A local folder with a published teacher, verified."""
-    parts = address.rstrip("/").rsplit("/", 2)
-    if len(parts) < 3 or not (_is_name(parts[1]) and _is_name(parts[2])):
-        raise ConfigError(f"teacher {address} is not PREFIX/NAME/REVISION; dmdr teachers list --at PREFIX names them")
-    artifact = Artifact(*parts)
-    record = artifact.record()
-    if record is None:
-        raise InputMissing(f"no teacher is published at {address}; dmdr teachers list --at {parts[0]} names them")
-    digest, folder = record["inputs"]["teacher"], f"{artifact.run}@{artifact.stage}"
-    if isinstance(artifact.place, Folder):
-        return _verify(artifact.place.root / folder, digest, "publish it again under another --revision")
-    target = cache_folder() / digest / folder
-    if not target.is_dir():
-        _fetch(artifact, record, target, told)
-    return _verify(target, digest, "delete it, then repeat the command")
-
-
-def cache_folder() -> Path:
-    """Where teachers of remote stores are kept between stages: a folder of the machine, DMDR_CACHE or ~/.cache/dmdr."""
-    return Path(os.environ.get("DMDR_CACHE") or Path.home() / ".cache" / "dmdr").absolute() / "teachers"
-
-
-def _verify(folder: Path, digest: str, remedy: str) -> Path:
-    if not folder.is_dir() or digests.digest(folder) != digest:
-        raise DataError(f"teacher {folder} is not sha256 {digest[:SEEN]}…, as it was published; {remedy}")
-    return folder
-
-
-def _fetch(artifact: Artifact, record: dict, target: Path, told: Callable[[int], None]) -> None:
-    """Let `target` appear, whole. Another process that fetches it is waited for; what a killed one got is kept."""
-    begun = target.parent / f".{target.name}.begun"
-    with translate_errors("write", begun):
-        begun.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if target.is_dir():
-                return
-            try:
-                download(artifact, record["files"], begun, told)
-            except DataError as error:
-                found = str(error).split(";")[0]
-                raise DataError(f"{found}; publish that teacher again under another --revision") from error
-            (begun / target.name).rename(target)
-            shutil.rmtree(begun)
+    return content.hexdigest() == expected.sha256

@@ -7,12 +7,13 @@ of, so that a commit that changes a README is no new one.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from dmdr.config.identity import fingerprint
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.teacher import hub
 from dmdr.teacher.load import OTHER_FORMS, PIPELINE_FILES
-from stages.store.artifacts import SEEN
+from stages.store.address import SHORT_DIGEST
 from stages.store.published_teachers import Revision, list_published
 
 REPOSITORY = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)")
@@ -20,7 +21,7 @@ LONGEST = 54  # letters of a run's name before the digest that ends it
 TOLD_APART = 8  # hex digits of that
 
 
-def list_revisions(where: str) -> list[Revision]:
+def list_revisions(where: str) -> Sequence[Revision]:
     """Every revision at a prefix, or of hub:OWNER/NAME.
 
     Raises:
@@ -56,7 +57,7 @@ def _list_hub_revisions(address: str) -> list[Revision]:
             blobs = {file.rfilename: file.blob_id for file in files}
             read = filter_repo_objects(blobs, allow_patterns=list(PIPELINE_FILES), ignore_patterns=list(OTHER_FORMS))
             made_of = {file: blobs[file] for file in read}
-            revision = fingerprint(made_of)[:SEEN]
+            revision = fingerprint(made_of)[:SHORT_DIGEST]
             if "model_index.json" in made_of:
                 found.setdefault(revision, Revision(name, revision, f"hub:{repo}@{commit}", None))
     except (HfHubHTTPError, OSError, ValueError) as error:

@@ -16,8 +16,10 @@ from datetime import UTC, datetime
 from dmdr.config.run import NAME
 from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
-from stages.store.artifacts import SEEN, Artifact, open_place
+from stages.store.address import open_place, shorten
+from stages.store.artifacts import Artifact
 from stages.store.folder import Folder
+from stages.store.records import Pointer, Record
 from stages.store.remote import Remote
 
 PROMOTED = "_promoted"  # no run can be called so
@@ -33,7 +35,7 @@ def is_run(store: str, name: str) -> bool:
     return not set(STAGES).isdisjoint(open_place(f"{store.rstrip('/')}/{name}").folders())
 
 
-def read_latest(store: str, run: str) -> dict | None:
+def read_latest(store: str, run: str) -> Record | None:
     """The record of the last stage in data order that is sealed."""
     for stage in reversed(STAGES):
         if (record := Artifact(store, run, stage).record()) is not None:
@@ -41,15 +43,15 @@ def read_latest(store: str, run: str) -> dict | None:
     return None
 
 
-def list_promoted(store: str) -> dict[str, dict]:
+def list_promoted(store: str) -> dict[str, Pointer]:
     """Every promoted name and what it points at."""
-    place = _pointers(store)
+    place = _open_pointers(store)
     names = [name.removesuffix(".json") for name in place.names() if name.endswith(".json")]
-    found = {name: _pointer(store, name) for name in names if re.fullmatch(NAME, name)}
+    found = {name: _read_pointer(store, name) for name in names if re.fullmatch(NAME, name)}
     return {name: pointer for name, pointer in found.items() if pointer is not None}
 
 
-def promote_run(store: str, run: str, name: str) -> dict:
+def promote_run(store: str, run: str, name: str) -> Pointer:
     """Let `name` mean the sealed export of `run` from now on; returns the pointer, with what it was before.
 
     Raises:
@@ -61,17 +63,16 @@ def promote_run(store: str, run: str, name: str) -> dict:
     record = Artifact(store, run, STAGE).sealed()
     if is_run(store, name):
         raise ConfigError(f"{name} is the name of a run at {store}; promote {run} as something else")
-    before = _pointer(store, name)
-    pointer = {
-        "schema": SCHEMA,
-        "run": run,
-        "stage": STAGE,
-        "fingerprint": record["fingerprint"],
-        "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "before": {key: before[key] for key in ("run", "fingerprint", "promoted_at")} if before else None,
-    }
-    data = json.dumps(pointer, indent=1).encode()
-    _pointers(store).publish(f"{name}.json", lambda file: file.write_bytes(data))
+    before = _read_pointer(store, name)
+    pointer = Pointer(
+        schema=SCHEMA,
+        run=run,
+        stage=STAGE,
+        fingerprint=record.fingerprint,
+        promoted_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        before=None if before is None else before.as_promotion(),
+    )
+    _open_pointers(store).publish(f"{name}.json", lambda file: file.write_bytes(pointer.to_json()))
     return pointer
 
 
@@ -83,9 +84,9 @@ def follow_name(store: str, name: str) -> str:
         InputMissing: what it points at is gone.
         DataError: another result stands there now.
     """
-    if not re.fullmatch(NAME, name) or (pointer := _pointer(store, name)) is None:
+    if not re.fullmatch(NAME, name) or (pointer := _read_pointer(store, name)) is None:
         return name
-    run, remedy = pointer["run"], f"dmdr promote RUN --as {name}"
+    run, remedy = pointer.run, f"dmdr promote RUN --as {name}"
     if is_run(store, name):
         raise ConfigError(
             f"{name} is a run at {store} and was promoted to mean run {run}; delete {store}/{PROMOTED}/{name}.json or "
@@ -94,25 +95,24 @@ def follow_name(store: str, name: str) -> str:
     record = Artifact(store, run, STAGE).record()
     if record is None:
         raise InputMissing(f"{name} points at the {STAGE} of run {run}, which is gone from {store}; {remedy}")
-    if record["fingerprint"] != pointer["fingerprint"]:
-        asked, found = (each["fingerprint"][:SEEN] for each in (pointer, record))
-        raise DataError(f"{name} points at result {asked}… of run {run}, where {found}… stands now; {remedy}")
+    if record.fingerprint != pointer.fingerprint:
+        wanted, present = shorten(pointer.fingerprint), shorten(record.fingerprint)
+        raise DataError(f"{name} points at result {wanted} of run {run}, where {present} stands now; {remedy}")
     return run
 
 
-def _pointers(store: str) -> Folder | Remote:
+def _open_pointers(store: str) -> Folder | Remote:
     return open_place(f"{store.rstrip('/')}/{PROMOTED}")
 
 
-def _pointer(store: str, name: str) -> dict | None:
-    data = _pointers(store).read(f"{name}.json")
+def _read_pointer(store: str, name: str) -> Pointer | None:
+    data = _open_pointers(store).read(f"{name}.json")
     if data is None:
         return None
     try:
-        pointer = json.loads(data)
+        pointer = Pointer.from_json(json.loads(data))
     except ValueError:
         pointer = None
-    ours = isinstance(pointer, dict) and {"schema", "run", "fingerprint", "promoted_at"} <= pointer.keys()
-    if not ours or pointer["schema"] != SCHEMA:
+    if pointer is None or pointer.version != SCHEMA:
         raise DataError(f"{store}/{PROMOTED}/{name}.json was not written by this DMDR; delete it and promote again")
     return pointer

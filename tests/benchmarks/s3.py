@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def compare(store: str, source: Path, target: Path, rounds: int) -> None:
-    sha256 = str(digest(source)["sha256"])
+    sha256 = digest(source).sha256
     place, client = Remote(f"{store.rstrip('/')}/run/bench"), boto3.client("s3")
     bucket, key, _ = place.fs.split_path(f"{place.root}/theirs")
     parts = TransferConfig(
@@ -68,7 +68,7 @@ def compare(store: str, source: Path, target: Path, rounds: int) -> None:
                 speeds[who, what].append(source.stat().st_size / (time.monotonic() - began) / 1e6)
                 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
                 print(f"{who} {what}: {speeds[who, what][-1]:.0f} MB/s, peak memory +{grown:.0f} MiB", flush=True)
-            assert digest(target)["sha256"] == sha256
+            assert digest(target).sha256 == sha256
             target.unlink()
             place.remove(stored if who == "ours" else "theirs")
     for what in ("put", "get"):

@@ -40,10 +40,10 @@ TIMES = {  # what is left of these files without the times they tell; the first 
 def timeless(artifact: Artifact, cache: Path) -> dict[str, bytes | str]:
     """What is in each file of an artifact: all its bytes, but for the ones that tell how long something took."""
     folder, found = artifact.fetch(cache), {}
-    for name, about in artifact.record()["files"].items():
+    for name, about in artifact.record().files.items():
         times = TIMES.get(name.rsplit("/", 1)[-1])
         text = None if times is None else (folder / name).read_text(encoding="utf-8")
-        found[name] = about["sha256"] if text is None else re.sub(times, r"\1", text)
+        found[name] = about.sha256 if text is None else re.sub(times, r"\1", text)
         assert text is None or found[name] != text, f"{name} tells no time"
     return found
 
@@ -63,7 +63,7 @@ def test_a_whole_run_through_trouble_is_the_run_on_a_folder(
     told = set()
     for stage in STAGES:
         folder, s3 = (Artifact(store, "lab-flow", stage) for store in stores)
-        assert folder.record()["fingerprint"] == s3.record()["fingerprint"], stage
+        assert folder.record().fingerprint == s3.record().fingerprint, stage
         ours, theirs = timeless(folder, tmp_path), timeless(s3, tmp_path / "fetched" / stage)
         assert [name for name in ours | theirs if ours.get(name) != theirs.get(name)] == [], stage
         told |= {name.rsplit("/", 1)[-1] for name in ours}

@@ -30,6 +30,7 @@ from stages import prompts
 from stages.store.artifacts import Artifact
 from stages.store.folder import ATTEMPT
 from tests.support.memory import peak
+from tests.support.sealing import PROVENANCE
 from tests.support.stage_process import ROOT
 from tests.support.store_bench import IDENTITY, INPUTS, Bench, check, contents, same, save, sealed, write
 
@@ -81,7 +82,7 @@ def test_kill_at_any_call_of_a_seal(tmp_path: Path, rng: random.Random) -> None:
 
         def work(artifact: Artifact = artifact, call: int = call) -> None:
             artifact.claim(IDENTITY, INPUTS)
-            artifact.seal(write(tmp_path / f"out{call}", files), facts={})
+            artifact.seal(write(tmp_path / f"out{call}", files), facts={}, provenance=PROVENANCE)
 
         if not killed_at(call, work):
             break

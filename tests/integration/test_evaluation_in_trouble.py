@@ -63,8 +63,8 @@ def parts(store: Path) -> dict[str, int]:
 
 
 def digests(store: Path) -> dict[str, str]:
-    files = Artifact(str(store), "tiny", "evaluate").sealed()["files"]
-    return {name: at["sha256"] for name, at in files.items() if name in SAME or name.startswith("samples/")}
+    files = Artifact(str(store), "tiny", "evaluate").sealed().files
+    return {name: at.sha256 for name, at in files.items() if name in SAME or name.startswith("samples/")}
 
 
 @pytest.fixture
@@ -80,7 +80,6 @@ def ready(many, tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-@pytest.mark.process
 def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, ready):
     config, whole, killed = many(), ready("whole"), ready("killed")
     run_stage(load_config(config), whole, "evaluate")
@@ -104,7 +103,6 @@ def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, 
     assert not (killed / "tiny" / "evaluate" / "checkpoints").exists()
 
 
-@pytest.mark.process
 def test_two_ranks_find_what_one_finds(many, ready):
     one, two = ready("one"), ready("two")
     run_stage(load_config(many()), one, "evaluate")
@@ -139,7 +137,7 @@ def test_metrics_without_weights_are_left_out_and_named(many, ready, tmp_path, c
     assert left_out["metric"] == "aesthetic" and "none.pth does not exist" in left_out["why"]
     assert "aesthetic is left out" in capfd.readouterr().err
     record = Artifact(str(store), "tiny", "evaluate").record()
-    assert record["inputs"]["weights:aesthetic"] == "missing"
+    assert record.inputs["weights:aesthetic"] == "missing"
 
 
 def test_without_any_metric_there_is_no_card(many, ready, tmp_path):

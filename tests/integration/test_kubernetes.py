@@ -23,8 +23,6 @@ from stages.store.artifacts import Artifact
 from tests.support.fake_cluster.server import IMAGE, QUICK, Cluster
 from tests.support.manifests import minors, problems, rendered, schema_problems
 
-pytestmark = pytest.mark.process
-
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("DMDR_KILLS", "6"))
 
@@ -423,7 +421,7 @@ def test_several_nodes_train_as_one(cluster: Cluster, tiny_config: Callable[...,
     config = tiny_config(execution={"device": "cpu", "cluster": about}, cold_start=training)
     run_stage(load_config(config), store, "prompts")
     said = launched(prepare_stage("cold_start", str(config), "tiny", str(store)))
-    assert Artifact(str(store), "tiny", "cold_start").record()["processes"] == 2
+    assert Artifact(str(store), "tiny", "cold_start").record().provenance.processes == 2
     assert any(line.startswith("node 0: ") for line in said) and len(cluster.kubelet.started) == 2
 
 

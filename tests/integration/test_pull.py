@@ -18,6 +18,7 @@ from flows.commands.pull import WITH_EACH
 from stages.store.artifacts import Artifact
 from stages.store.download import CHUNK, download
 from tests.support.s3_server import BUCKET, spoil
+from tests.support.sealing import PROVENANCE
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -39,7 +40,7 @@ def sealed(store: str, folder: Path, sizes: dict[str, int] = FILES, stage: str =
         (folder / name).write_bytes(data)
     artifact = Artifact(store, "one", stage)
     artifact.claim({"seed": 1}, {})
-    artifact.seal(folder, facts={}, made={"duration_s": 1.0})
+    artifact.seal(folder, facts={}, provenance=PROVENANCE)
     return contents
 
 

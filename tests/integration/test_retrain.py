@@ -19,9 +19,8 @@ from stages.store.artifacts import Artifact
 from stages.store.published_teachers import Revision, publish_teacher
 from stages.store.revisions import run_name
 from tests.support.prefect_server import ROOT, asked, prefect, server_alone
+from tests.support.sealing import PROVENANCE
 from tests.support.trained_run import trained_run
-
-pytestmark = pytest.mark.process
 
 LAB = ROOT / "dmdr" / "lab" / "teachers"
 
@@ -115,7 +114,7 @@ class Bench:
             artifact.claim(identity(load_config(self.config), stage), {"teacher": made_of.digest})
             out = artifact.workspace()
             (out / "result").write_text("a result")
-            artifact.seal(out, facts={})
+            artifact.seal(out, facts={}, provenance=PROVENANCE)
 
 
 @pytest.fixture
@@ -238,4 +237,4 @@ def test_from_cold_start_trains_on_that_of_another_run(bench: Bench, tiny_config
     assert "weights.hpsv2.1" in done.stderr
     for stage in ("prompts", "cold_start"):
         ours, theirs = (Artifact(bench.store, run, stage).sealed() for run in ("other", "tiny"))
-        assert ours["adopted_from"] == "tiny" and ours["fingerprint"] == theirs["fingerprint"]
+        assert ours.provenance.adopted_from == "tiny" and ours.fingerprint == theirs.fingerprint

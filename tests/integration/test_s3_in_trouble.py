@@ -25,6 +25,7 @@ from stages.store.layout import digest
 from stages.store.remote import Remote
 from tests.support.s3_proxy import Faults
 from tests.support.s3_server import BUCKET
+from tests.support.sealing import PROVENANCE
 
 ROOT = Path(__file__).parents[2]
 LEAST_PART = 5 * 2**20  # that S3 takes
@@ -51,7 +52,7 @@ def a_file(folder: Path, size: int, seed: int) -> Path:
 
 
 def sha256(path: Path) -> str:
-    return str(digest(path)["sha256"])
+    return digest(path).sha256
 
 
 def leftovers(server: str, prefix: str) -> list[int]:
@@ -431,8 +432,8 @@ def test_it_is_used_if_the_environment_says_so(
     assert artifact.claim({"a": 1}, {}) is None
     with pytest.raises(ConfigError, match="a is 1 there, 2 here"):
         Artifact(store, "r", "joint").claim({"a": 2}, {})
-    record = artifact.seal(out, facts={})
-    assert record["files"][source.name]["stored_as"] == f"{source.name}~{sha256(source)[:12]}"
+    record = artifact.seal(out, facts={}, provenance=PROVENANCE)
+    assert record.files[source.name].stored_as == f"{source.name}~{sha256(source)[:12]}"
     late = a_file(tmp_path, 10, 8)
     artifact.place.add(source.name, late, sha256(late))
     assert (Artifact(store, "r", "joint").fetch(tmp_path / "cache") / source.name).read_bytes() == data
@@ -457,7 +458,7 @@ def test_a_filesystem_that_is_not_s3(tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in (a_file(out, size, size) for size in (0, 9, 3 * LEAST_PART))}
     artifact = Artifact("memory://remote-test/runs", "r", "joint")
     assert artifact.claim({"a": 1}, {}) is None
-    record = artifact.seal(out, facts={})
+    record = artifact.seal(out, facts={}, provenance=PROVENANCE)
     folder = Artifact("memory://remote-test/runs", "r", "joint").fetch(tmp_path / "cache")
-    assert {name: (folder / name).read_bytes() for name in record["files"]} == files
+    assert {name: (folder / name).read_bytes() for name in record.files} == files
     assert artifact.place.names() == sorted([*files, "claim.json", "record.json"])

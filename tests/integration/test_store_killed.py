@@ -16,19 +16,19 @@ import pytest
 from dmdr.errors import InputMissing
 from stages.store.artifacts import Artifact
 from tests.support.s3_server import BUCKET
+from tests.support.sealing import PROVENANCE
 from tests.support.stage_process import ROOT
 from tests.support.store_bench import IDENTITY, INPUTS, Bench, check, sealed, write
-
-pytestmark = pytest.mark.process
 
 KILLED_ON_S3 = """
 import sys
 from pathlib import Path
 from stages.store.artifacts import Artifact
+from tests.support.sealing import PROVENANCE
 artifact = Artifact(sys.argv[1], "r", "joint")
 artifact.claim({"a": 1}, {})
 print("go", flush=True)
-artifact.seal(Path(sys.argv[2]), facts={})
+artifact.seal(Path(sys.argv[2]), facts={}, provenance=PROVENANCE)
 """
 
 
@@ -46,7 +46,7 @@ def test_kill_while_sealing_on_s3(s3: str, tmp_path: Path, rng: random.Random) -
         if artifact.record() is None:
             with pytest.raises(InputMissing):
                 artifact.fetch(tmp_path / "no")
-            artifact.seal(out, facts={})
+            artifact.seal(out, facts={}, provenance=PROVENANCE)
         check(artifact, tmp_path / f"cache{trial}", files)
 
 
@@ -72,7 +72,7 @@ def test_kill_while_adopting(bench: Bench, tmp_path: Path, rng: random.Random) -
         if bench.artifact().record() is not None:
             check(bench.artifact(), tmp_path / f"cache-{trial}", files)
     ours = bench.artifact().adopt(bench.artifact("maker"), IDENTITY, INPUTS)
-    assert ours["fingerprint"] == theirs["fingerprint"]
+    assert ours.fingerprint == theirs.fingerprint
     check(bench.artifact(), tmp_path / "cache", files)
 
 

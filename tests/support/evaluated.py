@@ -14,16 +14,11 @@ from dmdr.metrics.aggregate import Conditions, Scores, build_scorecard
 from dmdr.metrics.scorecard import Figures, Model, Scorecard, Speed
 from stages.reports.gallery import encode_png
 from stages.store.artifacts import Artifact
+from tests.support.sealing import PROVENANCE
 
 MODELS = [Model("student", 2, 1.0), Model("teacher", 25, 3.0), Model("naive teacher", 2, 1.0)]
 GENEVAL = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-MADE = {
-    "code": {"version": "0.1.0", "torch": "2"},
-    "device": "cpu",
-    "duration_s": 1.5,
-    "cost": {"cpu_s": 1.0, "peak_memory_mib": 64.0},
-    "teacher": "lab:flow",
-}
+MADE = PROVENANCE.model_copy(update={"teacher": "lab:flow"})
 
 
 def speed_of(card: Figures, device: str = "cpu") -> Speed:
@@ -82,7 +77,9 @@ def seal_evaluation(
             (folder / name).write_bytes(data)
         artifact = Artifact(store, run, stage)
         artifact.claim({"seed": seed, "joint.updates": len(run)}, {"teacher": teacher})
-        artifact.seal(folder, facts={"metrics": card.to_json()["metrics"]} if stage == "evaluate" else {}, made=MADE)
+        artifact.seal(
+            folder, facts={"metrics": card.to_json()["metrics"]} if stage == "evaluate" else {}, provenance=MADE
+        )
     return card
 
 

@@ -12,6 +12,7 @@ import torch
 
 from stages.store.artifacts import Artifact
 from tests.support.s3_server import BUCKET
+from tests.support.sealing import PROVENANCE
 
 SEED = random.SystemRandom().randrange(2**32)
 IDENTITY = {"seed": 0, "student.steps": 4, "cold_start.student.betas": (0.0, 0.99)}
@@ -88,17 +89,17 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 def sealed(artifact: Artifact, folder: Path, files: dict[str, bytes]) -> dict:
     """Claim an address and seal the files there; the record."""
     assert artifact.claim(IDENTITY, INPUTS) is None
-    return artifact.seal(write(folder, files), facts={"loss": 0.5}, made={"duration_s": 1.0})
+    return artifact.seal(write(folder, files), facts={"loss": 0.5}, provenance=PROVENANCE)
 
 
 def check(artifact: Artifact, cache: Path, *possible: dict[str, bytes]) -> None:
     """The artifact is one of the possible contents, entirely."""
     folder, record = artifact.fetch(cache), artifact.record()
-    found = {name: (folder / name).read_bytes() for name in record["files"]}
+    found = {name: (folder / name).read_bytes() for name in record.files}
     assert found in possible
     for name, data in found.items():
-        about = record["files"][name]
-        assert (about["size"], about["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        about = record.files[name]
+        assert (about.size, about.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
 def harmed(bench: Bench, name: str, harm: str, rng: random.Random) -> None:

@@ -18,13 +18,7 @@ from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
-
-MADE = {
-    "code": {"version": "0.1.0", "torch": "2"},
-    "device": "cpu",
-    "duration_s": 1.5,
-    "cost": {"cpu_s": 1.0, "peak_memory_mib": 64.0},
-}
+from tests.support.sealing import PROVENANCE
 
 
 def full_student(folder: Path, teacher_folder: Path, amount: float = 0.05) -> Path:
@@ -69,7 +63,7 @@ def run_stage(config: Config, store: Path, stage: str) -> Path:
     """Run a stage for real, seal it, and return its folder."""
     context = context_for(config, store, stage)
     facts = importlib.import_module(f"stages.{stage}").run(context)
-    context.artifact.seal(context.out, facts=facts, made=MADE)
+    context.artifact.seal(context.out, facts=facts, provenance=PROVENANCE)
     return context.artifact.fetch(context.cache)
 
 
@@ -80,5 +74,5 @@ def trained_run(config: Config, store: Path) -> Path:
     for stage, amount in {"cold_start": 0.01, "joint": 0.02}.items():
         context = context_for(config, store, stage)
         make(context.out, find_teacher_of(config.teacher), amount)
-        context.artifact.seal(context.out, facts={}, made=MADE)
+        context.artifact.seal(context.out, facts={}, provenance=PROVENANCE)
     return store

@@ -45,7 +45,7 @@ def _teacher_key(run: Evaluated) -> tuple:
     """Teachers that agree in it drew the same images."""
     model = _teacher(run)
     return (
-        run.records["evaluate"]["inputs"]["teacher"],
+        run.records["evaluate"].inputs["teacher"],
         model.steps,
         model.guidance_scale,
         tuple(run.prompts),

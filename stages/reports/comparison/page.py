@@ -141,8 +141,8 @@ def render_provenance(runs: list[Evaluated]) -> str:
 
 def _describe_record(run: Evaluated) -> str:
     record, card, speed = run.records["evaluate"], run.card, run.speed
-    teacher = record["inputs"]["teacher"]
-    named = f"{teacher_name(record['teacher'])}, sha256 {teacher}" if "teacher" in record else f"sha256 {teacher}"
+    teacher, how = record.inputs["teacher"], record.provenance
+    named = f"sha256 {teacher}" if how.teacher is None else f"{teacher_name(how.teacher)}, sha256 {teacher}"
     drawn = f"{speed.device}, batches of {speed.batch_size}"
     cut = f"{format_count(card.truncated, 'evaluation prompt')} cut by the text encoder"
-    return f"teacher {named}; {drawn}; {cut}; dmdr {record['code']['version']}; evaluate {record['fingerprint']}"
+    return f"teacher {named}; {drawn}; {cut}; dmdr {how.code['version']}; evaluate {record.fingerprint}"

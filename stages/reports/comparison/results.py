@@ -15,6 +15,7 @@ from dmdr.metrics.scorecard import ModelOnCard, Scorecard, Speed
 from stages.reports.card import read_scorecard, read_speed
 from stages.reports.charts import Point, read_columns
 from stages.store.artifacts import Artifact
+from stages.store.records import Record
 
 CURVES = ("reward/", "watch/")  # how the columns of joint training begin that are drawn over each other
 COMPARED = ("student", "teacher")
@@ -35,7 +36,7 @@ class Evaluated:
     scores: dict[str, dict[str, dict[int, float]]]
     images: dict[str, dict[int, np.ndarray]]
     curves: dict[str, list[Point]]
-    records: dict[str, dict]
+    records: dict[str, Record]
 
     @property
     def student(self) -> ModelOnCard:
@@ -46,7 +47,7 @@ class Evaluated:
     @property
     def settings(self) -> dict[str, object]:
         """Every setting that names the result."""
-        return {name: value for record in self.records.values() for name, value in record["identity"].items()}
+        return {name: value for record in self.records.values() for name, value in record.identity.items()}
 
 
 def read_runs(runs: list[str], store: str, cache: Path) -> list[Evaluated]:
@@ -93,7 +94,7 @@ def _read_scores(lines: list[dict], model: str) -> dict[str, dict[int, float]]:
 def _read_images(sealed: Artifact, cache: Path, model: str) -> dict[int, np.ndarray]:
     """The first image of each prompt that evaluate kept."""
     folder = f"images/{model.replace(' ', '-')}/"
-    wanted = [name for name in sealed.sealed()["files"] if name.startswith(folder) and name.endswith(FIRST_IMAGE)]
+    wanted = [name for name in sealed.sealed().files if name.startswith(folder) and name.endswith(FIRST_IMAGE)]
     fetched = sealed.fetch(cache, only=wanted.__contains__)
     return {int(Path(name).parts[2]): np.asarray(Image.open(fetched / name).convert("RGB")) for name in wanted}
 

@@ -253,9 +253,9 @@ def render_provenance(runs: list[Run], found: list[Found]) -> str:
 
 
 def _describe_run(found: Found) -> str:
-    own = {stage: record for stage, record in found.records.items() if "adopted_from" not in record}
-    shared = {stage: record["adopted_from"] for stage, record in found.records.items() if "adopted_from" in record}
-    parts = [f"{stage} {record['duration_s']:.0f} s" for stage, record in own.items()]
-    parts += [f"{stage} from {run}" for stage, run in shared.items()]
+    made = {stage: record.provenance for stage, record in found.records.items()}
+    parts = [f"{stage} {how.duration_s:.0f} s" for stage, how in made.items() if how.adopted_from is None]
+    parts += [f"{stage} from {how.adopted_from}" for stage, how in made.items() if how.adopted_from is not None]
     last = found.records["evaluate"]
-    return f"{', '.join(parts)}; {last['device']}, dmdr {last['code']['version']}, {last['fingerprint'][:12]}"
+    how = last.provenance
+    return f"{', '.join(parts)}; {how.device}, dmdr {how.code['version']}, {last.fingerprint[:12]}"

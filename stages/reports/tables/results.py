@@ -16,6 +16,7 @@ from stages.reports.charts import Point, read_columns
 from stages.reports.tables.plan import Run
 from stages.reports.tables.spec import Curves
 from stages.store.artifacts import Artifact
+from stages.store.records import Record
 
 IMAGES = 4  # of one prompt and row that are shown
 
@@ -32,7 +33,7 @@ class Found:
     trained_on: set[str]
     images: dict[str, list[np.ndarray]]
     curves: dict[str, list[Point]]
-    records: dict[str, dict]
+    records: dict[str, Record]
 
 
 def read_results(runs: list[Run], store: str, curves: Curves | None, cache: Path) -> list[Found]:

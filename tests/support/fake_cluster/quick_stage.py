@@ -15,6 +15,7 @@ from pathlib import Path
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from stages.store.artifacts import Artifact
+from tests.support.sealing import PROVENANCE
 
 
 def main(stage: str, config: str, run: str, store: str) -> int:
@@ -34,7 +35,7 @@ def main(stage: str, config: str, run: str, store: str) -> int:
         return code
     out = artifact.workspace()
     (out / "result.txt").write_text(stage)
-    artifact.seal(out, facts={}, made={"duration_s": 0.1})
+    artifact.seal(out, facts={}, provenance=PROVENANCE)
     print(f"{stage}: sealed", flush=True)
     return 0
 

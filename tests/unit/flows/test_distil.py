@@ -15,10 +15,7 @@ from flows.paper_tables import lab_tables
 from stages.store.artifacts import Artifact
 
 # The tasks run on their own here, outside of a flow.
-pytestmark = [
-    pytest.mark.process,  # Prefect's test server
-    pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs':UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs':UserWarning")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,9 +84,9 @@ def test_rows_of_a_table_share_their_stages_and_go_on(
         for row in ("guided", "plain")
         for stage in ("prompts", "evaluate")
     }
-    assert records["plain", "prompts"]["adopted_from"] == "t-guided-seed0"
-    assert records["plain", "prompts"]["fingerprint"] == records["guided", "prompts"]["fingerprint"]
-    assert "adopted_from" not in records["plain", "evaluate"]
+    assert records["plain", "prompts"].provenance.adopted_from == "t-guided-seed0"
+    assert records["plain", "prompts"].fingerprint == records["guided", "prompts"].fingerprint
+    assert records["plain", "evaluate"].provenance.adopted_from is None
     assert "2 of 2 runs finished" in page.read_text()
     assert {path.name for path in (tmp_path / "page").iterdir()} == {"t-guided-seed0.yaml", "t-plain-seed0.yaml"}
 

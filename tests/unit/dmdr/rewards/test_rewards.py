@@ -261,7 +261,7 @@ def test_a_run_trains_on_some_and_reports_all(tiny_config, tmp_path, weights_of,
     card = json.loads((run_stage(config, tmp_path / "runs", "evaluate") / "scorecard.json").read_text())
     assert {metric["name"] for metric in card["metrics"]} == set(every)
     assert {metric["name"] for metric in card["metrics"] if metric["trained_on"]} == set(shares)
-    used = Artifact(str(tmp_path / "runs"), "tiny", "joint").record()["inputs"]
+    used = Artifact(str(tmp_path / "runs"), "tiny", "joint").record().inputs
     assert {name for name in used if name.startswith("weights:")} == {f"weights:{n}" for n in (*shares, "pickscore")}
 
     moved = shutil.copytree(weights_of["dfn-clip"], tmp_path / "elsewhere")

@@ -18,6 +18,7 @@ from stages.store.runs import promote_run
 from tests.support.evaluated import GENEVAL, seal_evaluation
 from tests.support.html import EVIL, Reader
 from tests.support.s3_server import BUCKET
+from tests.support.sealing import PROVENANCE
 from tests.support.trained_run import run_stage, trained_run
 
 PROMPTS = [EVIL, *(f"prompt {n}" for n in range(29))]
@@ -187,7 +188,7 @@ def test_a_promoted_name_is_a_run(store, two, tmp_path):
     (folder / "pipeline" / "model_index.json").write_text("{}")
     artifact = Artifact(store, "second", "export")
     artifact.claim({}, {"teacher": "0"})
-    artifact.seal(folder, facts={}, made={"duration_s": 1.0})
+    artifact.seal(folder, facts={}, provenance=PROVENANCE)
     promote_run(store, "second", "production")
     assert compared(store, tmp_path / "page.html", "first", "production")[0] == 0
     assert compared(store, tmp_path / "page.html", "second", "production")[0] == 64
@@ -227,7 +228,7 @@ def test_an_old_scorecard_and_a_damaged_file_are_refused(tmp_path, capsys):
     (scratch / "speed.json").write_text("{}")
     artifact = Artifact(store, "older", "evaluate")
     artifact.claim({}, {"teacher": "0"})
-    artifact.seal(scratch, facts={}, made={})
+    artifact.seal(scratch, facts={}, provenance=PROVENANCE)
     assert compared(store, page, "first", "older")[0] == 65
     (line,) = capsys.readouterr().err.splitlines()
     assert "has schema 1, this DMDR reads 2" in line and "evaluate again" in line

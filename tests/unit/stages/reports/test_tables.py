@@ -30,7 +30,9 @@ from stages.reports.tables.page import format_judgement, render_page
 from stages.reports.tables.plan import Run, apply_changes, list_figures, plan_runs
 from stages.reports.tables.results import Found
 from stages.reports.tables.spec import Spec, load_spec
+from stages.store.records import Record
 from tests.support.html import EVIL, Reader
+from tests.support.sealing import PROVENANCE
 
 ROOT = Path(__file__).parents[4]
 CLAIM = {"claim": "RL helps", "figures": ["lab-mixer"]}
@@ -203,6 +205,20 @@ def test_planned_figures_are_those_that_the_metrics_give(tiny_config: Callable[.
 # Judgements and the page
 
 
+def record_of(run: str, stage: str, adopted_from: str | None) -> Record:
+    return Record(
+        schema=1,
+        run=run,
+        stage=stage,
+        identity={},
+        inputs={},
+        files={},
+        fingerprint="ab" * 32,
+        facts={},
+        provenance=PROVENANCE.model_copy(update={"duration_s": 2.0, "adopted_from": adopted_from}),
+    )
+
+
 def found_for(spec: Spec, runs: list[Run], leads: dict[str, float], seeds: tuple[int, ...] = (0, 1)) -> list[Found]:
     """Made-up results: a row's scores are the prompts' difficulty plus its lead, in both figures."""
     found = []
@@ -213,8 +229,7 @@ def found_for(spec: Spec, runs: list[Run], leads: dict[str, float], seeds: tuple
         difficulty = rng.random(40)
         noise = 0.01 * np.random.default_rng([run.seed, len(run.row.name)]).standard_normal(40)
         scores = difficulty + leads[run.row.name] + noise
-        made = {"duration_s": 2.0, "device": "cpu", "code": {"version": "0.1"}, "fingerprint": "ab" * 32}
-        records = {stage: {**made, "adopted_from": "x"} if stage == "prompts" else made for stage in run.row.stages}
+        records = {stage: record_of(run.name, stage, "x" if stage == "prompts" else None) for stage in run.row.stages}
         picture = np.full((16, 16, 3), 10 * run.seed + len(run.row.name), dtype=np.uint8)
         curve = {"reward/lab-conv": [(1.0, 0.1), (2.0, None), (3.0, 0.4)]} if run.row.name == "refl" else {}
         found.append(

@@ -17,10 +17,12 @@ def test_an_adopted_artifact_is_the_same_artifact(bench: Bench, tmp_path: Path, 
     ours = bench.artifact("r").adopt(bench.artifact("maker"), IDENTITY, INPUTS)
     assert ours == bench.artifact("r").record()
     check(bench.artifact("r"), tmp_path / "cache", files)
-    assert ours == {**theirs, "run": "r", "adopted_from": "maker"}, "the same fingerprint, facts and cost"
+    adopted = theirs.provenance.model_copy(update={"adopted_from": "maker"})
+    expected = theirs.model_copy(update={"run": "r", "provenance": adopted})
+    assert ours == expected, "the same fingerprint, facts and cost"
     assert bench.artifact("r").claim(IDENTITY, INPUTS) == ours, "a sealed stage is skipped"
     again = bench.artifact("third").adopt(bench.artifact("r"), IDENTITY, INPUTS)
-    assert (again["fingerprint"], again["adopted_from"]) == (theirs["fingerprint"], "maker")
+    assert (again.fingerprint, again.provenance.adopted_from) == (theirs.fingerprint, "maker")
     bench.put("maker/cold_start/metrics.jsonl", b"changed later")
     check(bench.artifact("r"), tmp_path / "cache-2", files)  # a copy, not a link
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -14,7 +13,9 @@ import pytest
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.store.artifacts import Artifact
 from stages.store.folder import ATTEMPT
+from stages.store.records import Record, StoredFile
 from tests.support.s3_server import BUCKET
+from tests.support.sealing import PROVENANCE
 from tests.support.store_bench import IDENTITY, INPUTS, Bench, check, contents, harmed, sealed, write
 
 
@@ -22,9 +23,10 @@ def test_what_is_sealed_is_what_is_fetched(bench: Bench, tmp_path: Path, rng: ra
     files, artifact = contents(rng), bench.artifact()
     record = sealed(artifact, tmp_path / "out", files)
     check(bench.artifact(), tmp_path / "cache", files)
-    assert record == bench.artifact().record() == json.loads(bench.get("r/cold_start/record.json"))
-    assert record["facts"] == {"loss": 0.5}
-    assert record["inputs"] == INPUTS
+    assert record == bench.artifact().record()
+    assert record.to_json() == bench.get("r/cold_start/record.json")
+    assert record.facts == {"loss": 0.5}
+    assert record.inputs == INPUTS
     assert bench.names() == {f"r/cold_start/{name}" for name in (*files, "record.json", "claim.json")} | {
         name for name in bench.names() if ATTEMPT in name
     }
@@ -36,11 +38,11 @@ def test_equal_results_have_equal_fingerprints_in_any_store(s3: str, tmp_path: P
     files = contents(rng)
     stores = (str(tmp_path / "runs"), f"s3://{BUCKET}/parity", f"file://{tmp_path}/other")
     records = [sealed(Artifact(url, "a", "joint"), tmp_path / f"o{i}", files) for i, url in enumerate(stores)]
-    assert len({record["fingerprint"] for record in records}) == 1
+    assert len({record.fingerprint for record in records}) == 1
     assert records[0] == records[1] == records[2]
     changed = {**files, "metrics.jsonl": b"other"}
     other = sealed(Artifact(stores[0], "b", "joint"), tmp_path / "o3", changed)
-    assert other["fingerprint"] != records[0]["fingerprint"]
+    assert other.fingerprint != records[0].fingerprint
 
 
 def test_nothing_is_readable_before_the_seal(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
@@ -88,8 +90,8 @@ def test_damage_is_found_and_named(bench: Bench, tmp_path: Path, rng: random.Ran
 def test_a_record_cannot_name_a_file_outside(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
     record = sealed(bench.artifact(), tmp_path / "out", contents(rng))
     for name in ("../../claim.json", "/etc/hostname", "a/../../x"):
-        record["files"] = {name: {"size": 1, "sha256": "0"}}
-        bench.put("r/cold_start/record.json", json.dumps(record).encode())
+        harmful = record.model_copy(update={"files": {name: StoredFile(size=1, sha256="0")}})
+        bench.put("r/cold_start/record.json", harmful.to_json())
         with pytest.raises(DataError, match="outside"):
             bench.artifact().fetch(tmp_path / "cache")
     bench.put("r/cold_start/record.json", b'{"schema": 1, "fi')
@@ -117,12 +119,12 @@ def test_two_live_copies_make_one_whole_artifact(bench: Bench, tmp_path: Path, r
         both = [contents(rng), contents(rng, count=rng.randrange(1, 5))]
         barrier = threading.Barrier(2, timeout=60)
 
-        def race(which: int, trial: int = trial, both: list = both, barrier: threading.Barrier = barrier) -> dict:
+        def race(which: int, trial: int = trial, both: list = both, barrier: threading.Barrier = barrier) -> Record:
             artifact = bench.artifact(run=f"t{trial}")
             artifact.claim(IDENTITY, INPUTS)
             out = write(tmp_path / f"out-{trial}-{which}", both[which])
             barrier.wait()
-            return artifact.seal(out, facts={})
+            return artifact.seal(out, facts={}, provenance=PROVENANCE)
 
         with ThreadPoolExecutor(2) as pool:
             records = list(pool.map(race, (0, 1)))
@@ -144,7 +146,7 @@ def test_a_copy_that_comes_late_changes_nothing(bench: Bench, tmp_path: Path, rn
     late, first = bench.artifact(), contents(rng)
     late.claim(IDENTITY, INPUTS)
     record = sealed(bench.artifact(), tmp_path / "a", first)
-    assert late.seal(write(tmp_path / "b", contents(rng)), facts={}) == record
+    assert late.seal(write(tmp_path / "b", contents(rng)), facts={}, provenance=PROVENANCE) == record
     check(bench.artifact(), tmp_path / "cache", first)
 
 
@@ -153,9 +155,9 @@ def test_on_s3_no_upload_replaces_a_sealed_object(s3: str, tmp_path: Path, rng: 
     bench = Bench(f"s3://{BUCKET}/late", None)
     late, first = bench.artifact(), contents(rng)
     late.claim(IDENTITY, INPUTS)
-    claim = json.loads(bench.get("r/cold_start/claim.json"))
+    claim = late.read_claim()
     record = sealed(bench.artifact(), tmp_path / "a", first)
-    assert late._seal(write(tmp_path / "b", contents(rng)), claim, {"facts": {}}) == record
+    assert late._seal(write(tmp_path / "b", contents(rng)), claim, {}, PROVENANCE) == record
     check(bench.artifact(), tmp_path / "cache", first)
 
 

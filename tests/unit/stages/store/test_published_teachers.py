@@ -28,8 +28,9 @@ from dmdr.errors import DataError
 from dmdr.teacher import digests
 from flows import cli
 from stages.store.artifacts import Artifact
-from stages.store.published_teachers import Revision, list_published, publish_teacher, resolve_teacher
+from stages.store.published_teachers import PublishedTeacher, Revision, list_published, publish_teacher
 from stages.store.revisions import run_name
+from stages.store.teacher_folder import resolve_teacher
 from tests.support.s3_server import BUCKET, spoil
 from tests.support.stage_process import refused, stages
 from tests.support.trained_run import trained_run
@@ -43,7 +44,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DMDR_CACHE", str(tmp_path / "cache"))
 
 
-def publish(store: str, folder: Path, name: str = "lab", revision: str | None = None) -> Revision:
+def publish(store: str, folder: Path, name: str = "lab", revision: str | None = None) -> PublishedTeacher:
     return publish_teacher(str(folder), name, revision, store, lambda here, total: None)
 
 
@@ -131,7 +132,6 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.process
 def test_a_killed_publisher_leaves_a_teacher_whole_or_invisible(store, tiny_config, tmp_path):
     """SIGKILL at random instants; what goes on from it ends with the same bytes."""
     seed = random.randrange(2**32)
@@ -186,7 +186,6 @@ def test_a_killed_publisher_leaves_a_teacher_whole_or_invisible(store, tiny_conf
         assert contents(fetched(config, each.address)) == wanted
 
 
-@pytest.mark.process
 def test_a_stage_runs_on_a_published_teacher(s3, tiny_config, tiny_sd3_folder, tmp_path):
     """For real; the digest is what counts, so another address of the same teacher is the same input."""
     store = f"s3://{BUCKET}/{tmp_path.name}"
@@ -196,8 +195,8 @@ def test_a_stage_runs_on_a_published_teacher(s3, tiny_config, tiny_sd3_folder, t
     sealed = stages(*prompts, made.address, cwd=tmp_path)
     assert sealed.returncode == 0, sealed.stderr
     record = Artifact(str(tmp_path / "runs"), "tiny", "prompts").sealed()
-    assert record["inputs"]["teacher"] == digests.digest(tiny_sd3_folder) == made.digest
-    assert record["teacher"] == "tiny@one"
+    assert record.inputs["teacher"] == digests.digest(tiny_sd3_folder) == made.digest
+    assert record.provenance.teacher == "tiny@one"
     again = stages(*prompts, str(tiny_sd3_folder), cwd=tmp_path)
     assert (again.returncode, again.stdout) == (0, "prompts: sealed already at runs/tiny/prompts\n"), again.stderr
 
@@ -235,7 +234,7 @@ def test_what_is_fetched_is_fetched_once_and_goes_on(s3, tiny_config, tmp_path):
         resolve_teacher(load_config(config), made.address, interrupted)
     begun = next((tmp_path / "cache").rglob(".lab@1.begun"))
     kept = {path: path.stat().st_mtime_ns for path in begun.rglob("*") if path.is_file()}
-    assert kept and 10**6 < max(seen) < sum(file["size"] for file in made.record["files"].values())
+    assert kept and 10**6 < max(seen) < sum(file.size for file in made.record.files.values())
     folder = fetched(config, made.address)
     assert contents(folder) == contents(LAB / "flow")
     times = {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -245,7 +244,6 @@ def test_what_is_fetched_is_fetched_once_and_goes_on(s3, tiny_config, tmp_path):
     assert fetched(config, made.address) == folder
 
 
-@pytest.mark.process
 def test_a_cold_start_is_adopted_or_refused(tiny_config: Callable[..., Path], tmp_path):
     """As dmdr/from-cold-start does it: another joint training on the same prompts and cold start."""
     config = load_config(tiny_config())
@@ -260,8 +258,8 @@ def test_a_cold_start_is_adopted_or_refused(tiny_config: Callable[..., Path], tm
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert done.stdout == f"{stage}: the same as that of tiny, copied to runs/other/{stage}\n"
         records = [Artifact(store, run, stage).sealed() for run in ("tiny", "other")]
-        assert records[0]["fingerprint"] == records[1]["fingerprint"]
-        assert records[1]["adopted_from"] == "tiny"
+        assert records[0].fingerprint == records[1].fingerprint
+        assert records[1].provenance.adopted_from == "tiny"
     again = stages("cold_start", *options, "tiny", cwd=tmp_path)
     assert again.stdout == "cold_start: sealed already at runs/other/cold_start\n"
 
@@ -289,7 +287,6 @@ print(json.dumps([[each.name, each.revision, each.address] for each in list_revi
 """
 
 
-@pytest.mark.process
 def test_a_hub_has_a_revision_for_each_teacher_not_for_each_commit():
     """The tag and the branch's head differ in a README alone; an older branch is another teacher, one has none."""
     index, unet, readme = (

@@ -17,6 +17,7 @@ from flows import cli
 from stages.store.artifacts import Artifact
 from stages.store.runs import follow_name, list_promoted, list_runs, promote_run
 from tests.support.s3_server import BUCKET
+from tests.support.sealing import PROVENANCE
 
 METRICS = [
     {"name": name, "model": model, "mean": mean, "trained_on": name == "lab-conv"}
@@ -39,8 +40,8 @@ def seal(
         (folder / "pipeline" / "model_index.json").write_text(content)
         artifact = Artifact(store, run, stage)
         artifact.claim({"seed": 1}, {"teacher": "0123456789abcdef" * 4})
-        made = {"duration_s": 1.0, **({"teacher": teacher} if teacher else {})}
-        artifact.seal(folder, facts={"metrics": METRICS} if stage == "evaluate" else {}, made=made)
+        provenance = PROVENANCE.model_copy(update={"teacher": teacher})
+        artifact.seal(folder, facts={"metrics": METRICS} if stage == "evaluate" else {}, provenance=provenance)
 
 
 def delete(store: str, run: str) -> None:
@@ -62,8 +63,8 @@ def test_a_promoted_name_is_pulled_and_can_move(store, tmp_path, capsys):
         assert f"production is run {run}" in capsys.readouterr().out
         assert (folder / "pipeline" / "model_index.json").read_text() == f"weights of {run}"
     pointer = list_promoted(store)["production"]
-    assert pointer["run"] == "two" and pointer["before"]["run"] == "one"
-    assert pointer["fingerprint"] == Artifact(store, "two", "export").sealed()["fingerprint"]
+    assert pointer.run == "two" and pointer.before.run == "one"
+    assert pointer.fingerprint == Artifact(store, "two", "export").sealed().fingerprint
     assert cli.main(["status", "production", "--store", store]) == 0
     assert f"{store}/two/export" in capsys.readouterr().out
 

@@ -1,0 +1,201 @@
+"""An address of a store: who may write there, what its record says, and its files, verified.
+
+{store}/{run}/{stage}/claim.json    first: which settings and inputs this address belongs to
+                       ...          the files
+                       record.json  last, and only if there is none: the seal. Without it nothing is there for readers
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
+
+from dmdr.config.run import NAME
+from dmdr.errors import ConfigError, DataError, InputMissing
+from stages.store.folder import Folder
+from stages.store.layout import CLAIM, RECORD, is_intact
+from stages.store.records import SCHEMA, Claim, Document, Json, Seal
+from stages.store.remote import Remote
+
+SHORT_DIGEST = 12  # hex digits of a digest that are shown to people
+SealT = TypeVar("SealT", bound=Seal)
+DocumentT = TypeVar("DocumentT", bound=Document)
+
+
+def shorten(digest: str) -> str:
+    """A digest as people are shown it."""
+    return f"{digest[:SHORT_DIGEST]}…"
+
+
+def open_place(address: str) -> Folder | Remote:
+    """The files of any address, of a stage or above it."""
+    if "://" in address.removeprefix("file://"):
+        return Remote(address)
+    return Folder(Path(address.removeprefix("file://")).expanduser().absolute())
+
+
+class Address(Generic[SealT]):
+    """One stage of one run in a store, or one revision of one published teacher. kind: of its record.
+
+    Raises:
+        ConfigError: the run's name cannot stand in an address, or the store is of an unknown kind.
+        StoreError, Refused, InputMissing: from every method, as the store does not answer, refuses, or has no bucket.
+    """
+
+    def __init__(self, store: str, run: str, stage: str, kind: type[SealT]) -> None:
+        if not store:
+            raise ConfigError("--store is empty; give a folder or s3://BUCKET/PREFIX")
+        if not re.fullmatch(NAME, run):
+            raise ConfigError(
+                f"run name {run!r} must be at most 63 of a-z 0-9 . _ - and begin with a letter or a digit; "
+                "change it in the config, or give another with --run"
+            )
+        self.store, self.run, self.stage = store, run, stage
+        self.address = f"{store.rstrip('/')}/{run}/{stage}"
+        self.place = open_place(self.address)
+        self._kind = kind
+
+    def record(self) -> SealT | None:
+        """What the seal says; None when nothing is sealed here.
+
+        Raises:
+            DataError: it is not JSON, was not written by DMDR, or has another schema.
+        """
+        data = self.place.read(RECORD)
+        return None if data is None else self._parse_record(data)
+
+    def claim(self, identity: Json, inputs: dict[str, str]) -> SealT | None:
+        """Take the address for these settings and inputs, or see that it has them already.
+
+        Returns the record if the address is sealed with them, None if the stage has to run.
+
+        Raises:
+            ConfigError: the address belongs to other settings or inputs.
+        """
+        wanted = Claim(schema=SCHEMA, run=self.run, stage=self.stage, identity=normalise_json(identity), inputs=inputs)
+        record = self.record()
+        owner: Claim | None = record
+        if owner is None:
+            owner = self._parse_claim(self.place.create(CLAIM, wanted.to_json()))
+            self.place.tidy()
+        differences = [
+            *_list_differences(owner.identity, wanted.identity),
+            *_list_differences(owner.inputs, wanted.inputs, "input "),
+        ]
+        if differences:
+            raise ConfigError(
+                f"run {self.run} has another {self.stage} at {self.address}: {'; '.join(differences)}; "
+                f"give this run another name with --run, or delete {self.address} and what was made from it"
+            )
+        return record
+
+    def read_claim(self) -> Claim | None:
+        """The settings and inputs that the address belongs to; None if nobody has claimed it."""
+        data = self.place.read(CLAIM)
+        return None if data is None else self._parse_claim(data)
+
+    def sealed(self) -> SealT:
+        """The record, for a reader of the files.
+
+        Raises:
+            InputMissing: nothing is sealed here.
+            DataError: the record names a file outside the address.
+        """
+        record = self.record()
+        if record is None:
+            raise InputMissing(
+                f"{self.stage} of run {self.run} is not sealed at {self.address}; run that stage first, "
+                "or correct --run and --store"
+            )
+        for name in record.files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise DataError(
+                    f"{self.address}/{RECORD} names {name!r}, which is outside this address; do not trust this store"
+                )
+        return record
+
+    def fetch(self, cache: Path, only: Callable[[str], bool] = lambda name: True) -> Path:
+        """A local folder with the sealed files, each verified.
+
+        A local store returns its own folder, so never write there; a remote one's files are downloaded into `cache`.
+        only: which files are wanted, by name; the others are neither downloaded nor verified.
+
+        Raises:
+            InputMissing: nothing is sealed here.
+            DataError: a file is missing, or is not what the record says.
+        """
+        for name, expected in self.sealed().files.items():
+            if not only(name):
+                continue
+            path = self.place.fetch(expected.stored_as or name, cache / name)
+            if path is None or not is_intact(path, expected):
+                problem = "is missing" if path is None else f"is damaged: its sha256 is not the one in {RECORD}"
+                raise DataError(f"{self.address}/{name} {problem}; delete {self.address} and run {self.stage} again")
+        return self.place.root if isinstance(self.place, Folder) else cache
+
+    def workspace(self) -> Path:
+        """A new folder for this attempt, gone when the process ends; on a local store it lies on the store's disk."""
+        return Path(tempfile.mkdtemp(prefix="work-", dir=self.place.scratch()))
+
+    def write_record(self, record: SealT) -> SealT:
+        """Seal the address unless it is sealed; returns the record that stands there now."""
+        return self._parse_record(self.place.create(RECORD, record.to_json()))
+
+    def _parse_record(self, data: bytes) -> SealT:
+        parsed = self._parse_json(RECORD, data)
+        if parsed["schema"] != SCHEMA:
+            raise DataError(
+                f"{self.address} was sealed with schema {parsed['schema']}, this code reads {SCHEMA}; "
+                "use the DMDR that sealed it, or give this run another name with --run"
+            )
+        return self._parse(RECORD, parsed, self._kind)
+
+    def _parse_claim(self, data: bytes) -> Claim:
+        return self._parse(CLAIM, self._parse_json(CLAIM, data), Claim)
+
+    def _parse_json(self, name: str, data: bytes) -> Json:
+        try:
+            parsed = json.loads(data)
+        except ValueError as error:
+            raise DataError(f"{self.address}/{name} is not JSON; delete {self.address}, run the stage again") from error
+        if not isinstance(parsed, dict) or not {"schema", "identity", "inputs"} <= parsed.keys():
+            raise DataError(self._describe_foreign(name))
+        return parsed
+
+    def _parse(self, name: str, data: Json, kind: type[DocumentT]) -> DocumentT:
+        try:
+            return kind.from_json(data)
+        except ValueError as error:
+            raise DataError(self._describe_foreign(name)) from error
+
+    def _describe_foreign(self, name: str) -> str:
+        return f"{self.address}/{name} was not written by DMDR; give another --store or --run"
+
+
+def normalise_json(data: Json) -> Json:
+    """The data as it is read back from JSON: tuples as lists."""
+    normalised: Json = json.loads(json.dumps(data, allow_nan=False))
+    return normalised
+
+
+def find_differing_keys(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    """The keys that only one of them has, or that have another value in each; in alphabetical order."""
+    keys = sorted({*one, *other})
+    return [key for key in keys if (key in one, one.get(key)) != (key in other, other.get(key))]
+
+
+def _list_differences(owner: Mapping[str, object], wanted: Mapping[str, object], kind: str = "") -> list[str]:
+    """For each key that differs, the value at the address and the wanted one. kind: "" of settings, "input "."""
+
+    def show(values: Mapping[str, object], key: str) -> str:
+        if key not in values:
+            return "not set"
+        text = json.dumps(values[key])
+        return f"{text[1 : SHORT_DIGEST + 1]}…" if kind else text  # inputs are digests
+
+    differing = find_differing_keys(owner, wanted)
+    return [f"{kind}{key} is {show(owner, key)} there, {show(wanted, key)} here" for key in differing]

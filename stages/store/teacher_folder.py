@@ -1,0 +1,87 @@
+"""The local folder behind any teacher's address; a published teacher is fetched from its store once a machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from dmdr.config.load import validate
+from dmdr.config.run import Config
+from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.teacher import digests
+from stages.store.address import shorten
+from stages.store.download import download
+from stages.store.folder import Folder, translate_errors
+from stages.store.layout import RECORD
+from stages.store.published_teachers import TeacherAddress, is_name
+from stages.store.records import TeacherRecord
+
+
+def resolve_teacher(config: Config, address: str | None, report: Callable[[int], None]) -> Config:
+    """The config with another teacher, if an address is given, and with a local folder instead of a published teacher.
+
+    report: called with the number of bytes that have been fetched; may raise to stop.
+
+    Raises:
+        ConfigError: the address cannot mean anything.
+        InputMissing: no teacher is published there.
+        DataError: a file of it is missing or damaged.
+    """
+    path = address or config.teacher.path
+    if "://" in path or os.path.isfile(Path(path, RECORD)):
+        path = str(_fetch_folder(path, report))
+    if path == config.teacher.path:
+        return config
+    parts = None if address else config.teacher.parts
+    changed = {**config.model_dump(), "teacher": {**config.teacher.model_dump(), "path": path, "parts": parts}}
+    return validate(changed, Config, f"teacher {address or config.teacher.path}")
+
+
+def cache_folder() -> Path:
+    """Where teachers of remote stores are kept between stages: a folder of the machine, DMDR_CACHE or ~/.cache/dmdr."""
+    return Path(os.environ.get("DMDR_CACHE") or Path.home() / ".cache" / "dmdr").absolute() / "teachers"
+
+
+def _fetch_folder(url: str, report: Callable[[int], None]) -> Path:
+    """A local folder with a published teacher, verified."""
+    parts = url.rstrip("/").rsplit("/", 2)
+    if len(parts) < 3 or not (is_name(parts[1]) and is_name(parts[2])):
+        raise ConfigError(f"teacher {url} is not PREFIX/NAME/REVISION; dmdr teachers list --at PREFIX names them")
+    address = TeacherAddress(*parts)
+    record = address.record()
+    if record is None:
+        raise InputMissing(f"no teacher is published at {url}; dmdr teachers list --at {address.store} names them")
+    digest, folder = record.inputs["teacher"], f"{address.run}@{address.stage}"
+    if isinstance(address.place, Folder):
+        return _verify(address.place.root / folder, digest, "publish it again under another --revision")
+    target = cache_folder() / digest / folder
+    if not target.is_dir():
+        _fetch(address, record, target, report)
+    return _verify(target, digest, "delete it, then repeat the command")
+
+
+def _verify(folder: Path, digest: str, remedy: str) -> Path:
+    if not folder.is_dir() or digests.digest(folder) != digest:
+        raise DataError(f"teacher {folder} is not sha256 {shorten(digest)}, as it was published; {remedy}")
+    return folder
+
+
+def _fetch(address: TeacherAddress, record: TeacherRecord, target: Path, report: Callable[[int], None]) -> None:
+    """Make `target` appear, whole. Waits for another process that fetches it; keeps what a killed one downloaded."""
+    partial = target.parent / f".{target.name}.begun"
+    with translate_errors("write", partial):
+        partial.mkdir(parents=True, exist_ok=True)
+        with (target.parent / f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if target.is_dir():
+                return
+            try:
+                download(address, record.files, partial, report)
+            except DataError as error:
+                problem = str(error).split(";")[0]
+                raise DataError(f"{problem}; publish that teacher again under another --revision") from error
+            (partial / target.name).rename(target)
+            shutil.rmtree(partial)
