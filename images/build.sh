@@ -3,8 +3,8 @@
 #   BASE_IMAGE=...         a Debian with python3 and its venv module (the default is in the Containerfiles)
 #   TAG=...                their tag (default: the project's version)
 #   TORCH_INDEX_URL=...    one more package index, for example one with CPU builds of torch
-#   PIP_INDEX_URL=... PIP_EXTRA_INDEX_URL=... PIP_FIND_LINKS=...    where packages lie, as pip has it
-#   BUILD_FLAGS=...        more flags for the builder, for example --volume=/wheels:/wheels:ro
+#   PIP_INDEX_URL=... PIP_EXTRA_INDEX_URL=... PIP_FIND_LINKS=...    where packages lie, as pip reads them
+#   BUILD_FLAGS=...        further flags of the builder, for example --volume=/wheels:/wheels:ro
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -19,7 +19,7 @@ if [ -z "${builder:-}" ]; then
     exit 1
 fi
 
-if [ "$builder" = buildah ]; then layers=--layers; fi # as the other two do: what has not changed is not built again
+if [ "$builder" = buildah ]; then layers=--layers; fi # the other two keep unchanged layers by default
 
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 revision=$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)

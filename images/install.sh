@@ -1,8 +1,8 @@
 #!/bin/sh
-# What an image is made of, in the stages that build it:
+# Installs what an image is made of; the build stages of the Containerfiles call it:
 #   install.sh packages LOCK    /opt/venv with the packages of a lock
 #   install.sh project          /opt/project with the project itself, to be copied over /opt/venv
-# They are apart because packages are gigabytes and change seldom: a new commit is then a layer of 20 MB.
+# Two steps, because packages are gigabytes and seldom change: a new commit is then a layer of 20 MB.
 set -eu
 into_venv() { /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir "$@"; }
 
@@ -13,16 +13,16 @@ packages)
     python3 -m venv --without-pip /opt/venv
     into_venv --no-deps -r "$lock"
     if torch=$(grep '^torch==' "$lock"); then
-        into_venv "$torch" # a CUDA build brings CUDA libraries the lock does not name
+        into_venv "$torch" # a CUDA build brings CUDA libraries that the lock does not name
     fi
     cd /opt/venv/lib/python3.*/site-packages
-    # What nothing here imports: tests, the asynchronous half of the Kubernetes client, services of AWS beside S3 and
-    # the ones that credentials come from.
+    # Remove what nothing here imports: tests, the asynchronous half of the Kubernetes client, and the services of AWS
+    # but S3 and those that give out credentials.
     find . -type d -name tests -prune -exec rm -r {} +
     rm -rf kubernetes/aio
     find botocore/data -mindepth 1 -maxdepth 1 -type d \
         ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -r {} +
-    if [ -d kubernetes ]; then # 20 MB of bytecode of its every API and model, of which a handful is used
+    if [ -d kubernetes ]; then # 20 MB of bytecode of all APIs and models, of which DMDR uses a few
         rm -r kubernetes/client/api/__pycache__ kubernetes/client/models/__pycache__
         /opt/venv/bin/python -c "from kubernetes.client import BatchV1Api, CoreV1Api, CustomObjectsApi"
     fi
