@@ -1,25 +1,30 @@
-# The two commands are `make run` and `make test`; both set up .venv first, once.
+# The two commands are `make run` and `make test`; both set up .venv first, once. `make help` lists the others.
 VENV ?= .venv
 CONFIG ?= configs/lab-flow.yaml
 JOBS ?= 2
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint bench parity-hpsv2 parity-imagereward images image-test lock setup clean
+.PHONY: run help test lint bench parity-hpsv2 parity-imagereward images image-test lock setup clean
 
 run: setup ## the whole pipeline on the lab teacher; again: what is sealed is skipped
 	@$(BIN)/dmdr run $(CONFIG)
 
-test: lint ## with JOBS=N in N processes; each takes about a core and 2 GiB
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+test: lint ## lint, then all tests; with JOBS=N in N processes, each takes about a core and 2 GiB
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-lint: setup
+lint: setup ## ruff (rules, format) and mypy over flows, stages and dmdr
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 bench: setup ## what a student update costs
 	@$(BIN)/python -m dmdr.planning.bench
 
-setup:
+setup: ## .venv from requirements.lock; nothing if nothing changed
 	@./setup.sh
 
 parity-hpsv2: setup ## our HPSv2.1 beside the hpsv2 package, which is fetched into build/
@@ -46,5 +51,5 @@ lock: setup ## requirements.lock from requirements.in, and the images' from it; 
 	@./setup.sh
 	@$(BIN)/python images/lock.py
 
-clean:
+clean: ## remove .venv, build/ and all caches; runs/ stays
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Creates .venv and installs requirements.lock and the project into it; does nothing when nothing changed.
+# Creates .venv and installs requirements.lock and the project into it. Does nothing if nothing has changed since.
 #   PYTHON=...           the interpreter to use (3.11 or 3.12 are tested)
 #   TORCH_INDEX_URL=...  one more package index, for example one with CPU builds of torch
 #   NO_UV=1              install with pip only
@@ -7,31 +7,31 @@ set -eu
 cd "$(dirname "$0")"
 venv=${VENV:-.venv}
 
-# The stamp is a copy of all that decides what is installed.
-decides="setup.sh requirements.lock pyproject.toml dmdr/rewards/torchvision_shim.py"
-if [ -f "$venv/installed" ] && cat $decides | cmp -s - "$venv/installed"; then
+# $venv/installed is a copy of the files that decide what is installed.
+inputs="setup.sh requirements.lock pyproject.toml dmdr/rewards/torchvision_shim.py"
+if [ -f "$venv/installed" ] && cat $inputs | cmp -s - "$venv/installed"; then
     exit 0
 fi
 
 if [ ! -x "$venv/bin/pip" ]; then
     for python in ${PYTHON:-python3.11 python3.12 python3}; do
         if "$python" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then
-            found=$python
+            interpreter=$python
             break
         fi
     done
-    if [ -z "${found:-}" ]; then
+    if [ -z "${interpreter:-}" ]; then
         echo "setup: no Python 3.11 or newer with the venv module was found; install one or set PYTHON" >&2
         exit 1
     fi
-    echo "setup: creating $venv with $found" >&2
-    "$found" -m venv "$venv"
+    echo "setup: creating $venv with $interpreter" >&2
+    "$interpreter" -m venv "$venv"
 fi
 rm -f "$venv/installed"
 bin=$PWD/$venv/bin
 case $venv in /*) bin=$venv/bin ;; esac
 
-# uv reads none of pip's settings: it gets the ones that say where packages lie.
+# uv does not read pip's settings. Hand it the ones that say where packages lie.
 setting() { "$bin/pip" config get ":env:.$1" 2>/dev/null || "$bin/pip" config get "global.$1" 2>/dev/null || true; }
 links=$(setting find-links)
 index=$(setting index-url)
@@ -41,7 +41,7 @@ if [ -n "$index" ]; then export UV_DEFAULT_INDEX="$index"; fi
 if [ "$extra" != " " ]; then export UV_EXTRA_INDEX_URL="$extra" UV_INDEX_STRATEGY=unsafe-best-match; fi
 if [ -n "${TORCH_INDEX_URL:-}" ]; then export PIP_EXTRA_INDEX_URL="$extra"; fi
 
-# Bytecode is compiled here, as pip does it: where nothing may write it later, every process would compile for ten seconds.
+# Compile bytecode now, as pip does. If .venv is read-only later, each process would else compile for ten seconds.
 with_uv() { "$bin/uv" pip install -q -p "$bin/python" --system-certs --compile-bytecode "$@"; }
 with_pip() { "$bin/pip" install -q --disable-pip-version-check "$@"; }
 install() {
@@ -54,10 +54,10 @@ if [ -z "${NO_UV:-}" ]; then
     with_pip -q "uv>=0.9" || echo "setup: uv is not available, pip does the work" >&2
 fi
 install --no-deps -r requirements.lock
-install "$(grep '^torch==' requirements.lock)" # a CUDA build brings CUDA libraries the lock does not name
+install "$(grep '^torch==' requirements.lock)" # a CUDA build brings CUDA libraries that the lock does not name
 install --no-deps --no-build-isolation -e .
-# Beside a CPU build of torch, torchvision breaks every import of diffusers, in scripts without dmdr too.
+# Beside a CPU build of torch, torchvision breaks every import of diffusers, also in scripts that do not import dmdr.
 packages=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cp dmdr/rewards/torchvision_shim.py "$packages/torchvision_shim.py"
 echo 'import torchvision_shim; torchvision_shim.install()' >"$packages/torchvision_shim.pth"
-cat $decides >"$venv/installed"
+cat $inputs >"$venv/installed"

@@ -1,8 +1,9 @@
-"""Derives each image's lock from pyproject.toml and requirements.lock: python images/lock.py [--check]
+"""Derive the lock of each image from pyproject.toml and requirements.lock: python images/lock.py [--check]
 
-An image holds what the project depends on, less what its programs never import, and what that needs in turn, in the
-versions of requirements.lock. What needs what is read from the installed packages, so it runs in the .venv of `make
-setup`. tests/unit/packaging/test_images.py holds the files against it, and flow.lock against what flows import.
+An image holds the dependencies of the project but those that its programs never import, and all that they need in turn.
+The versions are those of requirements.lock. The script reads from the installed packages what each one needs, so run it
+in the .venv that `make setup` makes. tests/unit/packaging/test_images.py compares the locks with this script's result,
+and flow.lock with what flows import.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-METHOD = {
+METHOD = {  # what only dmdr imports
     "accelerate",
     "diffusers",
     "lpips",
@@ -33,12 +34,12 @@ METHOD = {
     "torchvision",
     "transformers",
 }
-# What of Prefect only its server imports; the server is another image. A worker talks to it over HTTP.
+# What only Prefect's server imports. The server is another image; a worker talks to it over HTTP.
 SERVER = {"aiosqlite", "alembic", "apprise", "asyncpg", "cryptography", "docker", "pydocket", "sqlalchemy"}
-DOWNLOADS = {"hf-xet"}  # how large files come from a model hub; flows only look there
+DOWNLOADS = {"hf-xet"}  # fetches large files from a model hub; flows only list what is there
 WITHOUT = {"flow": METHOD | SERVER | DOWNLOADS, "stages": {"kubernetes", "prefect"}}
-ALSO = {"flow": {"huggingface-hub"}, "stages": set()}  # dmdr/teacher/hub.py; diffusers brings it elsewhere
-TORCH_BRINGS = re.compile(r"cuda|nvidia|triton")  # in the versions that torch itself pins; see `make lock`
+ALSO = {"flow": {"huggingface-hub"}, "stages": set()}  # for dmdr/teacher/hub.py; in the other image diffusers needs it
+FROM_TORCH = re.compile(r"cuda|nvidia|triton")  # torch pins their versions itself; see `make lock`
 PLATFORM = default_environment() | {
     "implementation_name": "cpython",
     "os_name": "posix",
@@ -51,22 +52,22 @@ PLATFORM = default_environment() | {
 }
 
 
-def derived(image: str) -> str:
-    """The lock of an image, as text.
+def derive_lock(image: str) -> str:
+    """The text of an image's lock.
 
     Raises:
         ValueError: a package that the image needs is not in requirements.lock.
     """
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     locked = {canonicalize_name(line.partition("==")[0]): line for line in lines}
-    needed = {name for name in _needed(image) if not TORCH_BRINGS.match(name)}
+    needed = {name for name in _list_needed(image) if not FROM_TORCH.match(name)}
     if missing := needed - locked.keys():
         raise ValueError(f"image {image} needs {', '.join(sorted(missing))}, not in requirements.lock; run `make lock`")
     return "".join(f"{locked[name]}\n" for name in sorted(needed))
 
 
-def _needed(image: str) -> set[str]:
-    """Names of all packages, from the project's own dependencies down, without crossing WITHOUT."""
+def _list_needed(image: str) -> set[str]:
+    """The names of the project's dependencies and of all that they need, but for WITHOUT and what only that needs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     waiting = [Requirement(text) for text in (*project["dependencies"], *ALSO[image])]
     seen: set[tuple[str, str]] = set()
@@ -76,12 +77,12 @@ def _needed(image: str) -> set[str]:
         for extra in {"", *requirement.extras} if name not in WITHOUT[image] else ():
             if (name, extra) not in seen:
                 seen.add((name, extra))
-                waiting += _requirements(name, extra)
+                waiting += _read_requirements(name, extra)
     return {name for name, _ in seen}
 
 
-def _requirements(name: str, extra: str) -> list[Requirement]:
-    """What an installed package needs on the images' platform; nothing of one that is installed elsewhere only."""
+def _read_requirements(name: str, extra: str) -> list[Requirement]:
+    """What an installed package needs on the images' platform; nothing if it is not installed here."""
     try:
         declared = [Requirement(text) for text in metadata.requires(name) or ()]
     except metadata.PackageNotFoundError:
@@ -90,12 +91,12 @@ def _requirements(name: str, extra: str) -> list[Requirement]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the locks, or with --check say which differ; 1 if one does."""
+    """Write the locks, or with --check print which ones differ; 1 if one does."""
     stale = False
     for image in WITHOUT:
-        path, text = ROOT / "images" / f"{image}.lock", derived(image)
+        path, text = ROOT / "images" / f"{image}.lock", derive_lock(image)
         if arguments == ["--check"] and (not path.exists() or path.read_text(encoding="utf-8") != text):
-            print(f"{path.relative_to(ROOT)} is not what follows from requirements.lock; run python images/lock.py")
+            print(f"{path.relative_to(ROOT)} does not follow from requirements.lock; run python images/lock.py")
             stale = True
         elif arguments != ["--check"]:
             path.write_text(text, encoding="utf-8")

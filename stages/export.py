@@ -16,6 +16,7 @@ from dmdr.export.parity import compare_latents, load_form
 from dmdr.export.write import WEIGHTS, absent_text_encoders, build_metadata, load_student, network_part, write_form
 from dmdr.teacher.load import digest_teacher, find_teacher_of, load_teacher
 from stages.reports import provenance
+from stages.reports.export_facts import CallFacts, ClassFacts, ExportFacts, PromptFacts, StageFacts, TeacherFacts
 from stages.reports.model_card import render_card
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
@@ -47,10 +48,10 @@ def run(context: Context) -> dict:
         del pipe  # or it would wait in memory beside the next one
         _stop_if_asked(context)
         context.progress.update(len(forms) + number + 1, 2 * len(forms))
-    facts = describe(context, backbone, difference)
+    facts = build_facts(context, backbone, difference)
     for form in forms:
         (context.out / form / "README.md").write_text(render_card(facts), encoding="utf-8")
-    text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(facts.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
     (context.out / "provenance.json").write_text(text + "\n", encoding="utf-8")
     (context.out / SUMS).write_text(checksums(context.out), encoding="utf-8")
     return {"steps": steps, "parity": max(difference.values())}
@@ -67,40 +68,46 @@ def _stop_if_asked(context: Context) -> None:
         raise Stopped("stopped; nothing was kept, repeat the command to begin anew")
 
 
-def describe(context: Context, backbone: Backbone, differences: dict[str, float]) -> dict:
-    """The data of provenance.json.
+def build_facts(context: Context, backbone: Backbone, differences: dict[str, float]) -> ExportFacts:
+    """The content of provenance.json.
 
     differences: form -> greatest difference of its latents from the training sampler's.
     """
     config, sealed = context.config, provenance.read_records(context)
-    return {
-        "schema": 2,
-        "run": context.artifact.run,
-        "teacher": {
-            "name": provenance.teacher_name(config.teacher.path),
-            "parts": provenance.teacher_name(config.teacher.parts) if config.teacher.parts else None,
-            "digest": sealed["prompts"].inputs["teacher"],
+    steps, parts = config.student.steps, config.teacher.parts
+    return ExportFacts(
+        run=context.artifact.run,
+        teacher=TeacherFacts(
+            name=provenance.teacher_name(config.teacher.path),
+            parts=provenance.teacher_name(parts) if parts else None,
+            digest=sealed["prompts"].inputs["teacher"],
+        ),
+        prompts=PromptFacts(
+            fingerprint=sealed["prompts"].fingerprint,
+            counts={name: count for name, count in sealed["prompts"].facts.items() if isinstance(count, int)},
+        ),
+        student=config.student,
+        nfe=steps,
+        call=CallFacts(
+            num_inference_steps=steps,
+            guidance_scale=backbone.plain_guidance,
+            height=backbone.resolution,
+            width=backbone.resolution,
+        ),
+        rewards=dict(config.joint.rl.rewards) if config.joint.rl else {},
+        parity=differences,
+        classes=ClassFacts(
+            family=backbone.family,
+            pipeline=type(backbone.pipe).__name__,
+            part=network_part(backbone),
+            network=type(backbone.network).__name__,
+            scheduler=type(backbone.student_scheduler(steps)).__name__,
+            absent=absent_text_encoders(backbone),
+        ),
+        stages={
+            stage: StageFacts.model_validate({"fingerprint": record.fingerprint, **record.provenance.to_dict()})
+            for stage, record in sealed.items()
         },
-        "prompts": {"fingerprint": sealed["prompts"].fingerprint, "counts": sealed["prompts"].facts},
-        "student": config.student.model_dump(mode="json"),
-        "nfe": config.student.steps,
-        "call": {
-            "num_inference_steps": config.student.steps,
-            "guidance_scale": backbone.plain_guidance,
-            "height": backbone.resolution,
-            "width": backbone.resolution,
-        },
-        "rewards": dict(config.joint.rl.rewards) if config.joint.rl else {},
-        "parity": differences,
-        "classes": {
-            "family": backbone.family,
-            "pipeline": type(backbone.pipe).__name__,
-            "part": network_part(backbone),
-            "network": type(backbone.network).__name__,
-            "scheduler": type(backbone.student_scheduler(config.student.steps)).__name__,
-            "absent": absent_text_encoders(backbone),
-        },
-        "stages": {stage: provenance.summarize_record(record) for stage, record in sealed.items()},
-        "code": sealed["joint"].provenance.code,
-        "settings": provenance.collect_settings(sealed, identity(config, "export")),
-    }
+        code=sealed["joint"].provenance.code,
+        settings=provenance.collect_settings(sealed, identity(config, "export")),
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -32,3 +34,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("e2e")
         elif SERVERS.intersection(item.fixturenames) or "s3" in parameters:
             item.add_marker("process")
+
+
+STARTS_A_PROCESS = {"os.fork", "os.posix_spawn", "subprocess.Popen"}  # Python's audit events
+_cheap: list[str] = []  # the test that runs now, if it promised to start none
+
+
+def _refuse_a_process(event: str, arguments: tuple[object, ...]) -> None:
+    if event in STARTS_A_PROCESS and _cheap:
+        raise AssertionError(f"{_cheap[0]} starts a process ({arguments[0]!r}): mark it @pytest.mark.process")
+
+
+sys.addaudithook(_refuse_a_process)
+
+
+@pytest.fixture(autouse=True)
+def cost(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test without a mark of its cost starts no process."""
+    if not any(request.node.get_closest_marker(mark) for mark in ("process", "e2e")):
+        _cheap.append(request.node.name)
+    yield
+    _cheap.clear()

@@ -205,6 +205,7 @@ def loaded_after(code: str) -> set[str]:
     return set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
 
 
+@pytest.mark.process
 def test_flows_import_without_torch():
     names = (ROOT / "flows").rglob("*.py")
     modules = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in names]
@@ -212,12 +213,14 @@ def test_flows_import_without_torch():
     assert not loaded_after(code) & {"torch", "diffusers", "transformers"}
 
 
+@pytest.mark.process
 def test_training_and_lab_import_neither_torchvision_nor_prefect():
     code = "import stages.prompts, stages.cold_start, stages.joint, stages.export, dmdr.lab.build"
     # where torchvision is installed, transformers imports it without being asked
     assert not loaded_after(code) & (ORCHESTRATION | VISION - {"torchvision"})
 
 
+@pytest.mark.process
 def test_the_command_line_needs_no_prefect():
     code = "import flows.cli, flows.commands.run, flows.commands.store; flows.cli.name_command(['run'])"
     assert not loaded_after(code) & {"prefect", "torch"}

@@ -1,103 +1,126 @@
-"""What every family does alike: hold a frozen pipeline, predict x0, turn latents into images, fix the images' size."""
+"""What every family shares: it holds a frozen pipeline, predicts x0, decodes latents and fixes the images' size."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.utils import logging
 
-from dmdr.backbones.protocol import Conditioning
+from dmdr.backbones.protocol import Autoencoder, Conditioning, StudentScheduler
 from dmdr.errors import DataError
 from dmdr.path import FlowPath, Path
 
+Pipe = TypeVar("Pipe", bound=DiffusionPipeline)
+Network = TypeVar("Network", bound=ModelMixin)
 
-class Latent:
-    """A diffusers pipeline as the method sees it. Frozen; on the device of its network.
+
+class LatentBackbone(ABC, Generic[Pipe, Network]):
+    """A diffusers pipeline as the method sees it. It is frozen and lies on its network's device.
 
     Args:
-        channels: of a latent.
-        side: of a latent, where no resolution is asked for.
-        multiple: the latent sides that the network takes.
-        resolution: of the images, in pixels a side.
+        pipe: the teacher's own pipeline.
+        network: its transformer or UNet.
+        channels: number of channels of a latent.
+        side: side of a latent if `resolution` is None.
+        multiple: the network takes latents whose side is a multiple of it.
+        resolution: side of the images in pixels.
 
     Raises:
-        DataError: the family has no images of that resolution.
+        DataError: the family cannot draw images of that resolution.
     """
 
+    family: str
     path: Path
-    plain_guidance = 1.0  # the guidance_scale at which the family's pipeline runs no guidance
-    compute = torch.float32  # in which the networks run; bfloat16 leaves weights, times and latents as they are
-    guidance_is_input = False  # guidance was distilled into the network, which takes the scale; CFG is not run
+    lora_targets: tuple[str, ...]
+    latent_shape: tuple[int, int, int]
+    plain_guidance = 1.0
+    compute = torch.float32
+    guidance_is_input = False
 
     def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        network: torch.nn.Module,
-        *,
-        channels: int,
-        side: int,
-        multiple: int,
-        resolution: int | None,
+        self, pipe: Pipe, network: Network, *, channels: int, side: int, multiple: int, resolution: int | None
     ) -> None:
-        self.pipe, self.network = pipe, network.requires_grad_(False).eval()
-        pipe.vae.requires_grad_(False).eval()
-        pixels = pipe.vae_scale_factor
+        self.pipe = pipe
+        self.network = network
+        for module in (network, self.vae):
+            module.requires_grad_(False).eval()
+        pixels: int = pipe.vae_scale_factor
         if resolution is not None and resolution % (pixels * multiple):
             raise DataError(
                 f"teacher.resolution {resolution} is not a multiple of {pixels * multiple}, as this teacher needs; the "
                 f"nearest is {max(1, round(resolution / pixels / multiple)) * pixels * multiple}"
             )
-        side = side if resolution is None else resolution // pixels
-        self.latent_shape, self.resolution = (channels, side, side), side * pixels
+        if resolution is not None:
+            side = resolution // pixels
+        self.latent_shape = (channels, side, side)
+        self.resolution = side * pixels
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.pipe.vae
+
+    @abstractmethod
+    def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        """The network's raw prediction, whatever its dtype."""
+
+    @abstractmethod
+    def student_times(self, steps: int) -> torch.Tensor: ...
+
+    @abstractmethod
+    def student_scheduler(self, steps: int) -> StudentScheduler: ...
 
     def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
-        """The raw prediction of `network`, like x_t (B, C, H, W) and in its dtype, in which all arithmetic outside of
-        networks is done."""
+        """The raw prediction of `network`, shaped as x_t (B, C, H, W) and in its dtype: all arithmetic outside of the
+        networks stays in that dtype."""
         if self.compute == torch.float32:
             return self._predict(network, x_t, t, c)
-        with torch.autocast(x_t.device.type, self.compute):  # left after each call: its casts are of these weights
+        # autocast keeps its casts of the weights until it is left, and the weights change between two calls
+        with torch.autocast(x_t.device.type, self.compute):
             return self._predict(network, x_t, t, c).to(x_t.dtype)
 
     def predict_x0(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         return self.path.to_x0(x_t, self.predict(network, x_t, t, c), t)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.decode_by(self.pipe.vae, latents)
+        return self.decode_by(self.vae, latents)
 
     @staticmethod
-    def decode_by(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
-        """`decode` by another autoencoder of the same latents."""
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    def decode_by(vae: Autoencoder, latents: torch.Tensor) -> torch.Tensor:
+        scaling: float = vae.config["scaling_factor"]
+        shift: float = vae.config["shift_factor"] or 0.0
+        images: torch.Tensor = vae.decode(latents.to(vae.dtype) / scaling + shift).sample
+        return (images / 2 + 0.5).clamp(0, 1)
 
     def student_timesteps(self, steps: int) -> torch.Tensor:
-        scheduler = self.student_scheduler(steps)
-        return self.student_times(steps)[:-1] * scheduler.config.num_train_timesteps
+        timesteps: int = self.student_scheduler(steps).config["num_train_timesteps"]
+        return self.student_times(steps)[:-1] * timesteps
 
     def to_pipeline(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, C, H, W) as the family's pipeline takes them."""
         return latents
 
     def from_pipeline(self, latents: torch.Tensor) -> torch.Tensor:
-        """The reverse of `to_pipeline`."""
         return latents
 
 
-class Shifted(Latent):
-    """Flow matching whose pipeline hands the scheduler 1, 1 - 1 / N, ..., 1 / N, to be shifted."""
+class ShiftedFlowBackbone(LatentBackbone[Pipe, Network]):
+    """Flow matching whose pipeline gives the scheduler the times 1, 1 - 1 / N, ..., 1 / N, which the latter shifts."""
 
     path = FlowPath()
 
     @property
     def mu(self) -> float:
-        """What the pipeline hands a scheduler with dynamic shifting: linear in the number of image tokens."""
-        config, tokens = self.pipe.scheduler.config, (self.latent_shape[1] // 2) * (self.latent_shape[2] // 2)
-        few, many = config.base_image_seq_len, config.max_image_seq_len
+        """What the pipeline gives a scheduler with dynamic shifting: linear in the number of image tokens."""
+        config = self.pipe.scheduler.config
+        tokens = (self.latent_shape[1] // 2) * (self.latent_shape[2] // 2)
+        few: int = config.base_image_seq_len
+        many: int = config.max_image_seq_len
         return config.base_shift + (config.max_shift - config.base_shift) * (tokens - few) / (many - few)
 
     @property
@@ -109,7 +132,7 @@ class Shifted(Latent):
         return math.exp(self.mu) if config.time_shift_type == "exponential" else self.mu
 
     def _times(self, scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> torch.Tensor:
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=self.mu)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=self.mu)
         return scheduler.sigmas
 
     def teacher_times(self, steps: int) -> torch.Tensor:
@@ -124,9 +147,9 @@ class Shifted(Latent):
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """Without diffusers' warnings: of each prompt that it cuts (the count is reported instead), of float32 given as
-    float32, of text encoders that a LoRA leaves alone."""
+def silence_diffusers() -> Iterator[None]:
+    """Suppress diffusers' warnings: of each prompt that it cuts (we report their number), of float32 converted to
+    float32, of text encoders that a LoRA does not change."""
     logger = logging.get_logger("diffusers")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,9 +1,10 @@
-"""Identical padding tokens, computed once: an exact shortcut for SD3 without its T5 encoder.
+"""Compute identical padding tokens once: an exact shortcut for SD3 without its T5 encoder.
 
-Without T5, diffusers feeds 256 all-zero context tokens. Context tokens have no position, so the 256 stay identical
-through every joint block, and each query sees them as one key with 256 times the weight: softmax over n equal
-logits z is exp(z + log n). One token with log n added to its logit gives the same images as the 256, at a quarter of
-the work for a tiny model. `tests/test_backbone_sd3.py` holds it against plain diffusers.
+Without T5, diffusers feeds 256 context tokens that are all zero. Context tokens have no position, so that the 256 stay
+identical through every joint block. A query sees them as one key with 256 times the weight: n equal logits z add
+exp(z + log n) to the softmax. One token with log n added to its logit gives the same images as the 256, at a quarter of
+the work for a tiny model. `tests/unit/dmdr/backbones/test_families_against_diffusers.py` compares it with plain
+diffusers.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from diffusers.models.attention_processor import Attention
 
 
 class NullTokenAttention:
-    """SD3 joint attention (diffusers' JointAttnProcessor2_0) in which the last context token stands for `null_tokens`.
+    """SD3 joint attention (diffusers' JointAttnProcessor2_0) whose last context token counts `null_tokens` times.
 
-    Called by the transformer with hidden_states (B, S, D) and encoder_hidden_states (B, L, D), or None in the second
-    attention of dual blocks; `null_tokens` arrives through joint_attention_kwargs. 1 is plain joint attention.
+    The transformer calls it with hidden_states (B, S, D) and encoder_hidden_states (B, L, D), or None in the second
+    attention of dual blocks. `null_tokens` comes from joint_attention_kwargs; 1 is plain joint attention.
     """
 
     def __call__(
@@ -30,18 +31,18 @@ class NullTokenAttention:
         attention_mask: None = None,  # diffusers always passes it; SD3 never sets it
         null_tokens: int = 1,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        def heads(x: torch.Tensor, norm: torch.nn.Module | None) -> torch.Tensor:
+        def split_heads(x: torch.Tensor, norm: torch.nn.Module | None) -> torch.Tensor:
             x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             return x if norm is None else norm(x)
 
-        query = heads(attn.to_q(hidden_states), attn.norm_q)
-        key = heads(attn.to_k(hidden_states), attn.norm_k)
-        value = heads(attn.to_v(hidden_states), None)
+        query = split_heads(attn.to_q(hidden_states), attn.norm_q)
+        key = split_heads(attn.to_k(hidden_states), attn.norm_k)
+        value = split_heads(attn.to_v(hidden_states), None)
         bias = None
         if encoder_hidden_states is not None:
-            query = torch.cat([query, heads(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=2)
-            key = torch.cat([key, heads(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)], dim=2)
-            value = torch.cat([value, heads(attn.add_v_proj(encoder_hidden_states), None)], dim=2)
+            query = torch.cat([query, split_heads(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=2)
+            key = torch.cat([key, split_heads(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)], dim=2)
+            value = torch.cat([value, split_heads(attn.add_v_proj(encoder_hidden_states), None)], dim=2)
             if null_tokens > 1:
                 bias = query.new_zeros(1, 1, 1, key.shape[2])
                 bias[..., -1] = math.log(null_tokens)

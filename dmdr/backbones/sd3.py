@@ -1,72 +1,82 @@
 """Stable Diffusion 3 and 3.5: SD3Transformer2DModel, flow matching, two CLIP encoders and an optional T5.
 
-1. Equal context tokens at the end of a prompt (the 256 zeros that diffusers feeds without T5) are stored once and
-   counted (`null_tokens.py`); the images are the same.
+1. If the last context tokens of a prompt are equal (without T5, diffusers appends 256 zeros), we store one of them and
+   their number (`null_tokens.py`); the images are the same.
 2. The student's times are those that the exported FlowMatchEulerDiscreteScheduler itself computes for
-   `num_inference_steps=N`: shift and shift_terminal are chosen so that they are the shifted linspace(1, 0, N + 1)
-   of the official demo to within 0.002 (1, .9, .75, .5 for N = 4 and shift 3). Training and export share one source.
+   `num_inference_steps=N`. We choose shift and shift_terminal such that these times are the official demo's shifted
+   linspace(1, 0, N + 1) to within 0.002 (1, .9, .75, .5 for N = 4 and shift 3). Training and export share one source.
 """
 
 from __future__ import annotations
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from dmdr.backbones.latent import Latent, unheard
+from dmdr.backbones.latent import LatentBackbone, silence_diffusers
 from dmdr.backbones.null_tokens import NullTokenAttention
 from dmdr.backbones.protocol import Conditioning, Item
-from dmdr.backbones.silent_t5 import silent_t5
+from dmdr.backbones.zero_t5 import build_zero_t5
 from dmdr.path import FlowPath
 
 T5_TOKENS = 256  # max_sequence_length, the default of StableDiffusion3Pipeline.__call__
 TIMESTEPS = 1000.0  # the network's time is t * 1000
 
 
-class SD3(Latent):
+class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
     """A StableDiffusion3Pipeline as the method sees it."""
 
     family = "sd3"
     path = FlowPath()
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    lora_targets: tuple[str, ...] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
 
     def __init__(self, pipe: StableDiffusion3Pipeline, resolution: int | None = None) -> None:
-        config = pipe.transformer.config
+        transformer: SD3Transformer2DModel = pipe.transformer
         super().__init__(
             pipe,
-            pipe.transformer,
-            channels=config.in_channels,
-            side=config.sample_size,
-            multiple=config.patch_size,
+            transformer,
+            channels=transformer.config["in_channels"],
+            side=transformer.config["sample_size"],
+            multiple=transformer.config["patch_size"],
             resolution=resolution,
         )
-        self.network.set_attn_processor(NullTokenAttention())
-        self.context_tokens = pipe.tokenizer_max_length + T5_TOKENS
+        transformer.set_attn_processor(NullTokenAttention())  # type: ignore[arg-type]  # it lists diffusers' own only
+        self.context_tokens: int = pipe.tokenizer_max_length + T5_TOKENS
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
-        """{"context": (L, D), "pooled": (1, P)} for each prompt; equal tokens at the end of context are kept once."""
-        pipe, longest = self.pipe, self.pipe.tokenizer_max_length
-        truncated = sum(len(ids) > longest for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
-        with unheard():
+        """{"context": (L, D), "pooled": (1, P)} for each prompt. Of equal tokens at the end of context, one remains."""
+        pipe = self.pipe
+        truncated = sum(
+            len(ids) > pipe.tokenizer_max_length for ids in pipe.tokenizer(prompts, verbose=False).input_ids
+        )
+        with silence_diffusers():
             context, _, pooled, _ = pipe.encode_prompt(
-                prompts, None, None, do_classifier_free_guidance=False, device=pipe.text_encoder.device
+                prompts, prompts, prompts, do_classifier_free_guidance=False, device=pipe.text_encoder.device
             )
-        return [
-            {"context": fold(c).cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)
-        ], truncated
+        items = [{"context": fold(c).cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)]
+        return items, truncated
 
     def collate(self, items: list[Item]) -> Conditioning:
-        """context (B, L, D), its last token standing for all the `context_tokens` that follow; pooled (B, P)."""
-        like = {"device": self.network.device, "dtype": self.network.dtype}
+        """context (B, L, D), pooled (B, P). The last context token stands for all tokens up to `context_tokens`."""
+        device, dtype = self.network.device, self.network.dtype
         longest = max(len(item["context"]) for item in items)
         context = [torch.cat([c, c[-1:].expand(longest - len(c), -1)]) for c in (item["context"] for item in items)]
         pooled = torch.cat([item["pooled"] for item in items])
-        return {"context": torch.stack(context).to(**like), "pooled": pooled.to(**like)}
+        return {"context": torch.stack(context).to(device, dtype), "pooled": pooled.to(device, dtype)}
 
     def blank(self) -> Item:
         config = self.network.config
-        context = torch.zeros(self.context_tokens, config.joint_attention_dim)
-        return {"context": context, "pooled": torch.zeros(1, config.pooled_projection_dim)}
+        context = torch.zeros(self.context_tokens, config["joint_attention_dim"])
+        return {"context": context, "pooled": torch.zeros(1, config["pooled_projection_dim"])}
 
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         null_tokens = self.context_tokens - c["context"].shape[1] + 1
@@ -91,11 +101,11 @@ class SD3(Latent):
     def student_scheduler(self, steps: int) -> FlowMatchEulerDiscreteScheduler:
         """Predict x0, renoise with fresh noise to the next time (stochastic_sampling).
 
-        The wanted times are shift(1 - k / N), k < N. They and diffusers' shift-then-stretch over linspace(1, 0, N) are
-        both Moebius maps of k with 1 - t = 0 at k = 0; two numbers make them equal: shift c s N / (N - 1) and
+        We want the times shift(1 - k / N), k < N. diffusers shifts linspace(1, 0, N) and then stretches it. Both are
+        Moebius maps of k with 1 - t = 0 at k = 0, so that two numbers make them equal: shift c s N / (N - 1) and
         terminal 1 - c, with c = (N - 1) / (s + N - 1).
         """
-        shift = self.pipe.scheduler.config.shift
+        shift: float = self.pipe.scheduler.config.shift
         if steps == 1:
             return FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
         last = (steps - 1) / (shift + steps - 1)  # 1 - t of the last step
@@ -103,12 +113,10 @@ class SD3(Latent):
             shift=last * shift * steps / (steps - 1), shift_terminal=1 - last, stochastic_sampling=True
         )
 
-    def pipeline(
-        self, network: torch.nn.Module, scheduler: FlowMatchEulerDiscreteScheduler
-    ) -> StableDiffusion3Pipeline:
-        parts = {**self.pipe.components, "transformer": network, "scheduler": scheduler}
+    def build_student_pipeline(self, network: torch.nn.Module, steps: int) -> StableDiffusion3Pipeline:
+        parts = {**self.pipe.components, "transformer": network, "scheduler": self.student_scheduler(steps)}
         if parts["text_encoder_3"] is None:  # plain diffusers would not load the folder
-            parts["text_encoder_3"], parts["tokenizer_3"] = silent_t5(network.config.joint_attention_dim)
+            parts["text_encoder_3"], parts["tokenizer_3"] = build_zero_t5(self.network.config["joint_attention_dim"])
         return StableDiffusion3Pipeline(**parts)
 
 

@@ -1,26 +1,26 @@
 """Stable Diffusion XL: UNet2DConditionModel, noise prediction, two CLIP encoders.
 
-1. The student's times are those that the exported LCMScheduler itself computes for `num_inference_steps=N` when it
-   thinks that its original schedule had N steps: 999, 749, 499, 249 of 1000 for N = 4, which are DMD2's. Its boundary
-   scaling is 1 to within 1e-6 there, so that a step is: predict x0, renoise with fresh noise.
+1. The student's times are those that the exported LCMScheduler itself computes for `num_inference_steps=N` if its
+   original schedule had N steps: 999, 749, 499, 249 of 1000 for N = 4, as in DMD2. Its boundary scaling is 1 to within
+   1e-6 there. A step is therefore: predict x0, renoise with fresh noise.
 2. The unconditional embedding follows the pipeline's `force_zeros_for_empty_prompt`: zeros in SDXL-Base.
-3. Size conditioning is what diffusers takes by default: the image's own size, no crop.
+3. The size conditioning is diffusers' default: the image's own size, no crop.
 """
 
 from __future__ import annotations
 
 import torch
-from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
-from dmdr.backbones.latent import Latent, unheard
+from dmdr.backbones.latent import LatentBackbone, silence_diffusers
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.errors import DataError
 from dmdr.path import VPPath
 
-TOKENS = 77  # of a prompt, whatever its length
+TOKENS = 77  # of every prompt: the tokenizers pad or cut it
 
 
-class SDXL(Latent):
+class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
     """A StableDiffusionXLPipeline as the method sees it.
 
     Raises:
@@ -28,7 +28,8 @@ class SDXL(Latent):
     """
 
     family = "sdxl"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    path: VPPath
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, pipe: StableDiffusionXLPipeline, resolution: int | None = None) -> None:
         kind = pipe.scheduler.config.get("prediction_type", "epsilon")
@@ -37,13 +38,13 @@ class SDXL(Latent):
                 f"teacher predicts {kind} (scheduler_config.json, prediction_type); DMDR distils SDXL teachers that "
                 "predict epsilon, as SDXL-Base does: give another teacher"
             )
-        config = pipe.unet.config
+        unet: UNet2DConditionModel = pipe.unet
         super().__init__(
             pipe,
-            pipe.unet,
-            channels=config.in_channels,
-            side=config.sample_size,
-            multiple=2 ** (len(config.block_out_channels) - 1),
+            unet,
+            channels=unet.config["in_channels"],
+            side=unet.config["sample_size"],
+            multiple=2 ** (len(unet.config["block_out_channels"]) - 1),
             resolution=resolution,
         )
         self.path = VPPath(self._euler().alphas_cumprod)
@@ -54,28 +55,33 @@ class SDXL(Latent):
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """{"context": (77, D), "pooled": (1, P)} for each prompt."""
-        pipe, longest = self.pipe, self.pipe.tokenizer.model_max_length
-        truncated = sum(len(ids) > longest for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
-        with unheard():
+        pipe = self.pipe
+        truncated = sum(
+            len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(prompts, verbose=False).input_ids
+        )
+        with silence_diffusers():
             context, _, pooled, _ = pipe.encode_prompt(
-                prompts, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
+                prompts,  # type: ignore[arg-type]  # it also takes a list
+                device=pipe.text_encoder_2.device,
+                do_classifier_free_guidance=False,
             )
-        if pipe.config.force_zeros_for_empty_prompt:
-            said = torch.tensor([prompt != "" for prompt in prompts], device=context.device)
-            context, pooled = context * said[:, None, None], pooled * said[:, None]
-        return [{"context": c.cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)], truncated
+        if pipe.config["force_zeros_for_empty_prompt"]:
+            mask = torch.tensor([prompt != "" for prompt in prompts], device=context.device)
+            context, pooled = context * mask[:, None, None], pooled * mask[:, None]
+        items = [{"context": c.cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)]
+        return items, truncated
 
     def collate(self, items: list[Item]) -> Conditioning:
         """context (B, 77, D), pooled (B, P)."""
-        like = {"device": self.network.device, "dtype": self.network.dtype}
+        device, dtype = self.network.device, self.network.dtype
         context = torch.stack([item["context"] for item in items])
         pooled = torch.cat([item["pooled"] for item in items])
-        return {"context": context.to(**like), "pooled": pooled.to(**like)}
+        return {"context": context.to(device, dtype), "pooled": pooled.to(device, dtype)}
 
     def blank(self) -> Item:
         config = self.network.config
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        return {"context": torch.zeros(TOKENS, config.cross_attention_dim), "pooled": torch.zeros(1, pooled)}
+        pooled: int = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        return {"context": torch.zeros(TOKENS, config["cross_attention_dim"]), "pooled": torch.zeros(1, pooled)}
 
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         side = self.resolution
@@ -104,16 +110,15 @@ class SDXL(Latent):
     def student_scheduler(self, steps: int) -> LCMScheduler:
         config = self._euler().config
         return LCMScheduler(
-            num_train_timesteps=config.num_train_timesteps,
-            beta_start=config.beta_start,
-            beta_end=config.beta_end,
-            beta_schedule=config.beta_schedule,
-            trained_betas=config.trained_betas,
+            num_train_timesteps=config["num_train_timesteps"],
+            beta_start=config["beta_start"],
+            beta_end=config["beta_end"],
+            beta_schedule=config["beta_schedule"],
+            trained_betas=config["trained_betas"],
             original_inference_steps=steps,
         )
 
-    def pipeline(self, network: torch.nn.Module, scheduler: LCMScheduler) -> StableDiffusionXLPipeline:
-        return StableDiffusionXLPipeline(
-            **{**self.pipe.components, "unet": network, "scheduler": scheduler},
-            force_zeros_for_empty_prompt=self.pipe.config.force_zeros_for_empty_prompt,
-        )
+    def build_student_pipeline(self, network: torch.nn.Module, steps: int) -> StableDiffusionXLPipeline:
+        parts = {**self.pipe.components, "unet": network, "scheduler": self.student_scheduler(steps)}
+        force_zeros: bool = self.pipe.config["force_zeros_for_empty_prompt"]
+        return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=force_zeros)

@@ -1,36 +1,37 @@
 """Z-Image: ZImageTransformer2DModel, flow matching, a language model (Qwen3) as its only text encoder.
 
-1. Its conventions turned into ours: the network's time is 1 - t and it predicts x0 - noise, our velocity with the
-   sign reversed. It takes lists, an image and a caption of its own length each.
-2. Its pipeline guides by c + g (c - u): its guidance_scale g is ours less 1, and 0 runs no guidance.
+1. We convert its conventions into ours: the network's time is 1 - t, and it predicts x0 - noise, which is our velocity
+   with the sign reversed. It takes a list of images and a list of captions, each caption of its own length.
+2. Its pipeline guides by c + g (c - u): its guidance_scale g is ours minus 1, and 0 runs no guidance.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
+from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
-from dmdr.backbones.latent import Shifted
+from dmdr.backbones.latent import ShiftedFlowBackbone
 from dmdr.backbones.protocol import Conditioning, Item
 
-TYPICAL = 96  # tokens of a middling prompt, chat template included
+TYPICAL_TOKENS = 96  # of a prompt of medium length with its chat template
 TOKENS = 512  # max_sequence_length, the default of ZImagePipeline.__call__
 PIXELS = 1024  # the default size of its images
 
 
-class ZImage(Shifted):
+class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
     """A ZImagePipeline as the method sees it."""
 
     family = "z-image"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     plain_guidance = 0.0
 
     def __init__(self, pipe: ZImagePipeline, resolution: int | None = None) -> None:
+        transformer: ZImageTransformer2DModel = pipe.transformer
         super().__init__(
             pipe,
-            pipe.transformer,
-            channels=pipe.transformer.config.in_channels,
+            transformer,
+            channels=transformer.config["in_channels"],
             side=PIXELS // pipe.vae_scale_factor,
             multiple=2,
             resolution=resolution,
@@ -38,7 +39,7 @@ class ZImage(Shifted):
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
-        """{"context": (L, D)} for each prompt, L the tokens of its chat."""
+        """{"context": (L, D)} for each prompt, where L is the number of tokens of its chat."""
         pipe = self.pipe
         chats = [
             pipe.tokenizer.apply_chat_template(
@@ -47,26 +48,30 @@ class ZImage(Shifted):
             for prompt in prompts
         ]
         truncated = sum(len(ids) > TOKENS for ids in pipe.tokenizer(chats, verbose=False).input_ids)
-        contexts, _ = pipe.encode_prompt(  # which writes into the list it is given
-            list(prompts), device=pipe.text_encoder.device, do_classifier_free_guidance=False
+        contexts, _ = pipe.encode_prompt(
+            list(prompts),  # a copy, into which it writes
+            device=pipe.text_encoder.device,
+            do_classifier_free_guidance=False,
         )
         return [{"context": context.cpu()} for context in contexts], truncated
 
     def collate(self, items: list[Item]) -> Conditioning:
-        """context (B, TOKENS, D), zeros after each prompt's own; tokens (B,), how many those are."""
+        """context (B, TOKENS, D), zeros after each prompt's own tokens; tokens (B,), the number of those."""
         device = self.network.device
         context = [F.pad(item["context"], (0, 0, 0, TOKENS - len(item["context"]))) for item in items]
         tokens = torch.tensor([len(item["context"]) for item in items], device=device)
         return {"context": torch.stack(context).to(device, self.network.dtype), "tokens": tokens}
 
     def blank(self) -> Item:
-        return {"context": torch.zeros(TYPICAL, self.network.config.cap_feat_dim)}
+        return {"context": torch.zeros(TYPICAL_TOKENS, self.network.config["cap_feat_dim"])}
 
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
-        counts = [TYPICAL] * len(x_t) if x_t.is_meta else c["tokens"].tolist()  # on meta there are no numbers
+        counts = [TYPICAL_TOKENS] * len(x_t) if x_t.is_meta else c["tokens"].tolist()  # meta tensors have no values
         captions = [context[:tokens] for context, tokens in zip(c["context"], counts, strict=True)]
-        found = network(list(x_t.unsqueeze(2).unbind()), 1 - t, captions).sample  # (C, 1, H, W) each: one frame
-        return -torch.stack(found).squeeze(2)
+        images = list(x_t.unsqueeze(2).unbind())  # (C, 1, H, W) each: one frame
+        predictions: list[torch.Tensor] = network(images, 1 - t, captions).sample
+        return -torch.stack(predictions).squeeze(2)
 
-    def pipeline(self, network: torch.nn.Module, scheduler: FlowMatchEulerDiscreteScheduler) -> ZImagePipeline:
-        return ZImagePipeline(**{**self.pipe.components, "transformer": network, "scheduler": scheduler})
+    def build_student_pipeline(self, network: torch.nn.Module, steps: int) -> ZImagePipeline:
+        parts = {**self.pipe.components, "transformer": network, "scheduler": self.student_scheduler(steps)}
+        return ZImagePipeline(**parts)

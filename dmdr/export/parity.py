@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from dmdr.backbones.latent import unheard
+from dmdr.backbones.latent import silence_diffusers
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
 from dmdr.export.write import absent_text_encoders, disable_progress_bars, network_part
@@ -41,7 +41,7 @@ def load_form(form: str, folder: Path, backbone: Backbone, source: Path) -> Diff
     kind = type(backbone.student_scheduler(1))
     pipe.register_modules(scheduler=kind.from_pretrained(folder / form / "scheduler", local_files_only=True))
     if form == "lora":
-        with unheard():
+        with silence_diffusers():
             pipe.load_lora_weights(folder / "lora", local_files_only=True)
     else:
         network = type(backbone.network).from_pretrained(folder / "weights", local_files_only=True)

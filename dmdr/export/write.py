@@ -109,7 +109,7 @@ def write_form(form: str, backbone: Backbone, weights: Path, steps: int, out: Pa
 def save_pipeline(backbone: Backbone, network: torch.nn.Module, steps: int, folder: Path) -> None:
     """The whole diffusers folder: `network` with the few-step scheduler and the teacher's other parts."""
     disable_progress_bars()
-    backbone.pipeline(network, backbone.student_scheduler(steps)).save_pretrained(folder, safe_serialization=True)
+    backbone.build_student_pipeline(network, steps).save_pretrained(folder, safe_serialization=True)
 
 
 def save_lora(backbone: Backbone, weights: Path, steps: int, folder: Path, about: dict[str, str]) -> None:

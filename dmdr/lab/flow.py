@@ -17,7 +17,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from dmdr.backbones.sd3 import SD3
-from dmdr.backbones.silent_t5 import silent_t5
+from dmdr.backbones.zero_t5 import build_zero_t5
 from dmdr.lab.autoencoder import encode_images, train_vae
 from dmdr.lab.captions import Captions, build_tokenizer, lab_captions, train_text_encoders
 from dmdr.lab.fitting import fit_network
@@ -114,7 +114,7 @@ def build_pipeline(
         tokenizer_3=None,
     )
     fit_transformer(pipe, prompts, images, recipe["transformer"], log)
-    t5, t5_tokenizer = silent_t5(WIDTH)
+    t5, t5_tokenizer = build_zero_t5(WIDTH)
     pipe.register_modules(text_encoder_3=t5, tokenizer_3=t5_tokenizer)
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("text_encoder*/config.json"):  # transformers would load float16, diffusers float32

@@ -22,7 +22,8 @@ from dmdr.backbones.protocol import Backbone
 from dmdr.config.run import Teacher
 from dmdr.planning.architectures import ARCHITECTURES, assemble_pipeline
 from dmdr.teacher import hub
-from dmdr.teacher.load import FAMILIES, build_backbone, find_diffusers_folder, read_index
+from dmdr.teacher.index import read_index
+from dmdr.teacher.load import build_backbone, find_diffusers_folder
 
 CONFIGS = ("model_index.json", "*/config.json", "scheduler/*.json")
 LOWER = ("linear", "conv1d", "conv2d")  # what autocast computes in the lower precision
@@ -40,8 +41,7 @@ def build_meta_backbone(asked: Teacher) -> Backbone:
     published = hub.is_hub(asked.path) and hub.ADDRESS.fullmatch(asked.path)
     for each in ARCHITECTURES.values():
         if published and published["repo"] == each.hub:
-            pipe = each.pipe()
-            return build_backbone(FAMILIES[type(pipe).__name__], pipe, asked.resolution)
+            return build_backbone(each.pipe(), asked.resolution)
     return build_from_configs(find_configs(asked), asked.resolution)
 
 
@@ -54,15 +54,17 @@ def find_configs(asked: Teacher) -> Path:
 def build_from_configs(folder: Path, resolution: int | None = None) -> Backbone:
     """A teacher's pipeline from the configuration in its folder alone."""
     index = read_index(folder)
-    name = "unet" if "unet" in index else "transformer"
+    name = "unet" if "unet" in index.parts else "transformer"
     made = {}
     with torch.device("meta"):
         for part in (name, "vae"):
-            kind = getattr(diffusers, index[part][1])
+            kind = getattr(diffusers, index.require_part(part).class_name)
             made[part] = kind.from_config(json.loads((folder / part / "config.json").read_text(encoding="utf-8")))
-    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
-    pipe = assemble_pipeline(getattr(diffusers, index["_class_name"]), made[name], made["vae"], scheduler)
-    return build_backbone(FAMILIES[index["_class_name"]], pipe, resolution)
+    scheduler = getattr(diffusers, index.require_part("scheduler").class_name).from_pretrained(
+        folder, subfolder="scheduler"
+    )
+    pipe = assemble_pipeline(getattr(diffusers, index.class_name), made[name], made["vae"], scheduler)
+    return build_backbone(pipe, resolution)
 
 
 @contextmanager

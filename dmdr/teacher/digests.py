@@ -1,4 +1,4 @@
-"""sha256 of files and folders, wherever they lie: an input's identity. No torch."""
+"""sha256 of files and folders, wherever they lie: the identity of an input. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NoReturn
 from dmdr.errors import InputMissing
 
 
-@functools.cache  # a run asks at each stage, and these are gigabytes
+@functools.cache  # each stage of a run needs it, and the files are gigabytes
 def digest(path: Path) -> str:
     """sha256 of a file, or over the (relative path, sha256) of every file of a folder.
 
@@ -24,7 +24,7 @@ def digest(path: Path) -> str:
             with path.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
-            _unreadable(error)
+            _raise_unreadable(error)
     total = hashlib.sha256()
     for file in list_files(path):
         total.update(f"{file.relative_to(path).as_posix()} {digest(file)}\n".encode())
@@ -32,28 +32,29 @@ def digest(path: Path) -> str:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Every file of a folder and those below it, sorted.
+    """Every file of a folder and of the folders below it, sorted.
 
     Raises:
-        InputMissing: one of them, or a folder, cannot be read, or is a link to nothing: it would not be missed.
+        InputMissing: a file or a folder cannot be read, or a link points to nothing. To skip it silently would change
+            the digest.
     """
-    found = []
-    for above, folders, names in os.walk(folder, onerror=_unreadable):
-        _check(above, os.R_OK | os.X_OK)
-        for path in (os.path.join(above, name) for name in [*folders, *names]):
-            if not os.path.exists(path):
-                raise InputMissing(f"{path} is a link to {os.readlink(path)}, which is not there; fetch it again")
-            _check(path, os.R_OK)
-        found += [path for name in names if (path := Path(above, name)).is_file()]
-    return sorted(found)
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=_raise_unreadable):
+        _require_access(parent, os.R_OK | os.X_OK)
+        for entry in (os.path.join(parent, name) for name in [*folders, *names]):
+            if not os.path.exists(entry):
+                raise InputMissing(f"{entry} is a link to {os.readlink(entry)}, which is not there; fetch it again")
+            _require_access(entry, os.R_OK)
+        files += [file for file in (Path(parent, name) for name in names) if file.is_file()]
+    return sorted(files)
 
 
-def _check(path: str, mode: int) -> None:
+def _require_access(path: str, mode: int) -> None:
     if not os.access(path, mode):
-        _unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), path))
+        _raise_unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), path))
 
 
-def _unreadable(error: OSError) -> NoReturn:
+def _raise_unreadable(error: OSError) -> NoReturn:
     raise InputMissing(
         f"cannot read {error.filename}: {error.strerror}; let this user read it, or fetch it again"
     ) from error

@@ -1,4 +1,4 @@
-"""Fetching from a model hub, pinned to a commit: the same files for ever. No torch."""
+"""Fetch files from a model hub, pinned to a commit: the same files for ever. No torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ def is_hub(address: str) -> bool:
     return address.startswith("hub:")
 
 
-def fetch(key: str, address: str, *, files: tuple[str, ...], but: tuple[str, ...] = ()) -> Path:
-    """What hub:OWNER/NAME@COMMIT, or one file of it, hub:OWNER/NAME@COMMIT/FILE, holds: in the library's cache.
+def fetch(key: str, address: str, *, files: tuple[str, ...], exclude: tuple[str, ...] = ()) -> Path:
+    """Fetch hub:OWNER/NAME@COMMIT, or one file of it, hub:OWNER/NAME@COMMIT/FILE, into the library's cache.
 
     Args:
-        key: of the config, for complaints.
-        files: patterns of what is wanted of a whole repository. but: and of what is not.
+        key: of the config, for messages.
+        files: patterns of the files to fetch if `address` is a whole repository.
+        exclude: patterns of those to leave out.
+
+    Returns: the folder of the repository, or the file, in the cache.
 
     Raises:
         ConfigError: no commit is pinned.
@@ -36,10 +39,10 @@ def fetch(key: str, address: str, *, files: tuple[str, ...], but: tuple[str, ...
     try:
         if file is not None:
             return Path(hf_hub_download(repo, file, revision=commit))
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=list(files), ignore_patterns=list(but)))
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=list(files), ignore_patterns=list(exclude)))
     except (OSError, ValueError) as error:  # no network, no such commit or file, no permission, no space
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise InputMissing(
-            f"{key} {address} cannot be fetched ({type(error).__name__}: {said}); check the name and the network, "
+            f"{key} {address} cannot be fetched ({type(error).__name__}: {message}); check the name and the network, "
             "accept its licence and set HF_TOKEN if it is gated, or fetch it elsewhere and give the path"
         ) from error

@@ -1,21 +1,21 @@
-"""Weights by diffusers' names -> the key layout in which their family was published: what ComfyUI and others read.
+"""Rename diffusers' weights to the keys under which their family was published, as ComfyUI and others read them.
 
-1. The maps are the inverse of what diffusers' `from_single_file` reads; nothing is computed but what the layout asks
-   for: q, k, v in one tensor, scale and shift in another order, 1x1 convolutions, a transposed projection.
-2. The SD3 layout has no projection of CLIP-L: whoever reads it takes the identity, which the SD3 teachers have.
-3. On meta tensors the maps give the names and shapes that a file of a teacher must have.
+1. The maps invert what diffusers' `from_single_file` reads. They compute only what the layout needs: q, k, v in one
+   tensor, scale and shift in another order, 1x1 convolutions, a transposed projection.
+2. The SD3 layout has no projection of CLIP-L: its readers use the identity, which the SD3 teachers have.
+3. Given meta tensors, the maps tell the names and shapes that a teacher's file must have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from dmdr.errors import DataError
+from dmdr.teacher.key_map import Places, Weights, list_children, rename_modules
 
-Weights = dict[str, torch.Tensor]
-Places = dict[str, str]  # name of a module -> its name in the original layout
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -29,27 +29,27 @@ T5_TIE = "encoder.embed_tokens.weight"  # the same tensor as shared.weight, whic
 
 
 def to_original(family: str, parts: dict[str, Weights]) -> Weights:
-    """The weights of a pipeline's parts under their keys in the original layout of `family` (a key of LAYOUTS).
+    """Rename the weights of a pipeline's parts to the original layout of `family` (a key of LAYOUTS).
 
     Raises:
         DataError: a tensor has no place there, or the reader could not tell the two CLIP encoders apart.
     """
-    clips = [parts[part] for part in ("text_encoder", "text_encoder_2") if part in parts]
-    widths = [weights[key].shape[-1] for weights in clips for key in weights if key.endswith(POSITIONS)]
+    encoders = [parts[part] for part in ("text_encoder", "text_encoder_2") if part in parts]
+    widths = [weights[key].shape[-1] for weights in encoders for key in weights if key.endswith(POSITIONS)]
     if len(set(widths)) < len(widths):
         raise DataError(
-            f"the two CLIP text encoders are both {widths[0]} wide, and diffusers reads one file's by their widths; "
-            "take single-file out of export.forms"
+            f"the two CLIP text encoders are both {widths[0]} wide, but diffusers tells them apart in one file by "
+            "their widths; take single-file out of export.forms"
         )
-    found = {}
+    renamed: Weights = {}
     for part, weights in parts.items():
-        prefix, rename = LAYOUTS[family][part]
-        found |= {f"{prefix}{key}": weight.contiguous() for key, weight in rename(weights).items()}
-    return found
+        layout = LAYOUTS[family][part]
+        renamed |= {f"{layout.prefix}{key}": weight.contiguous() for key, weight in layout.rename(weights).items()}
+    return renamed
 
 
 def unet_to_original(weights: Weights) -> Weights:
-    """SDXL's UNet: blocks are counted through, and an attention or a sampler stands in the block of its resnet."""
+    """SDXL's UNet: the layout numbers its blocks consecutively. An attention or a sampler has its resnet's number."""
     places = {
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
@@ -63,28 +63,28 @@ def unet_to_original(weights: Weights) -> Weights:
         **_resnet("mid_block.resnets.1", "middle_block.2"),
     }
     count = 1
-    for block in _children(weights, "down_blocks"):
-        for layer in _children(weights, f"{block}.resnets"):
+    for block in list_children(weights, "down_blocks"):
+        for layer in list_children(weights, f"{block}.resnets"):
             places |= _resnet(layer, f"input_blocks.{count}.0")
             places[layer.replace("resnets", "attentions")] = f"input_blocks.{count}.1"
             count += 1
-        for sampler in _children(weights, f"{block}.downsamplers"):
+        for sampler in list_children(weights, f"{block}.downsamplers"):
             places[f"{sampler}.conv"] = f"input_blocks.{count}.0.op"
             count += 1
     count = 0
-    for block in _children(weights, "up_blocks"):
-        for layer in _children(weights, f"{block}.resnets"):
+    for block in list_children(weights, "up_blocks"):
+        for layer in list_children(weights, f"{block}.resnets"):
             places |= _resnet(layer, f"output_blocks.{count}.0")
             places[layer.replace("resnets", "attentions")] = f"output_blocks.{count}.1"
             count += 1
-        attends = bool(list(_children(weights, f"{block}.attentions")))
-        for sampler in _children(weights, f"{block}.upsamplers"):
-            places[f"{sampler}.conv"] = f"output_blocks.{count - 1}.{1 + attends}.conv"
-    return _place(weights, places)
+        position = 2 if list_children(weights, f"{block}.attentions") else 1  # after the attention, if there is one
+        for sampler in list_children(weights, f"{block}.upsamplers"):
+            places[f"{sampler}.conv"] = f"output_blocks.{count - 1}.{position}.conv"
+    return rename_modules(weights, places)
 
 
 def vae_to_original(weights: Weights) -> Weights:
-    """The autoencoder of both families: up blocks count from the output, attention is 1x1 convolutions."""
+    """The autoencoder of both families: the layout numbers up blocks from the output; attention is 1x1 convolutions."""
     places = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
     for side in ("encoder", "decoder"):
@@ -93,49 +93,48 @@ def vae_to_original(weights: Weights) -> Weights:
         for number in (0, 1):
             places |= _vae_resnet(f"{side}.mid_block.resnets.{number}", f"{side}.mid.block_{number + 1}")
         places |= {f"{side}.mid_block.attentions.0.{a}": f"{side}.mid.attn_1.{b}" for a, b in attention.items()}
-    down, up = (list(_children(weights, f"{blocks}")) for blocks in ("encoder.down_blocks", "decoder.up_blocks"))
+    down, up = (list_children(weights, blocks) for blocks in ("encoder.down_blocks", "decoder.up_blocks"))
     levels = [(block, f"encoder.down.{number}", "down") for number, block in enumerate(down)]
     levels += [(block, f"decoder.up.{number}", "up") for number, block in enumerate(reversed(up))]
     for block, level, way in levels:
-        for number, layer in enumerate(_children(weights, f"{block}.resnets")):
+        for number, layer in enumerate(list_children(weights, f"{block}.resnets")):
             places |= _vae_resnet(layer, f"{level}.block.{number}")
         places[f"{block}.{way}samplers.0.conv"] = f"{level}.{way}sample.conv"
-    found = _place(weights, places)
     return {
         key: weight[:, :, None, None] if ".attn_1." in key and weight.ndim == 2 else weight
-        for key, weight in found.items()
+        for key, weight in rename_modules(weights, places).items()
     }
 
 
 def clip_to_original(weights: Weights) -> Weights:
-    """A CLIP text encoder under the names of transformers' CLIPTextModel as they were before it was flattened."""
-    whole = ("text_model.", "text_projection.")
-    return {key if key.startswith(whole) else f"text_model.{key}": weight for key, weight in weights.items()}
+    """A CLIP text encoder, under the names of transformers' CLIPTextModel from when it was nested in `text_model`."""
+    nested = ("text_model.", "text_projection.")
+    return {key if key.startswith(nested) else f"text_model.{key}": weight for key, weight in weights.items()}
 
 
 def clip_unprojected_to_original(weights: Weights) -> Weights:
-    """SD3's CLIP-L, whose projection is the identity and not written."""
-    found = clip_to_original(weights)
-    projection = found.pop("text_projection.weight")
+    """SD3's CLIP-L. Its projection is the identity, which the layout leaves out."""
+    renamed = clip_to_original(weights)
+    projection = renamed.pop("text_projection.weight")
     if not projection.is_meta and not torch.equal(projection, torch.eye(*projection.shape).to(projection)):
         raise DataError(
             "the teacher's text_encoder projects its output, and the SD3 layout has no place for that projection; "
             "take single-file out of export.forms"
         )
-    return found
+    return renamed
 
 
 def open_clip_to_original(weights: Weights) -> Weights:
     """SDXL's second text encoder as open_clip names it."""
-    weights = clip_to_original(weights)
-    projection = weights.pop("text_projection.weight")
+    nested = clip_to_original(weights)
+    projection = nested.pop("text_projection.weight")
     places = {
         "text_model.embeddings.token_embedding": "token_embedding",
         "text_model.final_layer_norm": "ln_final",
         "text_model.embeddings.position_embedding.weight": "positional_embedding",
     }
     fused = {}
-    for number, layer in enumerate(_children(weights, "text_model.encoder.layers")):
+    for number, layer in enumerate(list_children(nested, "text_model.encoder.layers")):
         block = f"transformer.resblocks.{number}"
         fused[f"{block}.attn.in_proj_"] = [f"{layer}.self_attn.{each}_proj" for each in "qkv"]
         places |= {
@@ -145,16 +144,17 @@ def open_clip_to_original(weights: Weights) -> Weights:
             f"{layer}.mlp.fc2": f"{block}.mlp.c_proj",
             f"{layer}.self_attn.out_proj": f"{block}.attn.out_proj",
         }
-    return {**_place(weights, places, fused), "text_projection": projection.T}
+    return {**rename_modules(nested, places, fused), "text_projection": projection.T}
 
 
 def t5_to_original(weights: Weights) -> Weights:
-    """SD3's third text encoder, under transformers' names; diffusers wants the tied tensor twice."""
+    """SD3's third text encoder, under transformers' names; diffusers expects the tied tensor twice."""
     return {**weights, T5_TIE: weights["shared.weight"].clone()}
 
 
 def mmdit_to_original(weights: Weights) -> Weights:
-    """The transformer of SD3 and SD3.5; the last context modulation and the output's have shift before scale."""
+    """The transformer of SD3 and SD3.5. In the layout the modulations of the output and of the last context have shift
+    before scale."""
     embedders = {"timestep_embedder": "t_embedder", "text_embedder": "y_embedder"}
     places = {
         "pos_embed.pos_embed": "pos_embed",
@@ -166,7 +166,7 @@ def mmdit_to_original(weights: Weights) -> Weights:
         **{f"time_text_embed.{a}.linear_2": f"{b}.mlp.2" for a, b in embedders.items()},
     }
     fused, swapped = {}, {"norm_out.linear"}
-    for number, block in enumerate(_children(weights, "transformer_blocks")):
+    for number, block in enumerate(list_children(weights, "transformer_blocks")):
         x, context = (f"joint_blocks.{number}.{side}_block" for side in ("x", "context"))
         fused[f"{x}.attn.qkv."] = [f"{block}.attn.to_{each}" for each in "qkv"]
         fused[f"{context}.attn.qkv."] = [f"{block}.attn.add_{each}_proj" for each in "qkv"]
@@ -193,30 +193,32 @@ def mmdit_to_original(weights: Weights) -> Weights:
         }
     swaps = {key for key in weights if key.rpartition(".")[0] in swapped}
     halves = {key: torch.cat(weights[key].chunk(2)[::-1]) for key in swaps}
-    return _place({**weights, **halves}, places, fused)
+    return rename_modules({**weights, **halves}, places, fused)
 
 
-LAYOUTS: dict[str, dict[str, tuple[str, Callable[[Weights], Weights]]]] = {  # family -> part -> prefix, map
+@dataclass(frozen=True)
+class Layout:
+    """Where the weights of one part lie in a file: the prefix of their keys, and the map to the rest of the keys."""
+
+    prefix: str
+    rename: Callable[[Weights], Weights]
+
+
+LAYOUTS: dict[str, dict[str, Layout]] = {  # family -> part; the network comes first
     "sdxl": {
-        "unet": ("model.diffusion_model.", unet_to_original),
-        "vae": ("first_stage_model.", vae_to_original),
-        "text_encoder": ("conditioner.embedders.0.transformer.", clip_to_original),
-        "text_encoder_2": ("conditioner.embedders.1.model.", open_clip_to_original),
+        "unet": Layout("model.diffusion_model.", unet_to_original),
+        "vae": Layout("first_stage_model.", vae_to_original),
+        "text_encoder": Layout("conditioner.embedders.0.transformer.", clip_to_original),
+        "text_encoder_2": Layout("conditioner.embedders.1.model.", open_clip_to_original),
     },
     "sd3": {
-        "transformer": ("model.diffusion_model.", mmdit_to_original),
-        "vae": ("first_stage_model.", vae_to_original),
-        "text_encoder": ("text_encoders.clip_l.transformer.", clip_unprojected_to_original),
-        "text_encoder_2": ("text_encoders.clip_g.transformer.", clip_to_original),
-        "text_encoder_3": ("text_encoders.t5xxl.transformer.", t5_to_original),
+        "transformer": Layout("model.diffusion_model.", mmdit_to_original),
+        "vae": Layout("first_stage_model.", vae_to_original),
+        "text_encoder": Layout("text_encoders.clip_l.transformer.", clip_unprojected_to_original),
+        "text_encoder_2": Layout("text_encoders.clip_g.transformer.", clip_to_original),
+        "text_encoder_3": Layout("text_encoders.t5xxl.transformer.", t5_to_original),
     },
 }
-
-
-def _children(weights: Weights, parent: str) -> Iterator[str]:
-    """parent.0, parent.1, ... as far as there are such modules."""
-    numbers = {int(key[len(parent) + 1 :].split(".")[0]) for key in weights if key.startswith(f"{parent}.")}
-    return (f"{parent}.{number}" for number in sorted(numbers))
 
 
 def _resnet(ours: str, theirs: str) -> Places:
@@ -226,28 +228,3 @@ def _resnet(ours: str, theirs: str) -> Places:
 def _vae_resnet(ours: str, theirs: str) -> Places:
     names = {**{name: name for name in ("norm1", "conv1", "norm2", "conv2")}, "conv_shortcut": "nin_shortcut"}
     return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in names.items()}
-
-
-def _place(weights: Weights, places: Places, fused: dict[str, list[str]] | None = None) -> Weights:
-    """Each tensor under the name of its module's place; those of `fused` modules as one, place + weight or bias.
-
-    Raises:
-        DataError: a tensor has no place.
-    """
-    left, found = dict(weights), {}
-    for place, modules in (fused or {}).items():
-        for kind in ("weight", "bias"):
-            lost = [f"{module}.{kind}" for module in modules if f"{module}.{kind}" not in left]
-            if lost:
-                raise DataError(f"the teacher has no {lost[0]}, which the original layout of its family needs")
-            found[f"{place}{kind}"] = torch.cat([left.pop(f"{module}.{kind}") for module in modules])
-    for key, weight in left.items():
-        words = key.split(".")
-        module = next((m for n in range(len(words), 0, -1) if (m := ".".join(words[:n])) in places), None)
-        if module is None:
-            raise DataError(
-                f"{key} has no place in the original layout of its family: the teacher is a variant that it does not "
-                "know; take single-file out of export.forms"
-            )
-        found[places[module] + key.removeprefix(module)] = weight
-    return found

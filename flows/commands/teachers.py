@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from dmdr.errors import StoreError
-from dmdr.teacher.load import FAMILIES
+from dmdr.teacher.index import FAMILIES
 from stages.reports.scorecard_text import format_table
 from stages.runtime.progress import Progress
 from stages.store.address import shorten

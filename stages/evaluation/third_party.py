@@ -16,7 +16,8 @@ from dmdr.backbones.protocol import Backbone
 from dmdr.config.run import Pipeline
 from dmdr.errors import DataError
 from dmdr.metrics.scorecard import Model
-from dmdr.teacher.load import FAMILIES, backbone_classes, find_diffusers_folder
+from dmdr.teacher.index import FAMILIES
+from dmdr.teacher.load import backbone_classes, find_diffusers_folder
 from stages.evaluation.batch import Batch, Sampler
 
 

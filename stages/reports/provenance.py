@@ -45,12 +45,6 @@ def teacher_name(path: str) -> str:
     return path if path.startswith(("lab:", "hub:")) else Path(path).name
 
 
-def summarize_record(record: Record) -> dict[str, object]:
-    """One stage in short: which result it is, what made it, on what, for how long."""
-    how = record.provenance.to_dict()
-    return {"fingerprint": record.fingerprint, **{key: how[key] for key in ("code", "device", "duration_s", "cost")}}
-
-
 def describe_watch(facts: dict) -> str:
     """What the hacking alarm saw in joint training, and what followed from it."""
     raised = [

@@ -22,7 +22,8 @@ from pathlib import Path
 from dmdr.config.run import NAME
 from dmdr.errors import ConfigError, DataError, StoreError
 from dmdr.teacher import digests
-from dmdr.teacher.load import find_diffusers_folder, read_index
+from dmdr.teacher.index import read_index
+from dmdr.teacher.load import find_diffusers_folder
 from stages.store.address import SHORT_DIGEST, Address, open_place, shorten
 from stages.store.download import CHUNK
 from stages.store.folder import Folder
@@ -137,7 +138,7 @@ def _require_whole(folder: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     files, index = digests.list_files(folder), read_index(folder)
-    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    parts = [name for name, part in index.parts.items() if part is not None]
     missing = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
     if missing:
         raise DataError(
@@ -149,7 +150,7 @@ def _require_whole(folder: Path) -> str:
                 pass
         except SafetensorError as error:
             raise DataError(f"teacher file {file} is damaged ({error}); fetch the teacher again") from error
-    return index["_class_name"]
+    return index.class_name
 
 
 def _require_name(option: str, text: str) -> None:

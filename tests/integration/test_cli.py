@@ -129,6 +129,7 @@ def test_seeds_follow_one_option_or_several(options: list[str], first: bool, mon
     assert calls == [("t.yaml", [0, 1, 2], "s", None, None), ("t.yaml", None, "runs", None, None)]
 
 
+@pytest.mark.process
 def test_a_shell_completes_commands_options_and_choices():
     command = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())"]
     for words, offers in [
@@ -146,6 +147,7 @@ def test_a_shell_completes_commands_options_and_choices():
     assert "complete -o default -F _dmdr_completion dmdr" in script.stdout
 
 
+@pytest.mark.process
 def test_help_is_quick():
     """Half a second of CPU is the limit; pydantic, Prefect and the stores would take most of it."""
     code = (
@@ -202,6 +204,7 @@ def test_run_of_a_config_that_is_not_there_exits_with_66(capsys: pytest.CaptureF
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.process
 def test_run_ends_with_the_exit_code_of_the_stage(tiny_config: Callable[..., Path], tmp_path: Path):
     """The whole command, with Prefect's embedded server: the stage's own line, and nothing of Prefect's."""
     config = tiny_config()
@@ -267,6 +270,7 @@ def test_a_scorecard_lines_up_and_marks_what_was_trained_on():
     assert "+0.250 [+0.100, +0.400]" in differences
 
 
+@pytest.mark.process
 def test_a_process_gives_its_lines_as_they_come_and_its_exit_code():
     lines: list[str] = []
     code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(65)"
@@ -275,6 +279,7 @@ def test_a_process_gives_its_lines_as_they_come_and_its_exit_code():
     assert process.run_process([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], None) == 128 + 9
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's own")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_whatever_ends_the_flow_the_stage_is_asked_to_stop(tmp_path: Path, number: signal.Signals):
@@ -299,6 +304,7 @@ def test_whatever_ends_the_flow_the_stage_is_asked_to_stop(tmp_path: Path, numbe
     appears(tmp_path / "checkpoint")
 
 
+@pytest.mark.process
 def test_ctrl_c_leaves_prefects_embedded_server_alive_until_the_flow_has_ended(tmp_path: Path):
     """A terminal sends SIGINT to every process of its foreground group, the server among them."""
     flow = (

@@ -19,6 +19,8 @@ from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage
 from tests.support.training_results import TRAINING, assert_same
 
+pytestmark = pytest.mark.process
+
 
 def together(tiny_config: Callable[..., Path], processes: int, sharding: str = "none", **changes: object) -> Path:
     execution = {"device": "cpu", "checkpoint_every": 2, "processes": processes, "sharding": sharding}

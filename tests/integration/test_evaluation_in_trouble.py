@@ -80,6 +80,7 @@ def ready(many, tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
+@pytest.mark.process
 def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, ready):
     config, whole, killed = many(), ready("whole"), ready("killed")
     run_stage(load_config(config), whole, "evaluate")
@@ -103,6 +104,7 @@ def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, 
     assert not (killed / "tiny" / "evaluate" / "checkpoints").exists()
 
 
+@pytest.mark.process
 def test_two_ranks_find_what_one_finds(many, ready):
     one, two = ready("one"), ready("two")
     run_stage(load_config(many()), one, "evaluate")

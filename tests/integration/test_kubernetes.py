@@ -23,6 +23,8 @@ from stages.store.artifacts import Artifact
 from tests.support.fake_cluster.server import IMAGE, QUICK, Cluster
 from tests.support.manifests import minors, problems, rendered, schema_problems
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("DMDR_KILLS", "6"))
 

@@ -22,6 +22,8 @@ from flows.launch.stage import Stage, prepare_stage
 from tests.support.fake_cluster.server import QUICK, Cluster
 from tests.support.prefect_server import ROOT, asked, prefect, server_alone
 
+pytestmark = pytest.mark.process
+
 FLOW = "import sys; from flows.distil import dmdr; dmdr(*sys.argv[1:])"
 REAP = "import sys; from flows.reap import reap; [reap(after=int(seconds)) for seconds in sys.argv[1:]]"
 

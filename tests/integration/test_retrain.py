@@ -22,6 +22,8 @@ from tests.support.prefect_server import ROOT, asked, prefect, server_alone
 from tests.support.sealing import PROVENANCE
 from tests.support.trained_run import trained_run
 
+pytestmark = pytest.mark.process
+
 LAB = ROOT / "dmdr" / "lab" / "teachers"
 
 

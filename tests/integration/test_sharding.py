@@ -9,12 +9,15 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from safetensors import safe_open
 
 from dmdr.config.load import load_config
 from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage
 from tests.support.training_results import TRAINING, assert_same
+
+pytestmark = pytest.mark.process
 
 UPDATES = 6
 

@@ -16,6 +16,8 @@ import pytest
 from dmdr.errors import DataError, NonFinite, StoreError
 from tests.support.stage_process import ROOT, refused, stages
 
+pytestmark = pytest.mark.process
+
 
 def test_seal_once_skip_afterwards_and_guard_the_address(tmp_path: Path, tiny_config: Callable[..., Path]) -> None:
     config = str(tiny_config())

@@ -14,6 +14,8 @@ from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage
 from tests.support.training_results import digests, steps_saved
 
+pytestmark = pytest.mark.process
+
 KILLS = 3
 UPDATES = 14
 

@@ -20,6 +20,8 @@ from tests.support.sealing import PROVENANCE
 from tests.support.stage_process import ROOT
 from tests.support.store_bench import IDENTITY, INPUTS, Bench, check, sealed, write
 
+pytestmark = pytest.mark.process
+
 KILLED_ON_S3 = """
 import sys
 from pathlib import Path

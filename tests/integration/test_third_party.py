@@ -90,6 +90,7 @@ def test_a_taken_name_is_refused(tiny_config):
         load_config(tiny_config(evaluate={"metrics": ["lab-mixer"], "pipelines": pipelines}))
 
 
+@pytest.mark.process
 def test_the_command_adds_a_column_to_a_run(tiny_config, tiny_sd3_folder, tmp_path):
     """The run's stages are copied, the card has its models and the new one; again: nothing is left to do."""
     path = tiny_config()

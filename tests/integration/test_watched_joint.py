@@ -125,6 +125,7 @@ def test_an_unknown_watched_reward_is_refused(stage):
         stage.run("unknown", watch={**WATCHED, "reward": "beauty"})
 
 
+@pytest.mark.process
 def test_killed_with_the_watch_on_ends_with_the_same_bits(stage):
     seed = random.randrange(2**32)
     print(f"seed {seed}")

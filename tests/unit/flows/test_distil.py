@@ -15,7 +15,10 @@ from flows.paper_tables import lab_tables
 from stages.store.artifacts import Artifact
 
 # The tasks run on their own here, outside of a flow.
-pytestmark = pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs':UserWarning")
+pytestmark = [
+    pytest.mark.process,  # Prefect's test server
+    pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs':UserWarning"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -91,7 +91,7 @@ def faults(text: str, admitted: list[str]) -> list[str]:
     found, steps = [], instructions(text)
     if not re.fullmatch(r"BASE_IMAGE=\S+", dict(steps[:1]).get("ARG", "")):
         found.append("does not begin with ARG BASE_IMAGE=default")
-    stages, user, started = {"${BASE_IMAGE}"}, "", False
+    stages, user = {"${BASE_IMAGE}"}, ""
     for verb, rest in steps:
         if verb == "FROM":
             base, _, name = rest.partition(" AS ")
@@ -101,27 +101,32 @@ def faults(text: str, admitted: list[str]) -> list[str]:
             stages.add(name)
         if verb == "USER":
             user = rest
-        if verb == "ADD":
-            found.append("ADD fetches and unpacks; COPY does not")
-        if "://" in rest or re.search(r"\b(curl|wget)\b", rest):
-            found.append(f"an address or a download: {rest}")
-        if verb in ("ENTRYPOINT", "CMD"):
-            started = True
-            if not rest.startswith("["):
-                found.append(f"{verb} is run by a shell, which keeps SIGTERM to itself")
-        if verb == "COPY" and not rest.startswith("--from="):
-            found += [
-                f"COPY {source}, which .dockerignore keeps out"
-                for source in copied(rest)
-                if not any(fnmatch.fnmatch(source, pattern) for pattern in admitted)
-            ]
+        found += faults_of_step(verb, rest, admitted)
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", user):
         found.append(f"its last USER is {user or 'root'}, not UID:GID of somebody but root")
-    if not started:
+    if not {"ENTRYPOINT", "CMD"} & {verb for verb, _ in steps}:
         found.append("starts nothing")
     locks = re.findall(r"install\.sh packages (\S+)", text)
     if not locks or not all((IMAGES / lock).is_file() for lock in locks):
         found.append("does not install one of images/*.lock")
+    return found
+
+
+def faults_of_step(verb: str, rest: str, admitted: list[str]) -> list[str]:
+    """What is wrong with one instruction, whatever stands around it."""
+    found = []
+    if verb == "ADD":
+        found.append("ADD fetches and unpacks; COPY does not")
+    if "://" in rest or re.search(r"\b(curl|wget)\b", rest):
+        found.append(f"an address or a download: {rest}")
+    if verb in ("ENTRYPOINT", "CMD") and not rest.startswith("["):
+        found.append(f"{verb} is run by a shell, which keeps SIGTERM to itself")
+    if verb == "COPY" and not rest.startswith("--from="):
+        found += [
+            f"COPY {source}, which .dockerignore keeps out"
+            for source in copied(rest)
+            if not any(fnmatch.fnmatch(source, pattern) for pattern in admitted)
+        ]
     return found
 
 
@@ -182,6 +187,7 @@ def test_a_stage_is_the_process_that_gets_sigterm() -> None:
     assert [json.loads(rest) for verb, rest in steps if verb == "ENTRYPOINT"] == [["python", "-m", "stages"]]
 
 
+@pytest.mark.process
 def test_the_locks_follow_from_requirements_lock(tmp_path: Path) -> None:
     command = [sys.executable, "images/lock.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -193,7 +199,7 @@ def test_the_locks_follow_from_requirements_lock(tmp_path: Path) -> None:
     (tmp_path / "requirements.lock").write_text(re.sub(r"(?m)^prefect==.*", "prefect==3.0.0", lock), encoding="utf-8")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout.startswith("images/flow.lock is not") and "stages.lock" not in done.stdout
+    assert done.stdout.startswith("images/flow.lock does not follow") and "stages.lock" not in done.stdout
     (tmp_path / "requirements.lock").write_text(re.sub(r"(?m)^prefect==.*\n", "", lock), encoding="utf-8")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "needs prefect, not in requirements.lock" in done.stderr
@@ -204,6 +210,7 @@ def imports(lock: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=lock, capture_output=True, text=True)
 
 
+@pytest.mark.process
 def test_the_flow_image_has_all_that_flows_import() -> None:
     lock = (IMAGES / "flow.lock").read_text(encoding="utf-8")
     done = imports(lock)

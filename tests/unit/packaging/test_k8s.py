@@ -18,7 +18,10 @@ from tests.support.manifests import minors, problems, rendered, schema_problems
 K8S = Path(__file__).parents[3] / "k8s"
 OVERLAYS = ["one-node", "many-nodes", "dev"]
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which renders k8s/, is not installed")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which renders k8s/, is not installed"),
+]
 
 
 @cache

@@ -15,7 +15,10 @@ from tests.support.manifests import minors, problems, rendered, schema_problems
 MANY_NODES = Path(__file__).parents[3] / "k8s" / "overlays" / "many-nodes"
 GONE = object()  # as a value: take the key away
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which renders k8s/, is not installed")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which renders k8s/, is not installed"),
+]
 
 STAGES = yaml.safe_load("""
 - &job

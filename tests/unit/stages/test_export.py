@@ -22,6 +22,7 @@ from dmdr.export.write import LORA_FILE, NETWORK_FILE, WEIGHTS, build_metadata, 
 from dmdr.rollout import sample_student
 from dmdr.teacher.load import digest_teacher, load_teacher
 from stages import export
+from stages.reports.export_facts import ExportFacts
 from stages.reports.model_card import render_card
 from stages.store.artifacts import Artifact
 from tests.support.sealing import PROVENANCE
@@ -75,6 +76,7 @@ def test_every_form_draws_the_students_images(make, tiny_folder, tmp_path):
             compare_latents(untouched, untouched.network, 2, pipe, seed=0)
 
 
+@pytest.mark.process
 def test_folder_needs_no_code_of_ours(tiny_folder, tmp_path):
     steps, folder = 4, tmp_path / "pipeline"
     backbone = exported(full_student(tmp_path / "joint", tiny_folder), tiny_folder, folder, steps)
@@ -219,9 +221,12 @@ def test_the_card_loads_a_teacher_from_the_hub_at_its_commit(teacher, loads, tin
     facts = json.loads((folder / "provenance.json").read_text())
     facts["teacher"] |= teacher
     facts["classes"]["absent"] = ["tokenizer_3"]
-    assert f"pipe = StableDiffusion3Pipeline.{loads}\npipe.scheduler = " in render_card(facts)
+    assert f"pipe = StableDiffusion3Pipeline.{loads}\npipe.scheduler = " in render_card(
+        ExportFacts.model_validate(facts)
+    )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("student", "forms"),
     [

@@ -100,7 +100,7 @@ def test_guidance_and_prompt_matter(backbone):
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_student_equals_its_exported_pipeline(backbone, plain, steps):
-    exported = backbone.pipeline(backbone.network, backbone.student_scheduler(steps))
+    exported = backbone.build_student_pipeline(backbone.network, steps)
     exported.set_progress_bar_config(disable=True)
     start = noise_for(4, "start", shape=(2, *backbone.latent_shape))
     torch.manual_seed(11)

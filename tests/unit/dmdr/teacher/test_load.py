@@ -136,6 +136,7 @@ def test_what_is_no_teacher_is_named(tmp_path):
         find_teacher(str(tmp_path))
 
 
+@pytest.mark.process
 def test_a_pinned_commit_comes_from_the_hub_once(tiny_sd3_folder, tmp_path):
     """A small hub over HTTP has files that a pipeline does not need; the second time there is no network."""
     commit, home = "0123456789abcdef0123456789abcdef01234567", tmp_path / "home"

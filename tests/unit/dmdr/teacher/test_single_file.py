@@ -67,7 +67,7 @@ def test_the_parts_give_what_the_file_lacks(one_file, tiny_folder, tmp_path):
     """As the published files without text encoders, or without a VAE."""
     family = family_of(tiny_folder)
     network = next(iter(LAYOUTS[family]))
-    prefix = LAYOUTS[family][network][0]
+    prefix = LAYOUTS[family][network].prefix
 
     def strip(weights: dict) -> None:
         for key in [key for key in weights if not key.startswith(prefix)]:
@@ -78,7 +78,9 @@ def test_the_parts_give_what_the_file_lacks(one_file, tiny_folder, tmp_path):
     assert torch.equal(predictions(source), predictions(tiny_folder))
     assert load_teacher(source, text=False).pipe.text_encoder is None
     empty = without(tiny_folder, tmp_path / "empty", [network, "vae"])
-    with pytest.raises(DataError, match="has no vae and its teacher.parts .* neither; give parts that do"):
+    with pytest.raises(
+        DataError, match="neither the teacher .* nor its teacher.parts .* has weights of the vae; give parts that"
+    ):
         load_teacher(find_teacher(str(one_file), str(empty)))
 
 
@@ -126,13 +128,13 @@ def test_a_file_that_is_damaged_is_named(one_file, tiny_folder):
 @pytest.mark.parametrize("part", ["network", "vae", "text_encoder", "text_encoder_2"])
 def test_a_missing_tensor_and_another_shape_are_named(part, one_file, tiny_folder):
     layout = LAYOUTS[family_of(tiny_folder)]
-    prefix, _ = layout[next(iter(layout)) if part == "network" else part]
+    prefix = layout[next(iter(layout)) if part == "network" else part].prefix
     whole = load_file(one_file)
     names = sorted(key for key in whole if key.startswith(prefix))
     name = names[len(names) // 2]
     save_file({**whole, name: torch.zeros(*whole[name].shape, 2)}, one_file)
     shapes = (str((*whole[name].shape, 2)), str(tuple(whole[name].shape)))
-    refused(one_file, tiny_folder, f"has {name} of shape", *shapes, "give teacher.parts of this very model")
+    refused(one_file, tiny_folder, f"has {name} of shape", *shapes, "give teacher.parts of exactly this model")
     del whole[name]
     save_file(whole, one_file)
     refused(one_file, tiny_folder, f"lacks the tensor {name}, which", "fetch the file again, or give teacher.parts")

@@ -345,6 +345,7 @@ print(Sets(table=table, cache=Path(sys.argv[2])).files("set:slow")[0][1])
 """
 
 
+@pytest.mark.process
 def test_killed_in_the_middle_nothing_looks_whole(site: Site, tmp_path: Path) -> None:
     """Without a known digest, so that only its name says that a file is whole. More than one chunk is written."""
     site.files["long.txt"] = b"a red cup\n" * 500_000
@@ -371,6 +372,7 @@ print(list(read_source("set:sharegpt-4o-image@%s", "prompt", Lines("hub", print)
 """
 
 
+@pytest.mark.process
 def test_a_set_of_the_hub_at_a_commit_of_ones_own(site: Site, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is pinned to no commit; .* as set:sharegpt-4o-image@COMMIT, 40 hex digits"):
         selected(Sets(), sources=["set:sharegpt-4o-image"])

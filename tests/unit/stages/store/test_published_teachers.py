@@ -132,6 +132,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.process
 def test_a_killed_publisher_leaves_a_teacher_whole_or_invisible(store, tiny_config, tmp_path):
     """SIGKILL at random instants; what goes on from it ends with the same bytes."""
     seed = random.randrange(2**32)
@@ -186,6 +187,7 @@ def test_a_killed_publisher_leaves_a_teacher_whole_or_invisible(store, tiny_conf
         assert contents(fetched(config, each.address)) == wanted
 
 
+@pytest.mark.process
 def test_a_stage_runs_on_a_published_teacher(s3, tiny_config, tiny_sd3_folder, tmp_path):
     """For real; the digest is what counts, so another address of the same teacher is the same input."""
     store = f"s3://{BUCKET}/{tmp_path.name}"
@@ -244,6 +246,7 @@ def test_what_is_fetched_is_fetched_once_and_goes_on(s3, tiny_config, tmp_path):
     assert fetched(config, made.address) == folder
 
 
+@pytest.mark.process
 def test_a_cold_start_is_adopted_or_refused(tiny_config: Callable[..., Path], tmp_path):
     """As dmdr/from-cold-start does it: another joint training on the same prompts and cold start."""
     config = load_config(tiny_config())
@@ -287,6 +290,7 @@ print(json.dumps([[each.name, each.revision, each.address] for each in list_revi
 """
 
 
+@pytest.mark.process
 def test_a_hub_has_a_revision_for_each_teacher_not_for_each_commit():
     """The tag and the branch's head differ in a README alone; an older branch is another teacher, one has none."""
     index, unet, readme = (

@@ -1,0 +1,92 @@
+"""The types of provenance.json, which lies beside the exported forms of a model.
+
+Each is built in one place, stages/export.py, and never changed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dmdr.config.run import Student
+
+SCHEMA: Literal[2] = 2
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class TeacherFacts(_Facts):
+    """The teacher. parts: of a single file, the folder or repository that its other parts come from."""
+
+    name: str
+    parts: str | None
+    digest: str
+
+
+class PromptFacts(_Facts):
+    """The prompt set. counts: of prompts, by what became of them."""
+
+    fingerprint: str
+    counts: dict[str, int]
+
+
+class CallFacts(_Facts):
+    """The arguments that a pipeline has to be called with."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+
+
+class ClassFacts(_Facts):
+    """The names of the diffusers classes. part: of the pipeline that the network is; absent: parts it does not have."""
+
+    family: str
+    pipeline: str
+    part: str
+    network: str
+    scheduler: str
+    absent: list[str]
+
+
+class CostFacts(_Facts):
+    """What the last attempt of a stage used."""
+
+    cpu_s: float
+    peak_memory_mib: float
+
+
+class StageFacts(_Facts):
+    """One stage in short: which result it is, what made it, on what device, and for how long."""
+
+    fingerprint: str
+    code: dict[str, str]
+    device: str
+    duration_s: float
+    cost: CostFacts
+
+
+class ExportFacts(_Facts):
+    """The whole file. parity: form -> the largest difference of its latents from those of the training sampler."""
+
+    schema_version: Literal[2] = Field(SCHEMA, alias="schema")
+    run: str
+    teacher: TeacherFacts
+    prompts: PromptFacts
+    student: Student
+    nfe: int
+    call: CallFacts
+    rewards: dict[str, float]
+    parity: dict[str, float]
+    classes: ClassFacts
+    stages: dict[str, StageFacts]
+    code: dict[str, str]
+    settings: dict[str, object]
+
+    def to_json(self) -> dict[str, object]:
+        """The content of provenance.json."""
+        return self.model_dump(mode="json", by_alias=True)
