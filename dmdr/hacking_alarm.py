@@ -22,7 +22,8 @@ import torch
 from dmdr import distributed
 from dmdr.config.run import Watch
 from dmdr.promptset import PromptSet
-from dmdr.rewards.load import Reward, load_reward
+from dmdr.rewards.load import load_reward
+from dmdr.rewards.protocol import Reward
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState

@@ -82,7 +82,10 @@ def run(context: Context) -> dict:
         images_per_prompt=exam.seeds,
         trained_on=rewards_trained_on(config),
         missing=missing,
-        about=describe_metrics(config.evaluate.metrics, config.weights),
+        about={
+            figure: description.to_facts()
+            for figure, description in describe_metrics(config.evaluate.metrics, config.weights).items()
+        },
         truncated=truncated,
     )
     card = build_scorecard(conditions, compared, scores, list_categories(judges, found))

@@ -1,8 +1,9 @@
-"""What a figure is: model, weights, scale and what stands before a prompt, for whoever compares it with another's."""
+"""Describe what a figure measures, for anybody who compares it with another one: model, weights, scale and prefix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from dmdr.config.reward_weights import OF
@@ -10,7 +11,7 @@ from dmdr.errors import InputMissing
 from dmdr.metrics.lpips import FIGURE, SIDE
 from dmdr.metrics.scorecard import MetricFacts
 from dmdr.rewards.open_clip import KINDS, PREFIXED, SCALE
-from dmdr.rewards.weights import address_of
+from dmdr.rewards.weights import find_address
 from dmdr.teacher import hub
 
 MODELS = {
@@ -23,31 +24,53 @@ MODELS = {
 SCALES = {"geneval": 1.0, "dpg-bench": 100.0}
 
 
-def describe_metrics(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[str, MetricFacts]:
-    """Figure -> {"model", "weights", "scale", "prefix"}, of the metrics that have weights; None where it has none.
+@dataclass(frozen=True)
+class MetricDescription:
+    """What a figure measures.
 
-    addresses: the config's `weights`. A folder or file is called by its own name, as its place means nothing elsewhere.
+    weights: the sets of weights that it reads, with their addresses. scale: what a perfect score or, of a cosine, its
+    factor is; None where there is none. prefix: what a CLIP score puts before each prompt, or "none"; None for all
+    other figures, whose JSON form lacks the key.
     """
-    found: dict[str, MetricFacts] = {}
+
+    model: str
+    weights: str
+    scale: float | None = None
+    prefix: str | None = None
+
+    def to_facts(self) -> MetricFacts:
+        """As the scorecard has it."""
+        facts: MetricFacts = {"model": self.model, "weights": self.weights, "scale": self.scale}
+        return facts if self.prefix is None else {**facts, "prefix": self.prefix}
+
+
+def describe_metrics(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[str, MetricDescription]:
+    """Figure -> its description, for the metrics that read weights. addresses: the config's `weights`."""
+    descriptions: dict[str, MetricDescription] = {}
     for name in metrics:
-        if not OF.get(name):  # one of the lab's
+        if not OF.get(name):  # the lab's metrics read none
             continue
-        weights = ", ".join(_name_weights(each, addresses) for each in OF[name])
+        weights = ", ".join(_describe_weights(each, addresses) for each in OF[name])
         if name == "lpips":
-            found[FIGURE] = {"model": f"LPIPS v0.1 on VGG-16 at {SIDE} pixels", "weights": weights, "scale": None}
-        elif name in KINDS or name in PREFIXED:
-            of, prefix = PREFIXED.get(name, (name, "none"))
-            kind = KINDS[of]
-            model = f"open_clip {kind.architecture}, images {kind.shape.__name__}"
-            found[name] = {"model": model, "weights": weights, "scale": SCALE, "prefix": prefix}
+            descriptions[FIGURE] = MetricDescription(f"LPIPS v0.1 on VGG-16 at {SIDE} pixels", weights)
+        elif name in PREFIXED:
+            prefixed = PREFIXED[name]
+            descriptions[name] = MetricDescription(_describe_clip(prefixed.kind), weights, SCALE, prefixed.prefix)
+        elif name in KINDS:
+            descriptions[name] = MetricDescription(_describe_clip(name), weights, SCALE, "none")
         else:
-            found[name] = {"model": MODELS[name], "weights": weights, "scale": SCALES.get(name)}
-    return found
+            descriptions[name] = MetricDescription(MODELS[name], weights, SCALES.get(name))
+    return descriptions
 
 
-def _name_weights(weights: str, addresses: Mapping[str, str]) -> str:
+def _describe_clip(kind: str) -> str:
+    return f"open_clip {KINDS[kind].architecture}, images {KINDS[kind].resizing}"
+
+
+def _describe_weights(weights: str, addresses: Mapping[str, str]) -> str:
+    """A folder or file is called by its name alone, because its path means nothing on another machine."""
     try:
-        where = address_of(weights, addresses)
+        address = find_address(weights, addresses)
     except InputMissing:
         return f"{weights} (not set)"
-    return where if hub.is_hub(where) else f"{weights} {Path(where).name}"
+    return address if hub.is_hub(address) else f"{weights} {Path(address).name}"

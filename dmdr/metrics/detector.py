@@ -1,24 +1,27 @@
-"""The object detector of GenEval: Mask2Former with a Swin-S backbone, trained on COCO's instances.
+"""Detect objects for GenEval, by Mask2Former with a Swin-S backbone, trained on COCO's instances.
 
-1. It is transformers' (facebook/mask2former-swin-small-coco-instance), the same network as GenEval's mmdet 2 checkpoint
-   but another training run's export; a few detections differ, so a score says which detector it is from.
-2. Boxes are those of the masks, as mmdet's Mask2Former has them.
-3. Images are resized as its processor says, for this checkpoint to 384 x 384; mmdet fits them into 1333 x 800, so
-   GenEval's own finds smaller things. Masks are cut at 384 x 384 and enlarged; mmdet's are cut at the image's size.
-4. Scores have six digits. Which of equal ones is first is chance there and here.
+1. The network is that of transformers (facebook/mask2former-swin-small-coco-instance). GenEval's mmdet 2 checkpoint is
+   the same network from another training run. A few detections differ, so a score says which detector it comes from.
+2. Boxes are drawn around the masks, as in mmdet's Mask2Former.
+3. Images are resized as the processor says, for this checkpoint to 384 x 384. mmdet fits them into 1333 x 800, so
+   GenEval's detector finds smaller things. Masks are cut at 384 x 384 and enlarged; mmdet cuts them at full size.
+4. Scores have six digits. Which of two equal scores comes first is chance, there and here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 
 from dmdr.errors import DataError, InputMissing
 from dmdr.metrics.geneval_rules import THRESHOLD, Detection
+from dmdr.rewards.checkpoint import shorten
 
-NAMES = (  # of COCO's 80 classes in its order, as GenEval's prompts call them
+NAMES = (  # COCO's 80 classes in COCO's order, as GenEval's prompts call them
     "person",
     "bicycle",
     "car",
@@ -103,11 +106,11 @@ NAMES = (  # of COCO's 80 classes in its order, as GenEval's prompts call them
 
 
 class Detector:
-    """From a folder that transformers saved.
+    """Mask2Former, from a folder that transformers saved.
 
     Raises:
         InputMissing: there is no such folder.
-        DataError: it does not load, or detects other classes than COCO's 80.
+        DataError: the folder cannot be loaded, or its model detects other classes than COCO's 80.
     """
 
     def __init__(self, folder: Path, device: str) -> None:
@@ -121,38 +124,49 @@ class Detector:
             self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             self.network = Mask2FormerForUniversalSegmentation.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise DataError(f"weights.mask2former {folder} does not load: {said}") from error
-        self.network.to(device).requires_grad_(False).eval()
-        labels = self.network.config.id2label
-        if (len(labels), labels.get(0), labels.get(len(NAMES) - 1)) != (len(NAMES), NAMES[0], NAMES[-1]):
             raise DataError(
-                f"weights.mask2former {folder} detects {len(labels)} classes from {labels.get(0)} on, GenEval asks for "
+                f"weights.mask2former {folder} cannot be loaded ({shorten(error)}); fetch them again"
+            ) from error
+        self.network.requires_grad_(False).eval().to(device)
+        labels = {int(number): label for number, label in (self.network.config.id2label or {}).items()}
+        first, last = labels.get(0), labels.get(len(NAMES) - 1)
+        if (len(labels), first, last) != (len(NAMES), NAMES[0], NAMES[-1]):
+            raise DataError(
+                f"weights.mask2former {folder} detects {len(labels)} classes from {first} on, GenEval needs "
                 f"COCO's {len(NAMES)} from person to toothbrush; give facebook/mask2former-swin-small-coco-instance"
             )
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> list[dict[str, list[Detection]]]:
-        """images (B, 3, H, W) in [0, 1] -> of each, class -> objects from GenEval's lower threshold on."""
+        """images (B, 3, H, W) in [0, 1] -> for each image, class -> its objects above GenEval's lower threshold."""
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-        given = self.processor(images=list(pixels.cpu()), return_tensors="pt")
-        out = self.network(pixel_values=given["pixel_values"].to(self.network.device))
+        inputs = self.processor(images=list(pixels.cpu()), return_tensors="pt")
+        output = self.network(pixel_values=inputs["pixel_values"].to(self.network.device))
         size = tuple(images.shape[-2:])
-        found = self.processor.post_process_instance_segmentation(
-            out, threshold=THRESHOLD, target_sizes=[size] * len(images), return_binary_maps=True
+        segmented = self.processor.post_process_instance_segmentation(
+            output, threshold=THRESHOLD, target_sizes=[size] * len(images), return_binary_maps=True
         )
-        return [_objects(each) for each in found]
+        return [_list_detections(each["segmentation"], each["segments_info"]) for each in segmented]
 
 
-def _objects(found: dict) -> dict[str, list[Detection]]:
+class Segment(TypedDict):
+    """What transformers says about a mask."""
+
+    label_id: int
+    score: float
+
+
+def _list_detections(masks: Sequence[torch.Tensor], segments: list[Segment]) -> dict[str, list[Detection]]:
+    """class -> the objects of one image. masks: (H, W) of each segment, 0 outside of it."""
     objects: dict[str, list[Detection]] = {}
-    for number, segment in enumerate(found["segments_info"]):
-        mask = found["segmentation"][number].cpu().numpy() > 0
-        objects.setdefault(NAMES[segment["label_id"]], []).append(Detection(box_of(mask), segment["score"], mask))
+    for number, segment in enumerate(segments):
+        mask = masks[number].cpu().numpy() > 0
+        detection = Detection(enclose_mask(mask), segment["score"], mask)
+        objects.setdefault(NAMES[segment["label_id"]], []).append(detection)
     return objects
 
 
-def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 around a mask (H, W) with at least one pixel; x2 and y2 are one past it."""
+def enclose_mask(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """The box x1, y1, x2, y2 around a mask (H, W) with at least one pixel; x2 and y2 lie one pixel past it."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

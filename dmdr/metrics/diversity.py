@@ -1,7 +1,7 @@
-"""How much the images of one prompt differ from each other: mean distance over their pairs. Neither figure is LPIPS.
+"""How much the images of one prompt differ: the mean distance over their pairs. Neither figure here is LPIPS.
 
 diversity/pixels     root mean square difference of RGB values in [0, 1]
-diversity/<reward>   cosine distance, 1 - cos, of the image embedding of a held-out lab reward
+diversity/<reward>   cosine distance, 1 - cos, of the image embeddings of a held-out lab reward
 
 S images of a prompt, P prompts.
 """
@@ -15,25 +15,38 @@ import numpy as np
 import torch
 
 PIXELS = "diversity/pixels"
-Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Embed = Callable[[torch.Tensor], torch.Tensor]  # images (B, 3, H, W) in [0, 1] -> (B, D), of length 1
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (P, D), (P, D) -> (P,)
 
 
-def diversity(images_PS: torch.Tensor, embeddings: dict[str, Callable[[torch.Tensor], torch.Tensor]]) -> dict:
-    """Figure -> scores (P,), NaN where an image is not a number.
+def diversity(images_PS: torch.Tensor, embeddings: dict[str, Embed]) -> dict[str, np.ndarray]:
+    """Figure -> scores (P,), NaN where a value of an image is not finite.
 
-    images_PS: (P, S, 3, H, W) in [0, 1], S at least 2. embeddings: reward -> (B, 3, H, W) to (B, D) of length 1.
+    images_PS: (P, S, 3, H, W) in [0, 1], S at least 2. embeddings: the image encoders by the names of their rewards.
     """
-    sound_P = images_PS.isfinite().flatten(1).all(dim=1).cpu().numpy()
+    finite_P = images_PS.isfinite().flatten(1).all(dim=1).cpu().numpy()
     images_PS = images_PS.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
-    found = {PIXELS: _mean_over_pairs(images_PS.flatten(2), lambda a, b: (a - b).square().mean(-1).sqrt())}
+    scores = {PIXELS: average_over_pairs(images_PS.flatten(2), root_mean_square)}
     for name, embed in embeddings.items():
         vectors_PS = embed(images_PS.flatten(0, 1)).unflatten(0, images_PS.shape[:2])
-        found[f"diversity/{name}"] = _mean_over_pairs(vectors_PS, lambda a, b: 1 - (a * b).sum(-1))
-    return {figure: np.where(sound_P, scores_P, np.nan) for figure, scores_P in found.items()}
+        scores[f"diversity/{name}"] = average_over_pairs(vectors_PS, cosine_distance)
+    return {figure: np.where(finite_P, scores_P, np.nan) for figure, scores_P in scores.items()}
 
 
-def _mean_over_pairs(x_PSD: torch.Tensor, distance: Distance) -> np.ndarray:
-    """Two at a time, so that the memory does not grow with the pairs."""
+def root_mean_square(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """sqrt(mean (a - b)^2) over the last dimension."""
+    return (a - b).square().mean(-1).sqrt()
+
+
+def cosine_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """1 - a . b over the last dimension; a and b have length 1."""
+    return 1 - (a * b).sum(-1)
+
+
+def average_over_pairs(x_PSD: torch.Tensor, distance: Distance) -> np.ndarray:
+    """The mean distance (P,) over all pairs of S, one pair at a time, so that memory does not grow with the pairs."""
     pairs = list(itertools.combinations(range(x_PSD.shape[1]), 2))
-    total = sum(distance(x_PSD[:, a].double(), x_PSD[:, b].double()) for a, b in pairs)
-    return (total / len(pairs)).cpu().numpy()
+    total_P = torch.zeros(len(x_PSD), dtype=torch.float64, device=x_PSD.device)
+    for a, b in pairs:
+        total_P += distance(x_PSD[:, a].double(), x_PSD[:, b].double())
+    return (total_P / len(pairs)).cpu().numpy()

@@ -1,8 +1,10 @@
-"""95 % intervals. Over the prompts of one run: a percentile bootstrap in which every model meets the same resamples.
-Over several runs that differ by their seed: Student's t on the variance between seeds and between prompts.
+"""95 % intervals of means, over the prompts of one run or over several runs that differ by their seed.
 
-Prompts are the unit because the claim is about prompts, and models share them: that pairing is what makes a
-difference between two models far more certain than the two means are.
+Over the prompts of one run it is a percentile bootstrap, in which all models have the same resamples. Over several runs
+it is Student's t, on the variance between seeds and between prompts. What is resampled are prompts, because a claim is
+about prompts. The models share them, so a difference between two models is far more certain than their two means.
+
+M models, P prompts, S seeds, R resamples.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from scipy import stats
 
 RESAMPLES = 2000
 LOW, HIGH = 2.5, 97.5  # percentiles
-DRAWS_AT_ONCE = 2**16  # bounds the memory; the result does not depend on it
+DRAWS_AT_ONCE = 2**16  # limits the memory; the result does not depend on it
 
 
 class Interval(NamedTuple):
@@ -26,9 +28,9 @@ class Interval(NamedTuple):
 
 
 def resample_means(scores_MP: np.ndarray, seed: int) -> np.ndarray:
-    """Mean score of each model on RESAMPLES draws of the prompts with replacement.
+    """scores (M, P) -> (R, M): the mean of each model on each of RESAMPLES draws of the prompts with replacement.
 
-    scores_MP: (models, prompts). Returns (RESAMPLES, models); a pure function of its arguments.
+    The result depends on the arguments alone.
     """
     prompts = scores_MP.shape[1]
     rng = np.random.default_rng(seed)
@@ -41,7 +43,7 @@ def resample_means(scores_MP: np.ndarray, seed: int) -> np.ndarray:
 
 
 def bootstrap_interval(scores_P: np.ndarray, means_R: np.ndarray) -> Interval:
-    """The mean of scores (prompts,) with the percentiles of its resampled means (RESAMPLES,)."""
+    """The mean of scores (P,), with the percentiles of its resampled means (R,)."""
     if not np.isfinite(scores_P).all():
         return Interval(np.nan, np.nan, np.nan)
     low, high = np.percentile(means_R, (LOW, HIGH))
@@ -49,13 +51,13 @@ def bootstrap_interval(scores_P: np.ndarray, means_R: np.ndarray) -> Interval:
 
 
 def bootstrap_intervals(scores_MP: np.ndarray, seed: int) -> list[Interval]:
-    """One interval a model; scores_MP: (models, prompts)."""
+    """One interval for each model; scores_MP: (M, P)."""
     means_RM = resample_means(scores_MP, seed)
     return [bootstrap_interval(scores_P, means_R) for scores_P, means_R in zip(scores_MP, means_RM.T, strict=True)]
 
 
 def bootstrap_differences(scores_MP: np.ndarray, seed: int) -> list[Interval]:
-    """First model less each of the others, prompt by prompt, over the same resamples as `intervals`."""
+    """The first model less each of the others, prompt by prompt, on the same resamples as `bootstrap_intervals`."""
     means_RM = resample_means(scores_MP, seed)
     return [
         bootstrap_interval(scores_MP[0] - scores_MP[m], means_RM[:, 0] - means_RM[:, m])
@@ -64,17 +66,17 @@ def bootstrap_differences(scores_MP: np.ndarray, seed: int) -> list[Interval]:
 
 
 def student_t_interval(scores_SP: np.ndarray) -> Interval:
-    """The mean of scores (seeds, prompts) with its 95 % interval for other seeds and other prompts.
+    """The mean of scores (S, P) with its 95 % interval for other seeds and other prompts.
 
-    Every seed meets the same prompts. The variance of the mean is that between the means of the S seeds over S, plus
-    that between the means of the P prompts over P. Its degrees of freedom are Satterthwaite's, so that a difference on
-    which three seeds do not agree needs Student's t of 2 (4.3), not 1.96. A bootstrap of three seeds is too sure: where
-    runs differ by their seed, it covers the truth in 75 to 89 of 100 trials, this in 93 (ours). One seed speaks for its
-    prompts alone.
+    All seeds have the same prompts. The variance of the mean is the variance between the S seeds' means over S, plus
+    the variance between the P prompts' means over P. Its degrees of freedom are Satterthwaite's: a difference on which
+    three seeds do not agree needs the 4.3 of Student's t with 2 degrees of freedom, not 1.96. A bootstrap of three
+    seeds is too sure: where runs differ by their seed it covers the truth in 75 to 89 of 100 trials, this interval in
+    93 (ours). With one seed the interval is for other prompts only.
     """
     if not np.isfinite(scores_SP).all():
         return Interval(np.nan, np.nan, np.nan)
-    means = [scores_SP.mean(axis=1), scores_SP.mean(axis=0)]  # of the seeds, of the prompts
+    means = (scores_SP.mean(axis=1), scores_SP.mean(axis=0))  # of the seeds, of the prompts
     parts = [(each.var(ddof=1) / len(each), len(each) - 1) for each in means if len(each) > 1]
     variance, mean = sum(part for part, _ in parts), float(scores_SP.mean())
     if not parts:  # one seed, one prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dmdr.rewards.load import Reward
+from dmdr.rewards.protocol import Reward
 
 
 class RewardMetric:

@@ -322,7 +322,7 @@ class _Stage:
         if isinstance(self.algorithm, ReFL):
             return self.algorithm.build_objective(states, texts)
         algorithm, base, path = self.algorithm, self.base, self.base.backbone.path
-        algorithm.reward.of_samples(states.x0[-1], texts, algorithm.group_size)
+        algorithm.reward.score_samples(states.x0[-1], texts, algorithm.group_size)
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             value = log_prob(path, batch.x_t, x0, batch.t).mean()

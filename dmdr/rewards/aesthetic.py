@@ -1,6 +1,7 @@
 """LAION's aesthetic score, version 2 (Schuhmann et al. 2022): an MLP on CLIP ViT-L/14's image features, 1 to 10.
 
-1. The MLP has no activations (its dropouts are off), so it is one affine map: w and b are multiplied out in float64.
+1. The MLP has no activations and its dropouts are off, so it is one affine map. Its layers are multiplied into one w
+   and one b, in float64.
 """
 
 from __future__ import annotations
@@ -12,31 +13,30 @@ import torch.nn.functional as F
 
 from dmdr.errors import DataError
 from dmdr.rewards.checkpoint import read_linear, read_tensors
-from dmdr.rewards.transformers_clip import TransformersCLIP, read_sizes
+from dmdr.rewards.transformers_clip import CLIPSizes, EncoderSizes, TransformersCLIP
 
-PUBLISHED = read_sizes(text=(768, 12, 12), vision=(1024, 24, 16))  # CLIP ViT-L/14
+VIT_L_14 = CLIPSizes(text=EncoderSizes(768, 12, 12), vision=EncoderSizes(1024, 24, 16))
 
 
 class Aesthetic:
-    """b + w . e of the normalised image features e; the prompt has no part in it.
+    """b + w . e, where e are the image's features, normalised to length 1. The prompt does not matter.
 
     Raises:
-        DataError: the weights are damaged, or are another model's.
+        DataError: the weights are damaged, or belong to another model.
     """
 
     name, differentiable = "aesthetic", True
 
     def __init__(self, head: Path | None, clip: TransformersCLIP, device: str) -> None:
         self.clip = clip
-        width = clip.model.config.projection_dim
-        weight, bias = (
-            read_linear(read_tensors(head), "layers.", head)
-            if head is not None
-            else (torch.zeros(width), torch.zeros(()))
-        )
-        if len(weight) != width:
+        if head is None:
+            weight, bias = torch.zeros(clip.width), torch.zeros(())
+        else:
+            weight, bias = read_linear(read_tensors(head), "layers.", head)
+        if len(weight) != clip.width:
             raise DataError(
-                f"weights {head} take {len(weight)} features, the CLIP gives {width}; give the one they fit"
+                f"weights {head} take {len(weight)} features, the CLIP gives {clip.width}; give the weights that were "
+                "trained on this CLIP"
             )
         self.weight, self.bias = weight.float().to(device), bias.float().to(device)
 
@@ -48,5 +48,5 @@ class Aesthetic:
 
 
 def load_aesthetic(head: Path | None, clip: Path | None, device: str) -> Aesthetic:
-    """head: the MLP's file; clip: a folder of transformers; None: without weights, for the device "meta"."""
-    return Aesthetic(head, TransformersCLIP(clip, device, PUBLISHED), device)
+    """head: the file of the MLP; clip: a folder that transformers saved. Both are None on the device "meta"."""
+    return Aesthetic(head, TransformersCLIP(clip, device, VIT_L_14), device)

@@ -1,8 +1,9 @@
-"""What the rewards that compare an image with its prompt share: two encoders, and each prompt's features kept.
+"""A reward that compares an image with its prompt by two encoders; it keeps the features of prompts.
 
-1. Text features are computed once: those of the last KEPT prompts stay on the device, 4 KiB each at width 1024.
-2. On a GPU the image encoder runs in bfloat16 where a gradient is wanted, which follows the reward and does not report
-   it; scores that are compared are float32.
+1. The features of a prompt are computed once. Those of the last KEPT_PROMPTS prompts stay on the device: 4 KiB each at
+   width 1024.
+2. On a GPU the image encoder runs in bfloat16 where a gradient is wanted: training follows the reward and does not
+   report it. Scores that are compared are float32.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-KEPT = 65_536  # prompts
-
-Encoder = Callable[[torch.Tensor], torch.Tensor]
+KEPT_PROMPTS = 65_536
 
 
 class DualEncoder:
-    """`scale` times the cosine of image and prompt features.
+    """`scale` times the cosine between the features of image and prompt.
 
     Args:
         encode_images: (B, 3, H, W) in [0, 1] -> (B, D), differentiable.
@@ -31,18 +30,18 @@ class DualEncoder:
     def __init__(
         self,
         name: str,
-        encode_images: Encoder,
+        encode_images: Callable[[torch.Tensor], torch.Tensor],
         encode_prompts: Callable[[list[str]], torch.Tensor],
         scale: float,
     ) -> None:
         self.name, self.encode_images, self.encode_prompts, self.scale = name, encode_images, encode_prompts, scale
-        self.features: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self.features: OrderedDict[str, torch.Tensor] = OrderedDict()  # prompt -> (D,), the latest used last
 
     def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         return self.scale * (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, D) float32, length 1."""
+        """(B, 3, H, W) in [0, 1] -> (B, D) float32, of length 1."""
         half = images.is_cuda and torch.is_grad_enabled()
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
             features = self.encode_images(images)
@@ -50,13 +49,13 @@ class DualEncoder:
 
     @torch.no_grad()
     def embed_captions(self, prompts: list[str]) -> torch.Tensor:
-        """-> (B, D) float32, length 1."""
+        """B prompts -> (B, D) float32, of length 1."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.features]
         if new:
             self.features.update(zip(new, F.normalize(self.encode_prompts(new).float(), dim=-1), strict=True))
         for prompt in prompts:
             self.features.move_to_end(prompt)
-        wanted = torch.stack([self.features[prompt] for prompt in prompts])
-        while len(self.features) > KEPT:
+        features = torch.stack([self.features[prompt] for prompt in prompts])
+        while len(self.features) > KEPT_PROMPTS:
             self.features.popitem(last=False)
-        return wanted
+        return features

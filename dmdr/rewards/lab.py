@@ -1,8 +1,8 @@
-"""The rewards of the lab's two worlds: tiny dual encoders of image and caption, and the probability that they match.
+"""The rewards of the lab's two worlds: the probability that image and caption match, by tiny dual encoders.
 
-`lab-conv` and `fashion-conv` (convolutions and a GRU) are there to train on; `lab-mixer` and `fashion-mixer` (MLP-Mixer
-and word windows, another seed) are held out. `dmdr.lab.reward` and `dmdr.lab.fashion.reward` built them. None saw an
-image of a held-out prompt, or a held-out pair in any caption, and the worlds' judges had no part in any.
+`lab-conv` and `fashion-conv` (convolutions and a GRU) are for training; `lab-mixer` and `fashion-mixer` (an MLP-Mixer
+and word windows, another seed) are held out. `dmdr.lab.reward` and `dmdr.lab.fashion.reward` trained them. No reward
+saw an image of a held-out prompt, or a held-out pair in any caption. The worlds' judges had no part in their training.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 FOLDER = Path(__file__).parents[1] / "lab" / "rewards"
-SIZE, LENGTH = 32, 14  # pixels a side; words of a caption that are read
+SIZE, LENGTH = 32, 14  # pixels a side; the words of a caption that are read
 PAD, UNKNOWN = 0, 1
 
 
-class Words:
-    """Captions to word numbers (B, LENGTH), padded with PAD; words outside the vocabulary are UNKNOWN."""
+class WordTokenizer:
+    """B captions -> the numbers of their words (B, LENGTH), padded with PAD. Words outside the list are UNKNOWN."""
 
     def __init__(self, vocabulary: list[str]) -> None:
         self.vocabulary = vocabulary
@@ -33,11 +33,12 @@ class Words:
 
 
 class ConvImage(nn.Module):
-    """Four strided convolutions; the last map is flattened, so that place and number survive."""
+    """Four convolutions, three of them strided. The last map is flattened, which keeps number and place of objects."""
 
     def __init__(self, out: int) -> None:
         super().__init__()
-        widths, layers = (3, 32, 48, 64, 96), []
+        widths = (3, 32, 48, 64, 96)
+        layers: list[nn.Module] = []
         for before, after in zip(widths, widths[1:], strict=False):
             stride = 1 if before == 3 else 2
             layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.SiLU()]
@@ -48,7 +49,7 @@ class ConvImage(nn.Module):
 
 
 class RecurrentText(nn.Module):
-    """A GRU over the words; its last state."""
+    """A GRU over the words, read at its last state."""
 
     def __init__(self, words: int, out: int) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class Mixer(nn.Module):
 
 
 class MixerImage(nn.Module):
-    """A strided stem, 64 patches, three mixer layers; all patches are read at once."""
+    """A strided stem to 64 patches, three mixer layers, and an MLP on all patches at once."""
 
     def __init__(self, out: int, width: int = 48) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class MixerImage(nn.Module):
 
 
 class WindowText(nn.Module):
-    """Convolutions over three words at a time, all places read at once."""
+    """Convolutions over three words at a time, and an MLP on all places at once."""
 
     def __init__(self, words: int, out: int, width: int = 48) -> None:
         super().__init__()
@@ -104,40 +105,40 @@ class WindowText(nn.Module):
 
 
 class LabReward(nn.Module):
-    """sigmoid(scale cos(image, caption) + bias) in [0, 1]; images of any size are resized to 32x32, differentiably.
+    """sigmoid(scale cos(image, caption) + bias) in [0, 1]. Images of any size are resized to 32x32, differentiably.
 
-    A name ends in its architecture: -conv or -mixer.
+    name: it ends in the architecture, -conv or -mixer.
     """
 
     differentiable = True
 
     def __init__(self, name: str, vocabulary: list[str], scale: float = 1.0, bias: float = 0.0) -> None:
         super().__init__()
-        self.name, self.words, self.scale, self.bias = name, Words(vocabulary), scale, bias
+        self.name, self.tokenize, self.scale, self.bias = name, WordTokenizer(vocabulary), scale, bias
         count, out = len(vocabulary) + 2, 96
         conv = name.endswith("-conv")
         self.image = ConvImage(out) if conv else MixerImage(out)
         self.text = RecurrentText(count, out) if conv else WindowText(count, out)
-        self.log_temperature = nn.Parameter(torch.tensor(2.5))  # of the contrastive loss; the score has none
+        self.log_temperature = nn.Parameter(torch.tensor(2.5))  # of the contrastive loss alone
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, D), length 1."""
+        """(B, 3, H, W) in [0, 1] -> (B, D), of length 1."""
         if images.shape[-2:] != (SIZE, SIZE):
             images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
         return F.normalize(self.image(images * 2 - 1), dim=-1)
 
     def embed_captions(self, captions: list[str]) -> torch.Tensor:
-        """-> (B, D), length 1."""
-        return F.normalize(self.text(self.words(captions).to(self.log_temperature.device)), dim=-1)
+        """B captions -> (B, D), of length 1."""
+        return F.normalize(self.text(self.tokenize(captions).to(self.log_temperature.device)), dim=-1)
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        cosine = (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)
-        return torch.sigmoid(self.scale * cosine + self.bias)
+        cosine_B = (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)
+        return torch.sigmoid(self.scale * cosine_B + self.bias)
 
 
 def load_lab_reward(name: str, device: str) -> LabReward:
-    """One of the shipped rewards, frozen, in float32."""
-    card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    reward = LabReward(name, card["vocabulary"], card["scale"], card["bias"])
+    """A reward that ships with DMDR, frozen, in float32."""
+    settings = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    reward = LabReward(name, settings["vocabulary"], settings["scale"], settings["bias"])
     reward.load_state_dict({key: value.float() for key, value in load_file(FOLDER / f"{name}.safetensors").items()})
     return reward.requires_grad_(False).eval().to(device)

@@ -1,52 +1,42 @@
-"""Rewards behind one small protocol, one file a reward. What a run trains on is marked wherever it is reported."""
+"""Load a reward by its name, with the weights that it reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
-import torch
-
-from dmdr.config import reward_weights
-from dmdr.config.reward_weights import FASHION, LAB
+from dmdr.config.reward_weights import FASHION, LAB, OF_REWARD
 from dmdr.errors import ConfigError
-from dmdr.rewards import weights
-
-
-class Reward(Protocol):
-    """A score of images under their prompts; higher is better."""
-
-    name: str
-    differentiable: bool
-
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        """images (B, 3, H, W) in [0, 1] -> (B,) float32."""
+from dmdr.rewards.aesthetic import load_aesthetic
+from dmdr.rewards.imagereward import load_imagereward
+from dmdr.rewards.lab import load_lab_reward
+from dmdr.rewards.open_clip import load_open_clip
+from dmdr.rewards.pickscore import load_pickscore
+from dmdr.rewards.protocol import Reward
+from dmdr.rewards.weights import find_weights
 
 
 def load_reward(name: str, device: str = "cpu", addresses: Mapping[str, str] | None = None) -> Reward:
-    """The reward of that name, frozen; on the device "meta" without its weights, which need not be there.
+    """The reward of that name, frozen. On the device "meta" its weights are neither read nor looked for.
 
-    addresses: the config's `weights`, where they are not the pinned ones.
+    addresses: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 
     Raises:
-        ConfigError: there is none.
-        InputMissing: its weights are not where they should be.
-        DataError: its weights are damaged, or another model's.
+        ConfigError: no reward has that name.
+        InputMissing: the weights are not at their address.
+        DataError: the weights are damaged, or belong to another model.
     """
-    from dmdr.rewards import aesthetic, imagereward, lab, open_clip, pickscore
-
     if name in (*LAB, *FASHION):
-        return lab.load_lab_reward(name, device)
-    loaders = {
-        **open_clip.LOADERS,
-        "pickscore": pickscore.load_pickscore,
-        "aesthetic": aesthetic.load_aesthetic,
-        "imagereward": imagereward.load_imagereward,
-    }
-    if name not in loaders:
-        raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join(reward_weights.OF_REWARD)}")
-    if device == "meta":
-        return loaders[name](*(None for _ in reward_weights.OF_REWARD[name]), device)
-    return loaders[name](
-        *(weights.find_weights(each, addresses or {}) for each in reward_weights.OF_REWARD[name]), device
-    )
+        return load_lab_reward(name, device)
+    if name not in OF_REWARD:
+        raise ConfigError(f"unknown reward {name!r}; DMDR has {', '.join(OF_REWARD)}")
+    on_meta = device == "meta"
+    paths = {each: None if on_meta else find_weights(each, addresses or {}) for each in OF_REWARD[name]}
+    match name:
+        case "pickscore":
+            return load_pickscore(paths["pickscore"], device)
+        case "aesthetic":
+            return load_aesthetic(paths["aesthetic"], paths["clip-vit-large-patch14"], device)
+        case "imagereward":
+            return load_imagereward(paths["imagereward"], paths["bert-vocabulary"], device)
+    (path,) = paths.values()
+    return load_open_clip(name, path, device)

@@ -1,4 +1,4 @@
-"""Several rewards as one, each with its share; what a run trains on, checked before its first step."""
+"""The weighted sum of the rewards that a run trains on; they are checked before the first step."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from dmdr.backbones.protocol import Backbone
 from dmdr.errors import ConfigError
 from dmdr.rewards.load import load_reward
 
-PROBES = ["a red circle", "two blue squares", ""]
+PROBES = ["a red circle", "two blue squares", ""]  # prompts of the plain images that every reward has to score
 
 
 class Mixture:
-    """sum of share times reward. `differentiable` demands a gradient of every reward, `positive` that it has a log.
+    """The sum of share times reward.
 
-    weights: where those of the rewards lie, if not at their pinned addresses.
+    differentiable: every reward must have a gradient. positive: every reward and share must be above 0, to have a log.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 
     Raises:
-        ConfigError: a reward is unknown, lacks what is demanded, or answers a probe with another shape or no number.
-        InputMissing, DataError: its weights are missing, or damaged.
+        ConfigError: a reward is unknown, lacks what is required, or does not give each plain image one finite number.
+        InputMissing, DataError: the weights of a reward are missing, or damaged.
     """
 
     def __init__(
@@ -33,47 +34,57 @@ class Mixture:
         weights: Mapping[str, str] | None = None,
     ) -> None:
         self.shares, self.backbone = shares, backbone
-        self.rewards = {name: load_reward(name, str(backbone.network.device), weights) for name in shares}
-        flat = [name for name, reward in self.rewards.items() if not reward.differentiable]
-        if differentiable and flat:
+        device = backbone.network.device
+        self.rewards = {name: load_reward(name, str(device), weights) for name in shares}
+        without_gradient = [name for name, reward in self.rewards.items() if not reward.differentiable]
+        if differentiable and without_gradient:
             raise ConfigError(
-                f"joint.rl.rewards: ReFL needs a gradient and {', '.join(flat)} has none; use another reward, or "
-                "algorithm: grpo or dpo"
+                f"joint.rl.rewards: ReFL needs a gradient and {', '.join(without_gradient)} has none; use another "
+                "reward, or algorithm: grpo or dpo"
             )
-        if backbone.network.device.type == "meta":  # no numbers to probe
+        if device.type == "meta":  # no numbers to check
             return
         with torch.no_grad():
-            images = backbone.decode(torch.zeros(len(PROBES), *backbone.latent_shape, device=backbone.network.device))
+            images = backbone.decode(torch.zeros(len(PROBES), *backbone.latent_shape, device=device))
         for name, reward in self.rewards.items():
-            found = reward(images, PROBES)
-            if found.shape != (len(PROBES),):
-                shape = tuple(found.shape)
-                raise ConfigError(
-                    f"joint.rl.rewards: {name} gives {shape} for {len(PROBES)} images, not one number each"
-                )
-            if not found.isfinite().all():
-                raise ConfigError(
-                    f"joint.rl.rewards: {name} gives {found.tolist()} for three plain images; use another"
-                )
-            if positive and (shares[name] <= 0 or not (found > 0).all()):
-                raise ConfigError(
-                    f"joint.rl.map: log needs rewards and shares above 0, and {name}, share {shares[name]:g}, gives "
-                    f"{found.tolist()} for three plain images; use map: linear"
-                )
+            check_scores(name, reward(images, PROBES), share=shares[name], positive=positive)
 
     def __call__(self, images: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
-        """images (B, 3, H, W) in [0, 1] -> (B,) of each reward."""
+        """images (B, 3, H, W) in [0, 1] -> the scores (B,) of each reward."""
         return {name: reward(images, prompts) for name, reward in self.rewards.items()}
 
-    def mixed(self, scores: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The scores (M,) of all rewards, each with its share: (M,)."""
-        return sum(self.shares[name] * each for name, each in scores.items())
+    def mix(self, scores: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The scores (M,) of all rewards -> their sum (M,), each times its share."""
+        first, *others = [self.shares[name] * each for name, each in scores.items()]
+        return sum(others, start=first)
 
     @torch.no_grad()
-    def of_samples(self, x0: torch.Tensor, prompts: list[str], at_once: int) -> dict[str, torch.Tensor]:
-        """x0 (M, C, H, W) -> (M,) of each reward, `at_once` decoded and scored at a time."""
-        found = [
+    def score_samples(self, x0: torch.Tensor, prompts: list[str], at_once: int) -> dict[str, torch.Tensor]:
+        """x0 (M, C, H, W) -> the scores (M,) of each reward; `at_once` images are decoded and scored at a time."""
+        parts = [
             self(self.backbone.decode(x0[start : start + at_once]), prompts[start : start + at_once])
             for start in range(0, len(x0), at_once)
         ]
-        return {name: torch.cat([part[name] for part in found]) for name in self.rewards}
+        return {name: torch.cat([part[name] for part in parts]) for name in self.rewards}
+
+
+def check_scores(name: str, scores: torch.Tensor, *, share: float, positive: bool) -> None:
+    """Refuse a reward by its scores of the PROBES.
+
+    Raises:
+        ConfigError: the scores are not one finite number each or, where `positive`, do not have a log.
+    """
+    if scores.shape != (len(PROBES),):
+        raise ConfigError(
+            f"joint.rl.rewards: {name} gives {tuple(scores.shape)} for {len(PROBES)} images, not one number each; use "
+            "another reward"
+        )
+    if not scores.isfinite().all():
+        raise ConfigError(
+            f"joint.rl.rewards: {name} gives {scores.tolist()} for three plain images; use another reward"
+        )
+    if positive and (share <= 0 or not (scores > 0).all()):
+        raise ConfigError(
+            f"joint.rl.map: log needs rewards and shares above 0, and {name}, share {share:g}, gives "
+            f"{scores.tolist()} for three plain images; use map: linear"
+        )

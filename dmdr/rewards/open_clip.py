@@ -1,12 +1,12 @@
 """Rewards that are open_clip models: DFN-CLIP and HPSv2.1, which DMDR trains on, and the CLIP score of its tables.
 
-1. Each is 100 times a cosine, the scale on which the paper's tables print them.
-2. HPSv2.1 is read by plain open_clip with HPSv2's own preprocessing, which is not open_clip's; the hpsv2 package, whose
-   pins break others, is not needed.
-3. The CLIP score is that of ViT-g/14 trained on LAION-2B, on the prompt itself. clip-score-dmd2 is of the same weights
-   and puts "A photo depicts " before it as DMD2's compute_clip_score (read at 4e54501) does; that cuts images to a
-   square and has them at 256x256 by LANCZOS on their way to 224x224, which neither figure here does.
-4. A folder in open_clip's own layout (open_clip_config.json beside the weights) says its architecture itself.
+1. Each is 100 times a cosine, which is the scale of the paper's tables.
+2. Plain open_clip reads HPSv2.1. The images are preprocessed as HPSv2 does it, not as open_clip does. The hpsv2 package
+   is not needed; its pinned requirements break others.
+3. clip-score is the score of ViT-g/14 trained on LAION-2B, on the prompt itself. clip-score-dmd2 has the same weights
+   and puts "A photo depicts " before the prompt, as DMD2's compute_clip_score (read at 4e54501) does. That function
+   also cuts images to a square and resizes them by LANCZOS to 256x256 before 224x224; neither figure here does.
+4. A folder in open_clip's own layout (open_clip_config.json beside the weights) says itself which architecture it has.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -30,43 +30,78 @@ FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 @dataclass(frozen=True)
 class Kind:
-    """The architecture in open_clip's list, and how images become its size."""
+    """What an open_clip reward is made of.
+
+    architecture: its name in open_clip's list. resize: (images, size) -> square images of that size. resizing: what
+    `resize` does, in a word that scorecards print.
+    """
 
     architecture: str
-    shape: Callable[[torch.Tensor, int], torch.Tensor]
+    resize: Callable[[torch.Tensor, int], torch.Tensor]
+    resizing: str
+
+
+@dataclass(frozen=True)
+class Prefixed:
+    """A reward that has the weights of the reward `kind`, and puts `prefix` before each prompt."""
+
+    kind: str
+    prefix: str
 
 
 KINDS = {
-    "dfn-clip": Kind("ViT-H-14-quickgelu", resize_to_square),
-    "hpsv2.1": Kind("ViT-H-14", resize_and_pad),
-    "clip-score": Kind("ViT-g-14", resize_and_crop),
+    "dfn-clip": Kind("ViT-H-14-quickgelu", resize_to_square, "squashed"),
+    "hpsv2.1": Kind("ViT-H-14", resize_and_pad, "padded"),
+    "clip-score": Kind("ViT-g-14", resize_and_crop, "cropped"),
 }
-PREFIXED = {"clip-score-dmd2": ("clip-score", "A photo depicts ")}  # name -> the kind whose weights it has, its prefix
+PREFIXED = {"clip-score-dmd2": Prefixed("clip-score", "A photo depicts ")}
+
+
+class ImageTextModel(Protocol):
+    """What is used of open_clip.CLIP, which has no type annotations of its own for mypy."""
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W), normalised -> (B, D)."""
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, L) -> (B, D)."""
+
+
+@dataclass(frozen=True)
+class OpenClip:
+    """A frozen open_clip model. tokenize: B texts -> tokens (B, L). size: the side of its images, in pixels."""
+
+    model: ImageTextModel
+    tokenize: Callable[[list[str]], torch.Tensor]
+    size: int
 
 
 def load_open_clip(name: str, path: Path | None, device: str) -> DualEncoder:
-    """The reward of that name from a file of weights, or a folder of them; None: without, for the device "meta".
+    """The reward of that name. path: a file of weights or a folder of open_clip; None on the device "meta".
 
     Raises:
-        DataError: the weights are damaged, or are another model's.
-        InputMissing: the folder holds none.
+        DataError: the weights are damaged, or belong to another model.
+        InputMissing: the folder lacks its configuration or its weights.
     """
-    of, prefix = PREFIXED.get(name, (name, ""))
-    kind = KINDS[of]
-    model, tokenizer, size = build_clip(name, kind.architecture, path, device)
+    prefixed = PREFIXED.get(name, Prefixed(name, ""))
+    kind = KINDS[prefixed.kind]
+    clip = build_clip(name, kind.architecture, path, device)
 
     def encode_images(images: torch.Tensor) -> torch.Tensor:
-        return model.encode_image(normalize(kind.shape(images, size)))
+        return clip.model.encode_image(normalize(kind.resize(images, clip.size)))
 
     def encode_prompts(prompts: list[str]) -> torch.Tensor:
-        tokens = tokenize_prefixed(prompts, prefix, tokenizer) if prefix else tokenizer(prompts)
-        return model.encode_text(tokens.to(device))
+        if prefixed.prefix:
+            tokens = tokenize_prefixed(prompts, prefixed.prefix, clip.tokenize)
+        else:
+            tokens = clip.tokenize(prompts)
+        return clip.model.encode_text(tokens.to(device))
 
     return DualEncoder(name, encode_images, encode_prompts, SCALE)
 
 
-def build_clip(name: str, architecture: str, path: Path | None, device: str) -> tuple[torch.nn.Module, Callable, int]:
-    """An open_clip model, frozen, with its tokenizer and the side of its images; arguments and errors as of `load`."""
+def build_clip(name: str, architecture: str, path: Path | None, device: str) -> OpenClip:
+    """An open_clip model, frozen. name: what error messages call it. path, device, errors: as for `load_open_clip`."""
     import open_clip
 
     if path is None:
@@ -74,42 +109,45 @@ def build_clip(name: str, architecture: str, path: Path | None, device: str) -> 
             model = open_clip.CLIP(**open_clip.get_model_config(architecture)).requires_grad_(False)
     else:
         config, file = read_folder(path) if path.is_dir() else (open_clip.get_model_config(architecture), path)
-        found = read_tensors(file)  # before the model, which takes a while to make
+        weights = read_tensors(file)  # before the model is built, which takes a while
         model = open_clip.CLIP(**config)
-        fill_module(model, found, file, f"{name}'s {'open_clip_config.json' if path.is_dir() else architecture}")
+        fill_module(model, weights, file, f"{name}'s {'open_clip_config.json' if path.is_dir() else architecture}")
     model.to(device)
     size = model.visual.image_size
-    size = size[0] if isinstance(size, tuple) else size
-    return model, open_clip.SimpleTokenizer(context_length=model.context_length), size
+    return OpenClip(
+        model,
+        open_clip.SimpleTokenizer(context_length=model.context_length),
+        size[0] if isinstance(size, tuple) else size,
+    )
 
 
-def tokenize_prefixed(prompts: list[str], prefix: str, tokenizer: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
-    """Tokens (B, L) of prompts, those of the prefix behind the begin; what becomes too long is cut to L and ends with
-    the end."""
-    tokens, own = tokenizer(prompts), tokenizer([prefix])[0]
-    end = own.max()  # of all tokens the last in CLIP's vocabulary
-    own = own[1 : int(own.argmax())]
-    cut = torch.cat([tokens[:, :1], own.expand(len(tokens), -1), tokens[:, 1:]], dim=1)[:, : tokens.shape[1]]
-    cut[:, -1] = torch.where(cut[:, -1] > 0, end, cut[:, -1])
-    return cut
+def tokenize_prefixed(prompts: list[str], prefix: str, tokenize: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+    """Tokens (B, L) of prompts, with the tokens of the prefix behind the begin token.
+
+    A row that becomes too long is cut to L tokens, and the last of them becomes the end token.
+    """
+    tokens, prefix_row = tokenize(prompts), tokenize([prefix])[0]
+    end = prefix_row.max()  # the end token is the last of CLIP's vocabulary
+    prefix_tokens = prefix_row[1 : int(prefix_row.argmax())]
+    rows = torch.cat([tokens[:, :1], prefix_tokens.expand(len(tokens), -1), tokens[:, 1:]], dim=1)
+    rows = rows[:, : tokens.shape[1]]
+    rows[:, -1] = torch.where(rows[:, -1] > 0, end, rows[:, -1])
+    return rows
 
 
-def read_folder(folder: Path) -> tuple[dict, Path]:
-    """What open_clip_config.json says of the model, and the file of its weights."""
+def read_folder(folder: Path) -> tuple[dict[str, object], Path]:
+    """The model's configuration from open_clip_config.json, and the file of its weights."""
     try:
         config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
     except FileNotFoundError as error:
         raise InputMissing(
-            f"weights {folder} hold no open_clip_config.json; give the file of weights itself"
+            f"weights {folder} have no open_clip_config.json; give the file of weights instead of the folder"
         ) from error
     except (ValueError, KeyError) as error:
         raise DataError(
             f"weights {folder}: open_clip_config.json has no model_cfg ({error}); fetch it again"
         ) from error
-    found = next((folder / file for file in FILES if (folder / file).is_file()), None)
-    if found is None:
-        raise InputMissing(f"weights {folder} hold none of {', '.join(FILES)}; fetch one")
-    return config, found
-
-
-LOADERS = {name: partial(load_open_clip, name) for name in (*KINDS, *PREFIXED)}
+    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise InputMissing(f"weights {folder} have none of the files {', '.join(FILES)}; fetch one of them")
+    return config, file

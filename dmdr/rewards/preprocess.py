@@ -1,7 +1,8 @@
-"""How reward models want their images, on tensors, so that ReFL's gradient flows: (B, 3, H, W) in [0, 1] -> a square.
+"""Preprocess images for reward models, on tensors, so that ReFL's gradient flows: (B, 3, H, W) in [0, 1] -> a square.
 
-1. Their libraries resize 8-bit PIL images; here it is the same antialiased bicubic on float32, without a rounding in
-   between. Nothing is clamped afterwards: a bicubic overshoots by a few hundredths, as HPSv2's own tensors do.
+1. The models' own libraries resize 8-bit PIL images. Here the same antialiased bicubic resizes float32, without
+   rounding in between. Nothing is clamped afterwards: a bicubic overshoots by a few hundredths, as the tensors of HPSv2
+   do.
 """
 
 from __future__ import annotations
@@ -13,34 +14,36 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(B, C, H, W) -> (B, C, height, width)."""
     if images.shape[-2:] == (height, width):
         return images
     return F.interpolate(images, (height, width), mode="bicubic", align_corners=False, antialias=True)
 
 
 def resize_and_crop(images: torch.Tensor, size: int) -> torch.Tensor:
-    """The shorter side to `size`, then the middle square: CLIP's own (Radford et al. 2021)."""
+    """Resize the shorter side to `size` and keep the middle square: CLIP's own way (Radford et al. 2021)."""
     height, width = images.shape[-2:]
     short = min(height, width)
-    images = resize(images, size * height // short, size * width // short)
-    top, left = (round((side - size) / 2) for side in images.shape[-2:])
-    return images[..., top : top + size, left : left + size]
+    resized = resize(images, size * height // short, size * width // short)
+    top, left = (round((side - size) / 2) for side in resized.shape[-2:])
+    return resized[..., top : top + size, left : left + size]
 
 
 def resize_and_pad(images: torch.Tensor, size: int) -> torch.Tensor:
-    """The longer side to `size`, black around it: HPSv2's (Wu et al. 2023), whatever open_clip does."""
+    """Resize the longer side to `size` and add black around it: HPSv2's way (Wu et al. 2023), not open_clip's."""
     scale = size / max(images.shape[-2:])
     height, width = (round(side * scale) for side in images.shape[-2:])
-    images, down, right = resize(images, height, width), size - height, size - width
-    return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
+    rows, columns = size - height, size - width  # of black, on both sides together
+    padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    return F.pad(resize(images, height, width), padding)
 
 
 def resize_to_square(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Both sides to `size`, whatever the proportions: DFN's (Fang et al. 2023)."""
+    """Resize both sides to `size`, whatever the proportions: DFN's way (Fang et al. 2023)."""
     return resize(images, size, size)
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """By the mean and standard deviation of CLIP's training images."""
-    mean, std = (images.new_tensor(each).view(3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
+    """Subtract the mean of CLIP's training images, and divide by their standard deviation."""
+    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (images - mean) / std

@@ -1,73 +1,98 @@
-"""A CLIP in transformers' layout, for the rewards whose authors published theirs that way."""
+"""A CLIP as transformers saves it, for the rewards whose authors published theirs that way."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from dmdr.errors import DataError
+from dmdr.rewards.checkpoint import load_pretrained, refuse_unreadable
 from dmdr.rewards.preprocess import normalize, resize_and_crop
 
+if TYPE_CHECKING:
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-def read_sizes(text: tuple[int, int, int], vision: tuple[int, int, int]) -> dict:
-    """A CLIPConfig's keywords from (width, layers, heads) of both encoders, patches of 14 of an image of 224; the text
-    encoder's width is that of the features, and an inner layer is four times as wide as its own."""
-    width, layers, heads = zip(text, vision, strict=True)
-    common = [
-        {
-            "hidden_size": width[n],
-            "num_hidden_layers": layers[n],
-            "num_attention_heads": heads[n],
-            "intermediate_size": 4 * width[n],
-            "projection_dim": width[0],
-        }
-        for n in (0, 1)
-    ]
-    return {"text_config": common[0], "vision_config": {**common[1], "patch_size": 14}, "projection_dim": width[0]}
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    """The sizes of one of CLIP's encoders."""
+
+    width: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class CLIPSizes:
+    """The sizes of a CLIP that was published, on images of 224 pixels in patches of 14.
+
+    The features are as wide as the text encoder. The inner layer of an MLP is four times as wide as its encoder.
+    """
+
+    text: EncoderSizes
+    vision: EncoderSizes
+
+    def to_config(self) -> CLIPConfig:
+        from transformers import CLIPConfig
+
+        text, vision = (
+            {
+                "hidden_size": each.width,
+                "num_hidden_layers": each.layers,
+                "num_attention_heads": each.heads,
+                "intermediate_size": 4 * each.width,
+                "projection_dim": self.text.width,
+            }
+            for each in (self.text, self.vision)
+        )
+        return CLIPConfig(text_config=text, vision_config={**vision, "patch_size": 14}, projection_dim=self.text.width)
 
 
 class TransformersCLIP:
     """Both encoders of a CLIPModel folder, frozen, in float32.
 
     Args:
-        folder: None for the device "meta", which has no weights.
-        published: how the model that was published is built, for that device.
+        folder: None on the device "meta", which needs no weights.
+        published: the sizes of the published model, which are built on that device.
 
     Raises:
-        DataError: the folder is damaged, lacks a tensor or is another model's.
+        DataError: the folder is damaged, lacks a tensor or holds another model.
     """
 
-    def __init__(self, folder: Path | None, device: str, published: dict) -> None:
-        from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+    model: CLIPModel
+    tokenizer: CLIPTokenizer | None  # None on the device "meta"
+    width: int  # D, of the features
+    image_size: int  # side in pixels
+    longest: int  # tokens of a prompt that the encoder reads
+
+    def __init__(self, folder: Path | None, device: str, published: CLIPSizes) -> None:
+        from transformers import CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
         if folder is None:
             self.tokenizer = None
             with torch.device(device):
-                self.model = CLIPModel(CLIPConfig(**published)).requires_grad_(False).eval()
-            return
-        try:
-            self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model, found = CLIPModel.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise DataError(f"weights {folder} are not a CLIPModel that loads ({said}); fetch them again") from error
-        if found["missing_keys"]:
-            raise DataError(f"weights {folder} lack the tensor {min(found['missing_keys'])}; fetch them again")
-        self.model.requires_grad_(False).eval().to(device)
+                self.model = CLIPModel(published.to_config()).requires_grad_(False).eval()
+        else:
+            with refuse_unreadable(CLIPModel, folder):
+                self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            self.model = load_pretrained(CLIPModel, folder, device)
+        config = self.model.config
+        assert isinstance(config.vision_config, CLIPVisionConfig) and isinstance(config.text_config, CLIPTextConfig)
+        assert isinstance(config.vision_config.image_size, int) and config.projection_dim is not None
+        self.width, self.image_size = config.projection_dim, config.vision_config.image_size
+        self.longest = config.text_config.max_position_embeddings
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D)."""
-        pixels = normalize(resize_and_crop(images, self.model.config.vision_config.image_size))
+        pixels = normalize(resize_and_crop(images, self.image_size))
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
-        """-> (B, D); a prompt is cut where the encoder ends."""
-        longest = self.model.config.text_config.max_position_embeddings
+        """B prompts -> (B, D). A prompt that is longer than the encoder reads is cut."""
         if self.tokenizer is None:
-            blank = torch.zeros(len(prompts), longest, dtype=torch.int64, device=self.model.device)
+            blank = torch.zeros(len(prompts), self.longest, dtype=torch.int64, device=self.model.device)
             return self.model.get_text_features(blank, torch.ones_like(blank)).pooler_output
-        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
         return self.model.get_text_features(**tokens.to(self.model.device)).pooler_output

@@ -1,4 +1,4 @@
-"""Where the weights of a reward lie: pinned on a model hub, or where the config says. No torch."""
+"""Where the weights of a reward lie: at a pinned address on a model hub, or where the config says. Without torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dmdr.teacher import hub
 from dmdr.teacher.digests import digest
 
 MISSING = "missing"
-FILES = ("*.json", "*.txt", "model.safetensors", "open_clip_model.safetensors")  # of a whole repository
+FILES = ("*.json", "*.txt", "model.safetensors", "open_clip_model.safetensors")  # read from a whole repository
 
 
-def address_of(name: str, addresses: Mapping[str, str]) -> str:
-    """Of a set of weights: the config's, or the pinned one.
+def find_address(name: str, addresses: Mapping[str, str]) -> str:
+    """The address of a set of weights: the config's, or else the pinned one.
 
     Raises:
-        InputMissing: there is neither.
+        InputMissing: it has neither.
     """
     if name not in addresses and name not in PINNED:
         raise InputMissing(
@@ -29,39 +29,39 @@ def address_of(name: str, addresses: Mapping[str, str]) -> str:
 
 
 def find_weights(name: str, addresses: Mapping[str, str]) -> Path:
-    """The file or folder of a set of weights; what a hub has is fetched into its library's cache once.
+    """The file or folder of a set of weights. Weights on a hub are fetched once, into the cache of the hub's library.
 
     Raises:
-        ConfigError: an address on a hub that names no commit.
-        InputMissing: nothing is there.
+        ConfigError: an address on a hub does not pin a commit.
+        InputMissing: there is nothing at the address.
     """
-    found = address_of(name, addresses)
-    if hub.is_hub(found):
-        return hub.fetch(f"weights.{name}", found, files=FILES)
-    path = Path(found)
+    address = find_address(name, addresses)
+    if hub.is_hub(address):
+        return hub.fetch(f"weights.{name}", address, files=FILES)
+    path = Path(address)
     if not path.exists():
-        other = f", or leave it out and DMDR fetches {PINNED[name]}" if name in PINNED else ""
-        raise InputMissing(f"weights.{name} {found} does not exist; give the file or folder{other}")
+        otherwise = f", or leave it out and DMDR fetches {PINNED[name]}" if name in PINNED else ""
+        raise InputMissing(f"weights.{name} {address} does not exist; give the file or folder{otherwise}")
     return path
 
 
-def digest_weights(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
-    """The digest of each set of weights that these rewards and judges read, for a stage's inputs.
+def digest_weights(metrics: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
+    """The digest of every set of weights that these rewards and judges read, under the name weights:<set>.
 
     Raises:
-        InputMissing: a set is not there.
+        InputMissing: a set of weights does not exist.
     """
-    needed = sorted({name for reward in rewards for name in OF[reward]})
+    needed = sorted({name for metric in metrics for name in OF[metric]})
     return {f"weights:{name}": digest(find_weights(name, addresses)) for name in needed}
 
 
-def digest_weights_or_missing(rewards: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
-    """The same where a set may be missing, and its rewards are left out: MISSING in the place of its digest."""
-    found = {}
-    for reward in sorted(rewards):
-        for name in OF[reward]:
+def digest_weights_or_missing(metrics: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
+    """As `digest_weights`, with MISSING for a set that does not exist: its metrics are left out of the scorecard."""
+    digests = {}
+    for metric in sorted(metrics):
+        for name in OF[metric]:
             try:
-                found |= {f"weights:{name}": digest(find_weights(name, addresses))}
+                digests[f"weights:{name}"] = digest(find_weights(name, addresses))
             except InputMissing:
-                found |= {f"weights:{name}": MISSING}
-    return found
+                digests[f"weights:{name}"] = MISSING
+    return digests

@@ -78,9 +78,9 @@ def reward_groups(reward: Mixture, states: States, prompts: list[str], group_siz
     mine = slice(groups.start * group_size, groups.stop * group_size)
     scores_M = {
         name: distributed.all_gather(each)
-        for name, each in reward.of_samples(states.x0[-1, mine], prompts[mine], group_size).items()
+        for name, each in reward.score_samples(states.x0[-1, mine], prompts[mine], group_size).items()
     }
-    return reward.mixed(scores_M).view(-1, group_size), summarize_scores(scores_M)
+    return reward.mix(scores_M).view(-1, group_size), summarize_scores(scores_M)
 
 
 def summarize_scores(scores: dict[str, torch.Tensor]) -> Figures:

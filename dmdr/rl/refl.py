@@ -45,7 +45,7 @@ class ReFL:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             images = self.decode(x0)
             scores_B = self.reward(images, [prompts[i] for i in batch.trajectory.tolist()])
-            total, figures = self.loss(self.reward.mixed(scores_B)), score_moments(scores_B)
+            total, figures = self.loss(self.reward.mix(scores_B)), score_moments(scores_B)
             if self.pretraining:
                 regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))
                 total, figures = total + self.pretraining * regulariser, {**figures, "loss_reference": regulariser}

@@ -48,7 +48,7 @@ MED = {  # what the package's folder has as med_config.json
     "num_hidden_layers": 12,
     "pad_token_id": 0,
     "add_type_embeddings": False,
-    "vocab_size": TEXT["vocab_size"],
+    "vocab_size": TEXT.vocab_size,
     "encoder_width": 768,
     "add_cross_attention": True,
 }

@@ -112,32 +112,25 @@ def specials(vocabulary: dict[str, int]) -> dict[str, int]:
 @pytest.fixture
 def tiny_imagereward(tmp_path, monkeypatch) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Addresses of a checkpoint and a vocabulary, and the tensors under the package's names."""
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
-    monkeypatch.setattr(
-        imagereward,
-        "VISION",
-        {
-            **imagereward.VISION,
-            **heads,
-            "hidden_size": SEEN,
-            "intermediate_size": 48,
-            "image_size": 32,
-            "patch_size": 8,
-        },
+    vision = imagereward.VisionSizes(
+        hidden_size=SEEN,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
     )
-    monkeypatch.setattr(
-        imagereward,
-        "TEXT",
-        {
-            **imagereward.TEXT,
-            **heads,
-            "hidden_size": WIDTH,
-            "intermediate_size": 40,
-            "encoder_hidden_size": SEEN,
-            "vocab_size": len(WORDS) + 2,
-            "max_position_embeddings": 40,
-        },
+    text_sizes = imagereward.TextSizes(
+        hidden_size=WIDTH,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        encoder_hidden_size=SEEN,
+        vocab_size=len(WORDS) + 2,
+        max_position_embeddings=40,
     )
+    monkeypatch.setattr(imagereward, "VISION", vision)
+    monkeypatch.setattr(imagereward, "TEXT", text_sizes)
     generator = torch.Generator().manual_seed(11)
     found: dict[str, torch.Tensor] = {}
 

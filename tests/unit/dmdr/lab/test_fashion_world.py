@@ -15,6 +15,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
+from dmdr.config.reward_weights import FASHION
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab import build
 from dmdr.lab.fashion import classifier, garments
@@ -27,7 +28,7 @@ from dmdr.lab.fashion.world import CLASSES, PLURAL, caption, tint, untint
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import BACKGROUND, COLORS, SIZE
 from dmdr.metrics.load import judge_images, load_metrics
-from dmdr.rewards.load import FASHION, load_reward
+from dmdr.rewards.load import load_reward
 from dmdr.teacher.load import find_teacher, load_teacher
 from stages.prompt_sources.sources import Lines, digest_source, read_source
 

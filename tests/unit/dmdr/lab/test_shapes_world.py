@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
+from dmdr.config.reward_weights import LAB
 from dmdr.errors import ConfigError
 from dmdr.lab import denoising, flow
 from dmdr.lab.captions import list_things, scene_classes
@@ -21,7 +22,7 @@ from dmdr.lab.flow import build_flow
 from dmdr.lab.prompts import HELD_OUT_PAIRS, lab_prompts
 from dmdr.lab.reward import attack, contrastive_loss, spoil_caption
 from dmdr.lab.world import PLURALS, Thing, relative_position, render, render_images
-from dmdr.rewards.load import LAB, load_reward
+from dmdr.rewards.load import load_reward
 from dmdr.teacher.load import __file__, find_teacher, load_teacher
 
 TAGS = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}

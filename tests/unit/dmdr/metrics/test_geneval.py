@@ -14,7 +14,7 @@ from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
 from dmdr.metrics.aggregate import average_by_tag
-from dmdr.metrics.detector import NAMES, Detector, box_of
+from dmdr.metrics.detector import NAMES, Detector, enclose_mask
 from dmdr.metrics.geneval import line
 from dmdr.metrics.geneval_colours import GREY, ColourClassifier, crop
 from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, count_detections, judge_detections
@@ -175,7 +175,7 @@ def test_detections_are_each_images_own(tiny_mask2former):
             assert name in NAMES
             for a, b in zip(seen, alone[name], strict=True):
                 assert a.score == pytest.approx(b.score, abs=1e-4) and a.score >= 0.3
-                assert a.mask.shape == (48, 64) and a.box == box_of(a.mask)
+                assert a.mask.shape == (48, 64) and a.box == enclose_mask(a.mask)
 
 
 def test_a_detector_of_other_classes_is_refused(tiny_mask2former, tmp_path):
@@ -194,7 +194,7 @@ def test_an_object_is_cut_out_on_grey(rng):
     mask = np.zeros((20, 30), dtype=bool)
     mask[4:9, 10:17] = True
     mask[5, 12] = False
-    cut = crop(image, Detection(box_of(mask), 0.9, mask))
+    cut = crop(image, Detection(enclose_mask(mask), 0.9, mask))
     assert cut.shape == (3, 5, 7)
     assert torch.equal(cut[:, 1, 2], torch.full((3,), GREY))
     own = torch.from_numpy(mask[4:9, 10:17])

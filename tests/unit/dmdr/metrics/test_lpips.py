@@ -54,7 +54,7 @@ def test_equal_images_have_none_and_broken_ones_no_number(backbone):
 def test_another_networks_weights_are_refused(tmp_path):
     torch.save({"features.0.weight": torch.zeros(64, 3, 11, 11)}, tmp_path / "alexnet.pth")
     with pytest.raises(
-        DataError, match=r"alexnet\.pth has not VGG-16's features\.\d+\.(weight|bias); give torchvision's"
+        DataError, match=r"alexnet\.pth lacks VGG-16's features\.\d+\.(weight|bias); give torchvision's"
     ):
         LPIPS(tmp_path / "alexnet.pth", "cpu")
 

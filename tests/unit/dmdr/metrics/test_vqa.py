@@ -146,5 +146,5 @@ def test_a_damaged_folder_is_refused(tiny_blip):
     with pytest.raises(DataError, match="lack the tensor vision_model.encoder.layers.1"):
         vqa.BlipVQA(folder, "cpu")
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(DataError, match="are not a BlipForQuestionAnswering that loads"):
+    with pytest.raises(DataError, match="cannot be loaded as a BlipForQuestionAnswering"):
         vqa.BlipVQA(folder, "cpu")

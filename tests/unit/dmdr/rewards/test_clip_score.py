@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -97,7 +98,8 @@ def test_the_prefix_changes_the_score(clip):
 
 def test_both_scores_read_one_set_of_weights():
     assert reward_weights.OF_REWARD["clip-score-dmd2"] == reward_weights.OF_REWARD["clip-score"] == ("clip-score",)
-    told = describe_metrics(("clip-score", "clip-score-dmd2"), {})
-    plain, dmd2 = told["clip-score"], told["clip-score-dmd2"]
-    assert plain["prefix"] == "none" and dmd2["prefix"] == PREFIX
-    assert {**plain, "prefix": PREFIX} == dmd2
+    descriptions = describe_metrics(("clip-score", "clip-score-dmd2"), {})
+    plain, dmd2 = descriptions["clip-score"], descriptions["clip-score-dmd2"]
+    assert plain.prefix == "none" and dmd2.prefix == PREFIX
+    assert replace(plain, prefix=PREFIX) == dmd2
+    assert list(dmd2.to_facts()) == ["model", "weights", "scale", "prefix"]

@@ -99,7 +99,7 @@ def test_a_single_file_has_the_architecture_of_its_reward(tiny_open_clip, monkey
 
 
 def test_prompts_are_encoded_once_and_the_oldest_forgotten(tiny_open_clip, monkeypatch):
-    monkeypatch.setattr("dmdr.rewards.dual_encoder.KEPT", 4)
+    monkeypatch.setattr("dmdr.rewards.dual_encoder.KEPT_PROMPTS", 4)
     folder, _ = tiny_open_clip()
     reward = load_reward("dfn-clip", addresses={"dfn-clip": str(folder)})
     encoded, encode = [], reward.encode_prompts
@@ -183,7 +183,7 @@ def test_what_is_wrong_with_weights_is_said_in_one_line(tiny_open_clip, tiny_tra
     empty.mkdir()
     with pytest.raises(InputMissing, match="open_clip_config.json"):
         from_("dfn-clip", empty)
-    with pytest.raises(DataError, match="not a CLIPModel"):
+    with pytest.raises(DataError, match="cannot be loaded as a CLIPModel"):
         from_("pickscore", empty)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
@@ -192,7 +192,7 @@ def test_what_is_wrong_with_weights_is_said_in_one_line(tiny_open_clip, tiny_tra
     other, model = tiny_open_clip(name="other", width=48)
     tensors = model.state_dict()
     torch.save(tensors, file)
-    with pytest.raises(DataError, match=r"visual\.\S+ is \(.*48.*of another model"):
+    with pytest.raises(DataError, match=r"visual\.\S+ is \(.*48.*belong to another model"):
         from_("dfn-clip", folder)
     right = dict(tiny_open_clip(name="right")[1].state_dict())
     del right["ln_final.weight"]
@@ -222,10 +222,12 @@ def test_every_address_is_pinned_and_every_name_has_a_loader():
     assert all(weights.hub.ADDRESS.fullmatch(address) for address in reward_weights.PINNED.values())
     assert {name for needed in reward_weights.OF_REWARD.values() for name in needed} == set(reward_weights.PINNED)
     assert set(JUDGES) == set(loadable.JUDGES)
-    told = describe_metrics(tuple(reward_weights.OF), {"vqa": "/somewhere/blip"})
-    assert len(told) == sum(bool(needed) for needed in reward_weights.OF.values())
-    assert "blip" in told["dpg-bench"]["weights"] and "somewhere" not in told["dpg-bench"]["weights"]
-    assert (told["clip-score"]["model"], told["clip-score"]["scale"]) == ("open_clip ViT-g-14, images cropped", 100.0)
+    descriptions = describe_metrics(tuple(reward_weights.OF), {"vqa": "/somewhere/blip"})
+    assert len(descriptions) == sum(bool(needed) for needed in reward_weights.OF.values())
+    assert "blip" in descriptions["dpg-bench"].weights and "somewhere" not in descriptions["dpg-bench"].weights
+    clip_score = descriptions["clip-score"]
+    assert (clip_score.model, clip_score.scale) == ("open_clip ViT-g-14, images cropped", 100.0)
+    assert list(descriptions["dpg-bench"].to_facts()) == ["model", "weights", "scale"]
     for name, needed in reward_weights.OF_REWARD.items():
         with pytest.raises(InputMissing) if needed else nullcontext():
             load_reward(name, addresses=dict.fromkeys(reward_weights.PINNED, "nowhere"))
