@@ -24,8 +24,8 @@ def compare_runs(names: list[str], store: str, out: str) -> int:
     twice = [run for run in dict.fromkeys(runs) if runs.count(run) > 1]
     if twice:
         raise ConfigError(f"compare is given {', '.join(twice)} more than once; name each run once")
-    from stages.reports.comparison.merged import list_remarks
     from stages.reports.comparison.page import write_page
+    from stages.reports.comparison.remarks import list_remarks
     from stages.reports.comparison.results import read_runs
 
     with tempfile.TemporaryDirectory() as cache:

@@ -15,7 +15,7 @@ from stages.evaluation.judging import Evaluators, Judged
 from stages.evaluation.samples import Sample, image_file, unpack
 from stages.reports import provenance
 from stages.reports.charts import read_columns
-from stages.reports.gallery import Row, Strip, build_grid, choose_prompts, encode_png, find_extremes, reduce_colours
+from stages.reports.gallery import Row, Strip, build_grid, choose_prompts, encode_png, find_extremes, reduce_size
 from stages.reports.page import render_page
 from stages.reports.verdict import deciding_metric, describe_model
 from stages.runtime.context import Context
@@ -117,7 +117,7 @@ def keep_images(context: Context, samples: dict[str, dict[int, Sample]], places:
             for number, image in enumerate(of[place].images):
                 path = context.out / "images" / model_folder(model) / image_file(place, number)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(encode_png(reduce_colours(Image.fromarray(image))))
+                path.write_bytes(encode_png(reduce_size(Image.fromarray(image))))
 
 
 def build_report(

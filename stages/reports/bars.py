@@ -1,67 +1,115 @@
-"""Bars a category, of GenEval's tasks and DPG's categories, with the number beside each."""
+"""Bars for each category of a benchmark, as GenEval's tasks and DPG-Bench's categories, each with its number.
+
+templates/scorecard.html.jinja draws them.
+"""
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
 
-from dmdr.metrics.scorecard import Figures
-from stages.reports.html import format_count, format_figure
+from dmdr.metrics.scorecard import Figures, TagMeans
+from stages.reports.numbers import format_count
 from stages.reports.paper import find_tasks, sort_tasks
 from stages.reports.style import COLOURS
-from stages.reports.table1 import figure_name
+from stages.reports.table1 import is_trained_on
 from stages.reports.verdict import deciding_metric
 
 DPG = "dpg-bench"
-BENCHMARKS = ("geneval", DPG)  # how the figures begin that are open at once, besides the deciding one
+BENCHMARKS = ("geneval", DPG)  # figures that begin so are open at first, besides the deciding one
+OVERALL = "overall"
 
 
-def render_categories(card: Figures, base: str | None) -> str:
-    """A part a figure that has categories. base: the teacher as the paper calls it, whose numbers stand beside ours."""
-    parts = []
+@dataclass(frozen=True)
+class Bar:
+    """One bar. percent: its length, None where none is drawn; colour: its number, None for a number of the paper."""
+
+    label: str
+    value: float | None
+    percent: float | None
+    colour: int | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """The bars of one category; note: what its numbers are means of."""
+
+    category: str
+    note: str
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class Categories:
+    """One figure by category. paper_base: the base model whose printed numbers stand beside ours, if there are any."""
+
+    figure: str
+    trained_on: bool
+    is_open: bool
+    paper_base: str | None
+    blocks: tuple[Block, ...]
+
+
+def build_categories(card: Figures, base: str | None) -> list[Categories]:
+    """Each figure that has categories. base: the teacher as the paper calls it."""
+    categories = []
     for figure in card.tags:
         printed = find_tasks(base, figure, list(card.tags), card.about)
-        is_open = ' open=""' if figure == deciding_metric(card) or figure.startswith(BENCHMARKS) else ""
-        note = (
-            f'<p class="faint"><small>Outlined: as printed in the paper for {escape(base or "")}.</small></p>'
-            if printed
-            else ""
+        categories.append(
+            Categories(
+                figure,
+                is_trained_on(card, figure),
+                is_open=figure == deciding_metric(card) or figure.startswith(BENCHMARKS),
+                paper_base=base if printed else None,
+                blocks=_build_blocks(card, figure, printed),
+            )
         )
-        summary = f"<summary>{figure_name(card, figure)}</summary>"
-        parts.append(f"<details{is_open}>{summary}{note}{_render_blocks(card, figure, printed)}</details>")
-    return "".join(parts)
+    return categories
 
 
-def _render_blocks(card: Figures, figure: str, printed: dict[str, dict[str, float]]) -> str:
+def _build_blocks(card: Figures, figure: str, printed: dict[str, dict[str, float]]) -> tuple[Block, ...]:
+    """The overall mean, then each category. printed: label -> category -> the paper's number."""
     by_model = card.tags[figure]
-    models = [(n, model) for n, model in enumerate(card.models) if model.name in by_model]
-    tags = {tag: row for each in by_model.values() for tag, row in each.tags.items()}
-    values = [row.mean for each in by_model.values() for row in each.tags.values() if row.mean is not None]
-    values += [value for numbers in printed.values() for value in numbers.values()]
-    full = 1.0 if max(values, default=0) <= 1 else 100.0 if max(values) > 50 and max(values) <= 100 else max(values)
-    has_bars = min(values, default=0) >= 0  # a bar has to start at 0
+    prompts = {tag: mean.n for means in by_model.values() for tag, mean in means.tags.items()}
+    full = _find_full_length(list(by_model.values()), printed)
+    overall_note = "mean over the prompts" if figure.startswith(DPG) else "mean of the categories"
     blocks = []
-    for name in ["overall", *sort_tasks(list(tags))]:
-        rows = []
-        for n, model in models:
-            found = by_model[model.name]
-            if name != "overall" and name not in found.tags:  # of a run that met other prompts
-                continue
-            value = found.overall if name == "overall" else found.tags[name].mean
-            rows.append(_render_bar(model.label, value, full if has_bars else None, f"k{n % len(COLOURS)}"))
-        for label, numbers in printed.items():
-            if name in numbers:
-                rows.append(
-                    _render_bar(f"paper: {label}", numbers[name], full if has_bars else None, "", " class='reference'")
-                )
-        over = "mean over the prompts" if figure.startswith(DPG) else "mean of the categories"
-        told = over if name == "overall" else format_count(tags[name].n, "prompt")
-        caption = f"<caption>{escape(name)} <small>{told}</small></caption>"
-        blocks.append(f'<table class="bars">{caption}<tbody>{"".join(rows)}</tbody></table>')
-    return f'<div class="blocks">{"".join(blocks)}</div>'
+    for category in [OVERALL, *sort_tasks(list(prompts))]:
+        bars = [
+            _build_bar(model.label, _find_mean(by_model[model.name], category), full, number % len(COLOURS))
+            for number, model in enumerate(card.models)
+            if model.name in by_model and _has_category(by_model[model.name], category)
+        ]
+        bars += [
+            _build_bar(f"paper: {label}", numbers[category], full, None)
+            for label, numbers in printed.items()
+            if category in numbers
+        ]
+        note = overall_note if category == OVERALL else format_count(prompts[category], "prompt")
+        blocks.append(Block(category, note, tuple(bars)))
+    return tuple(blocks)
 
 
-def _render_bar(label: str, value: float | None, full: float | None, kind: str, row: str = "") -> str:
-    """One row. full: what a whole bar means; None draws none."""
-    drawn = value is not None and full
-    bar = f'<i class="{kind}" style="width:{100 * value / full:.1f}%"></i>' if drawn else ""
-    return f'<tr{row}><th scope="row">{escape(label)}</th><td>{bar}</td><td>{format_figure(value)}</td></tr>'
+def _has_category(means: TagMeans, category: str) -> bool:
+    """A run that was judged on other prompts may lack a category."""
+    return category == OVERALL or category in means.tags
+
+
+def _find_mean(means: TagMeans, category: str) -> float | None:
+    return means.overall if category == OVERALL else means.tags[category].mean
+
+
+def _find_full_length(all_means: list[TagMeans], printed: dict[str, dict[str, float]]) -> float | None:
+    """The value that a whole bar stands for; None draws no bars, for a bar has to start at 0."""
+    means = [mean.mean for means in all_means for mean in means.tags.values()]
+    values = [mean for mean in means if mean is not None]
+    values += [value for numbers in printed.values() for value in numbers.values()]
+    greatest = max(values, default=0.0)
+    if min(values, default=0.0) < 0:
+        return None
+    if greatest <= 1:
+        return 1.0
+    return 100.0 if 50 < greatest <= 100 else greatest
+
+
+def _build_bar(label: str, value: float | None, full: float | None, colour: int | None) -> Bar:
+    return Bar(label, value, None if value is None or full is None else 100 * value / full, colour)

@@ -1,4 +1,4 @@
-"""The images of a scorecard: which prompts are shown, and the side-by-side grid as one PNG with readable captions."""
+"""The images of a scorecard: which prompts are shown, and a grid of them as one picture with readable captions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-ROWS = 10
-TILE = 144  # least pixels a side in the grid; tiny images are enlarged to the next whole multiple
-LARGEST = 256  # pixels a side; larger images are reduced to it
+ROWS = 10  # prompts in a grid
+TILE = 144  # pixels; an image with shorter sides is enlarged by the least whole factor that reaches it
+LARGEST = 256  # pixels; an image with a longer side is reduced to it
 MARGIN, CAPTION, HEADER = 12, 24, 30  # pixels
 INK, FAINT, PAPER = (24, 26, 30), (110, 114, 122), (255, 255, 255)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """One prompt. images: model -> (H, W, 3) uint8; notes: model -> what is said under its image."""
+    """One prompt. images: model -> (H, W, 3) uint8; notes: model -> the text under its image."""
 
     prompt: str
     tag: str | None
@@ -25,26 +25,26 @@ class Row:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Strip:
     """Several images of one prompt. images: model -> S of (H, W, 3) uint8, each from its own noise."""
 
     prompt: str
-    images: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    images: dict[str, list[np.ndarray]]
 
 
 def choose_prompts(tags: list[str | None]) -> list[int]:
-    """Places of the prompts to show, at most ROWS: turn by turn one of each tag, in the order of the prompts."""
-    queues = [[place for place, tag in enumerate(tags) if tag == each] for each in dict.fromkeys(tags)]
+    """Choose at most ROWS prompts to show, as many of each tag as possible. Returns their places, in order."""
+    queues = [[place for place, other in enumerate(tags) if other == tag] for tag in dict.fromkeys(tags)]
     turns = [queue[turn] for turn in range(ROWS) for queue in queues if turn < len(queue)]
     return sorted(turns[:ROWS])
 
 
 def find_extremes(ours_P: np.ndarray, theirs_P: np.ndarray, most: int = ROWS) -> tuple[list[int], list[int]]:
-    """Places of the prompts with the largest leads of ours over theirs, and with the largest losses, the largest first.
+    """Places of the prompts where ours leads theirs most, and of those where it loses most, the largest first.
 
-    (P,) each; equal ones in the order of the prompts. A prompt whose score is not a number is in neither, and what is
-    no lead is no win: there may be fewer than `most`.
+    ours_P, theirs_P: scores (prompts,). Equal leads are in the order of the prompts. A prompt with a score that is not
+    a number, or with equal scores, is in neither list, so that there may be fewer than `most`.
     """
     leads_P = np.asarray(ours_P, dtype=np.float64) - np.asarray(theirs_P, dtype=np.float64)
     places = [place for place, lead in enumerate(leads_P) if np.isfinite(lead)]
@@ -54,17 +54,17 @@ def find_extremes(ours_P: np.ndarray, theirs_P: np.ndarray, most: int = ROWS) ->
 
 
 def build_tile(image: np.ndarray) -> Image.Image:
-    """An image at a size to look at: tiny ones enlarged by a whole factor without smoothing, large ones reduced."""
+    """An image (H, W, 3) uint8 at a size to look at: a tiny one enlarged without smoothing, a large one reduced."""
     picture = Image.fromarray(image)
     side = max(picture.size)
     if side < TILE:
         factor = -(-TILE // side)
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    return reduce_colours(picture)
+    return reduce_size(picture)
 
 
-def reduce_colours(picture: Image.Image) -> Image.Image:
-    """At most LARGEST pixels a side."""
+def reduce_size(picture: Image.Image) -> Image.Image:
+    """Reduce a picture in place to at most LARGEST pixels a side, and return it."""
     picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return picture
 
@@ -76,14 +76,14 @@ def encode_png(picture: Image.Image) -> bytes:
 
 
 def encode_jpeg(picture: Image.Image) -> bytes:
-    """For pages that hold many large images: about a fifth of the PNG."""
+    """For pages that hold many large images: a JPEG has about a fifth of the bytes of a PNG."""
     file = io.BytesIO()
     picture.save(file, format="JPEG", quality=82, optimize=True)
     return file.getvalue()
 
 
 def build_grid(rows: list[Row], headings: dict[str, str]) -> Image.Image:
-    """All rows as one picture; headings: model -> its column's title, in the order of the columns."""
+    """Draw all rows as one picture. headings: model -> the title of its column, in the order of the columns."""
     tiles = [[build_tile(row.images[model]) for model in headings] for row in rows]
     title_font, font = ImageFont.load_default(15), ImageFont.load_default(13)
     width = max(tiles[0][0].width, *(int(title_font.getlength(text)) for text in headings.values()))
@@ -103,7 +103,7 @@ def build_grid(rows: list[Row], headings: dict[str, str]) -> Image.Image:
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """`text` on one line of `width` pixels, with an ellipsis where it had to be cut."""
+    """Bring a text to one line of at most `width` pixels, with "..." where it was cut."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

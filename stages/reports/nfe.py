@@ -1,20 +1,24 @@
-"""Quality against NFE as inline SVG: a small plot a metric, a point a model with its 95 % interval."""
+"""Quality against NFE: a small plot for each metric, with a point for each model and its 95 % interval.
+
+Here the places are computed; templates/charts.html.jinja draws them as SVG.
+"""
 
 from __future__ import annotations
 
 import math
-from html import escape
+from dataclasses import dataclass
 
-from dmdr.metrics.scorecard import Figures, MetricRow, ModelOnCard
+from dmdr.metrics.scorecard import Figures, ModelOnCard
+from stages.reports.charts import Frame, Label
 from stages.reports.style import COLOURS
-from stages.reports.table1 import figure_name, list_figures
+from stages.reports.table1 import is_trained_on, list_figures
 from stages.reports.verdict import format_number
 
-WIDTH, HEIGHT = 270, 160  # of the plot, in SVG units
-LEFT, TOP, BOTTOM, RIGHT = 54, 8, 38, 10
-INSET = 26  # from the plot's sides to the first and the last NFE
-APART = 10  # between models of the same NFE
-SHAPES = (  # around (0, 0); a model is known by its shape as well as by its colour
+FRAME = Frame(left=54, top=8, width=270, height=160, below=38, right=10)
+INSET = 26  # SVG units from the plot's sides to the least and the greatest NFE
+APART = 10  # SVG units between models of the same NFE
+LABEL_WIDTH = 22  # SVG units that an NFE below the axis needs
+SHAPES = (  # path data around (0, 0); a model is known by its shape as well as by its colour
     "M-4.5,0A4.5,4.5,0,1,0,4.5,0A4.5,4.5,0,1,0,-4.5,0Z",
     "M-4,-4H4V4H-4Z",
     "M0,-5.5L5.2,4H-5.2Z",
@@ -24,85 +28,151 @@ SHAPES = (  # around (0, 0); a model is known by its shape as well as by its col
 )
 
 
-def render_plots(card: Figures) -> str:
-    """The key, then all plots."""
-    items = "".join(
-        f'<li><svg viewBox="-8 -8 16 16" aria-hidden="true">{_render_marker(n, 0, 0)}</svg>'
-        f"{escape(model.label)}, {model.nfe} NFE</li>"
-        for n, model in enumerate(card.models)
-    )
-    figures = "".join(render_plot(card, figure) for figure in list_figures(card))
-    return f'<ul class="key">{items}</ul><div class="charts">{figures}</div>'
+@dataclass(frozen=True)
+class Marker:
+    """A model's sign; text: which model it is, and its NFE."""
+
+    colour: int
+    shape: str
+    text: str
 
 
-def render_plot(card: Figures, figure: str) -> str:
-    """One metric; NFE on a logarithmic axis. A mean that is not a number is said, not drawn."""
-    rows = {each.model: each for each in card.metrics if each.name == figure}
-    judged = [(n, model, rows[model.name]) for n, model in enumerate(card.models) if model.name in rows]
-    drawn = [(n, model, row) for n, model, row in judged if row.mean is not None]
-    broken = [model.label for _, model, row in judged if row.mean is None]
-    ends = [end for _, _, row in drawn for end in (row.low, row.high)] or [0.0, 1.0]
-    low, high = _pad_range(min(ends), max(ends))
-    nfes = sorted({model.nfe for _, model, _ in drawn}) or [1]
+@dataclass(frozen=True)
+class PlotPoint:
+    """A model's mean at (x, y), its interval as path data, and all of it in words."""
 
-    def x(nfe: int) -> float:
-        if nfes[0] == nfes[-1]:
-            return LEFT + WIDTH / 2
-        return LEFT + INSET + (WIDTH - 2 * INSET) * math.log(nfe / nfes[0]) / math.log(nfes[-1] / nfes[0])
+    marker: Marker
+    x: str
+    y: str
+    interval: str
+    text: str
 
-    def y(value: float) -> float:
-        return TOP + HEIGHT * (high - value) / (high - low)
 
-    parts = [
-        f'<rect class="plot" x="{LEFT}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}"/>',
-        *_render_axes(nfes, x, low, high),
+@dataclass(frozen=True)
+class Plot:
+    """One metric. broken: labels of the models whose mean is not a number; guides: path data; text: for the blind."""
+
+    figure: str
+    trained_on: bool
+    broken: tuple[str, ...]
+    frame: Frame
+    guides: tuple[str, ...]
+    labels: tuple[Label, ...]
+    points: tuple[PlotPoint, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class JudgedModel:
+    """A model whose mean is a number. number: its place on the card; low, high: the ends of its 95 % interval."""
+
+    number: int
+    model: ModelOnCard
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Axes:
+    """From numbers to places in the plot. nfes: of the models, sorted; low, high: the ends of the score's axis."""
+
+    nfes: tuple[int, ...]
+    low: float
+    high: float
+
+    def place_nfe(self, nfe: int) -> float:
+        """On a logarithmic axis."""
+        first, last = self.nfes[0], self.nfes[-1]
+        if first == last:
+            return FRAME.left + FRAME.width / 2
+        return FRAME.left + INSET + (FRAME.width - 2 * INSET) * math.log(nfe / first) / math.log(last / first)
+
+    def place_score(self, score: float) -> float:
+        return FRAME.top + FRAME.height * (self.high - score) / (self.high - self.low)
+
+
+def build_markers(card: Figures) -> list[Marker]:
+    """The key of all plots."""
+    return [_mark_model(number, model) for number, model in enumerate(card.models)]
+
+
+def _mark_model(number: int, model: ModelOnCard) -> Marker:
+    return Marker(number % len(COLOURS), SHAPES[number % len(SHAPES)], f"{model.label}, {model.nfe} NFE")
+
+
+def build_plots(card: Figures) -> list[Plot]:
+    """A plot for each metric."""
+    return [build_plot(card, figure) for figure in list_figures(card)]
+
+
+def build_plot(card: Figures, figure: str) -> Plot:
+    """Plot one metric. A mean that is not a number is named, not drawn."""
+    rows = {row.model: row for row in card.metrics if row.name == figure}
+    judged = [(number, model, rows[model.name]) for number, model in enumerate(card.models) if model.name in rows]
+    drawn = [
+        JudgedModel(number, model, row.mean, row.low, row.high)
+        for number, model, row in judged
+        if row.mean is not None and row.low is not None and row.high is not None
     ]
-    for n, model, row in drawn:
-        same = [each for each, other, _ in drawn if other.nfe == model.nfe]
-        at = x(model.nfe) + APART * (same.index(n) - (len(same) - 1) / 2)
-        colour = n % len(COLOURS)
-        parts.append(f'<path class="curve{colour}" d="M{at:.1f},{y(row.low):.1f}V{y(row.high):.1f}"/>')
-        parts.append(_render_marker(n, at, y(row.mean), _describe_point(model, row)))
-    warning = f'<b class="bad">not a number: {escape(", ".join(broken))}</b>' if broken else ""
-    label = "; ".join([f"{figure} against NFE", *(_describe_point(model, row) for _, model, row in drawn)])
-    return (
-        f"<figure><figcaption><b>{figure_name(card, figure)}</b>{warning}</figcaption>"
-        f'<svg viewBox="0 0 {LEFT + WIDTH + RIGHT} {TOP + HEIGHT + BOTTOM}" role="img" '
-        f'aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg></figure>'
+    axes = _choose_axes(drawn)
+    points = tuple(_place_point(each, drawn, axes) for each in drawn)
+    return Plot(
+        figure,
+        is_trained_on(card, figure),
+        broken=tuple(model.label for _, model, row in judged if row.mean is None),
+        frame=FRAME,
+        guides=tuple(f"M{FRAME.left},{y:.1f}H{FRAME.left + FRAME.width}" for y, _ in _list_guides(axes)),
+        labels=(*_label_scores(axes), *_label_nfes(axes)),
+        points=points,
+        text="; ".join([f"{figure} against NFE", *(point.text for point in points)]),
     )
 
 
-def _describe_point(model: ModelOnCard, row: MetricRow) -> str:
-    ends = f"{format_number(row.low)} to {format_number(row.high)}"
-    return f"{model.label}, {model.nfe} NFE: {format_number(row.mean)}, {ends}"
-
-
-def _pad_range(low: float, high: float) -> tuple[float, float]:
+def _choose_axes(drawn: list[JudgedModel]) -> Axes:
+    """Axes that hold all intervals, with some room above and below."""
+    ends = [end for each in drawn for end in (each.low, each.high)] or [0.0, 1.0]
+    low, high = min(ends), max(ends)
     room = 0.1 * (high - low) or 0.1 * (abs(high) or 1.0)
-    return low - room, high + room
+    return Axes(tuple(sorted({each.model.nfe for each in drawn})) or (1,), low - room, high + room)
 
 
-def _render_marker(n: int, x: float, y: float, title: str = "") -> str:
-    told = f"<title>{escape(title)}</title>" if title else ""
-    path = SHAPES[n % len(SHAPES)]
-    return f'<path class="dot{n % len(COLOURS)}" transform="translate({x:.1f},{y:.1f})" d="{path}">{told}</path>'
+def _place_point(each: JudgedModel, drawn: list[JudgedModel], axes: Axes) -> PlotPoint:
+    """Models of the same NFE stand beside each other."""
+    same = [other.number for other in drawn if other.model.nfe == each.model.nfe]
+    x = axes.place_nfe(each.model.nfe) + APART * (same.index(each.number) - (len(same) - 1) / 2)
+    low, mean, high = (axes.place_score(score) for score in (each.low, each.mean, each.high))
+    marker = _mark_model(each.number, each.model)
+    ends = f"{format_number(each.low)} to {format_number(each.high)}"
+    return PlotPoint(
+        marker,
+        f"{x:.1f}",
+        f"{mean:.1f}",
+        interval=f"M{x:.1f},{low:.1f}V{high:.1f}",
+        text=f"{marker.text}: {format_number(each.mean)}, {ends}",
+    )
 
 
-def _render_axes(nfes: list[int], x, low: float, high: float) -> list[str]:
-    """Guides with their numbers, as many decimals as the range needs; an NFE that would touch the one before is left
-    out."""
-    decimals = max(0, 1 - math.floor(math.log10(high - low)))
-    form = f".{decimals}f" if decimals <= 4 and max(-low, high) < 1e5 else ".1e"
-    parts = []
-    for share in (0.1, 0.5, 0.9):
-        at, value = TOP + HEIGHT * (1 - share), low + share * (high - low)
-        parts.append(f'<path class="guide" d="M{LEFT},{at:.1f}H{LEFT + WIDTH}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:{form}}</text>')
-    last = -math.inf
-    for nfe in nfes:
-        if x(nfe) - last >= 22:
-            last = x(nfe)
-            parts.append(f'<text class="tick" x="{last:.1f}" y="{TOP + HEIGHT + 16}" text-anchor="middle">{nfe}</text>')
-    middle = LEFT + WIDTH / 2
-    parts.append(f'<text class="tick" x="{middle}" y="{TOP + HEIGHT + 32}" text-anchor="middle">NFE, log scale</text>')
-    return parts
+def _list_guides(axes: Axes) -> list[tuple[float, float]]:
+    """Height in the plot and score of the lines behind the points."""
+    return [
+        (FRAME.top + FRAME.height * (1 - share), axes.low + share * (axes.high - axes.low)) for share in (0.1, 0.5, 0.9)
+    ]
+
+
+def _label_scores(axes: Axes) -> list[Label]:
+    """The score of each guide, with as many decimals as the range needs."""
+    decimals = max(0, 1 - math.floor(math.log10(axes.high - axes.low)))
+    form = f".{decimals}f" if decimals <= 4 and max(-axes.low, axes.high) < 1e5 else ".1e"
+    return [Label(f"{FRAME.left - 6}", f"{y + 4:.1f}", "end", f"{score:{form}}") for y, score in _list_guides(axes)]
+
+
+def _label_nfes(axes: Axes) -> list[Label]:
+    """Each NFE below the axis, but for one that would touch the one before; then what they are."""
+    bottom, labels, last = FRAME.top + FRAME.height, [], -math.inf
+    for nfe in axes.nfes:
+        x = axes.place_nfe(nfe)
+        if x - last >= LABEL_WIDTH:
+            labels.append(Label(f"{x:.1f}", f"{bottom + 16}", "middle", f"{nfe}"))
+            last = x
+    return [*labels, Label(f"{FRAME.left + FRAME.width / 2}", f"{bottom + 32}", "middle", "NFE, log scale")]

@@ -1,51 +1,112 @@
-"""Images of the models side by side on the same prompts and noise, and several of one prompt in a strip."""
+"""Images that a page holds itself: models side by side on the same prompt and noise, and several of one prompt."""
 
 from __future__ import annotations
 
-from html import escape
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from dmdr.metrics.scorecard import Figures
-from stages.reports.gallery import Row, Strip
-from stages.reports.html import render_picture
+import numpy as np
+from PIL import Image
 
-LARGE = "Large images are reduced here."
-
-
-def render_side_by_side(card: Figures, rows: dict[str, list[Row]]) -> str:
-    """A part a heading; under each image what the metrics say of it."""
-    parts = []
-    for heading, of_heading in rows.items():
-        parts.append(f"<h3>{escape(heading)}</h3>")
-        parts += [_render_side(card, row) for row in of_heading] or ['<p class="faint">No prompt.</p>']
-    return "".join(parts)
+from stages.reports.gallery import TILE, Row, Strip, build_tile, encode_jpeg, encode_png, reduce_size
 
 
-def _render_side(card: Figures, row: Row) -> str:
-    cells = []
-    for model in card.models:
-        if model.name not in row.images:
-            continue
-        image = render_picture(row.images[model.name], f"{model.label}: {row.prompt}")
-        notes = filter(None, row.notes.get(model.name, "").split(", "))
-        note = ", ".join(f'<span class="whole">{escape(each)}</span>' for each in notes)
-        cells.append(
-            f"<figure>{image}<figcaption><b>{escape(model.label)}</b><small>{note}</small></figcaption></figure>"
+@dataclass(frozen=True)
+class Picture:
+    """An image as a data: URI, so that it needs no file. is_tiny: shown with its pixels sharp."""
+
+    source: str
+    alt: str
+    is_tiny: bool
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An image of one model; notes: what the metrics say of it."""
+
+    picture: Picture
+    model: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """A prompt with an image of each model."""
+
+    prompt: str
+    tag: str | None
+    images: tuple[Captioned, ...]
+
+
+@dataclass(frozen=True)
+class ModelStrip:
+    """Images that one model drew of one prompt."""
+
+    model: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Strips:
+    """A prompt with several images of each model."""
+
+    prompt: str
+    models: tuple[ModelStrip, ...]
+
+
+def embed_image(image: np.ndarray, alt: str) -> Picture:
+    """An image (H, W, 3) uint8: a tiny one bit by bit as PNG, a large one reduced, as JPEG."""
+    if max(image.shape[:2]) < TILE:
+        return Picture(_encode_uri(encode_png(Image.fromarray(image)), "png"), alt, is_tiny=True)
+    return Picture(_encode_uri(encode_jpeg(reduce_size(Image.fromarray(image))), "jpeg"), alt, is_tiny=False)
+
+
+def embed_tile(image: np.ndarray, alt: str) -> Picture:
+    """An image (H, W, 3) uint8 as PNG, a tiny one enlarged."""
+    tile = build_tile(image)
+    return Picture(_encode_uri(encode_png(tile), "png"), alt, is_tiny=max(image.shape) < tile.width)
+
+
+def _encode_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def place_side_by_side(rows: Sequence[Row], labels: Mapping[str, str]) -> list[SideBySide]:
+    """The prompts with the images of all models. labels: model -> its name on the page, in the order of the images."""
+    return [
+        SideBySide(
+            row.prompt,
+            row.tag,
+            tuple(_caption(row, model, label) for model, label in labels.items() if model in row.images),
         )
-    tag = f" <small>{escape(row.tag)}</small>" if row.tag else ""
-    return f'<p class="prompt">{escape(row.prompt)}{tag}</p><div class="side">{"".join(cells)}</div>'
+        for row in rows
+    ]
 
 
-def render_strips(card: Figures, strips: list[Strip]) -> str:
-    """How much the images of one prompt differ, model by model."""
-    parts = []
-    for strip in strips:
-        cells = []
-        for model in card.models:
-            images = strip.images.get(model.name, [])
-            if images:
-                told = [f"{model.label}, image {n + 1} of {len(images)}: {strip.prompt}" for n in range(len(images))]
-                row = "".join(render_picture(image, alt) for image, alt in zip(images, told, strict=True))
-                caption = f"<figcaption><b>{escape(model.label)}</b></figcaption>"
-                cells.append(f'<figure>{caption}<div class="strip">{row}</div></figure>')
-        parts.append(f'<p class="prompt">{escape(strip.prompt)}</p><div class="strips">{"".join(cells)}</div>')
-    return "".join(parts)
+def _caption(row: Row, model: str, label: str) -> Captioned:
+    notes = tuple(note for note in row.notes.get(model, "").split(", ") if note)
+    return Captioned(embed_image(row.images[model], f"{label}: {row.prompt}"), label, notes)
+
+
+def lay_out_strips(strips: Sequence[Strip], labels: Mapping[str, str]) -> list[Strips]:
+    """How much the images of one prompt differ, model by model; labels: as for `place_side_by_side`."""
+    return [
+        Strips(
+            strip.prompt,
+            tuple(
+                ModelStrip(label, _embed_all(strip.images[model], label, strip.prompt))
+                for model, label in labels.items()
+                if strip.images.get(model)
+            ),
+        )
+        for strip in strips
+    ]
+
+
+def _embed_all(images: Sequence[np.ndarray], label: str, prompt: str) -> tuple[Picture, ...]:
+    count = len(images)
+    return tuple(
+        embed_image(image, f"{label}, image {number} of {count}: {prompt}")
+        for number, image in enumerate(images, start=1)
+    )

@@ -1,1 +1,1 @@
-"""Runs side by side: results.py reads them, merged.py makes one scorecard of theirs, page.py shows it."""
+"""Runs side by side: read (results), merged into one scorecard, remarked upon, and shown on one page."""

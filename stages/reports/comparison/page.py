@@ -1,36 +1,94 @@
-"""One HTML file for several runs, in the report's looks: figures, differences, images, curves, what was set apart."""
+"""One HTML file for several runs: their figures, differences, images, curves, and what they do not have in common.
+
+Here its content is computed; templates/comparison.html.jinja shows it.
+"""
 
 from __future__ import annotations
 
-from html import escape
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from dmdr.metrics.scorecard import Figures
-from stages.reports.bars import render_categories
-from stages.reports.charts import render_chart, thin
+from dmdr.metrics.scorecard import Figures, MissingMetric
+from stages.reports.bars import Categories, build_categories
+from stages.reports.charts import Chart, Curve, build_chart, thin
 from stages.reports.comparison.merged import (
+    ComparedModel,
     have_same_prompts,
     join_names,
     list_models,
-    list_remarks,
     list_seconds,
     merge_scorecards,
 )
-from stages.reports.comparison.results import Evaluated
+from stages.reports.comparison.remarks import list_remarks
+from stages.reports.comparison.results import EvaluatedRun
 from stages.reports.gallery import Row
-from stages.reports.html import MARK, format_count, render_document, render_plain_table, render_table
-from stages.reports.nfe import render_plots
-from stages.reports.page import render_leads, render_verdicts
-from stages.reports.pictures import LARGE, render_side_by_side
+from stages.reports.leads import Leads, VerdictCard, build_leads, build_verdicts
+from stages.reports.nfe import Marker, Plot, build_markers, build_plots
+from stages.reports.numbers import format_count
+from stages.reports.pictures import SideBySide, place_side_by_side
 from stages.reports.provenance import teacher_name
+from stages.reports.rendering import render_template
 from stages.reports.style import COLOURS
-from stages.reports.table1 import render_descriptions, render_figures, render_missing
+from stages.reports.table1 import Table1, build_table1, describe_metrics
 from stages.reports.verdict import deciding_metric
 
 SHOWN = 12  # prompts with images: the largest leads and the largest losses
 
 
-def write_page(runs: list[Evaluated], out: Path) -> Figures:
+@dataclass(frozen=True)
+class ImageSection:
+    """Prompts of which all runs kept images, ordered by the lead of the first run over the second in one figure."""
+
+    first: str
+    second: str
+    figure: str
+    prompts: Sequence[SideBySide]
+
+
+@dataclass(frozen=True)
+class CurveSection:
+    """A chart for each column. runs: (number of the colour, name) of those that have curves."""
+
+    runs: Sequence[tuple[int, str]]
+    charts: Sequence[Chart]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that is not the same in all runs; values: run by run."""
+
+    name: str
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ComparisonPage:
+    """The whole page. prompts: how many all runs were judged on, None where not all have the same.
+
+    provenance: (run, where its evaluation comes from).
+    """
+
+    title: str
+    runs: Sequence[str]
+    prompts: int | None
+    remarks: Sequence[str]
+    verdicts: Sequence[VerdictCard]
+    table1: Table1
+    missing: Sequence[MissingMetric]
+    descriptions: Sequence[tuple[str, str]]
+    markers: Sequence[Marker]
+    plots: Sequence[Plot]
+    categories: Sequence[Categories]
+    leads: Leads | None
+    images: ImageSection | None
+    curves: CurveSection | None
+    settings: Sequence[Setting]
+    provenance: Sequence[tuple[str, str]]
+
+
+def write_page(runs: list[EvaluatedRun], out: Path) -> Figures:
     """Write the page and return the merged scorecard."""
     card = merge_scorecards(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -38,111 +96,108 @@ def write_page(runs: list[Evaluated], out: Path) -> Figures:
     return card
 
 
-def render_page(runs: list[Evaluated], card: Figures) -> str:
-    """The whole page; every text in it is escaped."""
-    names = [each.run for each in runs]
-    title = f"{join_names(names)} compared"
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="faint">Each run by its student; {escape(_render_prompts(runs))}.</p>',
-    ]
-    if told := "".join(f"<li>{escape(each)}</li>" for each in list_remarks(runs)):
-        body.append(f'<ul class="remarks">{told}</ul>')
-    body += [
-        render_verdicts(card),
-        "<h2>Scorecard</h2>",
-        render_figures(card, list_seconds(runs), None),
-        f'<p class="faint"><small>{NOTE}</small></p>',
-    ]
-    body += [render_missing(card), render_descriptions(card), "<h2>Quality against NFE</h2>", render_plots(card)]
-    if card.tags:
-        body += ["<h2>By category</h2>", render_categories(card, None)]
-    if card.paired:
-        body += [f"<h2>The lead of {escape(names[0])}, prompt by prompt</h2>", render_leads(card)]
-    body += render_images(runs, card)
-    if drawn := render_curves(runs):
-        body += ["<h2>Reward curves of joint training</h2>", drawn]
-    body += ["<h2>Settings that differ</h2>", render_settings(runs), "<h2>Provenance</h2>", render_provenance(runs)]
-    return render_document(title, body)
+def render_page(runs: list[EvaluatedRun], card: Figures) -> str:
+    """The page as HTML."""
+    names = [run.run for run in runs]
+    same_prompts = all(have_same_prompts(runs[0], run) for run in runs)
+    page = ComparisonPage(
+        title=f"{join_names(names)} compared",
+        runs=names,
+        prompts=len(runs[0].prompts) if same_prompts else None,
+        remarks=list_remarks(runs),
+        verdicts=build_verdicts(card),
+        table1=build_table1(card, list_seconds(runs), None),
+        missing=card.missing,
+        descriptions=describe_metrics(card),
+        markers=build_markers(card),
+        plots=build_plots(card),
+        categories=build_categories(card, None),
+        leads=build_leads(card),
+        images=build_images(runs, card),
+        curves=build_curves(runs),
+        settings=list_differing_settings(runs),
+        provenance=[(run.run, describe_evaluation(run)) for run in runs],
+    )
+    return render_template("comparison.html.jinja", page=page)
 
 
-NOTE = (
-    f"{MARK} A student here was trained to raise this very number, so it proves little. Higher is better everywhere. "
-    "Below each mean: its 95 % interval over prompts. NFE: forwards of the network an image; guidance (CFG) doubles "
-    "them, unless it is an input. Seconds an image were measured in each run's own evaluation, see provenance."
-)
+def build_images(runs: list[EvaluatedRun], card: Figures) -> ImageSection | None:
+    """At most SHOWN prompts, from the largest lead of the first run over the second to its largest loss.
 
-
-def _render_prompts(runs: list[Evaluated]) -> str:
-    if all(have_same_prompts(runs[0], each) for each in runs):
-        return f"all were judged on the same {format_count(len(runs[0].prompts), 'prompt')}"
-    return "not all were judged on the same prompts"
-
-
-def render_images(runs: list[Evaluated], card: Figures) -> list[str]:
-    """Prompts that all runs kept images of, from the largest lead of the first over the second to its largest loss."""
-    compared = list_models(runs)
+    None where the runs were judged on different prompts, or where no prompt has images of all models.
+    """
     first, second = runs[0], runs[1]
-    if any(each.prompts != first.prompts for each in runs):
-        return []
-    kept = set.intersection(*(set(owners[0].images[model]) for owners, model in compared.values()))
-    figure = deciding_metric(card)
-    ours, theirs = (each.scores[each.student.name].get(figure, {}) for each in (first, second))
-    lead = {place: ours[place] - theirs[place] for place in kept if place in ours and place in theirs}
-    places = sorted((p for p in lead if lead[p] == lead[p]), key=lambda place: (-lead[place], place))
-    places = places if len(places) <= SHOWN else places[: SHOWN // 2] + places[-SHOWN // 2 :]
+    if any(run.prompts != first.prompts for run in runs):
+        return None
+    models, figure = list_models(runs), deciding_metric(card)
+    leads = _collect_leads(first, second, figure, _list_kept(models))
+    places = sorted(leads, key=lambda place: (-leads[place], place))
+    if len(places) > SHOWN:
+        places = places[: SHOWN // 2] + places[-SHOWN // 2 :]
     if not places:
-        return []
-    rows = []
-    for place in places:
-        row = Row(first.prompts[place][1], f"{lead[place]:+.3f} {figure}")
-        for name, (owners, model) in compared.items():
-            row.images[name] = owners[0].images[model][place]
-            value = owners[0].scores[model].get(figure, {}).get(place)
-            row.notes[name] = "" if value is None else f"{figure} {value:.2f}"
-        rows.append(row)
-    order = f"By the lead of {first.run} over {second.run} in {figure}, among the prompts whose images were kept"
-    return ["<h2>Images</h2>", f'<p class="faint">{LARGE}</p>', render_side_by_side(card, {order: rows})]
+        return None
+    rows = [
+        Row(
+            first.prompts[place].text,
+            f"{leads[place]:+.3f} {figure}",
+            {name: model.images[place] for name, model in models.items()},
+            {name: _describe_score(model, figure, place) for name, model in models.items()},
+        )
+        for place in places
+    ]
+    labels = {model.name: model.label for model in card.models}
+    return ImageSection(first.run, second.run, figure, place_side_by_side(rows, labels))
 
 
-def render_curves(runs: list[Evaluated]) -> str:
-    """A chart a column, the runs over each other; empty where no run has any."""
+def _list_kept(models: dict[str, ComparedModel]) -> set[int]:
+    """Places of the prompts that have an image of every model."""
+    return set.intersection(*(set(model.images) for model in models.values()))
+
+
+def _collect_leads(first: EvaluatedRun, second: EvaluatedRun, figure: str, places: set[int]) -> dict[int, float]:
+    """place -> the lead of the first run over the second, where it is a number."""
+    ours, theirs = (run.scores[run.student.name].get(figure, {}) for run in (first, second))
+    leads = {place: ours[place] - theirs[place] for place in places if place in ours and place in theirs}
+    return {place: lead for place, lead in leads.items() if not math.isnan(lead)}
+
+
+def _describe_score(model: ComparedModel, figure: str, place: int) -> str:
+    score = model.scores.get(figure, {}).get(place)
+    return "" if score is None else f"{figure} {score:.2f}"
+
+
+def build_curves(runs: list[EvaluatedRun]) -> CurveSection | None:
+    """A chart for each column, with a curve for each run that has it; None where no run has any."""
     charts = []
-    for column in dict.fromkeys(column for each in runs for column in each.curves):
-        lines = [(n, each.run, each.curves[column]) for n, each in enumerate(runs) if column in each.curves]
-        end = max(points[-1][0] for _, _, points in lines)
-        drawn = [(name, 0.0, thin(points)) for _, name, points in lines]
-        charts.append(render_chart(column, drawn, end, colours=[n % len(COLOURS) for n, _, _ in lines]))
-    key = "".join(
-        f'<i class="k{n % len(COLOURS)}"></i>{escape(each.run)}' for n, each in enumerate(runs) if each.curves
-    )
-    return (
-        f'<p class="faint key">By student update:{key}</p><div class="charts">{"".join(charts)}</div>' if charts else ""
-    )
+    for column in dict.fromkeys(column for run in runs for column in run.curves):
+        curves = [
+            Curve(thin(run.curves[column]), number % len(COLOURS))
+            for number, run in enumerate(runs)
+            if column in run.curves
+        ]
+        end = max(curve.points[-1].update for curve in curves)
+        charts.append(build_chart(column, curves, end=end, shows_last=False))
+    if not charts:
+        return None
+    return CurveSection([(n % len(COLOURS), run.run) for n, run in enumerate(runs) if run.curves], charts)
 
 
-def render_settings(runs: list[Evaluated]) -> str:
-    """Runs by those settings that are not the same in all."""
-    keys = sorted({key for each in runs for key in each.settings})
-    lines = []
-    for key in keys:
-        values = [each.settings.get(key, "not set") for each in runs]
+def list_differing_settings(runs: list[EvaluatedRun]) -> list[Setting]:
+    """The settings that are not the same in all runs, by name."""
+    differing = []
+    for name in sorted({name for run in runs for name in run.settings}):
+        values = [run.settings.get(name, "not set") for run in runs]
         if any(value != values[0] for value in values):
-            cells = "".join(f"<td><code>{escape(str(value))}</code></td>" for value in values)
-            lines.append(f'<tr><th scope="row">{escape(key)}</th>{cells}</tr>')
-    head = '<th scope="col">setting</th>' + "".join(f'<th scope="col">{escape(each.run)}</th>' for each in runs)
-    return render_table(head, lines, name="Settings that differ", kind="sticky") if lines else "<p>None.</p>"
+            differing.append(Setting(name, [str(value) for value in values]))
+    return differing
 
 
-def render_provenance(runs: list[Evaluated]) -> str:
-    """A line a run: its teacher, its evaluation and what it was drawn on."""
-    return render_plain_table([(each.run, _describe_record(each)) for each in runs], name="Provenance")
-
-
-def _describe_record(run: Evaluated) -> str:
-    record, card, speed = run.records["evaluate"], run.card, run.speed
-    teacher, how = record.inputs["teacher"], record.provenance
-    named = f"sha256 {teacher}" if how.teacher is None else f"{teacher_name(how.teacher)}, sha256 {teacher}"
+def describe_evaluation(run: EvaluatedRun) -> str:
+    """Teacher, device, prompts that were cut, version and fingerprint."""
+    record, speed = run.records["evaluate"], run.speed
+    provenance, digest = record.provenance, f"sha256 {record.inputs['teacher']}"
+    teacher = digest if provenance.teacher is None else f"{teacher_name(provenance.teacher)}, {digest}"
     drawn = f"{speed.device}, batches of {speed.batch_size}"
-    cut = f"{format_count(card.truncated, 'evaluation prompt')} cut by the text encoder"
-    return f"teacher {named}; {drawn}; {cut}; dmdr {how.code['version']}; evaluate {record.fingerprint}"
+    cut = f"{format_count(run.card.truncated, 'evaluation prompt')} cut by the text encoder"
+    version = f"dmdr {provenance.code['version']}"
+    return f"teacher {teacher}; {drawn}; {cut}; {version}; evaluate {record.fingerprint}"

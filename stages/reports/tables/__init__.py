@@ -1,1 +1,1 @@
-"""The paper's tables: what a table is (spec), which runs it needs (plan), what they found (results), the page."""
+"""The tables of the paper: their specification, the runs they need, the results, and the page that shows them."""

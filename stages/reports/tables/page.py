@@ -1,261 +1,184 @@
-"""One HTML file for a table: claims, our figures beside the paper's, curves, images, and the runs behind them."""
+"""One HTML file for a table: claims, our figures beside the paper's, curves, images, and the runs behind them.
+
+Here its content is computed; templates/table.html.jinja shows it.
+"""
 
 from __future__ import annotations
 
-import base64
-import math
 import tempfile
-from collections import Counter
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from dmdr.metrics.intervals import Interval
-from stages.reports.charts import render_chart, thin
-from stages.reports.gallery import build_tile, encode_png
-from stages.reports.html import (
-    DIVERSITY,
-    MARK,
-    format_count,
-    format_figure,
-    render_document,
-    render_plain_table,
-    render_table,
-)
+from stages.reports.charts import Chart, Curve, build_chart, thin
+from stages.reports.pictures import Picture, embed_tile
+from stages.reports.rendering import render_template
 from stages.reports.style import COLOURS
-from stages.reports.tables.judgement import (
-    FAILS,
-    HOLDS,
-    NOT_RUN,
-    UNDECIDED,
-    Judgement,
-    judge_claims,
-    mean_over_seeds,
-    select_row,
-)
+from stages.reports.tables.claims import Claims, build_claims
+from stages.reports.tables.figures import Figures, build_figures
+from stages.reports.tables.judgement import Judgement, judge_claims, select_row
 from stages.reports.tables.plan import Run
-from stages.reports.tables.results import Found, read_results
-from stages.reports.tables.spec import Row, Spec, paper_numbers
-from stages.reports.tables.style import DIRECTION, HOW, MORE_STYLE, TRAINED_ON
-from stages.reports.verdict import format_number, is_diversity
+from stages.reports.tables.results import FinishedRun, read_results
+from stages.reports.tables.spec import Curves, Row, Spec, Variant
 
 SHOWN = 6  # prompts with images
 
 
+@dataclass(frozen=True)
+class CurveChart:
+    """A column of metrics.jsonl; chart: None where no run has it yet."""
+
+    column: str
+    chart: Chart | None
+
+
+@dataclass(frozen=True)
+class CurveSection:
+    """The charts of one stage. rows: (number of the colour, label)."""
+
+    stage: str
+    variant: Variant | None
+    rows: tuple[tuple[int, str], ...]
+    charts: tuple[CurveChart, ...]
+
+
+@dataclass(frozen=True)
+class ImageColumn:
+    """A row of the table as a column of images."""
+
+    label: str
+    variant: Variant | None
+
+
+@dataclass(frozen=True)
+class PromptImages:
+    """The images of one prompt, column by column."""
+
+    prompt: str
+    cells: tuple[tuple[Picture, ...], ...]
+
+
+@dataclass(frozen=True)
+class ImageSection:
+    """Images of the same prompts and the same noise. seeds: of the runs that drew them."""
+
+    columns: tuple[ImageColumn, ...]
+    prompts: tuple[PromptImages, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TablePage:
+    """The whole page.
+
+    prompts: how many each run was judged on. finished: how many runs are. runs: (name, how it was made).
+    command: the shell command that makes the page again.
+    """
+
+    title: str
+    teacher: str
+    seeds: tuple[int, ...]
+    prompts: int
+    finished: int
+    note: str
+    claims: Claims | None
+    figures: Figures
+    curves: CurveSection | None
+    images: ImageSection | None
+    runs: tuple[tuple[str, str], ...]
+    command: str
+
+
 def write_table_page(spec: Spec, runs: list[Run], store: str, out: Path, command: str) -> list[Judgement]:
-    """Read what is sealed and write the page; returns the judgements.
+    """Read what is sealed and write the page. Returns the judgements.
 
     Raises:
         DataError, ConfigError: as stages.reports.tables.results.
     """
     with tempfile.TemporaryDirectory() as cache:
-        found = read_results(runs, store, spec.curves, Path(cache))
-        judged = judge_claims(spec, found)
+        finished = read_results(runs, store, spec.curves, Path(cache))
+        judgements = judge_claims(spec, finished)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(render_page(spec, runs, found, judged, command=command), encoding="utf-8")
-    return judged
+        out.write_text(render_page(spec, runs, finished, judgements, command=command), encoding="utf-8")
+    return judgements
 
 
-def render_page(spec: Spec, runs: list[Run], found: list[Found], judged: list[Judgement], *, command: str) -> str:
-    """The whole page; every text in it is escaped."""
-    title = f"{spec.table}: {spec.title}"
-    teacher, seeds = runs[0].config.teacher.path, list(dict.fromkeys(run.seed for run in runs))
-    prompts = max((len(values) for each in found for values in each.scores.values()), default=0)
-    summary = (
-        f"Teacher {escape(teacher)}, {format_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), "
-        f"{prompts:,} evaluation prompts; {len(found)} of {format_count(len(runs), 'run')} finished."
+def render_page(
+    spec: Spec, runs: list[Run], finished: list[FinishedRun], judgements: list[Judgement], *, command: str
+) -> str:
+    """The page as HTML."""
+    page = TablePage(
+        title=f"{spec.table}: {spec.title}",
+        teacher=runs[0].config.teacher.path,
+        seeds=tuple(dict.fromkeys(run.seed for run in runs)),
+        prompts=max((len(scores) for each in finished for scores in each.scores.values()), default=0),
+        finished=len(finished),
+        note=spec.note,
+        claims=build_claims(judgements) if judgements else None,
+        figures=build_figures(spec, finished),
+        curves=None if spec.curves is None else build_curves(spec, spec.curves, finished),
+        images=build_images(spec, finished),
+        runs=list_runs(runs, finished),
+        command=command,
     )
-    body = [f"<h1>{escape(title)}</h1>", f'<p class="faint">{summary}</p>']
-    body += [f"<p>{escape(spec.note)}</p>"] if spec.note else []
-    body += ["<h2>The paper's claims, here</h2>", render_claims(judged)] if judged else []
-    body += ["<h2>Figures</h2>", render_figures(spec, found)]
-    if spec.curves:
-        body += ["<h2>Curves</h2>", render_curves(spec, found)]
-    body += ["<h2>Images</h2>", render_images(spec, found), "<h2>Runs</h2>", render_provenance(runs, found)]
-    body.append(f"<p><small>This page and every run that is not sealed yet: <code>{escape(command)}</code></small></p>")
-    return render_document(title, body, MORE_STYLE)
+    return render_template("table.html.jinja", page=page)
 
 
-def render_claims(judged: list[Judgement]) -> str:
-    """A sentence each, under what the paper says."""
-    parts, said = [], None
-    for each in judged:
-        if each.claim.claim != said:
-            said = each.claim.claim
-            parts.append(f"<h3>{escape(said)}</h3>")
-        kind = {HOLDS: "better", FAILS: "worse"}.get(each.word, "")
-        before, after = format_judgement(each).split(each.word, 1)
-        mark = f" {MARK}" if each.trained_on else ""
-        parts.append(f'<p class="card {kind}">{escape(before)}<b>{escape(each.word)}</b>{escape(after)}{mark}</p>')
-    words = Counter(each.word for each in judged)
-    summary = ", ".join(f"{each} {words[each]}" for each in (HOLDS, FAILS, UNDECIDED, NOT_RUN) if words[each])
-    heading = f'<p class="faint">{format_count(len(judged), "judgement")}: {summary}.</p>'
-    return f'<div class="claims">{heading}{"".join(parts)}</div>'
-
-
-def format_judgement(judgement: Judgement) -> str:
-    """One judgement as a plain sentence."""
-    at = f" at {judgement.variant.label}" if judgement.variant else ""
-    of = "on" if judgement.claim.of == "scores" else "by the mean over training of"
-    text = f"{of.capitalize()} {judgement.figure}{at}: {judgement.word}"
-    if judgement.difference is not None and judgement.means is not None:
-        mean, low, high = judgement.difference
-        (a, b), (higher, lower) = judgement.means, judgement.labels
-        if math.isinf(low):
-            ends = "one seed has no interval"
-        elif math.isnan(mean):
-            ends = "a score is not a number"
-        else:
-            interval = f"{format_number(low, '+')} to {format_number(high, '+')}"
-            ends = f"difference {format_number(mean, '+')}, 95 % interval {interval}"
-        over = format_count(judgement.seeds, "seed") + (
-            f" and {format_count(judgement.prompts, 'prompt')}" * bool(judgement.prompts)
-        )
-        text += f"; {higher} {format_number(a)}, {lower} {format_number(b)}: {ends}, over {over}"
-    paper = ", ".join(f"{column} {value:+.4f}" for column, value in judgement.paper.items())
-    return f"{text}. In the paper: {paper}." if paper else f"{text}."
-
-
-def render_figures(spec: Spec, found: list[Found]) -> str:
-    """Rows by metrics, ours first and the paper's beside them."""
-    variants = spec.variants or (None,)
-    columns, papers = len(spec.columns), len(spec.paper_columns)
-    head = "<td></td>" + "".join(
-        f'<th class="group" colspan="{columns}">ours{_at(variant.label if variant else "")}</th>'
-        for variant in variants
-    )
-    if papers:
-        head += "".join(
-            f'<th class="group paper" colspan="{papers}">the paper{_at(variant.paper if variant else "")}</th>'
-            for variant in variants
-        )
-    names = [
-        f'<th class="{"first" * (n == 0)}">{escape(column.metric)}<small>{escape(column.label)}</small></th>'
-        for _ in variants
-        for n, column in enumerate(spec.columns)
-    ]
-    names += [
-        f'<th class="paper {"first" * (n == 0)}">{escape(column)}</th>'
-        for _ in variants
-        for n, column in enumerate(spec.paper_columns)
-    ]
-    rows = [f"<tr><td>{escape(row.label)}{_of_model(row)}</td>{_cells(spec, row, found)}</tr>" for row in spec.rows]
-    trained_on = any(column.metric in each.trained_on for column in spec.columns for each in found)
-    note = HOW + f" {MARK}: {TRAINED_ON}" * trained_on
-    note += f" {DIRECTION}" if papers else ""
-    note += f" {DIVERSITY}" if any(is_diversity(column.metric) for column in spec.columns) else ""
-    return (
-        render_table(f"{head}</tr><tr><th>row</th>{''.join(names)}", rows, name="Figures")
-        + f"<p><small>{note}</small></p>"
-    )
-
-
-def _at(label: str) -> str:
-    return f", {escape(label)}" if label else ""
-
-
-def _of_model(row: Row) -> str:
-    return "<small>not run here</small>" if row.model == "none" else f"<small>{escape(row.model)}</small>"
-
-
-def _cells(spec: Spec, row: Row, found: list[Found]) -> str:
-    cells = []
-    for variant in spec.variants or (None,):
-        runs = select_row(found, row.name, variant)
-        for n, column in enumerate(spec.columns):
-            cell = _cell(mean_over_seeds(found, row.name, variant, column.metric))
-            trained_on = any(column.metric in each.trained_on for each in runs.values())
-            seeds = f"<small>{format_count(len(runs), 'seed')}</small>" * bool(runs)
-            cells.append(f'<td class="{"first" * (n == 0)}">{cell}{seeds * (n == 0)}{MARK * trained_on}</td>')
-    for variant in spec.variants or (None,):
-        paper = paper_numbers(row, variant)
-        for n, name in enumerate(spec.paper_columns):
-            value = f"{paper[name]:.4f}" if name in paper else ""
-            cells.append(f'<td class="paper {"first" * (n == 0)}">{value}</td>')
-    return "".join(cells)
-
-
-def _cell(found: Interval | None) -> str:
-    if found is None:
-        return '<span class="faint">–</span>'
-    if math.isnan(found.mean):
-        return format_figure(None)
-    return f"{format_number(found.mean)}<small>{format_number(found.low)} to {format_number(found.high)}</small>"
-
-
-def render_curves(spec: Spec, found: list[Found]) -> str:
-    """A chart a column: every seed of every row is a line, the rows by colour."""
-    assert spec.curves is not None
-    variant = spec.variants[-1] if spec.variants else None
-    rows = [row for row in spec.rows if any(each.curves for each in select_row(found, row.name, variant).values())]
+def build_curves(spec: Spec, curves: Curves, finished: list[FinishedRun]) -> CurveSection:
+    """A chart for each column, of the last variant: every seed of every row is a curve, and a row has one colour."""
+    variant = spec.all_variants[-1]
+    by_row = [(row.label, list(select_row(finished, row.name, variant).values())) for row in spec.rows]
+    drawn = [(label, runs) for label, runs in by_row if any(run.curves for run in runs)]
     charts = []
-    for column in spec.curves.columns:
-        lines, colours = [], []
-        for colour, row in enumerate(rows):
-            for seed, each in select_row(found, row.name, variant).items():
-                if column in each.curves:
-                    lines.append((f"{row.label}, seed {seed}", 0.0, thin(each.curves[column])))
-                    colours.append(colour % len(COLOURS))
-        if lines:
-            end = max(points[-1][0] for _, _, points in lines)
-            charts.append(render_chart(column, lines, end, colours=colours))
-        else:
-            charts.append(f"<figure><figcaption><b>{escape(column)}</b>in no run yet</figcaption></figure>")
-    key = "".join(f'<span><i class="k{n % len(COLOURS)}"></i>{escape(row.label)}</span>' for n, row in enumerate(rows))
-    where = f"Stage {spec.curves.stage}{_at(variant.label if variant else '')}, by student update; a line is a seed."
-    return f'<p class="faint">{where}</p><p class="key">{key}</p><div class="charts">{"".join(charts)}</div>'
+    for column in curves.columns:
+        lines = [
+            Curve(thin(run.curves[column]), number % len(COLOURS))
+            for number, (_, runs) in enumerate(drawn)
+            for run in runs
+            if column in run.curves
+        ]
+        end = max((line.points[-1].update for line in lines), default=0)
+        chart = build_chart(column, lines, end=end, shows_last=False) if lines else None
+        charts.append(CurveChart(column, chart))
+    colours = tuple((number % len(COLOURS), label) for number, (label, _) in enumerate(drawn))
+    return CurveSection(curves.stage, variant, colours, tuple(charts))
 
 
-def render_images(spec: Spec, found: list[Found]) -> str:
-    """Rows of the table side by side on the same prompts and the same noise, of the first seed that they have."""
-    columns = []
+def build_images(spec: Spec, finished: list[FinishedRun]) -> ImageSection | None:
+    """Rows of the table side by side, each by the least seed that is finished; None where no run is."""
+    columns: list[tuple[Row, Variant | None, FinishedRun]] = []
     for row in spec.rows:
-        for variant in spec.variants or (None,):
-            runs = select_row(found, row.name, variant)
+        for variant in spec.all_variants:
+            runs = select_row(finished, row.name, variant)
             if runs:
                 columns.append((row, variant, runs[min(runs)]))
     if not columns:
-        return '<p class="faint">No run has them yet.</p>'
-    seeds = sorted({each.run.seed for _, _, each in columns})
-    head = "".join(
-        f"<th>{escape(row.label)}<small>{escape(variant.label) if variant else ''}</small></th>"
-        for row, variant, _ in columns
-    )
-    lines = []
-    for prompt in list(columns[0][2].images)[:SHOWN]:
-        lines.append(f'<tr><td class="prompt" colspan="{len(columns)}">{escape(prompt)}</td></tr>')
-        lines.append(
-            "<tr>" + "".join(_pictures(each.images[prompt], row, prompt) for row, _, each in columns) + "</tr>"
-        )
-    note = f'<p class="faint">Same prompts, same noise; seed {", ".join(map(str, seeds))}.</p>'
-    return note + render_table(head, lines, name="Images", kind="images rows")
-
-
-def _pictures(pictures: list[np.ndarray], row: Row, prompt: str) -> str:
-    tags = []
-    for image in pictures:
-        picture = build_tile(image)
-        tiny = ' class="tiny"' if max(image.shape) < picture.width else ""
-        data = base64.b64encode(encode_png(picture)).decode("ascii")
-        alt = escape(f"{row.label}: {prompt}", quote=True)
-        tags.append(f'<img{tiny} src="data:image/png;base64,{data}" alt="{alt}"/>')
-    return f'<td><div class="{"one" * (len(tags) == 1)}">{"".join(tags)}</div></td>'
-
-
-def render_provenance(runs: list[Run], found: list[Found]) -> str:
-    """A line a run: what made it, or that it is not there yet."""
-    by_name = {each.run.name: each for each in found}
-    return render_plain_table(
-        [(run.name, _describe_run(by_name[run.name]) if run.name in by_name else "not finished") for run in runs],
-        name="Runs",
+        return None
+    _, _, first = columns[0]
+    return ImageSection(
+        tuple(ImageColumn(row.label, variant) for row, variant, _ in columns),
+        tuple(
+            PromptImages(prompt, tuple(_embed_images(run, row, prompt) for row, _, run in columns))
+            for prompt in list(first.images)[:SHOWN]
+        ),
+        tuple(sorted({run.run.seed for _, _, run in columns})),
     )
 
 
-def _describe_run(found: Found) -> str:
-    made = {stage: record.provenance for stage, record in found.records.items()}
-    parts = [f"{stage} {how.duration_s:.0f} s" for stage, how in made.items() if how.adopted_from is None]
-    parts += [f"{stage} from {how.adopted_from}" for stage, how in made.items() if how.adopted_from is not None]
-    last = found.records["evaluate"]
-    how = last.provenance
-    return f"{', '.join(parts)}; {how.device}, dmdr {how.code['version']}, {last.fingerprint[:12]}"
+def _embed_images(run: FinishedRun, row: Row, prompt: str) -> tuple[Picture, ...]:
+    return tuple(embed_tile(image, f"{row.label}: {prompt}") for image in run.images[prompt])
+
+
+def list_runs(runs: list[Run], finished: list[FinishedRun]) -> tuple[tuple[str, str], ...]:
+    """Each run's name, with how it was made, or that it is not finished."""
+    by_name = {each.run.name: describe_run(each) for each in finished}
+    return tuple((run.name, by_name.get(run.name, "not finished")) for run in runs)
+
+
+def describe_run(finished: FinishedRun) -> str:
+    """How long each stage took, or from which run it was adopted; then device, version and fingerprint."""
+    by_stage = {stage: record.provenance for stage, record in finished.records.items()}
+    stages = [f"{stage} {made.duration_s:.0f} s" for stage, made in by_stage.items() if made.adopted_from is None]
+    stages += [f"{stage} from {made.adopted_from}" for stage, made in by_stage.items() if made.adopted_from is not None]
+    evaluation = finished.records["evaluate"]
+    made = evaluation.provenance
+    return f"{', '.join(stages)}; {made.device}, dmdr {made.code['version']}, {evaluation.fingerprint[:12]}"

@@ -1,4 +1,4 @@
-"""From a table to its runs: for every seed a run of each row and variant, each with a config of its own."""
+"""Plans the runs of a table: one for every seed, row and variant, each with a config of its own."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ FIGURES = {
     "geneval": ("geneval",),
     "dpg-bench": ("dpg-bench",),
     "lpips": ("diversity/lpips-vgg16",),
-}  # a reward's is its own name
-OURS = {"run", "seed", "evaluate.models"}  # what a table sets in each config
+}  # metric -> its figures; a reward is a figure of its own name
+OWN_KEYS = {"run", "seed", "evaluate.models"}  # the table sets them in each config
+ConfigData = dict[str, object]  # a config as its YAML file says it
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a table. path: its config, written for `dmdr run` as for us."""
+    """One run of a table. path: of its config file, which `dmdr run` reads as well."""
 
     name: str
     row: Row
@@ -37,60 +38,66 @@ class Run:
 
 
 def plan_runs(spec: Spec, folder: Path, *, seeds: Iterable[int] | None = None, base: str | None = None) -> list[Run]:
-    """All runs, seed by seed, and their configs in `folder`.
+    """Plan all runs, seed by seed, and write their configs into `folder`.
 
-    seeds, base: in the place of the table's own. With another base its name stands in the names of the runs.
+    seeds, base: replace the table's own. The names of the runs then hold the name of the other base's run.
 
     Raises:
         InputMissing: there is no base config.
-        ConfigError: a row is no config, or has not the figures that the table shows.
+        ConfigError: a row is not a valid config, or does not measure the figures that the table shows.
     """
     data = read_mapping(base or spec.base, "config", "correct the table's base, or --base")
     validate(data, Config, f"config {base or spec.base}")
-    begin = f"{spec.runs}-{data['run']}" if base else spec.runs
+    beginning = f"{spec.runs}-{data['run']}" if base else spec.runs
     runs = []
     for seed in dict.fromkeys(spec.seeds if seeds is None else seeds):
         for row in (row for row in spec.rows if row.stages):
-            for variant in spec.variants or (None,):
-                parts = [begin, row.name, *([variant.name] if variant else []), f"seed{seed}"]
-                changes = {**spec.changes, **row.changes, **(variant.changes if variant else {})}
-                for key in OURS & changes.keys():
-                    raise ConfigError(f"row {row.name} of {spec.table} changes {key}, which the table sets itself")
-                own = {"run": "-".join(parts), "seed": seed, "evaluate.models": [row.model]}
-                runs.append(
-                    _build_run(spec, folder, row, variant, apply_changes(data, {**changes, **own}, f"row {row.name}"))
-                )
+            for variant in spec.all_variants:
+                names = [beginning, row.name, *([variant.name] if variant else []), f"seed{seed}"]
+                own = {"run": "-".join(names), "seed": seed, "evaluate.models": [row.model]}
+                changes = {**_collect_changes(spec, row, variant), **own}
+                runs.append(_build_run(spec, folder, row, variant, apply_changes(data, changes, f"row {row.name}")))
     return runs
 
 
-def apply_changes(data: dict, changes: Changes, who: str) -> dict:
-    """A copy of a config's data; each value takes the place of all that stands at its dotted key.
+def _collect_changes(spec: Spec, row: Row, variant: Variant | None) -> Changes:
+    """The table's, the row's and the variant's; the later ones win."""
+    changes = {**spec.changes, **row.changes, **(variant.changes if variant else {})}
+    for key in OWN_KEYS & changes.keys():
+        raise ConfigError(f"row {row.name} of {spec.table} changes {key}, which the table sets itself")
+    return changes
+
+
+def apply_changes(data: ConfigData, changes: Changes, who: str) -> ConfigData:
+    """A copy of a config's data with changes. A value replaces all that stands at its dotted key.
 
     Raises:
         ConfigError: a key leads into something that has no keys.
     """
-    data = copy.deepcopy(data)
+    changed = copy.deepcopy(data)
     for key, value in changes.items():
         *sections, last = key.split(".")
-        place = data
+        mapping = changed
         for depth, section in enumerate(sections, start=1):
-            if place.get(section) is None:
-                place[section] = {}
-            place = place[section]
-            if not isinstance(place, dict):
-                raise ConfigError(f"{who} changes {key}, but {'.'.join(sections[:depth])} is {place!r} in the base")
-        place[last] = copy.deepcopy(value)
-    return data
+            if mapping.get(section) is None:
+                mapping[section] = {}
+            inner = mapping[section]
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{who} changes {key}, but {'.'.join(sections[:depth])} is {inner!r} in the base")
+            mapping = inner
+        mapping[last] = copy.deepcopy(value)
+    return changed
 
 
-def _build_run(spec: Spec, folder: Path, row: Row, variant: Variant | None, data: dict) -> Run:
+def _build_run(spec: Spec, folder: Path, row: Row, variant: Variant | None, data: ConfigData) -> Run:
+    """Check one run's config and write it into `folder`."""
     config = validate(data, Config, f"row {row.name} of {spec.table}")
-    known = list_figures(config)
+    measured = list_figures(config)
     for column in spec.columns:
-        if column.metric not in known:
+        if column.metric not in measured:
             raise ConfigError(
                 f"{spec.table} shows {column.metric}, which row {row.name} does not measure; it has "
-                f"{', '.join(known)}: correct columns, or evaluate in changes"
+                f"{', '.join(measured)}: correct columns, or evaluate in changes"
             )
     path = folder / f"{config.run}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +107,11 @@ def _build_run(spec: Spec, folder: Path, row: Row, variant: Variant | None, data
 
 
 def list_figures(config: Config) -> list[str]:
-    """What evaluate will measure."""
+    """The figures that evaluate will measure."""
     metrics, rl = config.evaluate.metrics, config.joint.rl
-    found = [figure for metric in metrics for figure in FIGURES.get(metric, (metric,))]
+    figures = [figure for metric in metrics for figure in FIGURES.get(metric, (metric,))]
     if config.evaluate.seeds > 1:
         trained_on = rl.rewards if rl and "student" in config.evaluate.models else {}
         held_out = [metric for metric in metrics if metric not in FIGURES and metric not in trained_on]
-        found += ["diversity/pixels", *(f"diversity/{metric}" for metric in held_out)]
-    return found
+        figures += ["diversity/pixels", *(f"diversity/{metric}" for metric in held_out)]
+    return figures

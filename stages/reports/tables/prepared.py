@@ -1,4 +1,4 @@
-"""A table that is ready to run: its configs, whether anything is left to do, and its page. No Prefect."""
+"""Prepares a table: reads and checks it, says whether any of its runs is left to do, and writes its page."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmdr.config.identity import identity
-from stages.reports.tables import spec as specs
 from stages.reports.tables.plan import Run, plan_runs
+from stages.reports.tables.spec import Spec, load_spec
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that is ready to run. command: what makes it again."""
+    """A table that is ready to run. out: its page; command: the shell command that makes it again."""
 
-    spec: specs.Spec
+    spec: Spec
     runs: list[Run]
     store: str
     out: Path
@@ -30,7 +30,7 @@ def prepare_table(spec: str, seeds: list[int] | None, store: str, base: str | No
     Raises:
         ConfigError, InputMissing: the table, its base or a row cannot be run.
     """
-    table = specs.load_spec(spec)
+    table = load_spec(spec)
     page = Path(out or f"tables/{'-'.join([Path(spec).stem, *([Path(base).stem] if base else [])])}.html")
     runs = plan_runs(table, page.with_suffix(""), seeds=seeds, base=base)
     words = ["dmdr", "tables", spec, *(["--seeds", *map(str, seeds)] if seeds else [])]
@@ -41,7 +41,7 @@ def prepare_table(spec: str, seeds: list[int] | None, store: str, base: str | No
 
 
 def is_finished(table: Table) -> bool:
-    """Whether nothing is left to do.
+    """Whether every stage of every run is sealed.
 
     Raises:
         ConfigError: a stage is sealed under a run's name with other settings or inputs.
@@ -56,18 +56,18 @@ def is_finished(table: Table) -> bool:
 
 
 def write_page(table: Table) -> str:
-    """Write the page of what is sealed; print its claims and where it lies, and return them as Markdown."""
-    from stages.reports.tables.page import (  # with numpy, scipy and torch, of which running needs none
-        format_judgement,
-        write_table_page,
-    )
+    """Write the page from what is sealed so far. Prints the judged claims and the page's path, and returns them."""
+    # These need numpy and scipy, which a process that only starts runs does not.
+    from stages.reports.tables.claims import format_judgement
+    from stages.reports.tables.page import write_table_page
 
-    judged = write_table_page(table.spec, table.runs, table.store, table.out, table.command)
+    judgements = write_table_page(table.spec, table.runs, table.store, table.out, table.command)
     lines: list[str] = []
-    for each in judged:
-        if (claim := f"\n{each.claim.claim}\n") not in lines:
+    for judgement in judgements:
+        claim = f"\n{judgement.claim.claim}\n"
+        if claim not in lines:
             lines.append(claim)
-        lines.append(f"- {format_judgement(each)}")
+        lines.append(f"- {format_judgement(judgement)}")
     lines.append(f"\npage: {table.out}")
     print("\n".join(lines), flush=True)
     return "\n".join(lines)

@@ -1,10 +1,8 @@
-"""What the runs of a table found, read from their seals: scores prompt by prompt, images, curves, records."""
+"""The results of a table's runs, read from their sealed stages: scores prompt by prompt, images, curves, records."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +11,20 @@ from PIL import Image
 from dmdr.errors import ConfigError
 from stages.reports.card import read_figures
 from stages.reports.charts import Point, read_columns
+from stages.reports.score_lines import ScoreLine, read_score_lines
 from stages.reports.tables.plan import Run
 from stages.reports.tables.spec import Curves
 from stages.store.artifacts import Artifact
 from stages.store.records import Record
 
-IMAGES = 4  # of one prompt and row that are shown
+IMAGES = 4  # shown of one prompt and row
 
 
 @dataclass(frozen=True)
-class Found:
+class FinishedRun:
     """One finished run. scores: figure -> (prompts,), NaN where a score is not a number.
 
-    images: prompt -> its first images (H, W, 3) uint8. records: the seals of its stages.
+    images: prompt -> its first images (H, W, 3) uint8. records: of its sealed stages.
     """
 
     run: Run
@@ -36,60 +35,71 @@ class Found:
     records: dict[str, Record]
 
 
-def read_results(runs: list[Run], store: str, curves: Curves | None, cache: Path) -> list[Found]:
-    """The runs whose evaluation is sealed, in their order.
+def read_results(runs: list[Run], store: str, curves: Curves | None, cache: Path) -> list[FinishedRun]:
+    """Read the runs whose evaluation is sealed, in their order.
 
     Raises:
         DataError: a file is damaged.
         ConfigError: two runs were judged on different prompts.
     """
-    found, asked = [], None
+    finished: list[FinishedRun] = []
+    common_prompts: list[str] | None = None
     for run in runs:
-        records = {stage: Artifact(store, run.name, stage).record() for stage in run.row.stages}
-        if records["evaluate"] is None:
+        records = _read_records(run, store)
+        if "evaluate" not in records:
             continue
-        model = run.row.model
-        shown = f"images/{model.replace(' ', '-')}/"
-        sealed = Artifact(store, run.name, "evaluate")
-        folder = sealed.fetch(cache / run.name, only=partial(_is_wanted, shown=shown))
-        card = read_figures(folder, sealed.address)
-        lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
-        prompts = [line["prompt"] for line in lines]
-        if (asked := asked or prompts) != prompts:
+        evaluation = Artifact(store, run.name, "evaluate")
+        image_folder = f"images/{run.row.model.replace(' ', '-')}/"
+        folder = _fetch_files(evaluation, ("scorecard.json", "scores.jsonl", image_folder), cache / run.name)
+        lines = read_score_lines(folder)
+        prompts = [line.prompt for line in lines]
+        if common_prompts is None:
+            common_prompts = prompts
+        elif prompts != common_prompts:
             raise ConfigError(
-                f"{run.name} was judged on other prompts than {runs[0].name}; give all rows the same prompts and "
-                "evaluate.limit"
+                f"{run.name} was judged on other prompts than {finished[0].run.name}; give all rows the same prompts "
+                "and evaluate.limit"
             )
-        found.append(
-            Found(
+        finished.append(
+            FinishedRun(
                 run,
-                scores=_read_scores(lines, model),
-                trained_on={each.name for each in card.metrics if each.trained_on},
-                images=_read_images(folder / shown, prompts),
+                scores=_collect_scores(lines, run.row.model),
+                trained_on={row.name for row in read_figures(folder, evaluation.address).metrics if row.trained_on},
+                images=_read_images(folder / image_folder, prompts),
                 curves=_read_curves(run, store, curves, cache),
-                records={stage: record for stage, record in records.items() if record is not None},
+                records=records,
             )
         )
-    return found
+    return finished
 
 
-def _is_wanted(name: str, shown: str) -> bool:
-    return name in ("scorecard.json", "scores.jsonl") or name.startswith(shown)
+def _read_records(run: Run, store: str) -> dict[str, Record]:
+    """The records of the run's sealed stages."""
+    records = {stage: Artifact(store, run.name, stage).record() for stage in run.row.stages}
+    return {stage: record for stage, record in records.items() if record is not None}
 
 
-def _read_scores(lines: list[dict], model: str) -> dict[str, np.ndarray]:
-    """A prompt that a metric does not judge has no score of it; null is not a number."""
-    figures = dict.fromkeys(figure for line in lines for figure in line["scores"][model])
-    of_model = [line["scores"][model] for line in lines]
-    return {f: np.array([each[f] for each in of_model if f in each], dtype=np.float64) for f in figures}
+def _fetch_files(evaluation: Artifact, beginnings: tuple[str, ...], cache: Path) -> Path:
+    """A folder with the files whose names begin so."""
+    return evaluation.fetch(cache, only=lambda name: name.startswith(beginnings))
+
+
+def _collect_scores(lines: list[ScoreLine], model: str) -> dict[str, np.ndarray]:
+    """figure -> the scores of the prompts that it judges; null is not a number."""
+    of_model = [line.scores[model] for line in lines]
+    figures = dict.fromkeys(figure for scores in of_model for figure in scores)
+    return {
+        figure: np.array([scores[figure] for scores in of_model if figure in scores], dtype=np.float64)
+        for figure in figures
+    }
 
 
 def _read_images(folder: Path, prompts: list[str]) -> dict[str, list[np.ndarray]]:
-    found = {}
+    images = {}
     for place in sorted(folder.iterdir()):
         files = sorted((place / "samples").iterdir())[:IMAGES]
-        found[prompts[int(place.name)]] = [np.asarray(Image.open(file).convert("RGB")) for file in files]
-    return found
+        images[prompts[int(place.name)]] = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    return images
 
 
 def _read_curves(run: Run, store: str, curves: Curves | None, cache: Path) -> dict[str, list[Point]]:

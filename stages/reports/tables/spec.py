@@ -1,13 +1,13 @@
-"""What a table is: one YAML file under configs/tables, read as strictly as a config.
+"""The specification of a table: one YAML file under configs/tables, read as strictly as a config.
 
-A row is a run of the base config with changes; every seed runs every row. A variant is a second set of changes that
-every row is run with, such as another number of updates; its columns stand beside each other.
+A row is a run of the base config with changes, and is run once for every seed. A variant is a second set of changes,
+such as another number of updates: every row is run with each variant, and their columns stand side by side.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,24 +20,27 @@ from dmdr.config.stages import ModelName, StageName, list_needed
 PART = r"^[a-z0-9][a-z0-9-]{0,19}$"  # of a run's name
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], Field(strict=False)]
-Changes = dict[str, object]  # dotted key of a config -> what takes the place of what stands there
+Changes = dict[str, object]  # dotted key of a config -> its new value
 
 
 class Column(Section):
-    """A figure of evaluate under the name that scorecard.json has. label: what it is, in words."""
+    """A figure of evaluate. metric: its name in scorecard.json; label: what it is, in words."""
 
     metric: Text
     label: str = ""
 
 
 class Row(Section):
-    """One line. model: whose images it shows; none is a line that the paper has and DMDR does not run."""
+    """One row. model: the model that is judged, or "none" for a row of the paper that DMDR does not run.
+
+    paper: column -> the number that the paper prints; in a table with variants, variant -> column -> number.
+    """
 
     name: str = Field(pattern=PART)
     label: Text
     model: ModelName | Literal["none"]
     changes: Changes = {}
-    paper: dict[str, float | dict[str, float]] = {}  # column -> number; with variants, variant -> column -> number
+    paper: dict[str, float | dict[str, float]] = {}
 
     @property
     def stages(self) -> tuple[StageName, ...]:
@@ -46,7 +49,7 @@ class Row(Section):
 
 
 class Variant(Section):
-    """A second set of changes. paper: how the paper heads these columns."""
+    """A second set of changes. paper: the heading that the paper gives to these columns."""
 
     name: str = Field(pattern=PART)
     label: Text
@@ -55,9 +58,10 @@ class Variant(Section):
 
 
 class Claim(Section):
-    """The paper says that `higher` is above `lower`. figures: each judges it; paper: columns that show it there.
+    """The paper says that the row `higher` is above the row `lower`.
 
-    of: `scores` of evaluate, prompt by prompt; or the mean of a `curve`, which is a column of metrics.jsonl.
+    figures: each of them judges the claim. paper: the paper's columns that show it.
+    of: "scores", which evaluate has for each prompt; or "curve", the mean of a column of metrics.jsonl.
     """
 
     claim: Text
@@ -69,14 +73,17 @@ class Claim(Section):
 
 
 class Curves(Section):
-    """Columns of a training stage's metrics.jsonl that are drawn, the rows over each other."""
+    """Columns of a training stage's metrics.jsonl: each becomes a chart with a curve for every row and seed."""
 
     stage: Literal["cold_start", "joint"]
     columns: Names = Field(min_length=1)
 
 
 class Spec(Section):
-    """A whole table. runs: how the names of its runs begin; tables with the same rows share their runs by it."""
+    """A whole table.
+
+    runs: how the names of its runs begin. Tables with the same rows and the same beginning share their runs.
+    """
 
     table: Text
     title: Text
@@ -92,32 +99,46 @@ class Spec(Section):
     claims: tuple[Claim, ...] = Field((), strict=False)
     curves: Curves | None = None
 
+    @property
+    def all_variants(self) -> tuple[Variant | None, ...]:
+        """The variants; of a table without any, None alone."""
+        return self.variants or (None,)
+
     @model_validator(mode="after")
-    def _names_are_unique_and_known(self) -> Spec:
-        named = {"row": [row.name for row in self.rows], "variant": [each.name for each in self.variants]}
-        for what, names in {**named, "seed": self.seeds}.items():
-            if len(set(names)) < len(names):
-                raise ValueError(f"a {what} is there twice: {', '.join(map(str, names))}")
+    def _check_names(self) -> Spec:
+        """Raises ValueError where a name is not unique, or refers to nothing."""
+        _check_unique("row", [row.name for row in self.rows])
+        _check_unique("variant", [variant.name for variant in self.variants])
+        _check_unique("seed", [str(seed) for seed in self.seeds])
         for row in self.rows:
-            for variant in self.variants or (None,):
-                _known(paper_numbers(row, variant), self.paper_columns, f"paper of row {row.name}", "paper_columns")
-            if self.variants:
-                _known(row.paper, named["variant"], f"paper of row {row.name}", "variants")
-        running = [row.name for row in self.rows if row.stages]
-        told = {
-            "scores": ([column.metric for column in self.columns], "columns"),
-            "curve": (self.curves.columns if self.curves else (), "curves.columns"),
-        }
+            self._check_paper(row)
         for claim in self.claims:
-            _known((claim.higher, claim.lower), running, f"claim {claim.claim!r}", "rows that run")
-            known, where = told[claim.of]
-            _known(claim.figures, known, f"claim {claim.claim!r}", where)
-            _known(claim.paper, self.paper_columns, f"claim {claim.claim!r}", "paper_columns")
+            self._check_claim(claim)
         return self
 
+    def _check_paper(self, row: Row) -> None:
+        who = f"paper of row {row.name}"
+        for variant in self.all_variants:
+            _check_known(paper_numbers(row, variant), self.paper_columns, who, "paper_columns")
+        if self.variants:
+            _check_known(row.paper, [variant.name for variant in self.variants], who, "variants")
 
-def _known(names: Iterable[str], known: Iterable[str], who: str, where: str) -> None:
-    known = list(known)
+    def _check_claim(self, claim: Claim) -> None:
+        who = f"claim {claim.claim!r}"
+        _check_known((claim.higher, claim.lower), [row.name for row in self.rows if row.stages], who, "rows that run")
+        if claim.of == "scores":
+            _check_known(claim.figures, [column.metric for column in self.columns], who, "columns")
+        else:
+            _check_known(claim.figures, self.curves.columns if self.curves else (), who, "curves.columns")
+        _check_known(claim.paper, self.paper_columns, who, "paper_columns")
+
+
+def _check_unique(what: str, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"a {what} is there twice: {', '.join(names)}")
+
+
+def _check_known(names: Iterable[str], known: Collection[str], who: str, where: str) -> None:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -126,16 +147,16 @@ def _known(names: Iterable[str], known: Iterable[str], who: str, where: str) -> 
 
 
 def paper_numbers(row: Row, variant: Variant | None) -> dict[str, float]:
-    """The paper's numbers of a row by column.
+    """The numbers that the paper prints for a row: column -> number.
 
     Raises:
-        ValueError: they are not by variant, or they are where there are none.
+        ValueError: the table has variants and the numbers are not given for each, or the other way round.
     """
-    found = row.paper if variant is None else row.paper.get(variant.name, {})
-    if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
+    numbers = row.paper if variant is None else row.paper.get(variant.name, {})
+    if not isinstance(numbers, dict) or any(isinstance(value, dict) for value in numbers.values()):
         shape = "column: number" if variant is None else "variant: {column: number}"
         raise ValueError(f"paper of row {row.name} must be {shape}")
-    return {column: value for column, value in found.items() if not isinstance(value, dict)}
+    return {column: value for column, value in numbers.items() if not isinstance(value, dict)}
 
 
 def load_spec(path: str | Path) -> Spec:

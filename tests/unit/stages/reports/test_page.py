@@ -18,16 +18,18 @@ from dmdr.metrics.aggregate import Conditions, Scores, build_scorecard
 from dmdr.metrics.scorecard import Model, Scorecard, Speed, TagMean, TagMeans
 from stages.reports import paper
 from stages.reports.card import read_figures, read_scorecard, read_speed
-from stages.reports.charts import POINTS, read_columns, render_chart, thin
+from stages.reports.charts import POINTS, Chart, Curve, Point, build_chart, read_columns, thin
 from stages.reports.gallery import LARGEST, ROWS, Row, Strip, build_grid, choose_prompts, find_extremes
-from stages.reports.nfe import render_plot
+from stages.reports.nfe import build_plot
 from stages.reports.page import render_page
 from stages.reports.provenance import Origin
-from stages.reports.style import COLOURS, DARK, DARK_COLOURS, LIGHT, STYLE
+from stages.reports.rendering import load_environment, render_template
+from stages.reports.style import COLOURS, DARK, DARK_COLOURS, LIGHT
 from stages.reports.verdict import list_verdicts
 from tests.support.evaluated import GENEVAL, MODELS, decoded, speed_of
 from tests.support.html import EVIL, Reader
 
+STYLE = render_template("style.css.jinja")
 THIRD = Model(f"{EVIL} XL", 4, 1.0)
 
 
@@ -52,12 +54,13 @@ def example(broken: bool = False) -> tuple[Scorecard, dict[str, list[Row]], list
         truncated=3,
     )
     card = build_scorecard(conditions, models, scores)
-    rows = [Row(EVIL if n == 0 else f"prompt {n}", "colors") for n in range(3)]
-    for n, row in enumerate(rows):
-        row.images = {model.name: rng.integers(0, 255, (16, 16, 3), dtype=np.uint8) for model in models}
+    notes = {model.name: "strict 1.00, soft 0.50" for model in models}
+    rows = []
+    for n in range(3):
+        images = {model.name: rng.integers(0, 255, (16, 16, 3), dtype=np.uint8) for model in models}
         if n == 2:  # a large one, smooth as photographs are
-            row.images = {m: np.asarray(Image.fromarray(i).resize((300, 300))) for m, i in row.images.items()}
-        row.notes = {model.name: "strict 1.00, soft 0.50" for model in models}
+            images = {m: np.asarray(Image.fromarray(i).resize((300, 300))) for m, i in images.items()}
+        rows.append(Row(EVIL if n == 0 else f"prompt {n}", "colors", images, notes))
     strip = Strip(EVIL, {m.name: list(rng.integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)) for m in models})
     return card, {"Largest wins over the teacher": rows[:2], "Largest losses": rows[2:], "By task": []}, [strip]
 
@@ -70,7 +73,10 @@ def speed_of_example(card: Scorecard) -> Speed:
 
 def render(broken: bool = False, base: str | None = None) -> tuple[str, Scorecard, dict[str, list[Row]], list[Strip]]:
     card, rows, strips = example(broken)
-    curves = {"cold_start": {"loss_dm": [(1.0, 0.5), (2.0, 0.4)]}, "joint": {"loss_rl": [(1.0, None), (2.0, 1.0)]}}
+    curves = {
+        "cold_start": {"loss_dm": [Point(1.0, 0.5), Point(2.0, 0.4)]},
+        "joint": {"loss_rl": [Point(1.0, None), Point(2.0, 1.0)]},
+    }
     html = render_page(
         card,
         speed_of_example(card),
@@ -344,7 +350,7 @@ def test_the_numbers_of_an_axis_fit_beside_it(scale: float):
         for row in card.metrics
     ]
     card = card.model_copy(update={"metrics": tuple(scaled)})
-    ticks = re.findall(r'text-anchor="end">([^<]*)<', render_plot(card, "strict"))
+    ticks = [label.text for label in build_plot(card, "strict").labels if label.anchor == "end"]
     assert len(ticks) == 3 and max(map(len, ticks)) <= 8
     assert len(set(ticks)) == 3
 
@@ -415,24 +421,30 @@ def test_trained_on_is_marked_and_does_not_decide():
     assert set(KNOWN).isdisjoint({THIRD.name})
 
 
+def draw(chart: Chart) -> str:
+    """A training chart alone, without a page around it."""
+    return str(load_environment().get_template("charts.html.jinja").module.training_chart(chart))
+
+
 def test_every_chart_is_well_formed_svg():
-    figure = render_chart(
-        "reward/<x>", [("cold_start", 0.0, [(1, 1.0), (2, None), (3, 2.0)]), ("joint", 3.0, [(5, 4.0)])], 5
-    )
+    cold_start = Curve([Point(1, 1.0), Point(2, None), Point(3, 2.0)], colour=0)
+    joint = Curve([Point(2, 4.0)], colour=1, start=3.0)
+    figure = draw(build_chart("reward/<x>", [cold_start, joint], end=5, shows_last=True))
     svg = ET.fromstring(figure[figure.index("<svg") : figure.index("</svg>") + 6])
     assert len(svg.findall("path[@class='broken']")) == 1
     assert svg.attrib["aria-label"] == "reward/<x>"
     assert "nan" not in figure
-    assert ET.fromstring(render_chart("all broken", [("joint", 0.0, [(1, None)])], 1)) is not None
+    broken = build_chart("all broken", [Curve([Point(1, None)], colour=0)], end=1, shows_last=True)
+    assert ET.fromstring(draw(broken)) is not None
 
 
 def test_thinning_keeps_the_mean_and_every_break():
-    points = [(float(x), float(x % 7)) for x in range(1, 1000)]
+    points = [Point(float(x), float(x % 7)) for x in range(1, 1000)]
     thinned = thin(points)
     assert len(thinned) <= POINTS
     assert thinned[-1][0] == 999
     assert np.mean([y for _, y in thinned]) == pytest.approx(3, abs=0.1)
-    points[500] = (501.0, None)
+    points[500] = Point(501.0, None)
     assert sum(y is None for _, y in thin(points)) == 1
 
 

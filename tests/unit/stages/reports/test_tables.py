@@ -17,6 +17,8 @@ from dmdr.errors import ConfigError, InputMissing
 from dmdr.lab.prompts import lab_prompts
 from dmdr.metrics.intervals import Interval
 from dmdr.metrics.load import load_metrics
+from stages.reports.charts import Point
+from stages.reports.tables.claims import format_judgement
 from stages.reports.tables.judgement import (
     FAILS,
     HOLDS,
@@ -26,9 +28,9 @@ from stages.reports.tables.judgement import (
     judge_claims,
     mean_over_seeds,
 )
-from stages.reports.tables.page import format_judgement, render_page
+from stages.reports.tables.page import render_page
 from stages.reports.tables.plan import Run, apply_changes, list_figures, plan_runs
-from stages.reports.tables.results import Found
+from stages.reports.tables.results import FinishedRun
 from stages.reports.tables.spec import Spec, load_spec
 from stages.store.records import Record
 from tests.support.html import EVIL, Reader
@@ -219,7 +221,9 @@ def record_of(run: str, stage: str, adopted_from: str | None) -> Record:
     )
 
 
-def found_for(spec: Spec, runs: list[Run], leads: dict[str, float], seeds: tuple[int, ...] = (0, 1)) -> list[Found]:
+def found_for(
+    spec: Spec, runs: list[Run], leads: dict[str, float], seeds: tuple[int, ...] = (0, 1)
+) -> list[FinishedRun]:
     """Made-up results: a row's scores are the prompts' difficulty plus its lead, in both figures."""
     found = []
     for run in runs:
@@ -231,9 +235,10 @@ def found_for(spec: Spec, runs: list[Run], leads: dict[str, float], seeds: tuple
         scores = difficulty + leads[run.row.name] + noise
         records = {stage: record_of(run.name, stage, "x" if stage == "prompts" else None) for stage in run.row.stages}
         picture = np.full((16, 16, 3), 10 * run.seed + len(run.row.name), dtype=np.uint8)
-        curve = {"reward/lab-conv": [(1.0, 0.1), (2.0, None), (3.0, 0.4)]} if run.row.name == "refl" else {}
+        points = [Point(1.0, 0.1), Point(2.0, None), Point(3.0, 0.4)]
+        curve = {"reward/lab-conv": points} if run.row.name == "refl" else {}
         found.append(
-            Found(
+            FinishedRun(
                 run,
                 {"lab-mixer": scores, "lab-conv": scores.copy()},
                 {"lab-conv"} if run.row.name == "refl" else set(),
@@ -283,7 +288,7 @@ def test_a_claim_about_a_curve_counts_seeds(spec_file: Callable[..., Path], tmp_
     found = found_for(spec, runs, {"init": 0.0, "refl": 0.0}, seeds=(0, 1, 2))
     for each in found:
         level = 0.1 if each.run.row.name == "init" else 0.5 + 0.01 * each.run.seed
-        each.curves["reward/lab-conv"] = [(1.0, level - 0.1), (2.0, level + 0.1)]
+        each.curves["reward/lab-conv"] = [Point(1.0, level - 0.1), Point(2.0, level + 0.1)]
     (judged,) = judge_claims(spec, found)
     assert (judged.word, judged.seeds) == (HOLDS, 3)
     assert judged.difference.mean == pytest.approx(0.41)
