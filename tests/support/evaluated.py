@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,44 +29,46 @@ def speed_of(card: Figures, device: str = "cpu") -> Speed:
     return Speed(device=device, batch_size=4, seconds_per_image=seconds)
 
 
-def seal_evaluation(
-    store: str,
-    run: str,
-    scratch: Path,
-    *,
-    scores: dict[str, dict[str, np.ndarray]],
-    prompts: list[str],
-    trained_on: tuple[str, ...] = (),
-    teacher: str = "0123456789abcdef" * 4,
-    models: list[Model] = MODELS[:2],
-    seed: int = 0,
-    tags: list[str | None] | None = None,
-    device: str = "cpu",
-    **more: object,
-) -> Scorecard:
-    """Seal evaluate, and joint with a curve; returns the card. scores: figure -> model -> (prompts,).
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found. scores: figure -> model -> (prompts,); conditions: others of the scorecard's."""
 
-    more: other conditions of the scorecard.
-    """
-    tags = tags or [None] * len(prompts)
-    figures = {figure: Scores(by_model, tags) for figure, by_model in scores.items()}
-    conditions = Conditions(run, len(prompts), seed, trained_on=set(trained_on), **more)
-    card = build_scorecard(conditions, models, figures)
+    scores: dict[str, dict[str, np.ndarray]]
+    prompts: list[str]
+    trained_on: tuple[str, ...] = ()
+    teacher: str = "0123456789abcdef" * 4
+    models: Sequence[Model] = tuple(MODELS[:2])
+    seed: int = 0
+    tags: list[str | None] | None = None
+    device: str = "cpu"
+    conditions: dict[str, object] = field(default_factory=dict)
+
+    def card(self, run: str) -> Scorecard:
+        """The scorecard of a run."""
+        tags = self.tags or [None] * len(self.prompts)
+        figures = {figure: Scores(by_model, tags) for figure, by_model in self.scores.items()}
+        conditions = Conditions(run, len(self.prompts), self.seed, trained_on=set(self.trained_on), **self.conditions)
+        return build_scorecard(conditions, list(self.models), figures)
+
+
+def seal_evaluation(store: str, run: str, scratch: Path, evaluation: Evaluation) -> Scorecard:
+    """Seal evaluate, and joint with a curve; returns the card."""
+    card, scores, models = evaluation.card(run), evaluation.scores, evaluation.models
     lines = [
         {
             "index": n,
             "prompt": prompt,
             "scores": {model.name: {f: finite(by[model.name][n]) for f, by in scores.items()} for model in models},
         }
-        for n, prompt in enumerate(prompts)
+        for n, prompt in enumerate(evaluation.prompts)
     ]
     files = {
         "scorecard.json": json.dumps(card.to_json()).encode(),
-        "speed.json": speed_of(card, device).model_dump_json().encode(),
+        "speed.json": speed_of(card, evaluation.device).model_dump_json().encode(),
         "scores.jsonl": "".join(f"{json.dumps(line)}\n" for line in lines).encode(),
     }
     for number, model in enumerate(models):
-        for place in range(min(3, len(prompts))):
+        for place in range(min(3, len(evaluation.prompts))):
             picture = np.full((16, 16, 3), 40 * number + 10 * place + len(run), dtype=np.uint8)
             files[f"images/{model.name.replace(' ', '-')}/{place:05d}/samples/0000.png"] = encode_png(
                 Image.fromarray(picture)
@@ -76,7 +80,7 @@ def seal_evaluation(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
         artifact = Artifact(store, run, stage)
-        artifact.claim({"seed": seed, "joint.updates": len(run)}, {"teacher": teacher})
+        artifact.claim({"seed": evaluation.seed, "joint.updates": len(run)}, {"teacher": evaluation.teacher})
         artifact.seal(
             folder, facts={"metrics": card.to_json()["metrics"]} if stage == "evaluate" else {}, provenance=MADE
         )

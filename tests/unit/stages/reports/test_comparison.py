@@ -15,7 +15,7 @@ from dmdr.metrics.scorecard import Model
 from flows import cli
 from stages.store.artifacts import Artifact
 from stages.store.runs import promote_run
-from tests.support.evaluated import GENEVAL, seal_evaluation
+from tests.support.evaluated import GENEVAL, Evaluation, seal_evaluation
 from tests.support.html import EVIL, Reader
 from tests.support.s3_server import BUCKET
 from tests.support.sealing import PROVENANCE
@@ -54,11 +54,13 @@ def seal_two(store: str, scratch: Path) -> dict[str, dict[str, dict[str, np.ndar
             store,
             run,
             scratch,
-            scores=scores,
-            prompts=PROMPTS,
-            tags=TAGS,
-            trained_on=("lab-mixer",) if run == "first" else (),
-            device=f"GPU of <{run}>",
+            Evaluation(
+                scores,
+                PROMPTS,
+                tags=TAGS,
+                trained_on=("lab-mixer",) if run == "first" else (),
+                device=f"GPU of <{run}>",
+            ),
         )
     return found
 
@@ -124,7 +126,7 @@ def test_differences_have_the_interval_of_the_pairs(store, two, tmp_path, capsys
 
 
 def test_other_prompts_give_no_differences(store, two, tmp_path, capsys):
-    seal_evaluation(store, "third", tmp_path / "scratch", scores=draw(3, 0.1), prompts=[*PROMPTS[:20], *"abcdefghij"])
+    seal_evaluation(store, "third", tmp_path / "scratch", Evaluation(draw(3, 0.1), [*PROMPTS[:20], *"abcdefghij"]))
     code, html = compared(store, tmp_path / "page.html", "first", "third")
     assert code == 0
     said = "first and third were judged on other prompts (30 and 30, 20 in common): no paired differences"
@@ -143,12 +145,13 @@ def test_runs_may_differ_in_metrics_teachers_and_noise(store, two, tmp_path, cap
         store,
         "third",
         tmp_path / "scratch",
-        scores=scores,
-        prompts=PROMPTS,
-        teacher="f" * 64,
-        seed=7,
-        missing={"hpsv2.1": "no weights"},
-        about={"strict": {"weights": "another"}},
+        Evaluation(
+            scores,
+            PROMPTS,
+            teacher="f" * 64,
+            seed=7,
+            conditions={"missing": {"hpsv2.1": "no weights"}, "about": {"strict": {"weights": "another"}}},
+        ),
     )
     code, html = compared(store, tmp_path / "page.html", "first", "third")
     text, printed = Reader(html).text, capsys.readouterr().out
@@ -164,7 +167,7 @@ def test_runs_may_differ_in_metrics_teachers_and_noise(store, two, tmp_path, cap
 def test_a_figure_that_means_two_things_has_no_differences(store, tmp_path, capsys):
     about = {"first": {"strict": {"weights": "one"}}, "second": {"strict": {"weights": "another"}}}
     for run, facts in about.items():
-        seal_evaluation(store, run, tmp_path / "scratch", scores=draw(1, 0), prompts=PROMPTS, about=facts)
+        seal_evaluation(store, run, tmp_path / "scratch", Evaluation(draw(1, 0), PROMPTS, conditions={"about": facts}))
     code, html = compared(store, tmp_path / "page.html", "first", "second")
     printed = capsys.readouterr().out
     assert code == 0
@@ -176,7 +179,7 @@ def test_a_figure_that_means_two_things_has_no_differences(store, tmp_path, caps
 def test_a_run_without_a_student_stands_by_its_first_model(store, two, tmp_path):
     cold = {"strict": {"cold start": np.linspace(0, 1, 30)}}
     models = [Model("cold start", 2, 1.0)]
-    seal_evaluation(store, "cold", tmp_path / "scratch", scores=cold, prompts=PROMPTS, models=models)
+    seal_evaluation(store, "cold", tmp_path / "scratch", Evaluation(cold, PROMPTS, models=models))
     code, html = compared(store, tmp_path / "page.html", "cold", "first")
     assert code == 0
     assert "cold: cold start" in Reader(html).text
@@ -213,7 +216,7 @@ def test_what_cannot_be_compared_is_said_in_one_line(store, two, tmp_path, capsy
 def test_an_old_scorecard_and_a_damaged_file_are_refused(tmp_path, capsys):
     store, page = str(tmp_path / "runs"), tmp_path / "none.html"
     for run in ("first", "old"):
-        seal_evaluation(store, run, tmp_path / "scratch", scores=draw(1, 0), prompts=PROMPTS)
+        seal_evaluation(store, run, tmp_path / "scratch", Evaluation(draw(1, 0), PROMPTS))
     scores = tmp_path / "runs" / "old" / "evaluate" / "scores.jsonl"
     whole = scores.read_bytes()
     scores.write_bytes(whole[:-9])

@@ -132,19 +132,24 @@ for line in sys.stdin:
 """
 
 
+def write_teacher(folder: Path, rng: random.Random) -> Path:
+    """A folder that looks like a teacher: an index and three files of 1 MiB."""
+    (folder / "unet").mkdir(parents=True)
+    index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for n in range(3):
+        weights = {"weight": np.frombuffer(rng.randbytes(2**20), np.uint8)}
+        save_file(weights, folder / "unet" / f"{n}.safetensors")
+    return folder
+
+
 @pytest.mark.process
 def test_a_killed_publisher_leaves_a_teacher_whole_or_invisible(store, tiny_config, tmp_path):
     """SIGKILL at random instants; what goes on from it ends with the same bytes."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng, kills = random.Random(seed), 5 if store.startswith("s3://") else 12
-    source = tmp_path / "source"
-    (source / "unet").mkdir(parents=True)
-    index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
-    (source / "model_index.json").write_text(json.dumps(index))
-    for n in range(3):
-        weights = {"weight": np.frombuffer(rng.randbytes(2**20), np.uint8)}
-        save_file(weights, source / "unet" / f"{n}.safetensors")
+    source = write_teacher(tmp_path / "source", rng)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", PUBLISHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
