@@ -1,11 +1,12 @@
-"""What ReFL's reward sees a latent through: the teacher's decoder, whole or in tiles, or a small one distilled from it.
+"""The decoder between a latent and ReFL's reward: the teacher's, whole or in tiles, or a small one distilled from it.
 
-1. Tiles alone save no memory where a gradient is wanted, because all of them stay in the graph: each is computed again
-   in the backward pass, so that one tile's activations are held at a time. Norms and attention see one tile then, not
-   the image; diffusers blends the seams. It is for large latents: on the lab's, of 8 x 8, the tiles of 4 x 4 see so
-   little that the gradient of lab-conv is at right angles to the whole decoder's (cosine -0.05).
-2. A tiny decoder (AutoencoderTiny, as TAESD) draws nearly the same image with another gradient. How far apart the two
-   are is measured by `python -m dmdr.rl.decoders`; watch, evaluation and export always use the teacher's own.
+1. Tiles alone save no memory where a gradient is wanted, because all of them stay in the graph. So each tile is
+   computed again in the backward pass, and only one tile's activations are held at a time. Norms and attention then see
+   one tile and not the image; diffusers blends the seams. Tiles are for large latents: on the lab's latents of 8 x 8,
+   tiles of 4 x 4 see so little that the gradient of lab-conv is at right angles to the whole decoder's (cosine -0.05).
+2. A tiny decoder (AutoencoderTiny, as TAESD) draws nearly the same image with another gradient.
+   `python -m dmdr.rl.decoders` measures how far apart the gradients are. The hacking alarm, evaluation and export
+   always use the teacher's own decoder.
 """
 
 from __future__ import annotations
@@ -14,82 +15,71 @@ import argparse
 import copy
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dmdr.errors import DataError, InputMissing
-from dmdr.teacher import hub
+import torch
+from diffusers import AutoencoderTiny
+from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    import torch
+from dmdr.backbones.protocol import Backbone
+from dmdr.config.run import ReFL
+from dmdr.errors import DataError
+from dmdr.rewards.checkpoint import shorten
+from dmdr.rewards.load import load_reward
+from dmdr.rewards.protocol import Reward
+from dmdr.rl.tiny_decoder import KEY, find_tiny_decoder
+from dmdr.rollout import noise_for, sample_teacher
+from dmdr.teacher.load import find_teacher, load_teacher
 
-    from dmdr.backbones.protocol import Backbone
-    from dmdr.config.run import ReFL
-
-    Decoder = Callable[[torch.Tensor], torch.Tensor]  # latents (B, C, H, W) -> images (B, 3, h, w) in [0, 1]
-
-KEY = "joint.rl.tiny_decoder"
-FILES = ("config.json", "*.safetensors")
-
-
-def find_tiny_decoder(address: str) -> Path:
-    """The folder of an AutoencoderTiny that a folder or hub:OWNER/NAME@COMMIT stands for.
-
-    Raises:
-        ConfigError: a hub's is not pinned to a commit.
-        InputMissing: there is none.
-    """
-    folder = hub.fetch(KEY, address, files=FILES) if hub.is_hub(address) else Path(address)
-    if not (folder / "config.json").is_file():
-        raise InputMissing(f"{KEY} {address} has no config.json; give the folder of an AutoencoderTiny, such as TAESD")
-    return folder
+Decoder = Callable[[torch.Tensor], torch.Tensor]  # latents (B, C, H, W) -> images (B, 3, h, w) in [0, 1]
+PROMPTS = ["a red circle", "two blue squares", "a green triangle left of a yellow star"]
 
 
 def load_decoder(config: ReFL, backbone: Backbone) -> Decoder:
-    """The decoder that a config asks for.
+    """The decoder that a config names.
 
     Raises:
-        ConfigError, InputMissing: as `resolve`.
+        ConfigError, InputMissing: as for `find_tiny_decoder`.
         DataError: the tiny decoder is another kind of model, or does not fit the teacher.
     """
     if config.decoder == "tiled":
         return partial(decode_tiled, backbone)
-    return load_tiny_decoder(config.tiny_decoder, backbone) if config.decoder == "tiny" else backbone.decode
+    if config.decoder == "tiny":
+        assert config.tiny_decoder is not None, "the config refuses a tiny decoder without its address"
+        return load_tiny_decoder(config.tiny_decoder, backbone)
+    return backbone.decode
+
+
+class RecomputedDecoder(torch.nn.Module):
+    """A decoder whose activations are not kept but computed again in the backward pass."""
+
+    def __init__(self, decoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, tile: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.decoder, tile, use_reentrant=False)
 
 
 def decode_tiled(backbone: Backbone, latents: torch.Tensor) -> torch.Tensor:
-    """The teacher's decoder on tiles of half the latent's side, one at a time forward and backward."""
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    class Recomputed(torch.nn.Module):
-        def __init__(self, decoder: torch.nn.Module) -> None:
-            super().__init__()
-            self.decoder = decoder
-
-        def forward(self, tile: torch.Tensor) -> torch.Tensor:
-            return checkpoint(self.decoder, tile, use_reentrant=False)
-
-    vae = copy.copy(backbone.pipe.vae)  # the same weights; tiles and recomputation are this copy's alone
-    vae._modules = {**vae._modules, "decoder": Recomputed(vae.decoder)}
-    vae.enable_tiling()
-    vae.tile_latent_min_size = max(1, latents.shape[-1] // 2)
-    vae.tile_sample_min_size = vae.tile_latent_min_size * backbone.pipe.vae_scale_factor
-    return backbone.decode_by(vae, latents)
+    """Decode by the teacher's decoder in tiles of half the latent's side, one at a time forward and backward."""
+    vae = backbone.vae
+    tiled = copy.deepcopy(vae, {id(part): part for part in vae.children()})  # shares all parts, and so the weights
+    tiled.register_module("decoder", RecomputedDecoder(vae.decoder))
+    tiled.enable_tiling()
+    tiled.tile_latent_min_size = max(1, latents.shape[-1] // 2)
+    tiled.tile_sample_min_size = tiled.tile_latent_min_size * backbone.pipe.vae_scale_factor
+    return backbone.decode_by(tiled, latents)
 
 
 def load_tiny_decoder(address: str, backbone: Backbone) -> Decoder:
-    """A frozen AutoencoderTiny in the place of the teacher's decoder."""
-    import torch
-    from diffusers import AutoencoderTiny
-
+    """A frozen AutoencoderTiny that takes the place of the teacher's decoder; errors as for `load_decoder`."""
     folder = find_tiny_decoder(address)
     try:
-        vae = AutoencoderTiny.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+        loaded = AutoencoderTiny.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise DataError(f"{KEY} {address} does not load as an AutoencoderTiny: {said}") from error
-    vae = vae.to(backbone.network.device).requires_grad_(False).eval()
+        raise DataError(f"{KEY} {address} cannot be loaded as an AutoencoderTiny: {shorten(error)}") from error
+    device = backbone.network.device
+    vae = loaded.to(device).requires_grad_(False).eval()
     channels, side = backbone.latent_shape[0], backbone.resolution
     if vae.config.latent_channels != channels:
         raise DataError(
@@ -97,59 +87,61 @@ def load_tiny_decoder(address: str, backbone: Backbone) -> Decoder:
             "give the one made for this teacher's family"
         )
     with torch.no_grad():
-        found = backbone.decode_by(vae, torch.zeros(1, *backbone.latent_shape, device=backbone.network.device))
-    if tuple(found.shape[2:]) != (side, side):
-        sizes = f"images of {found.shape[3]} x {found.shape[2]}, the teacher's are {side} x {side}"
-        raise DataError(f"{KEY} {address} makes {sizes}; give the one made for this teacher's family")
+        images = backbone.decode_by(vae, torch.zeros(1, *backbone.latent_shape, device=device))
+    height, width = images.shape[2:]
+    if (height, width) != (side, side):
+        raise DataError(
+            f"{KEY} {address} draws images of {width} x {height}, the teacher's are {side} x {side}; give the one made "
+            "for this teacher's family"
+        )
     return partial(backbone.decode_by, vae)
 
 
 def measure_gradient_cosine(
-    reward: Callable[[torch.Tensor, list[str]], torch.Tensor], latents: torch.Tensor, prompts: list[str], *two: Decoder
+    reward: Reward, latents: torch.Tensor, prompts: list[str], first: Decoder, second: Decoder
 ) -> torch.Tensor:
-    """cos (B,) between the reward's gradients in the latents (B, C, H, W) through the one decoder and the other."""
-    import torch
-
-    found = []
-    for decoder in two:
-        at = latents.detach().clone().requires_grad_(True)
-        found.append(torch.autograd.grad(reward(decoder(at), prompts).sum(), at)[0].flatten(1).double())
-    first, second = (each / each.norm(dim=1, keepdim=True) for each in found)  # however flat the reward is here
-    return (first * second).sum(1)
+    """The cosine (B,) between the reward's gradients in the latents (B, C, H, W) through the two decoders."""
+    gradients = []
+    for decoder in (first, second):
+        leaf = latents.detach().clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(reward(decoder(leaf), prompts).sum(), leaf)
+        gradients.append(gradient.flatten(1).double())
+    one, other = (each / each.norm(dim=1, keepdim=True) for each in gradients)  # also where the reward is nearly flat
+    return (one * other).sum(1)
 
 
 def main() -> None:
-    from dmdr.config.run import ReFL
-    from dmdr.rewards.load import load_reward
-    from dmdr.rollout import noise_for, sample_teacher
-    from dmdr.teacher.load import find_teacher, load_teacher
-
-    parser = argparse.ArgumentParser(prog="python -m dmdr.rl.decoders", description=measure_gradient_cosine.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m dmdr.rl.decoders",
+        description="Print the cosine between a reward's gradients through the teacher's decoder and through another.",
+    )
     parser.add_argument("--teacher", default="lab:flow", help="as teacher.path of a config")
-    parser.add_argument("--tiny", help=f"as {KEY} of a config; without it, the tiled decoder is measured alone")
+    parser.add_argument("--tiny", help=f"as {KEY} of a config; without it, only the tiled decoder is measured")
     parser.add_argument("--reward", default="lab-conv")
     parser.add_argument("--prompt", action="append", help="may be given several times")
     parser.add_argument("--steps", type=int, default=12, help="of the teacher, whose samples are the latents")
     parser.add_argument("--guidance-scale", type=float, default=4.0)
-    asked = parser.parse_args()
-    prompts = asked.prompt or ["a red circle", "two blue squares", "a green triangle left of a yellow star"]
-    backbone = load_teacher(find_teacher(asked.teacher))
+    options = parser.parse_args()
+    prompts = options.prompt or PROMPTS
+    backbone = load_teacher(find_teacher(options.teacher))
     latents = sample_teacher(
         backbone,
         backbone.collate(backbone.encode(prompts)[0]),
         backbone.collate(backbone.encode([""])[0]),
-        guidance_scale=asked.guidance_scale,
-        times=backbone.teacher_times(asked.steps),
+        guidance_scale=options.guidance_scale,
+        times=backbone.teacher_times(options.steps),
         noise=noise_for(0, "decoders", shape=(len(prompts), *backbone.latent_shape)),
     )
-    reward = load_reward(asked.reward, "cpu")
-    common = {"algorithm": "refl", "weight": 1.0, "rewards": {asked.reward: 1.0}}
-    others = [ReFL(**common, decoder="tiled")]
-    others += [ReFL(**common, decoder="tiny", tiny_decoder=asked.tiny)] if asked.tiny else []
-    for config in others:
+    reward = load_reward(options.reward, "cpu")
+    shares = {options.reward: 1.0}
+    configs = [ReFL(algorithm="refl", weight=1.0, rewards=shares, decoder="tiled")]
+    if options.tiny:
+        tiny = ReFL(algorithm="refl", weight=1.0, rewards=shares, decoder="tiny", tiny_decoder=options.tiny)
+        configs.append(tiny)
+    for config in configs:
         cosines = measure_gradient_cosine(reward, latents, prompts, backbone.decode, load_decoder(config, backbone))
-        shown = ", ".join(f"{each:.4f}" for each in cosines.tolist())
-        print(f"{config.decoder}: cosine of the gradients of {asked.reward} {float(cosines.mean()):.4f} ({shown})")
+        values = ", ".join(f"{each:.4f}" for each in cosines.tolist())
+        print(f"{config.decoder}: cosine of the gradients of {options.reward} {float(cosines.mean()):.4f} ({values})")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """DPO: direct preference optimization (Rafailov et al. 2023) on the student's own samples.
 
-1. Winner and loser are the best and the worst of a group by reward; no pair is collected beforehand.
-2. The preference is over actions: at each renoising step the likelihood ratio to the reference of the winner's action
-   against that of the loser's (D3PO, Yang et al. 2024), exact here. Diffusion-DPO (Wallace et al. 2024) bounds the same
-   ratio by denoising errors, because a multi-step teacher's is out of reach.
-3. Likelihoods are averaged over the elements of a latent, as in grpo.py; `beta` counts in that unit.
+1. The winner and the loser of a group are its best and its worst image by reward; no pairs are collected beforehand.
+2. Preferences are over actions (D3PO, Yang et al. 2024): each renoising step compares the likelihood ratios, student to
+   reference, of the winner's and the loser's action. They are exact here. Diffusion-DPO (Wallace et al. 2024) bounds
+   them by denoising errors, because the ratio of a multi-step teacher is out of reach.
+3. Log likelihoods are averaged over the elements of a latent, as in grpo.py; `beta` has that unit.
 4. The reference is the student of the cold start. It is DPO's own regulariser, with distribution matching or without.
 
 P pairs of one step each, B states.
@@ -26,10 +26,13 @@ from dmdr.update import Batch
 
 
 class DPO:
-    """The RL loss of a batch of pairs: states 2i and 2i + 1 are of one step, the winner's first.
+    """The RL loss of a batch of pairs: states 2i and 2i + 1 belong to one step, the winner's state first.
+
+    weights: the config's `weights`, where those of the rewards lie.
 
     Raises:
         ConfigError: a reward is unknown or broken.
+        InputMissing, DataError: the weights of a reward are missing, or damaged.
     """
 
     inner_updates, block = 1, 2
@@ -43,17 +46,17 @@ class DPO:
         rewards_PG, figures = reward_groups(self.reward, states, prompts, self.group_size)
         first = torch.arange(0, len(prompts), self.group_size)
         winner, loser = rewards_PG.argmax(1).cpu(), rewards_PG.argmin(1).cpu()
-        ranked = rewards_PG.amax(1) > rewards_PG.amin(1)  # a group without a best teaches nothing
+        ranked = rewards_PG.amax(1) > rewards_PG.amin(1)  # a group of equal rewards has no preference
         path = self.base.backbone.path
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             acts, x_next, t_next = find_actions(states, batch)
             reference = self.base.reference(batch.x_t, batch.t, batch.c)[acts]
-            gain = log_prob(path, x_next, x0[acts], t_next) - log_prob(path, x_next, reference, t_next)
-            gain_w_P, gain_l_P = (gain / x0[0].numel()).view(-1, 2).unbind(1)
+            log_ratio = log_prob(path, x_next, x0[acts], t_next) - log_prob(path, x_next, reference, t_next)
+            gain_w_P, gain_l_P = (log_ratio / x0[0].numel()).view(-1, 2).unbind(1)
             group = batch.trajectory[acts][::2] // self.group_size
             part = losses.dpo(gain_w_P, gain_l_P, self.beta, ranked[group]) * action_share(acts, batch)
-            prefers = (gain_w_P.detach() > gain_l_P.detach()).float()
-            return part, {"prefers_winner": prefers.sum() / max(len(prefers), 1) * action_share(acts, batch)}
+            prefers_P = (gain_w_P.detach() > gain_l_P.detach()).float()
+            return part, {"prefers_winner": prefers_P.sum() / max(len(prefers_P), 1) * action_share(acts, batch)}
 
         return Objective(loss, torch.stack([first + winner, first + loser], dim=1), figures)

@@ -1,12 +1,13 @@
 """GRPO: group relative policy optimization (Shao et al. 2024) on the renoising steps of the few-step sampler.
 
-1. Flow-GRPO (Liu et al. 2025) turns an ODE into an SDE to have a policy; the few-step sampler is one already.
-2. As in its code, the ratio is of likelihoods averaged over the elements of a latent: with a real model's 262,144 of
-   them the ratio of the likelihoods themselves is 0 or infinite after one update.
-3. The rollout is of the student that is updated, so the ratio is 1 in the first of `inner_updates` and clips later.
-4. Distribution matching takes the place of the KL to the reference (DMDR, 3.2), which is there for RL alone.
+1. Flow-GRPO (Liu et al. 2025) turns an ODE into an SDE to have a policy; the few-step sampler is a policy already.
+2. As in the code of Flow-GRPO, log likelihoods are averaged over the elements of a latent before the ratio is taken. A
+   real model has 262,144 of them; the ratio of the likelihoods themselves is 0 or infinite after one update.
+3. The student that is updated drew the rollout itself, so the ratio is 1 in the first of `inner_updates`. It clips in
+   later ones.
+4. Distribution matching takes the place of the KL to the reference (DMDR, 3.2). The KL remains for RL alone.
 
-P prompts, G images of each, B states of which A were followed by an action.
+P prompts, G images of each, M = P G trajectories, B states of which A were followed by an action.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from dmdr.update import Batch
 class GRPO:
     """The RL loss of a batch: the clipped surrogate over the actions of its states.
 
+    weights: the config's `weights`, where those of the rewards lie.
+
     Raises:
         ConfigError: a reward is unknown or broken.
+        InputMissing, DataError: the weights of a reward are missing, or damaged.
     """
 
     oversampling, block = 1.0, 1
@@ -48,15 +52,16 @@ class GRPO:
             new_A = log_prob(path, x_next, x0[acts], t_next)
             old_A = log_prob(path, x_next, batch.x0[acts], t_next)
             log_ratio_A = (new_A - old_A) / x0[0].numel()
-            part = losses.grpo(log_ratio_A, advantages_M[batch.trajectory[acts]], self.clip_range)
-            clipped = ((log_ratio_A.detach().exp() - 1).abs() > self.clip_range).float()
-            found = {"clipped": clipped.sum() / max(len(clipped), 1) * action_share(acts, batch)}
+            total = losses.grpo(log_ratio_A, advantages_M[batch.trajectory[acts]], self.clip_range)
+            clipped_A = ((log_ratio_A.detach().exp() - 1).abs() > self.clip_range).float()
+            share = action_share(acts, batch)
+            part_figures = {"clipped": clipped_A.sum() / max(len(clipped_A), 1) * share}
             if self.kl:
                 reference = self.base.reference(batch.x_t, batch.t, batch.c)
                 signal, spread = path.signal_and_spread(t_next)
                 regulariser = losses.gaussian_kl(x0[acts], reference[acts], signal / spread)
-                found["loss_reference"] = regulariser.detach() * action_share(acts, batch)
-                part = part + self.kl * regulariser
-            return part * action_share(acts, batch), found
+                part_figures["loss_reference"] = regulariser.detach() * share
+                total = total + self.kl * regulariser
+            return total * share, part_figures
 
         return Objective(loss, torch.arange(len(prompts))[:, None], figures)

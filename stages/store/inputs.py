@@ -6,7 +6,7 @@ from dmdr.config.run import Config, ReFL
 from dmdr.config.stages import STAGES, StageName, list_reads
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.rewards import weights
-from dmdr.rl import decoders
+from dmdr.rl.tiny_decoder import find_tiny_decoder
 from dmdr.teacher import digests
 from dmdr.teacher.load import ONE_FILE, digest_teacher, family_of, find_diffusers_folder, find_teacher_of
 from stages.prompt_sources import sources
@@ -44,7 +44,7 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
             folder = find_diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)
             found[f"pipeline:{name}"] = digests.digest(folder)
     if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
-        found["tiny_decoder"] = digests.digest(decoders.find_tiny_decoder(config.joint.rl.tiny_decoder))
+        found["tiny_decoder"] = digests.digest(find_tiny_decoder(config.joint.rl.tiny_decoder))
     for before in list_reads(stage, config.evaluate.models):
         artifact = Artifact(store, run, before)
         record = artifact.record()

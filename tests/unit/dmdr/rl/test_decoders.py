@@ -16,6 +16,7 @@ from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.rewards.load import load_reward
 from dmdr.rl import decoders
 from dmdr.rl.refl import ReFL as Algorithm
+from dmdr.rl.tiny_decoder import find_tiny_decoder
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
@@ -66,7 +67,7 @@ def test_tiles_are_decoded_one_at_a_time_forward_and_backward(backbone):
 def test_a_decoder_without_context_is_the_same_in_tiles(backbone):
     """With convolutions of one pixel and no norm a tile knows all that it needs; blending equals changes nothing."""
     vae = backbone.pipe.vae
-    vae._modules["decoder"] = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 1), torch.nn.Upsample(scale_factor=2))
+    vae.decoder = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 1), torch.nn.Upsample(scale_factor=2))
     latents = noise_for(2, "x", shape=(2, *backbone.latent_shape))
     both = [latents.clone().requires_grad_(True) for _ in range(2)]
     images = [decoders.decode_tiled(backbone, both[0]), backbone.decode(both[1])]
@@ -93,7 +94,7 @@ def test_the_cosine_is_that_of_the_gradients():
     turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
     latents = torch.randn(3, 1, 1, 2, generator=torch.Generator().manual_seed(4))
     found = decoders.measure_gradient_cosine(
-        lambda images, prompts: images.flatten(1)[:, 0], latents, ["x"] * 3, lambda at: at, lambda at: at @ turn.T
+        lambda images, prompts: images.flatten(1)[:, 0], latents, ["x"] * 3, lambda x: x, lambda x: x @ turn.T
     )
     assert found.tolist() == pytest.approx([0.6] * 3)
 
@@ -108,9 +109,9 @@ def test_what_does_not_fit_is_said(backbone, tmp_path):
         with pytest.raises(DataError, match=re.escape(folder) + ".*" + said):
             decoders.load_decoder(refl(decoder="tiny", tiny_decoder=folder), backbone)
     with pytest.raises(InputMissing, match="no config.json"):
-        decoders.find_tiny_decoder(str(tmp_path / "none"))
+        find_tiny_decoder(str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="pin the commit"):
-        decoders.find_tiny_decoder("hub:somebody/taesd3@main")
+        find_tiny_decoder("hub:somebody/taesd3@main")
 
 
 def test_the_tiny_decoders_content_names_a_result_and_its_place_does_not(tiny_config, tmp_path, monkeypatch):
