@@ -1,1 +1,1 @@
-"""Chaining: Prefect lives here and nowhere else. Imports without torch, which only a stage's own process needs."""
+"""The flows: Prefect and Kubernetes are used here and nowhere else. All of it imports without torch."""

@@ -2,11 +2,11 @@
 
 1. Truth is in the store: a stage is done when it exited with 0 and its seal is there. Prefect's results and cache are
    off, so Prefect may lose everything and nothing is lost.
-2. Running the flow again is how it goes on: a sealed stage says so and stops, an open one resumes.
+2. To continue a run, run the flow again: a sealed stage says so and stops, an open one resumes.
 3. Exit codes decide about retries. Bad config, bad data and missing inputs stay bad: they are never tried again.
 4. A run that a deployment started writes the stages' lines to its Prefect log. Started by hand, the stages write to the
    terminal themselves, and a progress bar stays a bar.
-5. With `execution.cluster` a stage is a Job of Kubernetes. One that is sealed with this config's settings needs none.
+5. With `execution.cluster` a stage is a Job of Kubernetes. A stage that is sealed with these settings needs no Job.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.run import NAME
 from dmdr.config.section import Address
+from dmdr.config.stages import StageName, list_needed
+from dmdr.errors import INTERNAL
 from flows.launch import process
 from flows.launch.failure import StageFailed
 from flows.launch.stage import Stage, build_options, prepare_stage
 from flows.prefect_support import artifacts, owners
 from stages.store.artifacts import Artifact
 
-UNSEALED = 70  # our own code for a stage that claims success and left no seal
-RETRY_DELAYS = [2, 10, 30]  # seconds
-Run = Annotated[str, Field(pattern=NAME)]  # refused when a run is asked for, not when it begins
+RETRY_DELAYS: list[float] = [2, 10, 30]  # seconds
+Run = Annotated[str, Field(pattern=NAME)]  # so that Prefect refuses a bad name before the flow run starts
 
 
 def is_worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
-    """Prefect's retry condition: everything but the verdict that a retry would change nothing. Says so."""
+    """Prefect's retry condition: a stage failed, and another try may help. Tells the user that one will follow."""
     failure = state.result(raise_on_failure=False)
-    again = isinstance(failure, StageFailed) and not failure.final
-    if again:
-        print(f"{failure}; trying again in {RETRY_DELAYS[task_run.run_count - 1]} s", file=sys.stderr)
-    return again
+    if not isinstance(failure, StageFailed) or failure.final:
+        return False
+    print(f"{failure}; trying again in {RETRY_DELAYS[task_run.run_count - 1]:g} s", file=sys.stderr)
+    return True
 
 
 @task(
@@ -58,28 +59,28 @@ def is_worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
     result_serializer="json",
 )
 def run_stage(
-    name: str, config: str, run: str, store: str, teacher: str | None = None, adopt: str | None = None
+    name: StageName, config: str, run: str, store: str, teacher: str | None = None, adopt: str | None = None
 ) -> None:
-    """Run one stage to its seal. teacher, adopt: as `python -m stages` has them.
+    """Run one stage to its seal. teacher, adopt: as the options of `python -m stages`.
 
     Raises:
         StageFailed: it exited with another code than 0, or its seal is missing.
     """
-    checked, artifact = load_config(config), Artifact(store, run, name)
+    artifact = Artifact(store, run, name)
     say = get_run_logger().info if deployment.id else None
-    if checked.execution.cluster is not None:
+    if load_config(config).execution.cluster is not None:
         _run_as_job(prepare_stage(name, config, run, store, teacher, adopt), artifact, say or print)
     else:
-        arguments = [name, *build_options(config, run, store, teacher, adopt)]
-        command = [sys.executable, "-m", "stages", *arguments]
-        if code := process.run_process(command, say=say):
-            raise StageFailed(name, code, f"exit code {code}", says_more=False)
+        options = build_options(config, run, store, teacher, adopt)
+        exit_code = process.run_process([sys.executable, "-m", "stages", name, *options], say=say)
+        if exit_code:
+            raise StageFailed(name, exit_code, f"exit code {exit_code}", says_more=False)
     if artifact.record() is None:
-        raise StageFailed(name, UNSEALED, f"exit code 0, but nothing is sealed at {artifact.address}")
+        raise StageFailed(name, INTERNAL, f"exit code 0, but nothing is sealed at {artifact.address}")
 
 
-def _run_as_job(asked: Stage, artifact: Artifact, say: Callable[[str], None]) -> None:
-    """Run a stage on the cluster unless it is sealed with these settings. What it reads is the pod's business: this
+def _run_as_job(stage: Stage, artifact: Artifact, say: Callable[[str], None]) -> None:
+    """Run a stage on the cluster unless it is sealed with these settings. Only the pod looks at the inputs: this
     process may have no teacher and no prompts.
 
     Raises:
@@ -89,11 +90,11 @@ def _run_as_job(asked: Stage, artifact: Artifact, say: Callable[[str], None]) ->
 
     record = artifact.record()
     if record is not None:
-        artifact.claim(identity(asked.config, asked.name), record.inputs)
-        say(f"{asked.name}: sealed already at {artifact.address}")
+        artifact.claim(identity(stage.config, stage.name), record.inputs)
+        say(f"{stage.name}: sealed already at {artifact.address}")
         return
     kubernetes.run_job(
-        asked,
+        stage,
         say=say,
         sealed=lambda: artifact.record() is not None,
         flow_run=str(flow_run.id),
@@ -103,7 +104,7 @@ def _run_as_job(asked: Stage, artifact: Artifact, say: Callable[[str], None]) ->
 
 
 def stop_jobs(flow: Flow, flow_run: FlowRun, state: State) -> None:
-    """A second chance to stop the Jobs of a cancelled flow run, in another process than its own."""
+    """Stop the Jobs of a cancelled flow run, from another process, in case its own could not."""
     cluster = load_config(flow_run.parameters["config"]).execution.cluster
     if cluster is not None:
         from flows.launch import owned
@@ -126,8 +127,8 @@ def dmdr(
         config: path of the YAML file
         run: name of the run; the config's own name if not given
         store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
-        teacher: in the place of the config's teacher.path; what dmdr teachers published, by its address, will do too
-        cold_start_of: a run of the same store whose prompts and cold start are copied, as they suit this config
+        teacher: replaces the config's teacher.path; may be the address of a published teacher
+        cold_start_of: a run of the same store whose prompts and cold start are copied, if they suit this config
     """
     run = run or load_config(config).run
     run_stage("prompts", config, run, store, teacher, adopt=cold_start_of)
@@ -142,16 +143,30 @@ def dmdr(
 def from_cold_start(
     cold_start_of: Run, config: Address, run: Run | None = None, store: Address = "runs", teacher: Address | None = None
 ) -> None:
-    """`dmdr` on the cold start of another run, which has to be named. Args: as there."""
+    """The flow `dmdr` on the cold start of another run, which has to be named. It takes the same arguments."""
     dmdr.fn(config, run, store, teacher, cold_start_of)
 
 
+@flow(name="evaluate", persist_result=False, result_serializer="json")
+def evaluate_with_pipelines(config: str, run: str, source_run: str, store: str) -> None:
+    """Evaluate what `source_run` has sealed together with the pipelines of the config, as the run `run`.
+
+    Raises:
+        StageFailed: a stage ended without its seal.
+    """
+    for name in list_needed("evaluate", load_config(config).evaluate.models):
+        is_sealed = Artifact(store, source_run, name).record() is not None
+        run_stage(name, config, run, store, adopt=source_run if is_sealed else None)
+    run_stage("evaluate", config, run, store)
+    artifacts.publish_scorecard(run, store)
+
+
 def _drop_stack(record: logging.LogRecord) -> bool:
-    """A failed stage has said why in its own lines; the stack of the flow that started it adds nothing."""
+    """Drop the stack of a StageFailed: the stage has said why, and the stack of the flow adds nothing."""
     if record.exc_info and isinstance(record.exc_info[1], StageFailed):
         record.exc_info = None
     return True
 
 
-for runs in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(runs).addFilter(_drop_stack)
+for logger in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(logger).addFilter(_drop_stack)

@@ -1,11 +1,11 @@
 """The flow `retrain`: a run of dmdr/full for each revision of a teacher that has no finished run of a config.
 
-1. It may fire as often as it likes, all at once. The name of a run is a function of the config's run name, the teacher
-   and its revision, and Prefect makes one flow run of an idempotency key, which is that name and its store.
-2. What is finished is read in the store. Prefect is asked only what is under way: if it has lost everything, a run is
-   started once more, finds what is sealed, and goes on.
-3. A run that crashed (its machine or its worker died) is started again, from where it stopped, by the next fire. One
-   that failed or was cancelled has been judged, by a stage or by a person: that is started again only with `again`.
+1. It may start as often as it likes, several times at once. The name of a run is a function of the config's run name,
+   the teacher and its revision. Prefect makes only one flow run for an idempotency key: that name and its store.
+2. The store says what is finished. Prefect says only what is running: if it has lost everything, a run is started once
+   more, finds what is sealed, and continues.
+3. A run that crashed (its machine or its worker died) is started again the next time, and continues where it stopped. A
+   run that failed or was cancelled has been judged, by a stage or by a person: only `again` starts it again.
 4. A config that was changed under the same run name is refused, as everywhere: give it another `run`.
 """
 
@@ -41,36 +41,37 @@ def retrain(
     deployment: Deployment = "dmdr/full",
     again: bool = False,
 ) -> None:
-    """Start what is missing, and wait for none of it.
+    """Start the runs that are missing, and wait for none of them.
 
     Args:
         config: path of the YAML file; its teacher.path stands for each teacher in turn
         teachers: a prefix where teachers are published, s3://bucket/teachers, or hub:OWNER/NAME
         store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
         deployment: of the flow dmdr, FLOW/DEPLOYMENT
-        again: whether to start runs again that failed or were cancelled
+        again: also start the runs that failed or were cancelled
 
     Raises:
-        ConfigError: the config, the deployment, or a run that was made with other settings than the config's.
+        ConfigError: the config or the deployment is wrong, or a run was made with other settings than the config's.
         InputMissing, StoreError: the teachers cannot be listed.
     """
-    say, checked = get_run_logger().info, load_config(config)
-    found = list_revisions(teachers)
-    if not found:
+    say = get_run_logger().info
+    checked = load_config(config)
+    revisions = list_revisions(teachers)
+    if not revisions:
         say(f"no teachers at {teachers}")
-    for each in found:
-        run = run_name(checked.run, each)
-        before = find_latest(f"{store}/{run}")  # asked before the store: what ends in between is finished there
+    for revision in revisions:
+        run = run_name(checked.run, revision)
+        before = find_latest(f"{store}/{run}")  # before the store is read: a run that ends in between is finished there
         state = None if before is None else before.state
-        if is_finished(checked, run, store, each.digest):
+        if is_finished(checked, run, store, revision.digest):
             say(f"{run}: finished")
         elif state is not None and not state.is_final():
             say(f"{run}: under way, {state.name}")
         elif state is not None and state.type in JUDGED and not again:
             say(f"{run}: {state.name}; with again=true it is started again")
         else:
-            parameters = {"config": config, "run": run, "store": store, "teacher": each.address}
-            say(f"{run}: of {each.address}, flow run {start_run(deployment, parameters, before).id}")
+            parameters = {"config": config, "run": run, "store": store, "teacher": revision.address}
+            say(f"{run}: of {revision.address}, flow run {start_run(deployment, parameters, before).id}")
 
 
 def find_latest(tag: str) -> FlowRun | None:
@@ -85,9 +86,7 @@ def find_latest(tag: str) -> FlowRun | None:
 
 
 def is_finished(config: Config, run: str, store: str, digest: str | None) -> bool:
-    """Whether the last stage of a run is sealed.
-
-    digest: of the teacher, where it is known.
+    """Whether the last stage of a run is sealed. digest: of the teacher, where it is known.
 
     Raises:
         ConfigError: a stage was sealed with other settings, or of another teacher.
@@ -101,7 +100,7 @@ def is_finished(config: Config, run: str, store: str, digest: str | None) -> boo
 
 
 def start_run(deployment: str, parameters: dict[str, str], before: FlowRun | None) -> FlowRun:
-    """The flow run after `before`, which everyone who has seen the same `before` gets.
+    """The flow run that follows `before`. All who have seen the same `before` get the same flow run.
 
     Raises:
         ConfigError: there is no such deployment.
@@ -110,9 +109,9 @@ def start_run(deployment: str, parameters: dict[str, str], before: FlowRun | Non
     key = tag if before is None else f"{tag} after {before.id}"
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_deployment_by_name(deployment)
+            target = client.read_deployment_by_name(deployment)
         except ObjectNotFound as error:
             raise ConfigError(f"there is no deployment {deployment}; prefect --no-prompt deploy --all") from error
         return client.create_flow_run_from_deployment(
-            found.id, parameters=parameters, name=parameters["run"], tags=[tag], idempotency_key=key
+            target.id, parameters=parameters, name=parameters["run"], tags=[tag], idempotency_key=key
         )

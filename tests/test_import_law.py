@@ -59,7 +59,6 @@ ROOMS = {
         "retrain",
         "reap",
         "distil",
-        "with_pipeline",
         "paper_tables",
         "commands",
         "cli",

@@ -1,7 +1,7 @@
-"""`dmdr evaluate`: the scorecard of a run with somebody else's checkpoint on it, as a run of its own.
+"""`dmdr evaluate`: a checkpoint of somebody else on the scorecard of a run. The result is a run of its own.
 
 1. What the run has sealed is copied, not made again. Models that it has not trained yet are left out.
-2. The other run's name and config say what was added, so that the same command finds what it has made.
+2. The name and the config of the new run say what was added, so the same command finds what it has already done.
 """
 
 from __future__ import annotations
@@ -19,52 +19,61 @@ from dmdr.errors import ConfigError
 from flows.commands.run import show_scorecard, start_flow
 from stages.store.artifacts import Artifact
 
-LONGEST = 63  # of a run's name
+LONGEST = 63  # characters of a run's name
+ConfigFile = dict[str, object]  # a config, or a section of one, before it is validated
 
 
 def evaluate_pipeline(
     config: str, pipeline: str, steps: int, guidance: float, *, name: str | None, run: str | None, store: str
 ) -> int:
-    """Put a pipeline on the card; returns an exit code.
+    """Put a pipeline on the scorecard of a run; returns an exit code.
 
-    pipeline: a diffusers folder, hub:OWNER/NAME@COMMIT or lab:NAME. guidance: as its pipeline takes it. name: on the
-    card; the folder's or repository's own if not given.
+    config: of the run that gives prompts, noise and metrics. pipeline: a diffusers folder, hub:OWNER/NAME@COMMIT or
+    lab:NAME. guidance: the guidance scale, as this pipeline takes it. name: on the scorecard; if None, the folder's or
+    repository's own. run: the name of the run; if None, the config's.
 
     Raises:
         ConfigError, DataError, InputMissing: before anything has started.
     """
-    data = read_mapping(config, "config", "the ones that come with DMDR are in configs/")
-    of = run or validate(data, Config, f"config {config}").run
+    source = read_mapping(config, "config", "the ones that come with DMDR are in configs/")
+    source_run = run or validate(source, Config, f"config {config}").run
     name = name or pipeline.partition("@")[0].rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
-    asked = extend_config(data, of, name, {"path": pipeline, "steps": steps, "guidance_scale": guidance}, store)
-    made = validate(asked, Config, f"{config} with {name}")
+    addition: ConfigFile = {"path": pipeline, "steps": steps, "guidance_scale": guidance}
+    extended = extend_config(source, source_run, name, addition, store)
+    run = validate(extended, Config, f"{config} with {name}").run
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(yaml.safe_dump(asked, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        path.write_text(yaml.safe_dump(extended, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-        def chain() -> None:
-            from flows.with_pipeline import with_pipeline
+        def evaluate() -> None:
+            from flows.distil import evaluate_with_pipelines
 
-            with_pipeline(str(path), made.run, of, store)
+            evaluate_with_pipelines(str(path), run, source_run, store)
 
-        if Artifact(store, made.run, "evaluate").record() is None and (code := start_flow(chain)):
-            return code
-    show_scorecard(made.run, store)
+        if Artifact(store, run, "evaluate").record() is None:
+            exit_code = start_flow(evaluate)
+            if exit_code:
+                return exit_code
+    show_scorecard(run, store)
     return 0
 
 
-def extend_config(data: dict, of: str, name: str, pipeline: dict, store: str) -> dict:
-    """The config with the pipeline, and with the models that run `of` has sealed.
+def extend_config(source: ConfigFile, source_run: str, name: str, pipeline: ConfigFile, store: str) -> ConfigFile:
+    """The config `source` with one more pipeline, and of its models those that `source_run` has sealed.
 
     Raises:
-        ConfigError: the name is no name, or the section evaluate is missing.
+        ConfigError: the section evaluate is missing.
     """
-    if not isinstance(data.get("evaluate"), dict):
+    section = source.get("evaluate")
+    if not isinstance(section, dict):
         raise ConfigError("the config has no section evaluate, whose metrics judge the pipeline; add it")
-    models = data["evaluate"].get("models") or MODELS
-    sealed = {stage for stage in STAGES if Artifact(store, of, stage).record() is not None}
-    there = [m for m in models if m not in DRAWN_FROM or sealed.issuperset(list_needed("evaluate", [m]))] or ["teacher"]
-    others = {**data["evaluate"].get("pipelines", {}), name: pipeline}
+    sealed = {stage for stage in STAGES if Artifact(store, source_run, stage).record() is not None}
+    models = [
+        model
+        for model in section.get("models") or MODELS
+        if model not in DRAWN_FROM or sealed.issuperset(list_needed("evaluate", [model]))
+    ]
+    pipelines = {**section.get("pipelines", {}), name: pipeline}
     suffix = re.sub(r"[^a-z0-9]+", "-", f"{name}-{pipeline['steps']}".lower()).strip("-")
-    named = f"{of[: LONGEST - len(suffix) - 6]}-with-{suffix}"
-    return {**data, "run": named, "evaluate": {**data["evaluate"], "models": there, "pipelines": others}}
+    run = f"{source_run[: LONGEST - len(suffix) - 6]}-with-{suffix}"
+    return {**source, "run": run, "evaluate": {**section, "models": models or ["teacher"], "pipelines": pipelines}}

@@ -25,11 +25,11 @@ def parse_seed(text: str) -> int:
     return int(text)
 
 
-def parse_count(text: str) -> int:
-    """A number of steps, or the number of an attempt."""
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"it is a whole number from 1 on, not {text!r}")
-    return int(text)
+def parse_count(value: str | int) -> int:
+    """A number of steps, or the number of an attempt. A default value comes as a number."""
+    if not str(value).isdecimal() or int(value) < 1:
+        raise typer.BadParameter(f"it is a whole number from 1 on, not {value!r}")
+    return int(value)
 
 
 def parse_gpu(text: str) -> str:

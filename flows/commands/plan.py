@@ -1,40 +1,42 @@
-"""`dmdr plan`: what a config needs, on the terminal, before anyone pays."""
+"""`dmdr plan`: prints what a config needs before anyone pays for it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dmdr.config.load import load_config
-from dmdr.planning.gpus import GIB, GPUS, SHARE, advise
+from dmdr.config.stages import TRAINING_STAGES
+from dmdr.planning.gpus import GIB, GPUS, SHARE, Gpu, advise
 from stages.reports.scorecard_text import format_table
 
-TRAINED = ("cold_start", "joint")
+if TYPE_CHECKING:
+    from dmdr.planning.plan import StagePlan  # brings torch
 
 
 def print_plan(path: str, gpu: str) -> int:
-    """Print parameters, memory, work and hours of both training stages on that GPU, and what to change where it does
-    not fit. Always 0: a plan that does not fit is an answer."""
+    """Print parameters, memory, work and hours of both training stages on a GPU, and what to change where it does not
+    fit. Returns 0: a plan that does not fit is an answer."""
     from dmdr.planning import plan as planning
 
     config, card = load_config(path), GPUS[gpu]
-    found = []
-    for stage in TRAINED:
+    plans: list[StagePlan] = []
+    for stage in TRAINING_STAGES:
         _show_progress(f"{stage}: building it without weights")
-        found.append(
-            planning.plan_stage(config, stage, say=lambda part, stage=stage: _show_progress(f"{stage}: {part}"))
-        )
+        plans.append(planning.plan_stage(config, stage, say=_show_parts_of(stage)))
     _show_progress("")
-    print(f"{config.run}: {config.teacher.path}\n{found[0].ranks} x {card.name}, {config.precision}\n")
-    print(_parameters(found[0]))
-    unit, size = ("GiB", GIB) if max(stage.peak for stage in found) >= GIB else ("MiB", 2**20)
+    print(f"{config.run}: {config.teacher.path}\n{plans[0].ranks} x {card.name}, {config.precision}\n")
+    print(_describe_parameters(plans[0]))
+    unit, size = ("GiB", GIB) if max(plan.peak for plan in plans) >= GIB else ("MiB", 2**20)
     print(f"\nmemory of each GPU, {unit} ({card.free / GIB:.1f} GiB are free for tensors)")
-    print(format_table(_memory(found, size)))
+    print(format_table(_list_memory(plans, size)))
     print("\nwork of one update, forward-equivalents (F = one forward of the base on the whole batch)")
-    print(format_table(_work(found)))
+    print(format_table(_list_work(plans)))
     print(f"\nat {SHARE:.0%} of the {card.rate(config.precision) / 1e12:,.0f} TFLOP/s of its data sheet")
-    print(format_table(_hours(found, card, config.precision)))
-    print("prompts, export and evaluation come to it; so do checkpoints and looks of the watch.\n")
-    for line in advise(config, found, card):
+    print(format_table(_list_hours(plans, card, config.precision)))
+    print("prompts, export and evaluation come on top, and so do checkpoints and the watched reward.\n")
+    for line in advise(config, plans, card):
         print(line)
     return 0
 
@@ -44,41 +46,48 @@ def _show_progress(line: str) -> None:
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
-def _parameters(stage) -> str:
+def _show_parts_of(stage: str) -> Callable[[str], None]:
+    """A function that shows which part of a stage is being planned."""
+    return lambda part: _show_progress(f"{stage}: {part}")
+
+
+def _describe_parameters(plan: StagePlan) -> str:
     return (
-        f"parameters: teacher {stage.teacher / 1e6:,.1f} M, trained of the student "
-        f"{stage.trained['student'] / 1e6:,.1f} M, of the fake score {stage.trained['fake_score'] / 1e6:,.1f} M"
+        f"parameters: teacher {plan.teacher / 1e6:,.1f} M, trained of the student "
+        f"{plan.trained['student'] / 1e6:,.1f} M, of the fake score {plan.trained['fake_score'] / 1e6:,.1f} M"
     )
 
 
-def _memory(stages, size: int) -> list[list[str]]:
-    names = list(dict.fromkeys(name for stage in stages for name, held in stage.parts.items() if held))
-    rows = [["", *(stage.stage for stage in stages)]]
-    rows += [[name, *(f"{stage.parts.get(name, 0) / size:.2f}" for stage in stages)] for name in names]
-    rows.append(["an update beside it, at most", *(f"{stage.update / size:.2f}" for stage in stages)])
-    rows.append(["together", *(f"{stage.peak / size:.2f}" for stage in stages)])
-    if any(stage.load for stage in stages):
-        rows.append(["while it is loaded", *(f"{stage.load / size:.2f}" for stage in stages)])
+def _list_memory(plans: list[StagePlan], size: int) -> list[list[str]]:
+    """The rows of a table. size: bytes of its unit."""
+    names = list(dict.fromkeys(name for plan in plans for name, held in plan.parts.items() if held))
+    rows = [["", *(plan.stage for plan in plans)]]
+    rows += [[name, *(f"{plan.parts.get(name, 0) / size:.2f}" for plan in plans)] for name in names]
+    rows.append(["an update beside it, at most", *(f"{plan.update / size:.2f}" for plan in plans)])
+    rows.append(["together", *(f"{plan.peak / size:.2f}" for plan in plans)])
+    if any(plan.load for plan in plans):
+        rows.append(["while it is loaded", *(f"{plan.load / size:.2f}" for plan in plans)])
     return rows
 
 
-def _work(stages) -> list[list[str]]:
-    names = list(dict.fromkeys(name for stage in stages for name, work in stage.work.items() if work))
-    rows = [["", *(stage.stage for stage in stages)]]
-    rows += [[name, *(f"{stage.work.get(name, 0) / stage.forward:.2f}" for stage in stages)] for name in names]
-    rows.append(["without the reward", *(f"{stage.equivalents:.2f}" for stage in stages)])
-    rows.append(["nothing computed twice", *(f"{stage.floor:.2f}" for stage in stages)])
-    rows.append(["TFLOP an update", *(f"{stage.flops / 1e12:,.1f}" for stage in stages)])
+def _list_work(plans: list[StagePlan]) -> list[list[str]]:
+    names = list(dict.fromkeys(name for plan in plans for name, work in plan.work.items() if work))
+    rows = [["", *(plan.stage for plan in plans)]]
+    rows += [[name, *(f"{plan.work.get(name, 0) / plan.forward:.2f}" for plan in plans)] for name in names]
+    rows.append(["without the reward", *(f"{plan.equivalents:.2f}" for plan in plans)])
+    rows.append(["nothing computed twice", *(f"{plan.floor:.2f}" for plan in plans)])
+    rows.append(["TFLOP an update", *(f"{plan.flops / 1e12:,.1f}" for plan in plans)])
     return rows
 
 
-def _hours(stages, card, precision: str) -> list[list[str]]:
-    rows = [["", *(stage.stage for stage in stages), "both"]]
-    hours = [card.hours(stage, precision) for stage in stages]
-    rows.append(["updates", *(f"{stage.updates:,}" for stage in stages), ""])
-    seconds = [3600 * each / stage.updates for each, stage in zip(hours, stages, strict=True)]
-    rows.append(["seconds an update", *(f"{each:.2f}" for each in seconds), ""])
-    rows.append(["hours", *(f"{each:,.1f}" for each in (*hours, sum(hours)))])
-    each_gpu = [each * stage.ranks for each, stage in zip(hours, stages, strict=True)]
-    rows.append(["GPU-hours", *(f"{each:,.1f}" for each in (*each_gpu, sum(each_gpu)))])
-    return rows
+def _list_hours(plans: list[StagePlan], card: Gpu, precision: str) -> list[list[str]]:
+    hours = [card.hours(plan, precision) for plan in plans]
+    seconds = [3600 * each / plan.updates for each, plan in zip(hours, plans, strict=True)]
+    gpu_hours = [each * plan.ranks for each, plan in zip(hours, plans, strict=True)]
+    return [
+        ["", *(plan.stage for plan in plans), "both"],
+        ["updates", *(f"{plan.updates:,}" for plan in plans), ""],
+        ["seconds an update", *(f"{each:.2f}" for each in seconds), ""],
+        ["hours", *(f"{each:,.1f}" for each in (*hours, sum(hours)))],
+        ["GPU-hours", *(f"{each:,.1f}" for each in (*gpu_hours, sum(gpu_hours)))],
+    ]

@@ -1,4 +1,4 @@
-"""`dmdr pull`: a sealed stage, or one form of an export, into a folder that appears whole."""
+"""`dmdr pull`: copies a sealed stage, or one form of an export, to a folder that appears only when it is whole."""
 
 from __future__ import annotations
 
@@ -10,68 +10,63 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dmdr.config.forms import FORMS
-from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
+from dmdr.config.forms import FORMS, Form
+from dmdr.config.stages import StageName
+from dmdr.errors import ConfigError, DataError, InputMissing, Stopped, StoreError
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
 from stages.store.download import download
 from stages.store.runs import follow_name
 
-STOPPED = 75
-WITH_EACH = ("provenance.json", "SHA256SUMS")  # what comes with a form
+WITH_EACH = ("provenance.json", "SHA256SUMS")  # files that come with each form
 MEGABYTE = 10**6
 
 
-def pull_stage(run: str, stage: str, folder: str, store: str, form: str | None) -> int:
-    """Copy the files of a sealed stage to `folder`, each verified; a pull that was cut off goes on from what it has.
+def pull_stage(run: str, stage: StageName, folder: str, store: str, form: Form | None) -> int:
+    """Copy the files of a sealed stage to `folder` and verify each; returns the exit code.
 
-    run: its name, or what it was promoted as. form: of an export, only this one. Until the copy is whole its files lie
-    in .FOLDER.partial beside it. Returns the exit code.
+    A pull that was cut off continues with the files that it has. Until the copy is whole, its files lie in
+    .FOLDER.partial beside it. run: its name, or a name that it was promoted to. form: copy only this form of an export.
 
     Raises:
-        ConfigError: the folder has something in it, or only an export has forms.
+        ConfigError: the folder is not empty, or `form` is set and the stage is not the export.
         InputMissing: the stage is not sealed, or was not exported in this form.
         DataError: a file is missing or damaged, or the record is of another run or stage.
         StoreError: the store or the disk refuses, or another pull is writing to this folder.
     """
     target = Path(folder).absolute()
     if form and stage != "export":
-        raise ConfigError(f"--form is of the stage export, not of {stage}; leave it out")
+        raise ConfigError(f"--form is for the stage export, and the stage is {stage}; leave it out")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder; name a new one")
-    name, run = run, follow_name(store, run)
-    artifact = Artifact(store, run, stage)
-    if name != run:
-        print(f"{name} is run {run}")
+    artifact = Artifact(store, follow_name(store, run), stage)
+    if artifact.run != run:
+        print(f"{run} is run {artifact.run}")
     sizes = {name: artifact.sealed().files[name].size for name in select_files(artifact, form)}
     total, progress = sum(sizes.values()), Progress("pulled megabytes")
 
-    def told(here: int) -> None:
-        whole = math.ceil(total / MEGABYTE)
-        progress.update(whole if here == total else here // MEGABYTE, whole)
+    def show_progress(copied: int) -> None:
+        megabytes = math.ceil(total / MEGABYTE)
+        progress.update(megabytes if copied == total else copied // MEGABYTE, megabytes)
 
     with lock_folder(target.parent / f".{target.name}.partial") as partial:
         try:
-            download(artifact, sizes, partial, told)
+            download(artifact, sizes, partial, show_progress)
         except (ConfigError, DataError, OSError) as error:
             kinds = (ConfigError, DataError, InputMissing)
             kind = next((each for each in kinds if isinstance(error, each)), StoreError)
             raise kind(f"{error}; {_describe_missing(partial, sizes)}") from error
         except KeyboardInterrupt:
             print(f"dmdr: stopped; {_describe_missing(partial, sizes)}; repeat the command to go on", file=sys.stderr)
-            return STOPPED
-        for path in sorted(partial.rglob("*"), reverse=True):  # of another pull to this folder
-            if path.is_file() and path.relative_to(partial).as_posix() not in sizes:
-                path.unlink()
-            elif path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+            return Stopped.exit_code
+        _delete_others(partial, sizes)
         partial.rename(target)
-    print(f"{form or stage} of {run} is in {target}")
+    print(f"{form or stage} of {artifact.run} is in {target}")
     return 0
 
 
 def select_files(artifact: Artifact, form: str | None) -> list[str]:
-    """The names of the files to copy; raises as `pull` does."""
+    """The names of the files to copy. Raises what `pull_stage` raises."""
     record = artifact.sealed()
     if (record.run, record.stage) != (artifact.run, artifact.stage):
         raise DataError(
@@ -81,10 +76,10 @@ def select_files(artifact: Artifact, form: str | None) -> list[str]:
     names = list(record.files)
     if form is None:
         return names
-    there = [each for each in FORMS if any(name.startswith(f"{each}/") for name in names)]
-    if form not in there:
+    exported = [each for each in FORMS if any(name.startswith(f"{each}/") for name in names)]
+    if form not in exported:
         raise InputMissing(
-            f"{artifact.address} has no {form}, it was exported as {', '.join(there)}; name one of these, or export "
+            f"{artifact.address} has no {form}, it was exported as {', '.join(exported)}; name one of these, or export "
             "again under another run's name with export.forms"
         )
     return [name for name in names if name.startswith(f"{form}/") or name in WITH_EACH]
@@ -92,7 +87,7 @@ def select_files(artifact: Artifact, form: str | None) -> list[str]:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[Path]:
-    """The folder, made if need be, while no other process is in here with it."""
+    """Create a folder, unless it is there, and keep other pulls out of it."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -105,8 +100,19 @@ def lock_folder(folder: Path) -> Iterator[Path]:
 
 
 def _describe_missing(partial: Path, sizes: dict[str, int]) -> str:
-    lacks = [
+    missing = [
         name for name, size in sizes.items() if not (partial / name).is_file() or (partial / name).stat().st_size < size
     ]
-    more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
-    return f"{partial} lacks {lacks[0]}{more} of {len(sizes)} files" if lacks else f"{partial} has every file"
+    if not missing:
+        return f"{partial} has every file"
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return f"{partial} lacks {missing[0]}{more} of {len(sizes)} files"
+
+
+def _delete_others(partial: Path, sizes: dict[str, int]) -> None:
+    """Delete files that an earlier pull of other files has left here, and folders that are empty then."""
+    for path in sorted(partial.rglob("*"), reverse=True):  # the content of a folder before the folder
+        if path.is_file() and path.relative_to(partial).as_posix() not in sizes:
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -1,36 +1,35 @@
-"""`dmdr render`: the Job that a stage would be, so that `kubectl create -f -` can start it without Prefect."""
+"""`dmdr render`: the Kubernetes Job of a stage, so that `kubectl create -f -` can start it without Prefect."""
 
 from __future__ import annotations
 
 import yaml
 
+from dmdr.config.stages import StageName
 from flows.launch.manifest import build_manifest
 from flows.launch.stage import prepare_stage
 
 
-class _Text(yaml.SafeDumper):
-    """SafeDumper that writes text of several lines, as the config is, and labels that recur so that people can read."""
+class _ReadableDumper(yaml.SafeDumper):
+    """SafeDumper whose output people can read: text of several lines as a block, and no aliases for repeated labels."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-_Text.add_representer(str, _text)
+_ReadableDumper.add_representer(str, _represent_text)
 
 
-def print_job(config: str, stage: str, run: str | None, store: str, attempt: int) -> int:
-    """Print the manifest of a stage as YAML. Always 0.
+def print_job(config: str, stage: StageName, run: str | None, store: str, attempt: int) -> int:
+    """Print the manifest of a stage as YAML; returns 0.
 
     Raises:
         ConfigError: the config has no execution.cluster, or no pod would see the store.
         InputMissing: there is no such config.
     """
-    print(
-        yaml.dump(build_manifest(prepare_stage(stage, config, run, store), attempt), Dumper=_Text, sort_keys=False),
-        end="",
-    )
+    manifest = build_manifest(prepare_stage(stage, config, run, store), attempt)
+    print(yaml.dump(manifest, Dumper=_ReadableDumper, sort_keys=False), end="")
     return 0

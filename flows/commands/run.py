@@ -1,6 +1,6 @@
-"""`dmdr run` and `dmdr tables`: the flows from a terminal, with Prefect's embedded server, as little of it as can be.
+"""`dmdr run` and `dmdr tables`: the flows from a terminal, with Prefect's embedded server if no other is set.
 
-The seals are looked at first. Prefect is imported, and its server started, only if some stage has work to do.
+The seals are read first. Prefect is imported, and its server started, only if some stage has work to do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.run import Config
 from dmdr.config.stages import STAGES
-from dmdr.errors import StoreError
+from dmdr.errors import Stopped, StoreError
 from flows.prefect_support import embedded_server
 from stages.reports.card import read_figures
 from stages.reports.scorecard_text import format_scorecard
@@ -26,19 +26,18 @@ from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
 from stages.store.teacher_folder import resolve_teacher
 
-STOPPED = 75
-QUIET = {  # Prefect's settings; what the user has set wins
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the stages say themselves what they do and what went wrong
-    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",  # events that could not be delivered any more
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # "database is locked", which the embedded server itself retries
+QUIET = {  # Prefect's settings; those that the user has set are kept
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the stages themselves say what they do and what went wrong
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",  # events that can no longer be delivered
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # "database is locked": the embedded server tries again itself
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",  # a busy machine
 }
-SERVICES = ("EventsWorker", "APILogWorker")  # Prefect's, whose loggers no setting reaches: they tell how far they are
+SERVICES = ("EventsWorker", "APILogWorker")  # Prefect's; no setting quiets their loggers, which report progress
 
 
 def run_config(config: str, name: str | None, store: str) -> int:
-    """Run what is not sealed yet, then show the scorecard; returns the exit code of the stage that failed, or 0.
+    """Run the stages that are not sealed, then show the scorecard; returns the exit code of a failed stage, or 0.
 
     Raises:
         ConfigError, DataError, InputMissing: before anything has started.
@@ -52,15 +51,15 @@ def run_config(config: str, name: str | None, store: str) -> int:
 
             dmdr(config, name, store)
 
-        code = start_flow(dmdr)
-        if code:
-            return code
+        exit_code = start_flow(dmdr)
+        if exit_code:
+            return exit_code
     show_scorecard(name, store)
     return 0
 
 
 def run_tables(spec: str, seeds: list[int] | None, store: str, base: str | None, out: str | None) -> int:
-    """Run what is not sealed yet of a table and write its page; returns the exit code of a stage that failed, or 0.
+    """Run the stages of a table that are not sealed and write its page; returns the exit code of a failed stage, or 0.
 
     Raises:
         ConfigError, DataError, InputMissing: before anything has started.
@@ -80,38 +79,37 @@ def run_tables(spec: str, seeds: list[int] | None, store: str, base: str | None,
 
 
 def all_sealed(config: Config, name: str, store: str) -> bool:
-    """Whether nothing is left to do; if so, one line a stage says where its seal is.
+    """Whether all stages are sealed; if so, prints for each where its seal is.
 
     Raises:
         ConfigError: a stage is sealed under this name with other settings or inputs.
     """
-    sealed = []
-    on_cluster = config.execution.cluster is not None  # where this process may have no teacher and no prompts
-    config = config if on_cluster else resolve_teacher(config, None, lambda here: None)
-    for stage in STAGES:
-        artifact = Artifact(store, name, stage)
-        needed = {} if on_cluster else fingerprint_inputs(config, stage, store, name)
-        if (record := artifact.record()) is None:
+    on_cluster = config.execution.cluster is not None  # then this process may have no teacher and no prompts
+    if not on_cluster:
+        config = resolve_teacher(config, None, lambda size: None)
+    artifacts = {stage: Artifact(store, name, stage) for stage in STAGES}
+    for stage, artifact in artifacts.items():
+        inputs = None if on_cluster else fingerprint_inputs(config, stage, store, name)
+        record = artifact.record()
+        if record is None:
             return False
-        artifact.claim(identity(config, stage), record.inputs if on_cluster else needed)
-        sealed.append(artifact.address)
-    for stage, address in zip(STAGES, sealed, strict=True):
-        print(f"{stage}: sealed already at {address}")
+        artifact.claim(identity(config, stage), record.inputs if inputs is None else inputs)
+    for stage, artifact in artifacts.items():
+        print(f"{stage}: sealed already at {artifact.address}")
     return True
 
 
 def start_flow(flow: Callable[[], None]) -> int:
-    """A flow, in this process; returns an exit code. A stage that failed has said why in its own lines.
+    """Run a flow in this process; returns an exit code. A stage that failed has said why in its own lines.
 
-    flow: imports and calls it; nothing of Prefect may be imported before this function has set it up.
+    flow: a function that imports the flow and calls it. Prefect may only be imported after its settings are made here.
 
     Raises:
         StoreError: PREFECT_API_URL names a server that does not answer.
-        ConfigError: it is not set, and there is no server to embed.
+        ConfigError: it is not set, and no server is installed that could be embedded.
     """
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(STOPPED)
-    )  # Prefect raises its own exception first, then calls this
+    # Prefect raises its own exception first, then calls this handler.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(Stopped.exit_code))
     for setting, value in QUIET.items():
         os.environ.setdefault(setting, value)
     for service in SERVICES:
@@ -137,9 +135,9 @@ def start_flow(flow: Callable[[], None]) -> int:
         if failure.says_more or not failure.final:
             again = "" if failure.final else "; the same command goes on from here"
             print(f"dmdr: {failure}{again}", file=sys.stderr)
-        return failure.code
+        return failure.exit_code
     except KeyboardInterrupt:
-        return STOPPED
+        return Stopped.exit_code
     return 0
 
 

@@ -1,7 +1,8 @@
-"""`dmdr teachers`: publishing a teacher, telling Prefect of it, and looking at what is published."""
+"""`dmdr teachers`: publishes a teacher, tells Prefect of it, and lists published teachers."""
 
 from __future__ import annotations
 
+import math
 import sys
 
 from dmdr.errors import StoreError
@@ -16,23 +17,25 @@ MEGABYTE = 10**6
 
 
 def publish_folder(folder: str, name: str, revision: str | None, to: str) -> int:
-    """Publish a teacher and emit the event; again: go on, or only the event. Always 0.
+    """Publish a teacher and emit the event; returns 0. The same command again continues, or only emits the event.
 
     Raises:
-        ConfigError, InputMissing, DataError: as `stages.store.published_teachers.publish`.
-        StoreError: as there, or the teacher is published and Prefect does not answer.
+        ConfigError, InputMissing, DataError: as `stages.store.published_teachers.publish_teacher`.
+        StoreError: as there, or the teacher is published but Prefect does not answer.
     """
     progress = Progress("published megabytes")
-    made = publish_teacher(
-        folder, name, revision, to, lambda here, all: progress.update(here // MEGABYTE, -(-all // MEGABYTE))
-    )
-    print(f"{made.name}@{made.revision}, sha256 {made.digest}, is published at {made.address}")
-    announce_teacher(made)
+
+    def show_progress(copied: int, total: int) -> None:
+        progress.update(copied // MEGABYTE, math.ceil(total / MEGABYTE))
+
+    published = publish_teacher(folder, name, revision, to, show_progress)
+    print(f"{published.name}@{published.revision}, sha256 {published.digest}, is published at {published.address}")
+    announce_teacher(published)
     return 0
 
 
 def print_published(at: str) -> int:
-    """Print a line a published teacher. Always 0."""
+    """Print one line for each published teacher; returns 0."""
     rows = [["teacher", "family", "sha256", "megabytes", "published at", "address"]]
     for each in list_published(at):
         size = sum(file.size for file in each.record.files.values())
@@ -45,11 +48,11 @@ def print_published(at: str) -> int:
     return 0
 
 
-def announce_teacher(made: Revision) -> None:
+def announce_teacher(teacher: Revision) -> None:
     """Emit the event teacher.published where a Prefect API is configured.
 
     Raises:
-        StoreError: it does not take the event.
+        StoreError: Prefect does not take the event.
     """
     from prefect.client.orchestration import get_client
     from prefect.events import Event, Resource
@@ -59,13 +62,19 @@ def announce_teacher(made: Revision) -> None:
     if not PREFECT_API_URL.value():
         print(f"no Prefect API is configured (PREFECT_API_URL), so no event was emitted; {later}", file=sys.stderr)
         return
-    about = {"name": made.name, "revision": made.revision, "address": made.address, "digest": made.digest}
-    event = Event(event=EVENT, resource=Resource({"prefect.resource.id": f"{RESOURCE}.{made.name}"}), payload=about)
+    about = {
+        "name": teacher.name,
+        "revision": teacher.revision,
+        "address": teacher.address,
+        "digest": teacher.digest,
+    }
+    resource = Resource({"prefect.resource.id": f"{RESOURCE}.{teacher.name}"})
+    event = Event(event=EVENT, resource=resource, payload=about)
     try:
         get_client(sync_client=True).request("POST", "/events", json=[event.model_dump(mode="json")])
     except Exception as error:
         raise StoreError(
-            f"{made.address} is published, but the Prefect API at {PREFECT_API_URL.value()} did not take the event "
+            f"{teacher.address} is published, but the Prefect API at {PREFECT_API_URL.value()} did not take the event "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); repeat the command, or {later}"
         ) from error
-    print(f"emitted {EVENT} for {RESOURCE}.{made.name}")
+    print(f"emitted {EVENT} for {RESOURCE}.{teacher.name}")

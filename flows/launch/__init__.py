@@ -1,1 +1,1 @@
-"""Where a stage runs."""
+"""How a stage is started: as a process of this machine, or as a Job of Kubernetes."""

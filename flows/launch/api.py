@@ -1,120 +1,142 @@
-"""The API server of a cluster: how it is found, and how long it may not answer."""
+"""The API server of a cluster: where it is, and the requests about Jobs that the launcher sends to it."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import urllib3
 import yaml
-from kubernetes import client
+from kubernetes import client, watch
 from kubernetes import config as kubeconfig
 
+from dmdr.errors import ConfigError
+from flows.launch.cluster_errors import ignore_missing
 from flows.launch.failure import StageFailed
+from flows.launch.objects import Job, JobList, Manifest
 
-CONFIG, IO = 64, 74  # exit codes, as in stages/__main__.py
-OUTAGE = 900  # seconds that the cluster may not answer
-FIRST = 20  # the same, before it has ever answered
-SHORTEST, TOLD, LONGEST = 0.125, 1.0, 8.0  # pauses between tries, in seconds; from the second on they are told of
 TIMEOUT = (5, 30)  # seconds to connect and to answer
-MERGE = "application/merge-patch+json"  # the one that every kind of object takes
-KINDS = {False: ("batch", "v1", "jobs"), True: ("jobset.x-k8s.io", "v1alpha2", "jobsets")}
+MERGE = "application/merge-patch+json"  # every kind of object takes this one
 
 
-class ClusterUnavailable(Exception):
-    """The cluster did not answer, or not sensibly; worth another try."""
+@dataclass(frozen=True)
+class ResourceKind:
+    """A kind of object, as the API server addresses it."""
+
+    group: str
+    version: str
+    plural: str
+
+    @property
+    def singular(self) -> str:
+        return self.plural.removesuffix("s")
 
 
-class NameTaken(ClusterUnavailable):
-    """The name is taken: somebody was quicker, or the answer to our own creation was lost."""
+JOB = ResourceKind("batch", "v1", "jobs")  # a stage on one node
+JOB_SET = ResourceKind("jobset.x-k8s.io", "v1alpha2", "jobsets")  # a stage on several
 
 
-class Backoff:
-    """With a cluster that does not answer: pauses that grow, and an end."""
+@dataclass(frozen=True)
+class JobApi:
+    """Requests about one kind of Job in one namespace. What the client raises is not translated here."""
 
-    def __init__(self, stage: str, say: Callable[[str], None]) -> None:
-        self.stage, self.say = stage, say
-        self.seconds = FIRST  # until it has answered once
-        self.answered()
+    api: client.CustomObjectsApi
+    kind: ResourceKind
+    namespace: str
 
-    def answered(self) -> None:
-        self.until, self.pause = None, SHORTEST
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        """The first four arguments of every request."""
+        return self.kind.group, self.kind.version, self.namespace, self.kind.plural
 
-    def reached(self) -> None:
-        """It answered, if only in part: what fails from now on is an outage, not a wrong address."""
-        if self.seconds != OUTAGE:
-            self.seconds = OUTAGE
-            self.answered()
+    def list_jobs(self, selector: str) -> tuple[Job, ...]:
+        """The Jobs that have certain labels."""
+        answer = self.api.list_namespaced_custom_object(*self.place, label_selector=selector, _request_timeout=TIMEOUT)
+        return JobList.model_validate(answer).items
 
-    def wait(self, error: ClusterUnavailable) -> None:
-        """Pause before another try.
+    def create_job(self, manifest: Manifest) -> Job:
+        """Create a Job; 409 if there is one of its name."""
+        answer = self.api.create_namespaced_custom_object(*self.place, manifest, _request_timeout=TIMEOUT)
+        return Job.model_validate(answer)
 
-        Raises:
-            StageFailed: it has been long enough.
+    def read_job(self, name: str) -> Job:
+        """The Job of that name."""
+        answer = self.api.get_namespaced_custom_object(*self.place, name, _request_timeout=TIMEOUT)
+        return Job.model_validate(answer)
+
+    def annotate_job(self, name: str, annotations: dict[str, str]) -> Job:
+        """Add annotations to a Job; returns it as it is then."""
+        patch: Manifest = {"metadata": {"annotations": annotations}}
+        answer = self.api.patch_namespaced_custom_object(
+            *self.place, name, patch, _content_type=MERGE, _request_timeout=TIMEOUT
+        )
+        return Job.model_validate(answer)
+
+    def delete_job(self, name: str, *, unchanged: Job | None = None) -> None:
+        """Delete a Job with its pods, in the background of the cluster. It may be gone already.
+
+        unchanged: the Job as it was read. If it has changed since, or is another by now, the cluster answers 409.
         """
-        now = time.monotonic()
-        if self.until is None:
-            self.until = now + self.seconds
-        elif now > self.until:
-            remedy = "see that the cluster runs and kubectl reaches it, then repeat the command"
-            raise StageFailed(self.stage, IO, f"{error}; {remedy}", final=True) from error
-        if self.pause == TOLD and not isinstance(error, NameTaken):
-            self.say(f"{self.stage}: {error}; trying again for {self.seconds} s")
-        time.sleep(self.pause)
-        self.pause = min(2 * self.pause, LONGEST)
+        as_read = None
+        if unchanged is not None:
+            about = unchanged.metadata
+            as_read = client.V1Preconditions(uid=about.uid, resource_version=about.resource_version)
+        options = client.V1DeleteOptions(propagation_policy="Foreground", preconditions=as_read)
+        with ignore_missing():
+            self.api.delete_namespaced_custom_object(*self.place, name, body=options, _request_timeout=TIMEOUT)
+
+    def wait_for_event(self, job: Job, seconds: int) -> None:
+        """Return at the first event of a Job after it was read, or after `seconds`."""
+        events = watch.Watch()
+        try:
+            for _ in events.stream(
+                self.api.list_namespaced_custom_object,
+                *self.place,
+                timeout_seconds=seconds,
+                field_selector=f"metadata.name={job.name}",
+                resource_version=job.metadata.resource_version,
+                _request_timeout=(5, seconds + 10),
+            ):
+                return
+        except (client.ApiException, urllib3.exceptions.HTTPError, ValueError):
+            time.sleep(1)  # 410 when the version is too old, a broken connection, half an event
+        finally:
+            events.stop()
 
 
-def kubeconfig_files() -> str:
+def find_kubeconfig() -> str:
+    """The files that kubectl would read."""
     return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
 
 
 def is_known() -> bool:
     """Whether anything says where a cluster is."""
-    return bool({"KUBECONFIG", "KUBERNETES_SERVICE_HOST"} & os.environ.keys()) or Path(kubeconfig_files()).exists()
+    if "KUBECONFIG" in os.environ or "KUBERNETES_SERVICE_HOST" in os.environ:
+        return True
+    return Path(find_kubeconfig()).exists()
 
 
-def connect(stage: str) -> tuple[client.CustomObjectsApi, client.CoreV1Api]:
-    """The cluster that kubectl would speak to, or the one that this process runs in.
+def connect(stage: str) -> client.ApiClient:
+    """A client of the cluster that kubectl would speak to, or of the one that this process runs in.
 
     Raises:
         StageFailed: there is none.
     """
-    files = kubeconfig_files()
+    files = find_kubeconfig()
     is_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
     try:
-        kubeconfig.load_incluster_config() if is_pod else kubeconfig.load_kube_config(files)
+        if is_pod:
+            kubeconfig.load_incluster_config()
+        else:
+            kubeconfig.load_kube_config(files)
     except (kubeconfig.ConfigException, OSError, yaml.YAMLError) as error:
         why = (
             f"no cluster to run on ({files}: {' '.join(str(error).split())}); set KUBECONFIG, or leave "
             "execution.cluster out to run on this machine"
         )
-        raise StageFailed(stage, CONFIG, why, final=True) from error
+        raise StageFailed(stage, ConfigError.exit_code, why, final=True) from error
     settings = client.Configuration.get_default_copy()
-    settings.retries = False  # Patience does it, and tells
-    api = client.ApiClient(settings)
-    return client.CustomObjectsApi(api), client.CoreV1Api(api)
-
-
-def delete_job(api: client.CustomObjectsApi, where: tuple[str, ...], name: str, *, only: dict | None = None) -> None:
-    """Delete a Job with its pods, in the background of the cluster; it may be gone already.
-
-    only: the Job as it was read; if it has changed since, or is another by now, the cluster refuses with 409.
-    """
-    as_read = {key: only["metadata"][key] for key in ("uid", "resourceVersion")} if only else None
-    body = client.V1DeleteOptions(propagation_policy="Foreground", preconditions=as_read)
-    try:
-        api.delete_namespaced_custom_object(*where, name, body=body, _request_timeout=TIMEOUT)
-    except client.ApiException as error:
-        if error.status != 404:
-            raise
-
-
-def error_message(error: client.ApiException) -> str:
-    """What the API server said, without its JSON."""
-    try:
-        said = json.loads(error.body)["message"]
-    except (TypeError, ValueError, KeyError):
-        said = f"{error.status} {error.reason}"
-    return " ".join(said.split()).rstrip(".")
+    settings.retries = False  # Backoff repeats requests, and tells the user
+    return client.ApiClient(settings)

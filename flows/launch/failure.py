@@ -1,16 +1,17 @@
-"""How a stage fails, wherever it ran."""
+"""How a stage fails, wherever it runs."""
 
 from __future__ import annotations
 
-FINAL = (64, 65, 66)  # exit codes: config, data, missing input (sysexits.h)
+from dmdr.errors import FINAL
 
 
 class StageFailed(RuntimeError):
     """A stage ended without its seal.
 
-    code: its exit code. final: trying again would change nothing. says_more: than the lines of the stage do.
+    exit_code: of the stage. final: another try would end the same. says_more: the message says more than the stage's
+    own lines do.
     """
 
-    def __init__(self, stage: str, code: int, why: str, *, final: bool = False, says_more: bool = True) -> None:
+    def __init__(self, stage: str, exit_code: int, why: str, *, final: bool = False, says_more: bool = True) -> None:
         super().__init__(f"{stage}: {why}")
-        self.code, self.final, self.says_more = code, final or code in FINAL, says_more
+        self.exit_code, self.final, self.says_more = exit_code, final or exit_code in FINAL, says_more

@@ -1,4 +1,4 @@
-"""The lines of a stage's pods, as they come. To lose some harms nothing: what matters is in the artifact."""
+"""The log lines of a stage's pods, as they come. A lost line does no harm: what matters is in the artifact."""
 
 from __future__ import annotations
 
@@ -9,53 +9,55 @@ from threading import Event, Thread
 import urllib3
 from kubernetes import client
 
+from flows.launch.cluster_errors import MISSING
 from flows.launch.manifest import CONTAINER
 
-PAUSE = 1.0  # seconds until a log that broke off is asked for again
+PAUSE = 1.0  # seconds until a log that broke off is read again
+FORBIDDEN = 403
 
 
 class Logs:
-    """A thread a pod, each following the log of its stage."""
+    """Follows the logs of a stage's pods, each in a thread of its own."""
 
     def __init__(self, core: client.CoreV1Api, namespace: str, say: Callable[[str], None]) -> None:
         self.core, self.namespace, self.say = core, namespace, say
         self._threads: dict[str, Thread] = {}
         self._over = Event()
 
-    def follow(self, pod: str, rank: str) -> None:
-        """Begin with a pod, once. rank: its index among several, which its lines then begin with."""
+    def follow(self, pod: str, prefix: str) -> None:
+        """Start to follow a pod, unless it is followed already. prefix: stands before each of its lines."""
         if pod not in self._threads:
-            self._threads[pod] = Thread(target=self._follow, args=(pod, rank), daemon=True)
+            self._threads[pod] = Thread(target=self._follow, args=(pod, prefix), daemon=True)
             self._threads[pod].start()
 
     def finish(self, seconds: float) -> None:
-        """Give the last lines so long to come."""
+        """Wait up to `seconds` for the last lines."""
         self._over.set()
         until = time.monotonic() + seconds
         for thread in self._threads.values():
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _follow(self, pod: str, rank: str) -> None:
+    def _follow(self, pod: str, prefix: str) -> None:
         last = ""  # the time of the last line; Kubernetes writes it before each, in full and sortable
         while True:
             is_last = self._over.is_set()
             try:
-                stream = self.core.read_namespaced_pod_log(
+                answer: urllib3.HTTPResponse = self.core.read_namespaced_pod_log(  # type: ignore[assignment]  # not str:
                     pod,
                     self.namespace,
                     container=CONTAINER,
                     follow=not is_last,
                     timestamps=True,
-                    _preload_content=False,
+                    _preload_content=False,  # with it, the client returns the response itself
                     _request_timeout=(5, 3600),
                 )
-                for line in iterate_lines(stream.stream(decode_content=False)):
+                for line in iterate_lines(answer.stream(decode_content=False)):
                     when, _, text = line.partition(" ")
                     if when > last:
                         last = when
-                        self.say(f"{rank}{text}")
+                        self.say(f"{prefix}{text}")
             except client.ApiException as error:
-                if error.status in (403, 404):
+                if error.status in (FORBIDDEN, MISSING):
                     return
             except urllib3.exceptions.HTTPError:
                 pass
@@ -65,7 +67,7 @@ class Logs:
 
 
 def iterate_lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Whole lines of a stream of bytes, the last one even if it has no end."""
+    """The lines of a stream of bytes. The last one may lack its line break."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")

@@ -1,9 +1,14 @@
-"""What the pods of a stage say of themselves: why one waits, and how one ended. All from its status, as plain data."""
+"""What the status of a pod says: why it waits, and how it ended."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
 from dmdr.errors import INTERNAL, MOST_TELLING
 from flows.launch.manifest import CONTAINER, count_gpus
+from flows.launch.objects import ContainerState, Pod
 from flows.launch.stage import Stage
 
 STUCK = (  # reasons of a waiting container that time alone seldom mends
@@ -16,51 +21,62 @@ STUCK = (  # reasons of a waiting container that time alone seldom mends
     "RunContainerError",
 )
 OUT_OF_MEMORY = "OOMKilled"
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
-def explain_waiting(pod: dict, stage: Stage) -> str | None:
-    """Why a pod does not run yet, as one clause with the remedy; None if it runs, or is simply on its way."""
-    for condition in pod["status"].get("conditions") or []:
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            if condition.get("reason") != "Unschedulable":
-                return None  # held back by a queue, which is its turn's business
+@dataclass(frozen=True)
+class PodFailure:
+    """How a pod ended badly. exit_code: of its container, 128 + n if signal n ended it."""
+
+    exit_code: int
+    why: str
+
+
+def explain_waiting(pod: Pod, stage: Stage) -> str | None:
+    """Why a pod does not run yet, as one clause with the remedy. None if it runs, or will run soon."""
+    for condition in pod.status.conditions:
+        if condition.type == "PodScheduled" and condition.status == "False":
+            if condition.reason != "Unschedulable":
+                return None  # a queue holds it back until its turn
             return (
-                f"no node takes pod {_name(pod)}, which asks for {describe_request(stage)}: "
-                f"{_line(condition.get('message'))}; ask for less under execution.cluster.stages.{stage.name}, or add "
+                f"no node takes pod {pod.name}, which asks for {describe_request(stage)}: "
+                f"{_join_lines(condition.message)}; ask for less under execution.cluster.stages.{stage.name}, or add "
                 "nodes"
             )
-    state = _state(pod).get("waiting", {})
-    if state.get("reason") not in STUCK:
+    waiting = _state(pod).waiting
+    if waiting is None or waiting.reason not in STUCK:
         return None
-    said = f"pod {_name(pod)} cannot start: {state['reason']}: {_line(state.get('message'))}"
-    if "Image" in state["reason"] or "Pull" in state["reason"]:
-        return f"{said}; see that {stage.pods.image} exists and execution.cluster.pull_secret may read it"
-    return f"{said}; mend what it names in the namespace {stage.cluster.namespace}, or correct execution.cluster"
+    problem = f"pod {pod.name} cannot start: {waiting.reason}: {_join_lines(waiting.message)}"
+    if "Image" in waiting.reason or "Pull" in waiting.reason:
+        return f"{problem}; see that {stage.pods.image} exists and execution.cluster.pull_secret may read it"
+    return f"{problem}; mend what it names in the namespace {stage.cluster.namespace}, or correct execution.cluster"
 
 
-def explain_end(pod: dict, stage: Stage) -> tuple[int, str] | None:
-    """The exit code of a pod that ended badly and what is known of it; None if it has not."""
-    state = _state(pod).get("terminated")
-    if state is None:
-        reason = pod["status"].get("reason")  # evicted before its container left a word
-        return (INTERNAL, f"pod {_name(pod)}: {reason}") if pod["status"].get("phase") == "Failed" and reason else None
-    if not state["exitCode"]:
+def explain_end(pod: Pod, stage: Stage) -> PodFailure | None:
+    """How a pod ended badly; None if it did not."""
+    end = _state(pod).terminated
+    if end is None:
+        if pod.status.phase == "Failed" and pod.status.reason:  # evicted before its container ran
+            return PodFailure(INTERNAL, f"pod {pod.name}: {pod.status.reason}")
         return None
-    if state.get("reason") == OUT_OF_MEMORY:
-        return state["exitCode"], (
-            f"pod {_name(pod)} was killed for memory: it may use {stage.pods.memory}, shared memory of up to "
-            f"{stage.pods.shared_memory} with it; raise execution.cluster.stages.{stage.name}.memory, or take less "
-            "with execution.micro_batch_size"
+    if not end.exit_code:
+        return None
+    if end.reason == OUT_OF_MEMORY:
+        why = (
+            f"pod {pod.name} was killed for memory: it may use {stage.pods.memory}, including up to "
+            f"{stage.pods.shared_memory} of shared memory; raise execution.cluster.stages.{stage.name}.memory, or use "
+            "less with execution.micro_batch_size"
         )
-    return state["exitCode"], f"pod {_name(pod)} ended with exit code {state['exitCode']}"
+        return PodFailure(end.exit_code, why)
+    return PodFailure(end.exit_code, f"pod {pod.name} ended with exit code {end.exit_code}")
 
 
-def explain_worst(pods: list[dict], stage: Stage) -> tuple[int, str] | None:
-    """Of the pods that ended badly, the one that tells most, the newest of its kind."""
-    newest_first = sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", reverse=True)
-    found = [end for pod in newest_first if (end := explain_end(pod, stage)) is not None]
+def explain_worst(pods: Iterable[Pod], stage: Stage) -> PodFailure | None:
+    """The failure that tells most, and of several such the newest; None if no pod ended badly."""
+    newest_first = sorted(pods, key=lambda pod: pod.metadata.creation_timestamp or LONG_AGO, reverse=True)
+    failures = [failure for pod in newest_first if (failure := explain_end(pod, stage)) is not None]
     rank = {code: place for place, code in enumerate(MOST_TELLING)}
-    return min(found, key=lambda end: rank.get(end[0], len(rank)), default=None)
+    return min(failures, key=lambda failure: rank.get(failure.exit_code, len(rank)), default=None)
 
 
 def describe_request(stage: Stage) -> str:
@@ -69,25 +85,16 @@ def describe_request(stage: Stage) -> str:
     return f"{wanted}{stage.pods.cpu} CPUs, {stage.pods.memory} of memory and {stage.pods.scratch} of disk"
 
 
-def is_over(pod: dict) -> bool:
-    return pod["status"].get("phase") in ("Succeeded", "Failed")
+def has_log(pod: Pod) -> bool:
+    """Whether its container has started, so that there may be a log."""
+    return pod.status.phase in ("Succeeded", "Failed") or _state(pod).running is not None
 
 
-def has_begun(pod: dict) -> bool:
-    """Whether there may be a log."""
-    return is_over(pod) or "running" in _state(pod)
+def _state(pod: Pod) -> ContainerState:
+    """Of the container that runs the stage; there may be others beside it, which the cluster has added."""
+    states = [status.state for status in pod.status.container_statuses if status.name == CONTAINER]
+    return states[0] if states else ContainerState()
 
 
-def _state(pod: dict) -> dict:
-    for status in pod["status"].get("containerStatuses") or []:
-        if status["name"] == CONTAINER:
-            return {kind: state for kind, state in (status.get("state") or {}).items() if state is not None}
-    return {}
-
-
-def _name(pod: dict) -> str:
-    return pod["metadata"]["name"]
-
-
-def _line(message: str | None) -> str:
-    return " ".join((message or "no word why").split()).rstrip(".;")
+def _join_lines(message: str | None) -> str:
+    return " ".join((message or "no reason was given").split()).rstrip(".;")

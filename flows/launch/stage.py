@@ -1,28 +1,27 @@
-"""A stage of a run as it is handed to whoever runs it, and the labels that its Jobs are found by."""
+"""One stage of one run, as it is handed to whatever runs it."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmdr.config.cluster import Cluster, Pods
 from dmdr.config.load import load_config
 from dmdr.config.run import Config
+from dmdr.config.stages import StageName
 from dmdr.errors import ConfigError
-
-PREFIX = "dmdr.dev"  # of our labels and annotations
-RUN, STAGE = f"{PREFIX}/run", f"{PREFIX}/stage"
+from flows.launch.labels import RUN, STAGE, to_label
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one run: what its pods are told, and what tells its Job from others.
+    """One stage of one run.
 
-    text: the config file, word for word. teacher, adopt: as `python -m stages` has them.
+    text: the config file, word for word. teacher: the address of a teacher that replaces the config's. adopt: the run
+    whose result of this stage is copied.
     """
 
-    name: str
+    name: StageName
     run: str
     store: str
     config: Config
@@ -32,43 +31,45 @@ class Stage:
 
     @property
     def cluster(self) -> Cluster:
+        """The cluster of the config; `prepare_stage` has seen that there is one."""
         assert self.config.execution.cluster is not None
         return self.config.execution.cluster
 
     @property
     def pods(self) -> Pods:
+        """What a pod of this stage asks for."""
         return self.cluster.of(self.name)
 
     @property
     def selector(self) -> str:
-        """The labels of all attempts."""
+        """The labels that all attempts at this stage have."""
         return f"{RUN}={self.run_label},{STAGE}={self.name}"
 
     @property
     def run_label(self) -> str:
+        """The name of the run, as a label can hold it."""
         return to_label(self.run)
 
     @property
     def is_set(self) -> bool:
+        """Whether it runs on several nodes, as a JobSet."""
         return self.pods.nodes > 1
 
 
 def build_options(config: str, run: str, store: str, teacher: str | None, adopt: str | None) -> list[str]:
-    """The arguments of `python -m stages` after the stage."""
-    found = ["--config", config, "--run", run, "--store", store]
-    found += ["--teacher", teacher] if teacher is not None else []
-    return found + (["--adopt", adopt] if adopt is not None else [])
-
-
-def to_label(text: str) -> str:
-    """A label's value: letters, digits and . _ - with a letter or digit at both ends, at most 63."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:63].strip("._-")
+    """The arguments of `python -m stages` that follow the name of the stage."""
+    options = ["--config", config, "--run", run, "--store", store]
+    if teacher is not None:
+        options += ["--teacher", teacher]
+    if adopt is not None:
+        options += ["--adopt", adopt]
+    return options
 
 
 def prepare_stage(
-    stage: str, config: str, run: str | None, store: str, teacher: str | None = None, adopt: str | None = None
+    stage: StageName, config: str, run: str | None, store: str, teacher: str | None = None, adopt: str | None = None
 ) -> Stage:
-    """A stage of a config file, ready to be made into a manifest.
+    """A stage of a config file, ready for a manifest. run: its name; the config's own if None.
 
     Raises:
         ConfigError: the config has no execution.cluster.

@@ -1,4 +1,4 @@
-"""What a finished run shows in Prefect's UI: scorecard, image grid and where the report lies; or a table's claims."""
+"""What Prefect's UI shows of a finished run: scorecard, image grid and link to the report; of a table, its claims."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stages.reports.card import read_figures
 from stages.reports.scorecard_text import format_scorecard
 from stages.store.artifacts import Artifact
 
-LARGEST_IMAGE = 2**20  # bytes that go into Prefect's database; a larger grid is in the report
+LARGEST_IMAGE = 2**20  # bytes, as it goes into Prefect's database; the report shows a larger grid
 
 
 def publish_page(table: str, claims: str) -> None:
-    """Publish what a table says of the paper's claims, and where its page lies."""
+    """Publish a table's verdict on the paper's claims. claims: Markdown that also says where the page lies."""
     create_markdown_artifact(claims, key=f"claims-{table}", description=f"Claims of {table}")
 
 

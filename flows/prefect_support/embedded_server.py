@@ -1,7 +1,7 @@
-"""Prefect's embedded server, out of reach of the terminal's Ctrl-C.
+"""Prefect's embedded server, protected from the terminal's Ctrl-C.
 
-A terminal sends SIGINT to every process of its foreground group. A server that ends with it leaves the flow, which
-still waits for its stage's checkpoint, with nobody to report to, and Prefect says so at length.
+A terminal sends SIGINT to every process of its foreground group. If the server ends with it, the flow, which still
+waits for its stage's checkpoint, has nobody to report to, and Prefect prints a long complaint.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dmdr.errors import ConfigError
 
 
 def prepare_server() -> None:
-    """Let the server that Prefect starts for this process block SIGINT. SIGTERM, with which Prefect ends it, it gets.
+    """Make the server that Prefect starts for this process block SIGINT. It still gets SIGTERM, which is how Prefect
+    ends it.
 
     Raises:
-        ConfigError: what a server needs is not installed.
+        ConfigError: a package that the server needs is not installed.
     """
     try:
         from prefect.server.api.server import SubprocessASGIServer
@@ -28,10 +29,10 @@ def prepare_server() -> None:
 
     class EmbeddedServer(SubprocessASGIServer):
         def _run_uvicorn_command(self) -> subprocess.Popen[bytes]:
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits what is blocked
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits the blocked signals
             try:
                 return super()._run_uvicorn_command()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    EmbeddedServer()  # Prefect keeps the first that is made, for all that ask for one
+    EmbeddedServer()  # Prefect keeps the first instance and uses it from then on

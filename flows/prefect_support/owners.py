@@ -1,7 +1,7 @@
-"""Whether a flow run has ended, by Prefect's word: who may stop what it had started.
+"""Whether a flow run has ended, as Prefect knows it. Then others may stop the Jobs that it had started.
 
-A `dmdr run` may have a Prefect server of its own, so that a flow run this server has never heard of may well live. One
-that is gone from here, where its deployment still is, was deleted.
+A `dmdr run` may have a Prefect server of its own, so a flow run that this server does not know may well live. But if
+this server knows its deployment, the flow run was here and somebody deleted it.
 """
 
 from __future__ import annotations
@@ -15,43 +15,46 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.exceptions import ObjectNotFound
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
-SILENCE = timedelta(minutes=15)  # after a heartbeat, until it means something: five times Prefect's default interval
+SILENCE = timedelta(minutes=15)  # after a heartbeat; five times Prefect's default interval between two
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 def is_over(flow_run: str, deployment: str) -> bool:
-    """True for one that is in a final state, and for one that was deleted. deployment: its id, or ""."""
+    """Whether a flow run is in a final state or was deleted. deployment: the id of its deployment, or ""."""
     with get_client(sync_client=True) as client:
-        found = _flow_run(client, flow_run)
-        return _has(client, deployment) if found is None else found.state.is_final()
+        run = _read_flow_run(client, flow_run)
+        if run is None:
+            return _has_deployment(client, deployment)
+        return run.state is not None and run.state.is_final()
 
 
-def over_since(flow_run: str, deployment: str) -> datetime | None:
-    """Since when a flow run is over; None while it lives, and for one that this server cannot know.
+def find_end(flow_run: str, deployment: str) -> datetime | None:
+    """When a flow run ended; None while it lives, and for one that this server cannot know.
 
-    A heartbeat is life for SILENCE, whatever the state says: a process that was cut off for a while is marked crashed
-    and goes on. One that runs without having ever sent one lives.
+    After a heartbeat a flow run counts as alive for SILENCE, whatever its state says: a process that was cut off for a
+    while is marked crashed and yet goes on. A flow run that is running and has never sent a heartbeat counts as alive.
     """
     with get_client(sync_client=True) as client:
-        found = _flow_run(client, flow_run)
-        if found is None:
-            return LONG_AGO if _has(client, deployment) else None
-        heard = _last_heartbeat(client, flow_run)
-        silent = None if heard is None else heard + SILENCE
-        if found.state.is_final():
-            ended = found.state.timestamp
-            return silent if silent is not None and heard > ended else ended
-        return silent if found.state.is_running() else None
+        run = _read_flow_run(client, flow_run)
+        if run is None:
+            return LONG_AGO if _has_deployment(client, deployment) else None
+        if run.state is None:
+            return None
+        heartbeat = _find_last_heartbeat(client, flow_run)
+        if run.state.is_final():
+            ended = run.state.timestamp
+            return ended if heartbeat is None or heartbeat <= ended else heartbeat + SILENCE
+        return heartbeat + SILENCE if heartbeat is not None and run.state.is_running() else None
 
 
-def _flow_run(client: SyncPrefectClient, flow_run: str) -> FlowRun | None:
+def _read_flow_run(client: SyncPrefectClient, flow_run: str) -> FlowRun | None:
     try:
         return client.read_flow_run(UUID(flow_run))
     except (ObjectNotFound, ValueError):
         return None
 
 
-def _has(client: SyncPrefectClient, deployment: str) -> bool:
+def _has_deployment(client: SyncPrefectClient, deployment: str) -> bool:
     try:
         client.read_deployment(UUID(deployment))
         return True
@@ -59,7 +62,8 @@ def _has(client: SyncPrefectClient, deployment: str) -> bool:
         return False
 
 
-def _last_heartbeat(client: SyncPrefectClient, flow_run: str) -> datetime | None:
-    of = EventResourceFilter(id=[f"prefect.flow-run.{flow_run}"])
-    newest = EventFilter(event=EventNameFilter(name=[HEARTBEAT]), resource=of)
-    return next((event.occurred for event in client.read_events(newest, limit=1).events), None)
+def _find_last_heartbeat(client: SyncPrefectClient, flow_run: str) -> datetime | None:
+    resource = EventResourceFilter(id=[f"prefect.flow-run.{flow_run}"])
+    heartbeats = EventFilter(event=EventNameFilter(name=[HEARTBEAT]), resource=resource)
+    newest_first = client.read_events(heartbeats, limit=1).events
+    return newest_first[0].occurred if newest_first else None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError
@@ -97,6 +98,16 @@ def test_help_reaches_the_command_it_asks_about(arguments: list[str], shows: str
     help_text = capsys.readouterr().out
     assert "usage:" in help_text.lower()
     assert shows in help_text
+
+
+def test_render_prints_the_first_attempt_or_the_one_it_is_asked_for(
+    tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture
+):
+    about = {"image": f"images.example.org/dmdr-train@sha256:{'1' * 64}"}
+    config = str(tiny_config(execution={"device": "cpu", "cluster": about}))
+    for options, name in [([], "dmdr-tiny-joint-1"), (["--attempt", "12"], "dmdr-tiny-joint-12")]:
+        assert cli.main(["render", config, "--stage", "joint", "--store", "s3://b/p", *options]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["metadata"]["name"] == name
 
 
 def test_a_stage_reads_its_own_arguments(monkeypatch: pytest.MonkeyPatch):

@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 
 from dmdr.config.stages import STAGES
-from flows.launch import api, kubernetes, owned
+from flows.launch import backoff, kubernetes, owned
+from flows.launch.backoff import Backoff
+from flows.launch.cluster_errors import ClusterUnavailable, NameTaken
 from flows.launch.failure import StageFailed
+from flows.launch.labels import RUN, STAGE
 from flows.launch.manifest import LONGEST, build_manifest, job_name
-from flows.launch.stage import RUN, STAGE, Stage, prepare_stage
+from flows.launch.stage import Stage, prepare_stage
 from stages.store.artifacts import Artifact
 from tests.support.fake_cluster.server import IMAGE, QUICK, Cluster
 from tests.support.manifests import minors, problems, rendered, schema_problems
@@ -92,7 +95,7 @@ def test_names_are_a_function_of_run_stage_and_attempt():
 def test_replies_that_get_lost_double_nothing(cluster: Cluster, stage: Callable[..., Stage], monkeypatch):
     """200 creations of which 30 % of the replies are lost: 200 Jobs."""
     cluster.kubelet.suspends, cluster.lost = True, 0.3
-    monkeypatch.setattr(api, "FIRST", 120)  # on a busy machine 20 s are few tries
+    monkeypatch.setattr(backoff, "FIRST", 120)  # on a busy machine 20 s are few tries
     base = stage()
 
     def create(number: int) -> None:
@@ -136,9 +139,9 @@ def test_what_fails_is_tried_again_by_the_cluster_and_what_stays_bad_is_not(clus
     launched(stage(environment=once))
     assert len(cluster.kubelet.started) == 2
     failure = failed(stage("export", environment={"QUICK_EXIT": "65"}))
-    assert failure.code == 65 and failure.final and len(cluster.kubelet.started) == 3
+    assert failure.exit_code == 65 and failure.final and len(cluster.kubelet.started) == 3
     failure = failed(stage("evaluate", environment={"QUICK_EXIT": "74"}, retries=1))
-    assert failure.code == 74 and failure.final and len(cluster.kubelet.started) == 5
+    assert failure.exit_code == 74 and failure.final and len(cluster.kubelet.started) == 5
     assert "BackoffLimitExceeded" in str(failure)
     launched(stage("evaluate"))  # the next attempt has the next number
     assert "dmdr-tiny-evaluate-2" in jobs(cluster)
@@ -166,60 +169,84 @@ def test_a_pod_that_is_killed_for_memory_says_so(cluster: Cluster, stage: Callab
 
     threading.Thread(target=kill, daemon=True).start()
     failure = failed(asked)
-    assert failure.code == 137 and "killed for memory" in str(failure) and "3Gi" in str(failure)
+    assert failure.exit_code == 137 and "killed for memory" in str(failure) and "3Gi" in str(failure)
     assert "execution.cluster.stages.joint.memory" in str(failure)
 
 
 def test_a_pod_that_no_node_takes_is_given_up(cluster: Cluster, stage: Callable[..., Stage]):
     cluster.kubelet.gpus = 4
     failure = failed(stage("joint", gpus=8, patience=2))
-    assert failure.code == 64 and "8 nvidia.com/gpu" in str(failure) and "Insufficient nvidia.com/gpu" in str(failure)
+    assert (
+        failure.exit_code == 64 and "8 nvidia.com/gpu" in str(failure) and "Insufficient nvidia.com/gpu" in str(failure)
+    )
     until(lambda: not jobs(cluster))
 
 
 def test_an_image_or_a_secret_that_is_missing_is_named(cluster: Cluster, stage: Callable[..., Stage]):
     cluster.kubelet.missing.add(IMAGE)
     failure = failed(stage(image=IMAGE, patience=1))
-    assert failure.code == 64 and "ErrImagePull" in str(failure) and IMAGE in str(failure)
+    assert failure.exit_code == 64 and "ErrImagePull" in str(failure) and IMAGE in str(failure)
     failure = failed(stage("export", secrets=["dmdr-store"], patience=1))
-    assert failure.code == 64 and 'secret "dmdr-store" not found' in str(failure)
+    assert failure.exit_code == 64 and 'secret "dmdr-store" not found' in str(failure)
 
 
 def test_what_the_cluster_refuses_is_one_line(cluster: Cluster, stage: Callable[..., Stage], monkeypatch, tmp_path):
     cluster.denied.add(("create", "jobs"))
     failure = failed(stage())
-    assert failure.code == 64 and failure.final and "create jobs" in str(failure) and "dmdr" in str(failure)
+    assert failure.exit_code == 64 and failure.final and "create jobs" in str(failure) and "dmdr" in str(failure)
     cluster.denied.clear()
     failure = failed(stage(namespace="elsewhere"))
-    assert failure.code == 64 and "elsewhere" in str(failure)
+    assert failure.exit_code == 64 and "elsewhere" in str(failure)
     cluster.has_jobsets = False
     asked = {"cold_start": {"nodes": 2}, "joint": {"nodes": 2}}
     failure = failed(stage("joint", stages=asked))
-    assert failure.code == 64 and "JobSet" in str(failure)
+    assert failure.exit_code == 64 and "JobSet" in str(failure)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     failure = failed(stage())
-    assert failure.code == 64 and "KUBECONFIG" in str(failure)
+    assert failure.exit_code == 64 and "KUBECONFIG" in str(failure)
 
 
 def test_no_cluster_that_answers(cluster: Cluster, stage: Callable[..., Stage], monkeypatch, tmp_path):
     cluster.port = 9  # discard
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
-    monkeypatch.setattr(api, "FIRST", 1)
+    monkeypatch.setattr(backoff, "FIRST", 1)
     failure = failed(stage())
-    assert failure.code == 74 and "127.0.0.1:9" in str(failure)
+    assert failure.exit_code == 74 and "127.0.0.1:9" in str(failure)
 
 
-def test_a_cluster_that_answered_in_part_gets_the_time_of_an_outage(monkeypatch):
-    monkeypatch.setattr(api, "FIRST", 0.1)
-    away = api.ClusterUnavailable("the cluster does not answer")
-    answered, silent = api.Backoff("prompts", print), api.Backoff("prompts", print)
-    for patience in (answered, silent):
-        patience.wait(away)
-    time.sleep(0.2)
-    answered.reached()
-    answered.wait(away)
-    with pytest.raises(StageFailed, match="does not answer; see that the cluster runs"):
-        silent.wait(away)
+def test_a_cluster_that_has_answered_gets_the_time_of_an_outage(monkeypatch):
+    monkeypatch.setattr(backoff, "FIRST", 0.1)
+    answered, silent = Backoff("prompts", print), Backoff("prompts", print)
+    answered.reach(lambda: "an answer")
+    began = time.monotonic()
+
+    def answer() -> str:
+        if time.monotonic() < began + 0.3:
+            raise ClusterUnavailable("the cluster does not answer")
+        return "a second answer"
+
+    with pytest.raises(StageFailed, match="does not answer; see that the cluster runs") as failure:
+        silent.call(answer)
+    assert failure.value.exit_code == 74 and failure.value.final
+    assert answered.call(answer) == "a second answer"
+
+
+@pytest.mark.parametrize(("error", "notices"), [(ClusterUnavailable, 1), (NameTaken, 0)])
+def test_pauses_grow_and_one_notice_tells_of_them(error, notices, monkeypatch):
+    pauses, said = [], []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    patient = Backoff("prompts", said.append)
+
+    def answer_the_tenth_time() -> int:
+        if len(pauses) % 10 < 9:
+            raise error("the cluster does not answer")
+        pauses.append(0)
+        return len(pauses)
+
+    for calls in (1, 2):  # each call begins with short pauses
+        assert patient.call(answer_the_tenth_time) == 10 * calls
+    assert pauses == [0.125, 0.25, 0.5, 1, 2, 4, 8, 8, 8, 0] * 2
+    assert said == ["prompts: the cluster does not answer; trying again for 20 s"] * 2 * notices
 
 
 def test_a_job_that_somebody_deletes_is_noticed(cluster: Cluster, stage: Callable[..., Stage]):
@@ -235,7 +262,7 @@ def test_a_job_that_somebody_deletes_is_noticed(cluster: Cluster, stage: Callabl
 
     threading.Thread(target=delete, daemon=True).start()
     failure = failed(asked)
-    assert failure.code == 75 and failure.final and "deleted by somebody" in str(failure)
+    assert failure.exit_code == 75 and failure.final and "deleted by somebody" in str(failure)
 
 
 def test_two_flows_at_once_share_a_job(cluster: Cluster, stage: Callable[..., Stage]):
@@ -267,7 +294,7 @@ def test_a_job_of_another_store_is_left_alone(cluster: Cluster, stage: Callable[
     kubernetes.Jobs(ours, print).begin("me")
     other = Stage(ours.name, ours.run, f"{tmp_path}/other", ours.config, ours.text)
     failure = failed(other)
-    assert failure.code == 64 and "another store" in str(failure) and jobs(cluster) == ["dmdr-tiny-prompts-1"]
+    assert failure.exit_code == 64 and "another store" in str(failure) and jobs(cluster) == ["dmdr-tiny-prompts-1"]
 
 
 @pytest.mark.parametrize(("owner", "stays"), [("me", False), ("over", False), ("alive", True), (None, True)])
@@ -286,14 +313,14 @@ def test_a_cancelled_flow_stops_its_own_jobs_and_no_other(cluster: Cluster, stag
 
     raise_in_main = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        look = kubernetes.Jobs.pods
+        look = kubernetes.Jobs.list_pods
 
         def cancelled(self, job):
             if raise_in_main.wait(0.2):
                 raise Cancelled
             return look(self, job)
 
-        patch.setattr(kubernetes.Jobs, "pods", cancelled)
+        patch.setattr(kubernetes.Jobs, "list_pods", cancelled)
         with pytest.raises(Cancelled):
             kubernetes.run_job(
                 asked, say=say, sealed=lambda: False, flow_run="me", is_over=lambda flow, _: flow == "over"

@@ -16,7 +16,8 @@ import pytest
 
 from flows.launch import api, kubernetes
 from flows.launch.failure import StageFailed
-from flows.launch.manifest import FLOW_RUN, build_manifest, read_marks
+from flows.launch.labels import FLOW_RUN
+from flows.launch.manifest import build_manifest, read_marks
 from flows.launch.owned import OwnedJobs
 from flows.launch.stage import Stage, prepare_stage
 from tests.support.fake_cluster.server import QUICK, Cluster
@@ -171,12 +172,12 @@ def test_a_job_that_somebody_attaches_to_meanwhile_is_kept(scene: Scene) -> None
     scene.cluster.kubelet.suspends = True
     scene.begin("met", "one")
     owned = OwnedJobs("reap", "dmdr")
-    [(where, read)] = owned.jobs()
+    [before] = owned.list_jobs()
     scene.begin("met", "two")
-    assert not owned.stop(where, read, unchanged=True) and scene.jobs() == {"met"}
-    [(where, read)] = owned.jobs()
-    assert read_marks(read) == {"one": "", "two": ""}
-    assert owned.stop(where, read, unchanged=True)
+    assert not owned.stop(before, unchanged=True) and scene.jobs() == {"met"}
+    [now] = owned.list_jobs()
+    assert read_marks(now.job) == {"one": "", "two": ""}
+    assert owned.stop(now, unchanged=True)
     until(lambda: not scene.jobs())
 
 
@@ -190,8 +191,8 @@ def test_what_the_cluster_refuses_is_one_line(scene: Scene, monkeypatch: pytest.
     scene.cluster.kubelet.suspends = True
     scene.begin("met", "one")
     owned = OwnedJobs("reap", "dmdr")
-    [found] = owned.jobs()
-    for verb, ask in [("list", owned.jobs), ("delete", lambda: owned.stop(*found))]:
+    [job] = owned.list_jobs()
+    for verb, ask in [("list", owned.list_jobs), ("delete", lambda: owned.stop(job))]:
         scene.cluster.denied = {(verb, "jobs")}
         with pytest.raises(StageFailed, match=rf"reap: the cluster does not let us {verb} jobs in .* dmdr: .*k8s/base"):
             ask()
@@ -199,8 +200,8 @@ def test_what_the_cluster_refuses_is_one_line(scene: Scene, monkeypatch: pytest.
     monkeypatch.setenv("KUBECONFIG", str(scene.cluster.kubeconfig(tmp_path)))
     monkeypatch.setattr(api, "TIMEOUT", (1, 1))
     with pytest.raises(StageFailed, match="does not answer") as caught:
-        OwnedJobs("reap", "dmdr").jobs()
-    assert caught.value.code == 74
+        OwnedJobs("reap", "dmdr").list_jobs()
+    assert caught.value.exit_code == 74
 
 
 def test_the_deployment_looks_every_ten_minutes(scene: Scene) -> None:

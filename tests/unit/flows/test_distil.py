@@ -31,7 +31,7 @@ def attempt(config: Path, store: Path, name: str = "prompts") -> int:
     """Run one stage task without waiting between attempts; returns the exit code it failed with."""
     with pytest.raises(StageFailed) as failed:
         run_stage.with_options(retry_delay_seconds=0)(name, str(config), "tiny", str(store))
-    return failed.value.code
+    return failed.value.exit_code
 
 
 def test_bad_data_is_never_tried_again(tiny_config: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture):
