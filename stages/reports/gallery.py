@@ -34,7 +34,7 @@ class Strip:
 
 
 def choose_prompts(tags: list[str | None]) -> list[int]:
-    """Choose at most ROWS prompts to show, as many of each tag as possible. Returns their places, in order."""
+    """Choose at most ROWS prompts to show, taking one of each tag in turn. Returns their places, in order."""
     queues = [[place for place, other in enumerate(tags) if other == tag] for tag in dict.fromkeys(tags)]
     turns = [queue[turn] for turn in range(ROWS) for queue in queues if turn < len(queue)]
     return sorted(turns[:ROWS])

@@ -1,7 +1,7 @@
-"""What the paper prints of its own models, as a reference beside ours: Tables 1, 2 and 3.
+"""The numbers that the paper prints for its own models, in Tables 1, 2 and 3, as a reference beside ours.
 
-Of Table 1 the prompts are of ShareGPT-4o-Image, which ours are not; its Aesthetic, Pick and HP scores are on the scale
-that ours have. The rows of the teachers in Tables 2 and 3 are from the literature (GenEval's own, for SDXL).
+Table 1 was measured on prompts of ShareGPT-4o-Image, ours is not; its Aesthetic, Pick and HP scores have the scale of
+ours. In Tables 2 and 3 the paper took the teachers' rows from the literature (for SDXL from GenEval's own paper).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TABLES = {
     "dpg-bench": "Table 2",
     "geneval": "Table 3",
 }
-SCALES = {"clip-score": 100.0, "hpsv2.1": 100.0, "dpg-bench": 100.0, "geneval": 1.0}  # of what is at most 1 else
+SCALES = {"clip-score": 100.0, "hpsv2.1": 100.0, "dpg-bench": 100.0, "geneval": 1.0}  # the paper's highest score
 TASKS = {
     "dpg-bench": ("global", "entity", "attribute", "relation", "other"),
     "geneval": ("single_object", "two_object", "counting", "colors", "position", "color_attr"),
@@ -28,7 +28,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Printed:
-    """One row. figures: metric -> what is printed; tasks: metric -> task -> what is printed."""
+    """One row of the paper. figures: metric -> number; tasks: metric -> task -> number."""
 
     label: str
     steps: int
@@ -37,7 +37,7 @@ class Printed:
     tasks: dict[str, dict[str, float]]
 
 
-def _row(
+def _build_row(
     label: str,
     steps: int,
     nfe: int,
@@ -45,8 +45,9 @@ def _row(
     dpg: tuple[float, ...] = (),
     geneval: tuple[float, ...] = (),
 ) -> Printed:
-    """dpg and geneval: the overall score first, then the tasks."""
-    figures, tasks = dict(zip(TABLES, table_1, strict=False)), {}
+    """Build a row. table_1: in the order of TABLES. dpg, geneval: the overall score first, then the tasks."""
+    figures = dict(zip(TABLES, table_1, strict=False))
+    tasks: dict[str, dict[str, float]] = {}
     for metric, numbers in (("dpg-bench", dpg), ("geneval", geneval)):
         if numbers:
             figures[metric] = numbers[0]
@@ -56,7 +57,7 @@ def _row(
 
 ROWS = {
     "SDXL-Base": [
-        _row(
+        _build_row(
             "teacher, CFG 7",
             25,
             50,
@@ -64,12 +65,12 @@ ROWS = {
             (74.65, 83.27, 82.43, 80.91, 86.76, 80.41),
             (0.55, 0.98, 0.74, 0.39, 0.85, 0.15, 0.23),
         ),
-        _row("LCM, CFG 8", 1, 2, (28.4664, 5.1026, 20.0603, 17.6837)),
-        _row("Lightning", 1, 1, (32.0283, 5.6761, 21.4868, 26.3615)),
-        _row("DMD2, 1 step", 1, 1, (34.3046, 5.6238, 21.7293, 26.5986)),
-        _row("DMDR, 1 step", 1, 1, (35.4835, 6.0483, 22.5424, 31.1442)),
-        _row("DMD2", 4, 4, (34.5169, 5.7043, 22.1546, 28.5655)),
-        _row(
+        _build_row("LCM, CFG 8", 1, 2, (28.4664, 5.1026, 20.0603, 17.6837)),
+        _build_row("Lightning", 1, 1, (32.0283, 5.6761, 21.4868, 26.3615)),
+        _build_row("DMD2, 1 step", 1, 1, (34.3046, 5.6238, 21.7293, 26.5986)),
+        _build_row("DMDR, 1 step", 1, 1, (35.4835, 6.0483, 22.5424, 31.1442)),
+        _build_row("DMD2", 4, 4, (34.5169, 5.7043, 22.1546, 28.5655)),
+        _build_row(
             "DMDR",
             4,
             4,
@@ -79,7 +80,7 @@ ROWS = {
         ),
     ],
     "SD3-Medium": [
-        _row(
+        _build_row(
             "teacher, CFG 7",
             25,
             50,
@@ -87,11 +88,11 @@ ROWS = {
             (84.08, 87.90, 91.01, 88.83, 80.70, 88.68),
             (0.62, 0.98, 0.74, 0.63, 0.67, 0.34, 0.36),
         ),
-        _row("Hyper-SD, CFG 5", 4, 8, (32.0234, 5.2489, 20.2831, 22.4544)),
-        _row("DMD2, by the paper", 4, 4, (33.9421, 5.6137, 21.7688, 27.3675)),
-        _row("Flash", 4, 4, (34.2634, 5.6702, 21.5921, 26.6542)),
-        _row("TDM", 4, 4, (34.0301, 5.6250, 22.0010, 27.7522)),
-        _row(
+        _build_row("Hyper-SD, CFG 5", 4, 8, (32.0234, 5.2489, 20.2831, 22.4544)),
+        _build_row("DMD2, by the paper", 4, 4, (33.9421, 5.6137, 21.7688, 27.3675)),
+        _build_row("Flash", 4, 4, (34.2634, 5.6702, 21.5921, 26.6542)),
+        _build_row("TDM", 4, 4, (34.0301, 5.6250, 22.0010, 27.7522)),
+        _build_row(
             "DMDR",
             4,
             4,
@@ -101,7 +102,7 @@ ROWS = {
         ),
     ],
     "SD3.5-Large": [
-        _row(
+        _build_row(
             "teacher, CFG 3.5",
             25,
             50,
@@ -109,8 +110,8 @@ ROWS = {
             (84.12, 91.48, 90.22, 87.81, 91.20, 89.49),
             (0.71, 0.98, 0.89, 0.73, 0.83, 0.34, 0.47),
         ),
-        _row("LADD", 4, 4, (35.0480, 5.4514, 22.2451, 27.8470)),
-        _row(
+        _build_row("LADD", 4, 4, (35.0480, 5.4514, 22.2451, 27.8470)),
+        _build_row(
             "DMDR",
             4,
             4,
@@ -123,9 +124,9 @@ ROWS = {
 
 
 def base_model(network: str, config: Mapping[str, object]) -> str | None:
-    """The paper's name of a teacher with this network, or None: it has no row there.
+    """The paper's name for the base model that a teacher's network has, or None where the paper has no row for it.
 
-    network: the class; config: what diffusers says of it. A fine-tune has its base's architecture, and so its rows.
+    network: its class; config: its diffusers config. A fine-tune has its base's architecture, and so its base's rows.
     """
     if network == "SD3Transformer2DModel" and config["caption_projection_dim"] == 1536 and not config["qk_norm"]:
         return "SD3-Medium"  # 3.5-Medium is as wide and has qk_norm
@@ -137,54 +138,61 @@ def base_model(network: str, config: Mapping[str, object]) -> str | None:
 
 
 def column_of(metric: str, figures: list[str]) -> str | None:
-    """The figure of a scorecard that a metric of the paper stands under; None: none."""
-    official = f"{metric} (official)"  # the script that the paper names
-    return official if official in figures else metric if metric in figures else None
+    """The figure of a scorecard that a metric of the paper belongs to, or None where the scorecard has none."""
+    official = f"{metric} (official)"  # counted by the script that the paper names
+    return next((figure for figure in (official, metric) if figure in figures), None)
 
 
 def format_as_printed(value: float, metric: str) -> str:
-    """A number with the paper's decimals: four in Table 1 and of what was brought to another scale, else two."""
+    """A number with the paper's decimals: four in Table 1, two elsewhere; four as well after a change of scale."""
     return f"{value:.4f}" if TABLES[metric] == "Table 1" or round(value, 2) != value else f"{value:.2f}"
 
 
 def convert_scale(value: float, metric: str, about: MetricFacts) -> float:
-    """A printed number on the scale that a scorecard has; about: what the card says of the figure."""
+    """Bring a number of the paper to a scorecard's scale. about: what the scorecard says about the figure."""
     scale, printed = about.get("scale"), SCALES.get(metric)
     return value if printed is None or not isinstance(scale, int | float) else value * scale / printed
 
 
 def sort_tasks(tasks: list[str]) -> list[str]:
-    """Categories, those of the paper first and in its order; DPG-Bench has finer ones besides."""
-    first = next(([*names] for names in TASKS.values() if set(names) <= set(tasks)), [])
-    return first + [task for task in tasks if task not in first]
+    """Sort categories: the paper's first, in its order; then the others, as DPG-Bench's finer ones."""
+    printed: tuple[str, ...] = next((names for names in TASKS.values() if set(names) <= set(tasks)), ())
+    return [*printed, *(task for task in tasks if task not in printed)]
 
 
 def find_rows(
     base: str | None, figures: list[str], about: Mapping[str, MetricFacts]
 ) -> list[tuple[Printed, dict[str, str]]]:
-    """The rows of a base model with their numbers under a scorecard's figures; those without any are left out."""
-    columns = {metric: column for metric in TABLES if (column := column_of(metric, figures)) is not None}
-    found = []
+    """The rows of a base model, each with figure -> its number as text. A row without a number is left out.
+
+    figures: those of the scorecard; about: what the scorecard says about each.
+    """
+    columns = {metric: column_of(metric, figures) for metric in TABLES}
+    rows = []
     for row in ROWS[base] if base is not None else []:
-        cells = {
-            columns[metric]: format_as_printed(convert_scale(value, metric, about.get(columns[metric], {})), metric)
-            for metric, value in row.figures.items()
-            if metric in columns
-        }
-        found += [(row, cells)] if cells else []
-    return found
+        cells: dict[str, str] = {}
+        for metric, value in row.figures.items():
+            figure = columns[metric]
+            if figure is not None:
+                cells[figure] = format_as_printed(convert_scale(value, metric, about.get(figure, {})), metric)
+        if cells:
+            rows.append((row, cells))
+    return rows
 
 
 def find_tasks(
     base: str | None, figure: str, figures: list[str], about: Mapping[str, MetricFacts]
 ) -> dict[str, dict[str, float]]:
-    """Label -> task, or overall -> printed number, under this figure; figures: those that have categories."""
-    found = {}
+    """The paper's numbers under one figure: label of the row -> task, or "overall" -> number.
+
+    figures: those of the scorecard that have categories; about: what the scorecard says about each.
+    """
+    by_label: dict[str, dict[str, float]] = {}
     for row in ROWS[base] if base is not None else []:
-        for metric, numbers in row.tasks.items():
+        for metric, tasks in row.tasks.items():
             if column_of(metric, figures) == figure:
-                numbers = {"overall": row.figures[metric], **numbers}
-                found[row.label] = {
+                numbers = {"overall": row.figures[metric], **tasks}
+                by_label[row.label] = {
                     task: convert_scale(value, metric, about.get(figure, {})) for task, value in numbers.items()
                 }
-    return found
+    return by_label

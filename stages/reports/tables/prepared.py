@@ -30,14 +30,15 @@ def prepare_table(spec: str, seeds: list[int] | None, store: str, base: str | No
     Raises:
         ConfigError, InputMissing: the table, its base or a row cannot be run.
     """
-    table = load_spec(spec)
-    page = Path(out or f"tables/{'-'.join([Path(spec).stem, *([Path(base).stem] if base else [])])}.html")
-    runs = plan_runs(table, page.with_suffix(""), seeds=seeds, base=base)
+    loaded = load_spec(spec)
+    stems = [Path(path).stem for path in (spec, base) if path]
+    page = Path(out) if out else Path("tables") / f"{'-'.join(stems)}.html"
+    runs = plan_runs(loaded, page.with_suffix(""), seeds=seeds, base=base)
     words = ["dmdr", "tables", spec, *(["--seeds", *map(str, seeds)] if seeds else [])]
     words += ["--store", store] if store != "runs" else []
     words += ["--base", base] if base else []
     words += ["--out", out] if out else []
-    return Table(table, runs, store, page, shlex.join(words))
+    return Table(loaded, runs, store, page, shlex.join(words))
 
 
 def is_finished(table: Table) -> bool:
