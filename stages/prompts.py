@@ -21,7 +21,7 @@ from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
 from dmdr.errors import DataError, Stopped
 from dmdr.export.write import check_single_file
-from dmdr.promptset import Split, write_shard, write_unconditional
+from dmdr.promptset import PromptRecord, Split, write_shard, write_unconditional
 from dmdr.teacher.load import find_teacher_of, load_teacher
 from stages.prompt_sources.formats import Lines
 from stages.prompt_sources.public_set_files import Sets, describe_set
@@ -76,7 +76,7 @@ def run(context: Context, sets: Sets | None = None) -> dict:
 
 def select_records(
     prompts: settings.Prompts, counts: Counts, say: Callable[[str], None], sets: Sets | None = None
-) -> Iterator[tuple[Split, dict]]:
+) -> Iterator[tuple[Split, PromptRecord]]:
     """The records that stay, each with its split; evaluation files first.
 
     Counts read, bad, duplicates and overlap, and under (input, count) all COUNTS of each source.
@@ -108,7 +108,7 @@ def prompt_key(prompt: str) -> int:
 def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets) -> Counter[Split]:
     """Read the sources again and write the shards, each as it fills; returns how many prompts were truncated."""
     prompts = context.config.prompts
-    waiting: dict[Split, list[dict]] = {"train": [], "evaluation": []}
+    waiting: dict[Split, list[PromptRecord]] = {"train": [], "evaluation": []}
     shards: Counter[str] = Counter()
     done, truncated = 0, Counter[Split]()
 
@@ -142,7 +142,7 @@ def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets)
 
 def _read_records(
     name: str, source: str, column: str, counts: Counts, say: Callable[[str], None], sets: Sets
-) -> Iterator[dict]:
+) -> Iterator[PromptRecord]:
     lines = Lines(source, say)
     yield from read_source(source, column, lines, sets)
     _count(counts, name, "read", lines.read)

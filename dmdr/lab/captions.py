@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import COLORS, COUNTS, PLURALS, RELATIONS, SHAPES
+from dmdr.promptset import Need, PromptRecord
 
 TOKENS = 16  # prompt length, start and end included; the longest lab prompt has 13
 THING = (1 + len(SHAPES), 1 + len(COLORS), 1 + max(COUNTS))  # shape, colour, count; class 0 says "not named"
@@ -33,15 +34,15 @@ class Captions:
     the caption's order, each as classes below the sizes `thing`. nouns: the words at which things stand, one a thing.
     """
 
-    records: tuple[dict, ...]
+    records: tuple[PromptRecord, ...]
     scene: tuple[int, ...]
-    scene_of: Callable[[dict], list[int]]
+    scene_of: Callable[[PromptRecord], list[int]]
     thing: tuple[int, ...]
-    things_of: Callable[[dict], list[list[int]]]
+    things_of: Callable[[PromptRecord], list[list[int]]]
     nouns: tuple[str, ...]
 
 
-def build_tokenizer(folder: Path, records: tuple[dict, ...]) -> CLIPTokenizer:
+def build_tokenizer(folder: Path, records: tuple[PromptRecord, ...]) -> CLIPTokenizer:
     """A CLIP tokenizer over bytes whose merges make each word of the records' prompts one token."""
     words = sorted({word for record in records for word in record["prompt"].split()})
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
@@ -88,18 +89,18 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWit
     )
 
 
-def list_things(record: dict) -> list[dict]:
+def list_things(record: PromptRecord) -> list[Need]:
     """What a caption names, in its order: metadata lists the object of a relation before its subject."""
     return record["include"][::-1] if record["tag"] == "position" else record["include"]
 
 
-def thing_classes(need: dict) -> list[int]:
+def thing_classes(need: Need) -> list[int]:
     """A thing as classes of THING."""
     color = 1 + list(COLORS).index(need["color"]) if "color" in need else 0
     return [1 + SHAPES.index(need["class"]), color, need["count"]]
 
 
-def scene_classes(record: dict) -> list[int]:
+def scene_classes(record: PromptRecord) -> list[int]:
     """A record as classes of SCENE."""
     named = [thing_classes(need) for need in list_things(record)]
     relations = [1 + RELATIONS.index(need["position"][0]) for need in record["include"] if "position" in need]

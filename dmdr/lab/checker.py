@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from dmdr.lab.world import BACKGROUND, COLORS, SHAPES, SIZE, compute_coverage, relative_position
+from dmdr.promptset import Metadata
 
 LEAST_AREA = 14  # pixels: half of the smallest shape; less is a speckle
 LEAST_OVERLAP = 0.72  # intersection over union with the drawn shape; below, an object of no known shape
@@ -69,7 +70,7 @@ def best_shape(mask: np.ndarray) -> tuple[str | None, float]:
     return (shape if overlaps[shape] >= LEAST_OVERLAP else None), overlaps[shape]
 
 
-def strict_reason(metadata: dict, seen: tuple[Seen, ...]) -> str:
+def strict_reason(metadata: Metadata, seen: tuple[Seen, ...]) -> str:
     """GenEval's verdict over detected objects: empty when correct, else the first reason (evaluate_images.py)."""
     groups: list[list[Seen] | None] = []
     for need in metadata["include"]:
@@ -97,7 +98,7 @@ def strict_reason(metadata: dict, seen: tuple[Seen, ...]) -> str:
     return ""
 
 
-def soft_score(metadata: dict, seen: tuple[Seen, ...]) -> float:
+def soft_score(metadata: Metadata, seen: tuple[Seen, ...]) -> float:
     """Partial credit in [0, 1]: the share of asked attributes (class, colour, relation) that each required object has
     under greedy matching, summed and divided by the larger of the numbers of required and of detected objects."""
     left, partner, total, required = list(seen), {}, 0.0, 0
@@ -122,7 +123,7 @@ def soft_score(metadata: dict, seen: tuple[Seen, ...]) -> float:
     return total / max(required, len(seen))
 
 
-def check(metadata: dict, image: np.ndarray) -> Verdict:
+def check(metadata: Metadata, image: np.ndarray) -> Verdict:
     """Judge one image (SIZE, SIZE, 3) uint8 against GenEval metadata."""
     seen = detect(image)
     reason = strict_reason(metadata, seen)

@@ -10,6 +10,7 @@ import torch
 from dmdr.errors import ConfigError
 from dmdr.lab.checker import Verdict, check
 from dmdr.lab.world import SHAPES, SIZE
+from dmdr.promptset import PromptRecord
 
 
 class LabChecker:
@@ -18,11 +19,11 @@ class LabChecker:
     figures = ("strict", "soft")
     writes = "results"
 
-    def judges(self, record: dict) -> bool:
+    def judges(self, record: PromptRecord) -> bool:
         """Whether the prompt says what its image must show (tag and include)."""
         return "tag" in record and "include" in record
 
-    def check_prompts(self, records: list[dict]) -> None:
+    def check_prompts(self, records: list[PromptRecord]) -> None:
         """Refuse prompts it can say nothing about.
 
         Raises:
@@ -41,7 +42,9 @@ class LabChecker:
                 f"{', '.join(sorted(foreign)[:5])}; evaluate on lab:held-out, or drop lab-checker"
             )
 
-    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+    def __call__(
+        self, images: torch.Tensor, records: list[PromptRecord]
+    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
         """Scores (B,) by figure and GenEval's lines, less the file name; images (B, 3, SIZE, SIZE) in [0, 1].
 
         Raises:
@@ -61,7 +64,7 @@ class LabChecker:
         return figures, [geneval_line(*pair) for pair in zip(records, verdicts, strict=True)]
 
 
-def geneval_line(record: dict, verdict: Verdict) -> dict:
+def geneval_line(record: PromptRecord, verdict: Verdict) -> dict:
     """What GenEval's evaluate_images.py writes for an image; its summary_scores.py reads it unchanged."""
     boxes: dict[str, list[list[float]]] = {}
     for seen in verdict.seen:

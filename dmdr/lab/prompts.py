@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
+from dmdr.promptset import Metadata, Need, PromptRecord
 
 TEMPLATES = (
     "{}",
@@ -30,48 +31,51 @@ HELD_OUT = {"single_object": 20, "two_object": 60, "counting": 260, "colors": 14
 TRAIN_LIMIT = 1500  # prompts a tag in the training list
 
 
-def iterate_contents(tag: str) -> Iterator[dict]:
+def iterate_contents(tag: str) -> Iterator[Metadata]:
     """All the metadata of a tag, in a fixed order."""
     pairs = list(itertools.permutations(SHAPES, 2))
     colors = (None, *COLORS)
 
-    def need(shape: str, color: str | None = None, count: int = 1, **more) -> dict:
-        return {"class": shape, "count": count, **({"color": color} if color else {}), **more}
+    def need(shape: str, color: str | None = None, count: int = 1) -> Need:
+        return {"class": shape, "count": count, "color": color} if color else {"class": shape, "count": count}
 
     if tag == "single_object":
-        yield from ({"tag": tag, "include": [need(s)]} for s in SHAPES)
+        for shape in SHAPES:
+            yield {"tag": tag, "include": [need(shape)]}
     if tag == "two_object":
-        yield from ({"tag": tag, "include": [need(a), need(b)]} for a, b in pairs)
+        for first, second in pairs:
+            yield {"tag": tag, "include": [need(first), need(second)]}
     if tag == "counting":
         for shape, count, color in itertools.product(SHAPES, COUNTS, colors):
-            more = {"class": shape, "count": count + 1}
-            yield {"tag": tag, "include": [need(shape, color, count)], "exclude": [more]}
+            yield {"tag": tag, "include": [need(shape, color, count)], "exclude": [need(shape, count=count + 1)]}
     if tag == "colors":
-        yield from ({"tag": tag, "include": [need(s, c)]} for s, c in itertools.product(SHAPES, COLORS))
+        for shape, color in itertools.product(SHAPES, COLORS):
+            yield {"tag": tag, "include": [need(shape, color)]}
     if tag == "position":  # the object of the relation first, then its subject
         for (a, b), relation, c, d in itertools.product(pairs, RELATIONS, colors, colors):
             if (c is None) == (d is None):
-                yield {"tag": tag, "include": [need(a, c), need(b, d, position=[relation, 0])]}
+                yield {"tag": tag, "include": [need(a, c), {**need(b, d), "position": (relation, 0)}]}
     if tag == "color_attr":
         for (a, b), (c, d) in itertools.product(pairs, itertools.permutations(COLORS, 2)):
             yield {"tag": tag, "include": [need(a, c), need(b, d)]}
 
 
-def unseen_pairs(metadata: dict) -> set[tuple[str, str]]:
+def unseen_pairs(metadata: Metadata) -> set[tuple[str, str]]:
     """The held-out colour-shape pairs that it names."""
-    return {(need.get("color"), need["class"]) for need in metadata["include"]} & HELD_OUT_PAIRS
+    named = {(need["color"], need["class"]) for need in metadata["include"] if "color" in need}
+    return named & HELD_OUT_PAIRS
 
 
-def build_record(metadata: dict, template: str) -> dict:
+def build_record(metadata: Metadata, template: str) -> PromptRecord:
     """One prompt: {prompt, tag, include, exclude?, unseen}."""
     return {"prompt": template.format(caption(metadata)), **metadata, "unseen": bool(unseen_pairs(metadata))}
 
 
 @cache
-def split_prompts() -> dict[str, tuple[dict, ...]]:
+def split_prompts() -> dict[str, tuple[PromptRecord, ...]]:
     """{"train": ..., "held-out": ...}: GenEval records, a pure function of this file."""
     rng = random.Random("dmdr lab prompts, first edition")
-    lists: dict[str, list[dict]] = {"train": [], "held-out": []}
+    lists: dict[str, list[PromptRecord]] = {"train": [], "held-out": []}
     for tag, wanted in HELD_OUT.items():
         everything = [build_record(m, t) for m in iterate_contents(tag) for t in TEMPLATES]
         rng.shuffle(everything)
@@ -85,7 +89,7 @@ def split_prompts() -> dict[str, tuple[dict, ...]]:
     return {name: tuple(records) for name, records in lists.items()}
 
 
-def lab_prompts(name: str) -> tuple[dict, ...]:
+def lab_prompts(name: str) -> tuple[PromptRecord, ...]:
     """The list called "train" or "held-out".
 
     Raises:

@@ -7,11 +7,12 @@ import torch
 
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import render_images
+from dmdr.promptset import PromptRecord
 
 
-def sample_renders(split: str, count: int, rng: np.random.Generator) -> tuple[list[dict], torch.Tensor]:
+def sample_renders(split: str, count: int, rng: np.random.Generator) -> tuple[list[PromptRecord], torch.Tensor]:
     """Records drawn evenly over the tags, and their renders (count, 3, 32, 32) uint8."""
-    by_tag: dict[str, list[dict]] = {}
+    by_tag: dict[str, list[PromptRecord]] = {}
     for record in lab_prompts(split):
         by_tag.setdefault(record["tag"], []).append(record)
     tags = rng.choice(list(by_tag), size=count)

@@ -25,6 +25,7 @@ from scipy.optimize import minimize
 from dmdr.lab.prompts import TEMPLATES, lab_prompts, unseen_pairs
 from dmdr.lab.renders import sample_renders
 from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
+from dmdr.promptset import Metadata, PromptRecord
 from dmdr.rewards.lab import LabReward
 
 NEGATIVES, ATTACKS = 5, 2
@@ -41,9 +42,9 @@ class World(NamedTuple):
     (count, 3, 32, 32) uint8. wrong_caption: (record, rng) to a caption that is false of each of its images.
     """
 
-    prompts: Callable[[str], tuple[dict, ...]]
-    drawn: Callable[[str, int, np.random.Generator], tuple[list[dict], torch.Tensor]]
-    wrong_caption: Callable[[dict, np.random.Generator], str]
+    prompts: Callable[[str], tuple[PromptRecord, ...]]
+    drawn: Callable[[str, int, np.random.Generator], tuple[list[PromptRecord], torch.Tensor]]
+    wrong_caption: Callable[[PromptRecord, np.random.Generator], str]
 
 
 def spoil(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -59,7 +60,7 @@ def spoil(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images + torch.randn(images.shape, generator=generator) * 0.2 * strength() ** 2
 
 
-def spoil_caption(metadata: dict, rng: np.random.Generator) -> str:
+def spoil_caption(metadata: Metadata, rng: np.random.Generator) -> str:
     """A caption that is false of every render of `metadata`, in one thing only.
 
     It brings in no held-out pair: a reward that meets those as wrong captions alone learns that they are wrong.
@@ -69,10 +70,9 @@ def spoil_caption(metadata: dict, rng: np.random.Generator) -> str:
     return str(rng.choice(TEMPLATES)).format(caption(wrong))
 
 
-def alter_metadata(metadata: dict, rng: np.random.Generator) -> dict:
+def alter_metadata(metadata: Metadata, rng: np.random.Generator) -> Metadata:
     """Metadata that differs in one thing, and is false of every render of what is given."""
-    wrong = copy.deepcopy({key: metadata[key] for key in ("tag", "include")})
-    needs = wrong["include"]
+    needs = copy.deepcopy(metadata["include"])
     need = needs[rng.integers(len(needs))]
     classes = {each["class"] for each in needs}
     ways = ["class"]
@@ -90,10 +90,10 @@ def alter_metadata(metadata: dict, rng: np.random.Generator) -> dict:
         need["count"] = int(rng.choice([count for count in COUNTS if count != need["count"]]))
     elif way == "relation":
         relation = needs[1]["position"][0]
-        needs[1]["position"] = [str(rng.choice([each for each in RELATIONS if each != relation])), 0]
+        needs[1]["position"] = (str(rng.choice([each for each in RELATIONS if each != relation])), 0)
     else:
-        needs[0]["color"], needs[1]["color"] = needs[1].get("color"), needs[0].get("color")
-    return wrong
+        needs[0]["color"], needs[1]["color"] = needs[1]["color"], needs[0]["color"]
+    return {"tag": metadata["tag"], "include": needs}
 
 
 def build_reward(name: str, folder: Path, log) -> None:

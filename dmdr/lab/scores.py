@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dmdr.backbones.protocol import Backbone
+from dmdr.promptset import PromptRecord
 from dmdr.rollout import noise_for, sample_teacher
 from dmdr.teacher.load import load_teacher
 
@@ -21,11 +22,13 @@ class Judge(Protocol):
 
     figures: tuple[str, ...]
 
-    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict]]:
+    def __call__(self, images: torch.Tensor, records: list[PromptRecord]) -> tuple[dict[str, np.ndarray], list[dict]]:
         """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and a line of results for each image."""
 
 
-def measure(backbone: Backbone, judge: Judge, records: Sequence[dict], steps: int, guidance_scale: float) -> dict:
+def measure(
+    backbone: Backbone, judge: Judge, records: Sequence[PromptRecord], steps: int, guidance_scale: float
+) -> dict:
     """Mean of each of the judge's figures over one image a record."""
     found: dict[str, list[np.ndarray]] = {figure: [] for figure in judge.figures}
     empty = backbone.collate(backbone.encode([""])[0])
@@ -45,7 +48,7 @@ def measure(backbone: Backbone, judge: Judge, records: Sequence[dict], steps: in
 
 
 def score_teacher(
-    folder: Path, judge: Judge, records: Sequence[dict], *, guidance_scale: float
+    folder: Path, judge: Judge, records: Sequence[PromptRecord], *, guidance_scale: float
 ) -> dict[str, dict[str, float]]:
     """What the recipe's record says of a teacher folder."""
     backbone = load_teacher(folder)

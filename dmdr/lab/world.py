@@ -7,9 +7,12 @@ A `Thing` is one shape; a scene is a list of them; `metadata` is GenEval's own r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from dmdr.promptset import Metadata, Need
 
 SIZE = 32  # pixels a side
 BACKGROUND = (150, 150, 150)
@@ -133,7 +136,7 @@ def overlap(a: Thing, b: Thing) -> bool:
     return ax0 - GAP < bx1 and bx0 - GAP < ax1 and ay0 - GAP < by1 and by0 - GAP < ay1
 
 
-def sample_scene(metadata: dict, rng: np.random.Generator) -> list[Thing]:
+def sample_scene(metadata: Metadata, rng: np.random.Generator) -> list[Thing]:
     """A random scene that satisfies GenEval metadata; what it leaves open (colour, size, place) is drawn."""
     kinds, relation = [], None
     for need in metadata["include"]:
@@ -148,7 +151,7 @@ def sample_scene(metadata: dict, rng: np.random.Generator) -> list[Thing]:
     return [scene[1], scene[0]]
 
 
-def render_images(metadata: list[dict], rng: np.random.Generator) -> np.ndarray:
+def render_images(metadata: Sequence[Metadata], rng: np.random.Generator) -> np.ndarray:
     """One render for each caption: (B, SIZE, SIZE, 3) uint8."""
     return np.stack([render(sample_scene(each, rng)) for each in metadata])
 
@@ -157,7 +160,7 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def phrase(need: dict) -> str:
+def phrase(need: Need) -> str:
     """ "a red circle", "three circles"."""
     color = need.get("color", "")
     if need["count"] > 1:
@@ -166,7 +169,7 @@ def phrase(need: dict) -> str:
     return f"{article(words)} {words}"
 
 
-def caption(metadata: dict) -> str:
+def caption(metadata: Metadata) -> str:
     """The plain caption of GenEval metadata, without a template around it."""
     needs = metadata["include"]
     if len(needs) == 1:

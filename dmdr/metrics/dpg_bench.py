@@ -14,6 +14,7 @@ from dmdr.errors import ConfigError
 from dmdr.metrics import dpg_rules
 from dmdr.metrics.dpg_questions import Question, read_questions
 from dmdr.metrics.vqa import BlipVQA
+from dmdr.promptset import PromptRecord
 
 FIGURE, OFFICIAL = "dpg-bench", "dpg-bench (official)"
 
@@ -32,11 +33,11 @@ class DPGBench:
         """weights: of the sets dpg-questions and vqa."""
         return cls(*read_questions(weights["dpg-questions"]), BlipVQA(weights["vqa"], device))
 
-    def judges(self, record: dict) -> bool:
+    def judges(self, record: PromptRecord) -> bool:
         return record.get("item_id") in self.questions
 
     @staticmethod
-    def check_prompts(records: list[dict]) -> None:
+    def check_prompts(records: list[PromptRecord]) -> None:
         """Raises ConfigError when no prompt has an item_id."""
         if not any("item_id" in record for record in records):
             raise ConfigError(
@@ -44,7 +45,9 @@ class DPGBench:
                 "item_id; evaluate on set:dpg-bench, or drop dpg-bench"
             )
 
-    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+    def __call__(
+        self, images: torch.Tensor, records: list[PromptRecord]
+    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
         """Scores (B,) of images (B, 3, H, W) in [0, 1], and of each {"item_id", "answers": question -> text}."""
         scores, lines = [], []
         for image, record in zip(images, records, strict=True):

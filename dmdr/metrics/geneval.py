@@ -12,6 +12,7 @@ from dmdr.errors import ConfigError
 from dmdr.metrics.detector import NAMES, Detector
 from dmdr.metrics.geneval_colours import ColourClassifier
 from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, count_detections, judge_detections
+from dmdr.promptset import PromptRecord
 
 
 class GenEval:
@@ -29,12 +30,12 @@ class GenEval:
         return cls(Detector(weights["mask2former"], device), ColourClassifier(weights["clip-vit-l-14"], device))
 
     @staticmethod
-    def judges(record: dict) -> bool:
+    def judges(record: PromptRecord) -> bool:
         """Whether the prompt says what its image must show (tag and include)."""
         return "tag" in record and "include" in record
 
     @classmethod
-    def check_prompts(cls, records: list[dict]) -> None:
+    def check_prompts(cls, records: list[PromptRecord]) -> None:
         """Refuse prompts that it can say nothing about.
 
         Raises:
@@ -50,7 +51,9 @@ class GenEval:
             if why := unreadable(record):
                 raise ConfigError(f"GenEval's metadata of {record['prompt']!r} {why}; mend the row, or drop geneval")
 
-    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+    def __call__(
+        self, images: torch.Tensor, records: list[PromptRecord]
+    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
         """Scores (B,) and GenEval's lines, less the file name; images (B, 3, H, W) in [0, 1]."""
         correct, lines = np.zeros(len(records)), []
         for place, (image, record, seen) in enumerate(zip(images, records, self.detector(images), strict=True)):
@@ -63,7 +66,7 @@ class GenEval:
         return {"geneval": correct}, lines
 
 
-def line(record: dict, correct: bool, reason: str, found: dict[str, list[Detection]]) -> dict:
+def line(record: PromptRecord, correct: bool, reason: str, found: dict[str, list[Detection]]) -> dict:
     """What evaluate_images.py writes for an image; its summary_scores.py reads it unchanged."""
     return {
         "tag": record["tag"],
@@ -75,7 +78,7 @@ def line(record: dict, correct: bool, reason: str, found: dict[str, list[Detecti
     }
 
 
-def unreadable(record: dict) -> str:
+def unreadable(record: PromptRecord) -> str:
     """What is wrong with a row of metadata, as a clause; empty if nothing is."""
     for key in ("include", "exclude"):
         clauses = record.get(key, [])

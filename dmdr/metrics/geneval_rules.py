@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dmdr.promptset import Metadata, Need
+
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MOST = 16  # objects of a class
 MARGIN = 0.1  # of both objects' sizes, by which they have to be apart
@@ -43,7 +45,7 @@ def count_detections(detected: Mapping[str, Sequence[Detection]], tag: str) -> d
     return {name: objects for name, objects in kept.items() if objects}
 
 
-def judge_detections(record: dict, found: Found, colours: Colours) -> tuple[bool, str]:
+def judge_detections(record: Metadata, found: Found, colours: Colours) -> tuple[bool, str]:
     """(correct, reason) of an image. record: GenEval's metadata; found: by `counted`."""
     reasons: list[str] = []
     groups: list[Sequence[Detection] | None] = []  # what met each clause; None: it was not met
@@ -59,7 +61,7 @@ def judge_detections(record: dict, found: Found, colours: Colours) -> tuple[bool
     return not reasons, "\n".join(reasons)
 
 
-def _unmet(clause: dict, objects: list[Detection], groups: list[Sequence[Detection] | None], colours: Colours) -> str:
+def _unmet(clause: Need, objects: list[Detection], groups: list[Sequence[Detection] | None], colours: Colours) -> str:
     """What is wrong with a clause; empty if it is met."""
     name, count = clause["class"], clause["count"]
     if len(objects) < count:

@@ -16,6 +16,7 @@ from dmdr.metrics.dpg_bench import DPGBench
 from dmdr.metrics.geneval import GenEval
 from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.reward import RewardMetric
+from dmdr.promptset import PromptRecord
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.weights import find_weights
 
@@ -28,13 +29,15 @@ class Metric(Protocol):
     figures: tuple[str, ...]
     writes: str | None  # the file that its lines go to, <writes>-<model>.jsonl
 
-    def judges(self, record: dict) -> bool:
+    def judges(self, record: PromptRecord) -> bool:
         """Whether it has anything to say about this prompt."""
 
-    def check_prompts(self, records: list[dict]) -> None:
+    def check_prompts(self, records: list[PromptRecord]) -> None:
         """ConfigError when these prompts cannot be judged at all."""
 
-    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+    def __call__(
+        self, images: torch.Tensor, records: list[PromptRecord]
+    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
         """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and B lines of its file, or None."""
 
 
@@ -43,7 +46,7 @@ WITH_WEIGHTS = {"geneval": GenEval, "dpg-bench": DPGBench}
 JUDGES = {*WITHOUT_WEIGHTS, *WITH_WEIGHTS, "lpips"}
 
 
-def check_metrics(names: tuple[str, ...], records: list[dict]) -> None:
+def check_metrics(names: tuple[str, ...], records: list[PromptRecord]) -> None:
     """Whether the metrics can judge these prompts, as far as that shows without weights, before anything is drawn.
 
     Raises:
@@ -57,7 +60,7 @@ def check_metrics(names: tuple[str, ...], records: list[dict]) -> None:
 
 
 def load_metrics(
-    names: tuple[str, ...], records: list[dict], device: str = "cpu", addresses: Mapping[str, str] | None = None
+    names: tuple[str, ...], records: list[PromptRecord], device: str = "cpu", addresses: Mapping[str, str] | None = None
 ) -> tuple[list[Metric], dict[str, str]]:
     """The metrics of `evaluate.metrics`, each one of JUDGES or a reward's name, and able to judge these prompts. And
     those whose weights are not there, each with the reason.
@@ -108,7 +111,7 @@ def _load_metric(name: str, device: str, addresses: Mapping[str, str]) -> Metric
 
 
 def judge_images(
-    metric: Metric, images: torch.Tensor, records: list[dict]
+    metric: Metric, images: torch.Tensor, records: list[PromptRecord]
 ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
     """Scores (B,) by figure and B lines; NaN and None for prompts that the metric does not judge.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dmdr.promptset import PromptRecord
 from dmdr.rewards.protocol import Reward
 
 
@@ -17,13 +18,15 @@ class RewardMetric:
         self.reward = reward
         self.figures = (reward.name,)
 
-    def judges(self, record: dict) -> bool:
+    def judges(self, record: PromptRecord) -> bool:
         return True
 
-    def check_prompts(self, records: list[dict]) -> None:
+    def check_prompts(self, records: list[PromptRecord]) -> None:
         """Any prompt will do."""
 
-    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+    def __call__(
+        self, images: torch.Tensor, records: list[PromptRecord]
+    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
         """Scores (B,) of images (B, 3, H, W) in [0, 1]; GenEval has no lines for them."""
         with torch.no_grad():
             scores = self.reward(images.clamp(0, 1), [record["prompt"] for record in records])

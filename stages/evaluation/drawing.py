@@ -18,7 +18,7 @@ from dmdr import distributed
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import Stopped
 from dmdr.metrics.scorecard import Model
-from dmdr.promptset import PromptSet
+from dmdr.promptset import PromptRecord, PromptSet
 from dmdr.rollout import generator_for, noise_for
 from stages.evaluation.batch import Batch, Sampler
 from stages.evaluation.samples import build_sample, pack
@@ -36,7 +36,7 @@ class EvaluationSet:
 
     prompts: PromptSet
     indices: list[int]
-    records: list[dict]
+    records: list[PromptRecord]
     seeds: int
 
     def shards(self) -> list[range]:

@@ -16,6 +16,7 @@ from dmdr.metrics.load import Metric, judge_images
 from dmdr.metrics.lpips import FIGURE as LPIPS_FIGURE
 from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.scorecard import Model
+from dmdr.promptset import PromptRecord
 from stages.evaluation.drawing import EvaluationSet, Tick, images_part, model_folder
 from stages.evaluation.samples import Sample, image_file, unpack
 from stages.runtime.context import Context
@@ -32,7 +33,7 @@ class Evaluators:
     embeddings: dict[str, Callable[[torch.Tensor], torch.Tensor]]
     device: str
 
-    def judges(self, figure: str, record: dict) -> bool:
+    def judges(self, figure: str, record: PromptRecord) -> bool:
         """Whether a figure says something about a prompt; diversity is about all."""
         metric = next((metric for metric in self.metrics if figure in metric.figures), None)
         return metric is None or metric.judges(record)

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from dmdr.errors import DataError
+from dmdr.promptset import PromptRecord
 
 BROKEN = "not-a-number.json"
 
@@ -30,7 +31,7 @@ class Sample:
     """One prompt's images. images: (S, H, W, 3) uint8; sound: (S,) whether each was a number."""
 
     place: int
-    record: dict
+    record: PromptRecord
     images: np.ndarray
     sound: np.ndarray
 
@@ -41,7 +42,7 @@ class Sample:
         return images
 
 
-def build_sample(place: int, record: dict, images: torch.Tensor) -> Sample:
+def build_sample(place: int, record: PromptRecord, images: torch.Tensor) -> Sample:
     """images (S, 3, H, W) in [0, 1] -> their pixels; what is not a number is black."""
     pixels = (images.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     return Sample(place, record, pixels.cpu().numpy(), images.isfinite().flatten(1).all(dim=1).cpu().numpy())

@@ -48,7 +48,7 @@ class Lines:
             )
 
 
-Rows = Iterator[tuple[int, object, dict]]  # line number, what should be the prompt, the rest
+Rows = Iterator[tuple[int, object, dict[str, object]]]  # line number, what should be the prompt, the rest
 
 
 def _iterate_lines(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, str]]:

@@ -10,14 +10,16 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from dmdr.config.identity import fingerprint
 from dmdr.config.run import Prompts
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
+from dmdr.promptset import PromptRecord
 from stages.prompt_sources import public_set_files
 from stages.prompt_sources.formats import READERS, READERS_OF_SETS, Lines, Rows
 from stages.prompt_sources.public_set_files import FETCHED, Sets
@@ -39,7 +41,7 @@ def public_sets_of(prompts: Prompts) -> Sets:
     return FETCHED if prompts.folder is None else Sets(Path(prompts.folder))
 
 
-def read_source(source: str, column: str, lines: Lines, sets: Sets = FETCHED) -> Iterator[dict]:
+def read_source(source: str, column: str, lines: Lines, sets: Sets = FETCHED) -> Iterator[PromptRecord]:
     """The records of a source; `lines` counts along.
 
     Raises:
@@ -51,7 +53,7 @@ def read_source(source: str, column: str, lines: Lines, sets: Sets = FETCHED) ->
         yield from _read_set(source, lines, sets)
     elif _is_list(source):
         yield from _iterate_records(
-            ((number, each["prompt"], each) for number, each in enumerate(_lab_list(source), 1)), lines
+            ((number, each["prompt"], dict(each)) for number, each in enumerate(_lab_list(source), 1)), lines
         )
     else:
         path = _find_file(source)
@@ -79,7 +81,7 @@ def _is_list(source: str) -> bool:
     return source.partition(":")[0] in WORLDS and ":" in source
 
 
-def _lab_list(source: str) -> tuple[dict, ...]:
+def _lab_list(source: str) -> tuple[PromptRecord, ...]:
     world, _, name = source.partition(":")
     try:
         return WORLDS[world](name)
@@ -100,16 +102,16 @@ def _find_file(source: str) -> Path:
     return path
 
 
-def _read_set(source: str, lines: Lines, sets: Sets) -> Iterator[dict]:
+def _read_set(source: str, lines: Lines, sets: Sets) -> Iterator[PromptRecord]:
     """The records of set:NAME, file by file. Raises DataError if they are not as many as is promised."""
     promise, found, files = sets.named(source), 0, sets.files(source)
     for file, path in files:
         lines.source = f"{source} ({file.name})"
         with path.open("rb") as stream:
             rows = READERS_OF_SETS[path.suffix.lower()](stream, promise.column, lines)
-            for record in _iterate_records(_iterate_items(rows, promise), lines):
+            for record in _iterate_records(_iterate_items(rows, promise), lines, file.says):
                 found += 1
-                yield {**record, **file.says}
+                yield record
     lines.source = source
     if promise.rows is not None and found != promise.rows:
         raise DataError(
@@ -130,11 +132,11 @@ def _iterate_items(rows: Rows, promise: NamedSet) -> Rows:
             yield number, prompt, {promise.item: item}
 
 
-def _iterate_records(rows: Rows, lines: Lines) -> Iterator[dict]:
-    """Check each row and make a record of it."""
+def _iterate_records(rows: Rows, lines: Lines, says: Mapping[str, str] | None = None) -> Iterator[PromptRecord]:
+    """Check each row and make a record of it. says: what holds for every row, beside what the row says."""
     for number, prompt, rest in rows:
         try:
-            record = _build_record(prompt, rest)
+            record = _build_record(prompt, rest, says or {})
         except ValueError as error:
             lines.skip(number, str(error))
             continue
@@ -142,7 +144,7 @@ def _iterate_records(rows: Rows, lines: Lines) -> Iterator[dict]:
         yield record
 
 
-def _build_record(prompt: object, rest: dict) -> dict:
+def _build_record(prompt: object, rest: Mapping[str, object], says: Mapping[str, str]) -> PromptRecord:
     """Raises ValueError with what is wrong, as a clause."""
     if not isinstance(prompt, str):
         raise ValueError("has no text in the prompt's place")
@@ -151,11 +153,11 @@ def _build_record(prompt: object, rest: dict) -> dict:
     if not (text := normalise(prompt)):
         raise ValueError("has no prompt")
     plain = {k: v for k, v in rest.items() if k in GENEVAL or v is None or isinstance(v, (str, int, float))}
-    record = {**plain, "prompt": text}
+    record = {**plain, "prompt": text, **says}
     try:
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError("has half a surrogate pair, which is not text") from error
     except ValueError as error:
         raise ValueError("has a number that is not finite") from error
-    return record
+    return cast(PromptRecord, record)  # with the source's own keys, whatever they are

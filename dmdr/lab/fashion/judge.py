@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from dmdr.lab.fashion.classifier import Classifier
 from dmdr.lab.fashion.world import CLASSES, untint
+from dmdr.promptset import PromptRecord
 
 FAINT = 0.15  # brightness of a garment below which a pixel is background, for the box
 
@@ -46,7 +48,7 @@ class Verdict:
 
 
 @torch.no_grad()
-def judge_images(classifier: Classifier, records: list[dict], images: np.ndarray) -> list[Verdict]:
+def judge_images(classifier: Classifier, records: Sequence[PromptRecord], images: np.ndarray) -> list[Verdict]:
     """One for each image (B, SIZE, SIZE, 3) uint8."""
     found = [untint(image) for image in images]
     garments = torch.from_numpy(np.stack([each.garment for each in found])).float()

@@ -12,6 +12,7 @@ from dmdr.lab.fashion import classifier
 from dmdr.lab.fashion.judge import Verdict, judge_images
 from dmdr.lab.fashion.world import CLASSES
 from dmdr.lab.world import COLORS, SIZE
+from dmdr.promptset import PromptRecord
 
 
 class FashionJudge:
@@ -23,11 +24,11 @@ class FashionJudge:
     def __init__(self) -> None:
         self.classifier = classifier.load_classifier()
 
-    def judges(self, record: dict) -> bool:
+    def judges(self, record: PromptRecord) -> bool:
         """Whether the prompt says what its image must show (tag and include)."""
         return "tag" in record and "include" in record
 
-    def check_prompts(self, records: list[dict]) -> None:
+    def check_prompts(self, records: list[PromptRecord]) -> None:
         """Refuse prompts it can say nothing about.
 
         Raises:
@@ -47,7 +48,9 @@ class FashionJudge:
                 "drop fashion-judge"
             )
 
-    def __call__(self, images: torch.Tensor, records: list[dict]) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+    def __call__(
+        self, images: torch.Tensor, records: list[PromptRecord]
+    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
         """Scores (B,) by figure and GenEval's lines, less the file name; images (B, 3, SIZE, SIZE) in [0, 1].
 
         Raises:
@@ -66,7 +69,7 @@ class FashionJudge:
         return figures, [geneval_line(*pair) for pair in zip(records, found, strict=True)]
 
 
-def one_garment(record: dict) -> bool:
+def one_garment(record: PromptRecord) -> bool:
     """Whether metadata asks for one garment of this world, in one of its colours."""
     if len(record["include"]) != 1:
         return False
@@ -74,7 +77,7 @@ def one_garment(record: dict) -> bool:
     return need["count"] == 1 and need["class"] in CLASSES and need.get("color") in COLORS
 
 
-def geneval_line(record: dict, verdict: Verdict) -> dict:
+def geneval_line(record: PromptRecord, verdict: Verdict) -> dict:
     """What GenEval's evaluate_images.py writes for an image; its summary_scores.py reads it unchanged."""
     return {
         "tag": record["tag"],

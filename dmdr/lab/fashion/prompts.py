@@ -12,6 +12,7 @@ from functools import cache
 from dmdr.lab.fashion.world import CLASSES, caption
 from dmdr.lab.prompts import TEMPLATES
 from dmdr.lab.world import COLORS
+from dmdr.promptset import Metadata, PromptRecord
 
 HELD_OUT_PAIRS = frozenset(
     {
@@ -28,14 +29,14 @@ HELD_OUT_PAIRS = frozenset(
 HELD_OUT_SEEN = 240  # held-out prompts whose pair is trained on in another phrasing
 
 
-def build_record(color: str, name: str, template: str) -> dict:
+def build_record(color: str, name: str, template: str) -> PromptRecord:
     """One prompt with GenEval's metadata: {prompt, tag, include, unseen}; unseen says whether its pair is held out."""
-    metadata = {"tag": "colors", "include": [{"class": name, "count": 1, "color": color}]}
+    metadata: Metadata = {"tag": "colors", "include": [{"class": name, "count": 1, "color": color}]}
     return {"prompt": template.format(caption(metadata)), **metadata, "unseen": (color, name) in HELD_OUT_PAIRS}
 
 
 @cache
-def split_prompts() -> dict[str, tuple[dict, ...]]:
+def split_prompts() -> dict[str, tuple[PromptRecord, ...]]:
     """{"train": ..., "held-out": ...}: GenEval records, a pure function of this file."""
     rng = random.Random("dmdr fashion prompts, first edition")
     everything = [build_record(*each) for each in itertools.product(COLORS, CLASSES, TEMPLATES)]
@@ -46,7 +47,7 @@ def split_prompts() -> dict[str, tuple[dict, ...]]:
     return {"train": tuple(seen[HELD_OUT_SEEN:]), "held-out": tuple(held_out)}
 
 
-def fashion_prompts(name: str) -> tuple[dict, ...]:
+def fashion_prompts(name: str) -> tuple[PromptRecord, ...]:
     """The list called "train" or "held-out".
 
     Raises:

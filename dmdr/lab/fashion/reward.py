@@ -12,6 +12,7 @@ from dmdr.lab.fashion.world import CLASSES, caption
 from dmdr.lab.prompts import TEMPLATES
 from dmdr.lab.reward import World, fit_reward
 from dmdr.lab.world import COLORS
+from dmdr.promptset import Metadata
 
 RECIPES = {
     "fashion-conv": {"seed": 30, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3, "radius": 0.0},
@@ -19,7 +20,7 @@ RECIPES = {
 }
 
 
-def spoil_caption(metadata: dict, rng: np.random.Generator) -> str:
+def spoil_caption(metadata: Metadata, rng: np.random.Generator) -> str:
     """A caption with another colour or another class, as often the one as the other, and never a held-out pair."""
     (need,) = metadata["include"]
     key, values = [("color", list(COLORS)), ("class", CLASSES)][rng.integers(2)]

@@ -16,6 +16,7 @@ from dmdr.lab.fashion.wardrobe import sample_garments
 from dmdr.lab.fashion.world import CLASSES
 from dmdr.lab.flow import build_pipeline
 from dmdr.lab.world import COLORS
+from dmdr.promptset import PromptRecord
 
 GARMENT = (len(CLASSES), len(COLORS))
 RECIPE = {
@@ -41,7 +42,7 @@ RECIPE = {
 }
 
 
-def garment_classes(record: dict) -> list[int]:
+def garment_classes(record: PromptRecord) -> list[int]:
     """A record as classes of GARMENT."""
     (need,) = record["include"]
     return [CLASSES.index(need["class"]), list(COLORS).index(need["color"])]

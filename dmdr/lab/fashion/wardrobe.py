@@ -8,11 +8,12 @@ import torch
 from dmdr.lab.fashion.garments import read_garments
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.fashion.world import CLASSES, tint
+from dmdr.promptset import PromptRecord
 
 GARMENTS = {"train": "train", "held-out": "test"}  # Fashion-MNIST's split for each list of prompts
 
 
-def sample_garments(split: str, count: int, rng: np.random.Generator) -> tuple[list[dict], torch.Tensor]:
+def sample_garments(split: str, count: int, rng: np.random.Generator) -> tuple[list[PromptRecord], torch.Tensor]:
     """Records drawn from a list of prompts, and an image of what each asks for, (count, 3, 32, 32) uint8.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dmdr.lab.world import BACKGROUND, COLORS, SIZE, article
+from dmdr.promptset import Metadata
 
 CLASSES = (  # in the order of Fashion-MNIST's labels, which call them T-shirt/top, Trouser, ..., Ankle boot
     "tee",
@@ -66,7 +67,7 @@ def untint(image: np.ndarray) -> Untinted:
     return Untinted(list(COLORS)[main] if share >= LEAST_SHARE else None, share, garment)
 
 
-def caption(metadata: dict) -> str:
+def caption(metadata: Metadata) -> str:
     """ "a red sneaker", without a template around it."""
     (need,) = metadata["include"]
     words = f"{need['color']} {need['class']}"
