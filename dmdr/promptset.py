@@ -49,8 +49,8 @@ class Metadata(TypedDict):
 class PromptRecord(Metadata):
     """A prompt and what its source says about it: one line of a shard, kept as the source wrote it.
 
-    A dictionary, so that unknown keys stay, and in their order. Only `prompt` is checked when a source is read. A metric
-    that uses another key checks it, and refuses what it cannot use.
+    A dictionary, so that unknown keys stay, and in their order. Only `prompt` is checked when a source is read. A
+    metric that uses another key checks it, and refuses what it cannot use.
     """
 
     prompt: str

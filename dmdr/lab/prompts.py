@@ -31,33 +31,41 @@ HELD_OUT = {"single_object": 20, "two_object": 60, "counting": 260, "colors": 14
 TRAIN_LIMIT = 1500  # prompts a tag in the training list
 
 
-def iterate_contents(tag: str) -> Iterator[Metadata]:
-    """All the metadata of a tag, in a fixed order."""
+def build_need(shape: str, color: str | None = None, count: int = 1) -> Need:
+    """One clause of GenEval's metadata."""
+    return {"class": shape, "count": count, "color": color} if color else {"class": shape, "count": count}
+
+
+def iterate_needs(tag: str) -> Iterator[list[Need]]:
+    """What the captions of a tag ask for, in a fixed order."""
     pairs = list(itertools.permutations(SHAPES, 2))
     colors = (None, *COLORS)
-
-    def need(shape: str, color: str | None = None, count: int = 1) -> Need:
-        return {"class": shape, "count": count, "color": color} if color else {"class": shape, "count": count}
-
     if tag == "single_object":
-        for shape in SHAPES:
-            yield {"tag": tag, "include": [need(shape)]}
+        yield from ([build_need(shape)] for shape in SHAPES)
     if tag == "two_object":
-        for first, second in pairs:
-            yield {"tag": tag, "include": [need(first), need(second)]}
+        yield from ([build_need(a), build_need(b)] for a, b in pairs)
     if tag == "counting":
         for shape, count, color in itertools.product(SHAPES, COUNTS, colors):
-            yield {"tag": tag, "include": [need(shape, color, count)], "exclude": [need(shape, count=count + 1)]}
+            yield [build_need(shape, color, count)]
     if tag == "colors":
-        for shape, color in itertools.product(SHAPES, COLORS):
-            yield {"tag": tag, "include": [need(shape, color)]}
+        yield from ([build_need(shape, color)] for shape, color in itertools.product(SHAPES, COLORS))
     if tag == "position":  # the object of the relation first, then its subject
         for (a, b), relation, c, d in itertools.product(pairs, RELATIONS, colors, colors):
             if (c is None) == (d is None):
-                yield {"tag": tag, "include": [need(a, c), {**need(b, d), "position": (relation, 0)}]}
+                yield [build_need(a, c), {**build_need(b, d), "position": (relation, 0)}]
     if tag == "color_attr":
         for (a, b), (c, d) in itertools.product(pairs, itertools.permutations(COLORS, 2)):
-            yield {"tag": tag, "include": [need(a, c), need(b, d)]}
+            yield [build_need(a, c), build_need(b, d)]
+
+
+def iterate_contents(tag: str) -> Iterator[Metadata]:
+    """All the metadata of a tag, in a fixed order. Where things are to be counted, one more is too many."""
+    for needs in iterate_needs(tag):
+        if tag == "counting":
+            (need,) = needs
+            yield {"tag": tag, "include": needs, "exclude": [build_need(need["class"], count=need["count"] + 1)]}
+        else:
+            yield {"tag": tag, "include": needs}
 
 
 def unseen_pairs(metadata: Metadata) -> set[tuple[str, str]]:

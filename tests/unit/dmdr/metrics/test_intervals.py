@@ -111,7 +111,7 @@ def test_checker_passes_true_renders_and_fails_others():
     shifted = torch.roll(renders(records), 1, dims=0)
     assert judge_images(LabChecker(), shifted, records)[0]["strict"].mean() < 0.3
     keys = {"tag", "prompt", "correct", "reason", "metadata", "details"}  # and the file name, which evaluate knows
-    assert all(set(line) == keys and json.loads(line["metadata"]) == r for line, r in zip(lines, records, strict=True))
+    assert all(set(line) == keys and line["metadata"] == json.dumps(r) for line, r in zip(lines, records, strict=True))
 
 
 def test_geneval_overall_equals_an_independent_summary():
