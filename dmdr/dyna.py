@@ -1,7 +1,7 @@
-"""DynaDG and DynaRS (DMDR, 3.3): what they are at a given student update.
+"""The schedules DynaDG and DynaRS (DMDR, 3.3) as functions of the student update.
 
 1. Both follow one factor, 0.5 (1 + cos(pi u / U)), exactly 0 from update U on ("official demo").
-2. Levels are drawn by the inverse distribution function, so that they too are a pure function of a generator.
+2. We draw levels by the inverse distribution function, so that they too are a pure function of a generator.
 """
 
 from __future__ import annotations

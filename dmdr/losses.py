@@ -1,6 +1,7 @@
 """The losses: pure functions of tensors. Every x0 and prediction is (B, C, H, W); every loss is a scalar.
 
-RL: P prompts or pairs, G images of a prompt, A actions. Log ratios are of likelihoods averaged over C, H, W.
+Suffixes in RL: P prompts or pairs, G images of a prompt, A actions. Log-likelihoods are averaged over C, H, W before
+their difference, the log ratio, is taken.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ def refl_log(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def pretraining(x0: torch.Tensor, x0_reference: torch.Tensor) -> torch.Tensor:
-    """|x0 - x0_reference|^2: predict what the reference predicts (ReFL's, on the reference's images)."""
+    """|x0 - x0_reference|^2: predict what the reference predicts (ReFL's regulariser, on the reference's images)."""
     return F.mse_loss(x0, x0_reference)
 
 
 def advantages(rewards_PG: torch.Tensor) -> torch.Tensor:
     """(r - mean) / (standard deviation + 1e-4) within each group: (P, G); exactly 0 where all are equal (GRPO, 4.1)."""
-    r = rewards_PG.double()  # in which the mean of equal float32 numbers is that number
+    r = rewards_PG.double()  # the mean of equal float32 numbers is exactly that number only in float64
     centred = r - r.mean(dim=1, keepdim=True)
     return (centred / (centred.square().mean(dim=1, keepdim=True).sqrt() + 1e-4)).to(rewards_PG.dtype)
 
 
 def grpo(log_ratio_A: torch.Tensor, advantages_A: torch.Tensor, clip_range: float) -> torch.Tensor:
-    """L = -mean min(r A, clip(r, 1 - e, 1 + e) A), r = exp(log ratio to the student of the rollout) (GRPO, eq. 3)."""
+    """L = -mean min(r A, clip(r, 1 - e, 1 + e) A), r = exp(log ratio to the student that rolled out) (GRPO, eq. 3)."""
     ratio = log_ratio_A.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return -torch.minimum(ratio * advantages_A, clipped * advantages_A).sum() / max(len(ratio), 1)
@@ -67,6 +68,6 @@ def gaussian_kl(x0: torch.Tensor, x0_reference: torch.Tensor, ratio: torch.Tenso
 
 def dpo(gain_w_P: torch.Tensor, gain_l_P: torch.Tensor, beta: float, ranked_P: torch.Tensor) -> torch.Tensor:
     """L = -mean log sigmoid(beta (gain of the winner - gain of the loser)), gain = log ratio to the reference
-    (DPO, equation 7). Pairs that are not `ranked` (a tie) count 0."""
+    (DPO, equation 7). A pair with ranked_P = 0 is a tie and counts 0."""
     losses_P = -F.logsigmoid(beta * (gain_w_P - gain_l_P)) * ranked_P
     return losses_P.sum() / max(len(losses_P), 1)

@@ -1,6 +1,6 @@
-"""THE time convention: t = 0 is data, t = 1 is noise. Every x0, x_t and noise is (B, C, H, W); every t is (B,).
+"""The time convention: t = 0 is data, t = 1 is noise. Every x0, x_t and noise is (B, C, H, W); every t is (B,).
 
-Both paths are Gaussian, x_t = signal(t) x0 + spread(t) noise, and differ in what the network predicts:
+Both paths are Gaussian, x_t = signal(t) x0 + spread(t) noise. They differ in what the network predicts:
 flow (SD3, rectified flow): signal 1 - t, spread t; the velocity noise - x0.
 variance preserving (SDXL, DDPM): signal sqrt(alpha_bar), spread sqrt(1 - alpha_bar); the noise.
 """
@@ -13,12 +13,12 @@ import torch
 
 
 def per_sample(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """t (B,) shaped to broadcast over `like` (B, ...), in its dtype."""
+    """Reshape t (B,) so that it broadcasts over `like` (B, ...), and cast it to the dtype of `like`."""
     return t.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
 class Path(ABC):
-    """From data to noise, and back by what the network predicts."""
+    """The way from data to noise, and back by the network's predictions."""
 
     @abstractmethod
     def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +30,7 @@ class Path(ABC):
 
     @abstractmethod
     def target(self, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What the network learns to predict."""
+        """The prediction that the network learns."""
 
     @abstractmethod
     def step(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
@@ -64,8 +64,8 @@ class FlowPath(Path):
 class VPPath(Path):
     """The diffusion of DDPM (Ho et al. 2020) under its discrete schedule: t = (k + 1) / K for timestep k of K.
 
-    A level between two timesteps is taken for the nearer one, so that the network only ever sees those it was trained
-    on. alphas_cumprod: (K,), descending.
+    A level between two timesteps counts as the nearer one, so that the network only sees timesteps of its training.
+    alphas_cumprod: (K,), descending.
     """
 
     def __init__(self, alphas_cumprod: torch.Tensor) -> None:
@@ -74,11 +74,11 @@ class VPPath(Path):
         self._signal, self._spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
-        """k (B,) int64 as the network is told it; -1 at t = 0."""
+        """k (B,) int64, the network's own unit of time; -1 at t = 0."""
         return (t.double() * self.timesteps).round().long() - 1
 
     def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if t.is_meta:  # which has shapes and no numbers to look up
+        if t.is_meta:  # a meta tensor has no values to look up
             return 1 - t, t.clone()
         index = self.timestep(t).cpu() + 1
         return self._signal[index].to(t), self._spread[index].to(t)

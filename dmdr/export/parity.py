@@ -1,28 +1,29 @@
-"""The proof that an exported form draws the student's images: its pipeline, loaded by plain diffusers, beside ours."""
+"""Prove that an exported form draws the student's images: plain diffusers loads it, and we compare the latents."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 
 from dmdr.backbones.latent import silence_diffusers
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
 from dmdr.export.write import absent_text_encoders, disable_progress_bars, network_part
 from dmdr.rollout import sample_student
-from dmdr.teacher.load import load_pipeline
+from dmdr.teacher.load import TeacherSource, load_pipeline
 
 PROBES = ("a red circle", "two blue squares above a green cross", "a photo of three trees")
-TOLERANCE = 1e-3  # greatest absolute difference of latents, whose standard deviation is about 1: float32 leaves 1e-5,
-# in a student that RL alone has driven far 1.5e-4, and a wrong scheduler or weight 0.1 and more
+# Greatest absolute difference of latents, whose standard deviation is about 1. float32 leaves 1e-5, and 1.5e-4 in a
+# student that RL alone has moved far; a wrong scheduler or weight leaves 0.1 and more.
+TOLERANCE = 1e-3
 
 
-def load_form(form: str, folder: Path, backbone: Backbone, source: Path) -> DiffusionPipeline:
-    """The pipeline of a form under `folder`, from the disk, with no code of ours.
+def load_form(form: str, folder: Path, backbone: Backbone, source: TeacherSource) -> DiffusionPipeline:
+    """Load the pipeline of a form under `folder` from the disk, with no code of ours.
 
-    source: the teacher, of which the forms `lora` and `weights` take the other parts.
+    source: the teacher, which gives the forms `lora` and `weights` their other parts.
     """
     disable_progress_bars()
     if form == "pipeline":
@@ -30,16 +31,16 @@ def load_form(form: str, folder: Path, backbone: Backbone, source: Path) -> Diff
     if form == "single-file":
         (file,) = (folder / "single-file").glob("*.safetensors")
         absent = dict.fromkeys(absent_text_encoders(backbone))
-        pipe = type(backbone.pipe).from_single_file(
+        whole: DiffusionPipeline = backbone.pipe.from_single_file(
             str(file), config=str(folder / "pipeline"), local_files_only=True, **absent
         )
-        for part in pipe.components.values():
+        for part in whole.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval()  # diffusers leaves T5 with its dropout on
-        return pipe
+        return whole
     pipe = load_pipeline(source)
-    kind = type(backbone.student_scheduler(1))
-    pipe.register_modules(scheduler=kind.from_pretrained(folder / form / "scheduler", local_files_only=True))
+    scheduler = type(backbone.student_scheduler(1))
+    pipe.register_modules(scheduler=scheduler.from_pretrained(folder / form / "scheduler", local_files_only=True))
     if form == "lora":
         with silence_diffusers():
             pipe.load_lora_weights(folder / "lora", local_files_only=True)
@@ -51,12 +52,12 @@ def load_form(form: str, folder: Path, backbone: Backbone, source: Path) -> Diff
 
 @torch.no_grad()
 def compare_latents(
-    backbone: Backbone, network: torch.nn.Module, steps: int, pipe: DiffusionPipeline, *, seed: int
+    backbone: Backbone, network: ModelMixin, steps: int, pipe: DiffusionPipeline, *, seed: int
 ) -> float:
-    """Greatest absolute difference of latents between our sampler and a form's pipeline.
+    """The greatest absolute difference of latents between our sampler and a form's pipeline.
 
-    Text goes through the form's own encoders on one side and through `encode` on the other, so that the whole path
-    from prompt to latents is compared.
+    One side encodes the prompts by the form's own encoders, the other by `encode`, so that the whole way from prompt to
+    latents is compared.
 
     Raises:
         DataError: the difference is above TOLERANCE or not a number.
@@ -65,8 +66,8 @@ def compare_latents(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         start = torch.randn(len(PROBES), *backbone.latent_shape).to(network.device)
-        torch.manual_seed(seed)  # diffusers renoises from torch's global generator, which we then follow draw by draw
-        theirs = pipe(
+        torch.manual_seed(seed)  # diffusers renoises from torch's global generator, whose draws we repeat below
+        theirs = pipe(  # type: ignore[operator]  # each family's pipeline can be called; their base class cannot
             list(PROBES),
             num_inference_steps=steps,
             guidance_scale=backbone.plain_guidance,

@@ -1,17 +1,19 @@
-"""A trained student -> forms that need no code of ours; parity.py shows that each draws the same images.
+"""Write a trained student in forms that need no code of ours. parity.py shows that each draws the same images.
 
-1. Every form is float32 throughout: the network as it was trained, the other parts as the method loaded them. Mixed
-   precision in one folder does not load as one dtype, and half precision is one `.to(torch.float16)` away.
+1. Every form is float32 throughout: the network as it was trained, the other parts as the method loaded them. diffusers
+   does not load a folder of mixed precision as one dtype. For half precision, call `.to(torch.float16)` after loading.
 2. A LoRA student is fused into its base in every form but `lora`, which is the LoRA alone for `load_lora_weights`.
-3. What a call has to be told lies in the files themselves: `metadata`, and a scheduler/ beside a network alone.
+3. The files themselves hold the arguments of a call: in their metadata, and a network alone has a scheduler/ beside it.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,29 +21,40 @@ from transformers.utils import logging as transformers_logging
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
+from dmdr.teacher.key_map import Weights
 from dmdr.teacher.original_layout import LAYOUTS, to_original
 
-WEIGHTS = "student_ema.safetensors"  # of a training stage: what is exported and evaluated
+WEIGHTS = "student_ema.safetensors"  # of a training stage: the weights that we export and evaluate
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"  # the same for a network
-ARCHITECTURES = {  # family -> the model's name in modelspec, the code whose keys a single file has
-    "sdxl": ("stable-diffusion-xl-v1-base", "sgm"),
-    "sd3": ("stable-diffusion-3", "sd3"),
-    "z-image": ("z-image", "diffusers"),
-    "flux": ("flux-1-dev", "diffusers"),
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What `modelspec.*` calls a family: the model, and the code whose keys a single file has."""
+
+    architecture: str
+    implementation: str
+
+
+MODEL_SPECS = {  # by family
+    "sdxl": ModelSpec("stable-diffusion-xl-v1-base", "sgm"),
+    "sd3": ModelSpec("stable-diffusion-3", "sd3"),
+    "z-image": ModelSpec("z-image", "diffusers"),
+    "flux": ModelSpec("flux-1-dev", "diffusers"),
 }
 
 
-def load_student(network: torch.nn.Module, folder: Path) -> dict:
-    """Turn the teacher's network into the student of a training stage, in place; a LoRA is fused. Returns student.json.
+def load_student(network: ModelMixin, folder: Path) -> None:
+    """Turn the teacher's network into the student of a training stage, in place; a LoRA is fused.
 
     Raises:
         DataError: the weights are damaged, or are not this network's.
     """
-    facts = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+    form: str = json.loads((folder / "student.json").read_text(encoding="utf-8"))["form"]
     try:
         weights = load_file(folder / WEIGHTS)
-        if facts["form"] == "full":
+        if form == "full":
             network.load_state_dict(weights, strict=True)
         else:
             fuse_lora(network, weights)
@@ -51,11 +64,14 @@ def load_student(network: torch.nn.Module, folder: Path) -> dict:
             f"{folder / WEIGHTS} is not a student of this teacher: {message}; give the teacher that it was trained "
             "from, or train it again"
         ) from error
-    return facts
 
 
-def fuse_lora(network: torch.nn.Module, lora: dict[str, torch.Tensor]) -> None:
-    """Add a LoRA (diffusers keys, alpha = rank) to the network's own weights; no adapter remains."""
+def fuse_lora(network: ModelMixin, lora: Weights) -> None:
+    """Add a LoRA (diffusers' keys, alpha = rank) to the network's own weights. No adapter remains.
+
+    Raises:
+        KeyError: the network does not have a module that the LoRA adapts.
+    """
     known = dict(network.named_modules())
     foreign = [key for key in lora if key.split(".lora_")[0] not in known]
     if foreign or not lora:
@@ -67,16 +83,16 @@ def fuse_lora(network: torch.nn.Module, lora: dict[str, torch.Tensor]) -> None:
 
 
 def build_metadata(backbone: Backbone, steps: int, *, title: str, teacher: str) -> dict[str, str]:
-    """What a safetensors file of the student says of itself, `modelspec.*` as other tools read it.
+    """The metadata of the student's safetensors files. Other tools read `modelspec.*`.
 
-    teacher: its digest.
+    title: the run's name. teacher: its digest.
     """
     scheduler, side = backbone.student_scheduler(steps), backbone.resolution
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": ARCHITECTURES[backbone.family][0],
+        "modelspec.architecture": MODEL_SPECS[backbone.family].architecture,
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{side}x{side}",
@@ -90,65 +106,65 @@ def build_metadata(backbone: Backbone, steps: int, *, title: str, teacher: str) 
     }
 
 
-def write_form(form: str, backbone: Backbone, weights: Path, steps: int, out: Path, about: dict[str, str]) -> None:
-    """A form of the student into its folder under `out`. The backbone's network is the student.
+def write_form(form: str, backbone: Backbone, weights: Path, steps: int, out: Path, metadata: dict[str, str]) -> None:
+    """Write a form of the student into its folder under `out`. The backbone's network is the student.
 
-    weights: the student's own, as they were trained. about: `metadata`.
+    weights: file of the student's weights as they were trained. metadata: of `build_metadata`.
     """
     network, folder = backbone.network, out / form
     if form == "pipeline":
         save_pipeline(backbone, network, steps, folder)
     elif form == "lora":
-        save_lora(backbone, weights, steps, folder, about)
+        save_lora(backbone, weights, steps, folder, metadata)
     elif form == "weights":
-        save_weights(backbone, network, steps, folder, about)
+        save_weights(backbone, network, steps, folder, metadata)
     else:
-        save_single_file(backbone, network, folder / f"{about['modelspec.title']}.safetensors", about)
+        save_single_file(backbone, network, folder / f"{metadata['modelspec.title']}.safetensors", metadata)
 
 
-def save_pipeline(backbone: Backbone, network: torch.nn.Module, steps: int, folder: Path) -> None:
-    """The whole diffusers folder: `network` with the few-step scheduler and the teacher's other parts."""
+def save_pipeline(backbone: Backbone, network: ModelMixin, steps: int, folder: Path) -> None:
+    """Save the whole diffusers folder: `network` with the few-step scheduler and the teacher's other parts."""
     disable_progress_bars()
     backbone.build_student_pipeline(network, steps).save_pretrained(folder, safe_serialization=True)
 
 
-def save_lora(backbone: Backbone, weights: Path, steps: int, folder: Path, about: dict[str, str]) -> None:
-    """The student's LoRA alone, for `load_lora_weights` on the teacher's pipeline, and its scheduler.
+def save_lora(backbone: Backbone, weights: Path, steps: int, folder: Path, metadata: dict[str, str]) -> None:
+    """Save the student's LoRA alone, for `load_lora_weights` on the teacher's pipeline, and its scheduler.
 
-    diffusers names each tensor by the part of the pipeline it belongs to: transformer. or unet.
+    diffusers prefixes each tensor's name with the part of the pipeline that it belongs to: transformer. or unet.
     """
     part = network_part(backbone)
     backbone.student_scheduler(steps).save_pretrained(folder / "scheduler")
-    save_file({f"{part}.{key}": value for key, value in load_file(weights).items()}, folder / LORA_FILE, about)
+    save_file({f"{part}.{key}": value for key, value in load_file(weights).items()}, folder / LORA_FILE, metadata)
 
 
-def save_weights(backbone: Backbone, network: torch.nn.Module, steps: int, folder: Path, about: dict[str, str]) -> None:
-    """The network alone, for `from_pretrained` of its class, and its scheduler."""
+def save_weights(backbone: Backbone, network: ModelMixin, steps: int, folder: Path, metadata: dict[str, str]) -> None:
+    """Save the network alone, for `from_pretrained` of its class, and its scheduler."""
     network.save_config(folder)
     backbone.student_scheduler(steps).save_pretrained(folder / "scheduler")
     weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
-    save_file(weights, folder / NETWORK_FILE, about)
+    save_file(weights, folder / NETWORK_FILE, metadata)
 
 
-def save_single_file(backbone: Backbone, network: torch.nn.Module, file: Path, about: dict[str, str]) -> None:
-    """Network, VAE and text encoders as one file in the original layout of the family.
+def save_single_file(backbone: Backbone, network: ModelMixin, file: Path, metadata: dict[str, str]) -> None:
+    """Save network, VAE and text encoders as one file in the original layout of the family.
 
     Raises:
         DataError: a tensor has no place there.
     """
     file.parent.mkdir(parents=True)
-    weights = to_original(backbone.family, {**_parts(backbone), network_part(backbone): network.state_dict()})
-    save_file(weights, file, {**about, "modelspec.implementation": ARCHITECTURES[backbone.family][1]})
+    weights = to_original(backbone.family, {**_collect_weights(backbone), network_part(backbone): network.state_dict()})
+    save_file(weights, file, {**metadata, "modelspec.implementation": MODEL_SPECS[backbone.family].implementation})
 
 
 def check_single_file(backbone: Backbone) -> None:
-    """Ask early, and without a copy of the network, whether `save_single_file` will find a place for every tensor.
+    """Check early, without copying the network, that `save_single_file` will find a place for every tensor.
 
     Raises:
         DataError: it will not.
     """
-    parts = _parts(backbone)
-    for part in parts.keys() - {"text_encoder"}:  # the only part whose values matter
+    parts = _collect_weights(backbone)
+    for part in parts.keys() - {"text_encoder"}:  # the values of all others do not matter
         parts[part] = {name: weight.to("meta") for name, weight in parts[part].items()}
     to_original(backbone.family, parts)
 
@@ -159,18 +175,20 @@ def network_part(backbone: Backbone) -> str:
 
 
 def absent_text_encoders(backbone: Backbone) -> list[str]:
-    """The text encoders and tokenizers that the teacher lacks, as SD3 may its T5; diffusers wants to be told."""
+    """The text encoders and tokenizers that the teacher lacks, as SD3 may lack its T5. diffusers needs their names."""
     parts = backbone.pipe.components.items()
     return [name for name, part in parts if part is None and name.startswith(("text_encoder", "tokenizer"))]
 
 
-def _parts(backbone: Backbone) -> dict[str, dict[str, torch.Tensor]]:
+def _collect_weights(backbone: Backbone) -> dict[str, Weights]:
     """The weights of each part that the family's original layout has."""
-    parts = {part: backbone.pipe.components[part] for part in LAYOUTS[backbone.family]}
-    return {part: module.state_dict() for part, module in parts.items() if module is not None}
+    modules: dict[str, torch.nn.Module | None] = {
+        part: backbone.pipe.components[part] for part in LAYOUTS[backbone.family]
+    }
+    return {part: module.state_dict() for part, module in modules.items() if module is not None}
 
 
 def disable_progress_bars() -> None:
-    """Both libraries draw a bar for each part that they read or write, whatever the log is."""
+    """Stop diffusers and transformers from drawing a bar for each part, which they also do into a log file."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
