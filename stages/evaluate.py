@@ -18,8 +18,9 @@ from dmdr import distributed
 from dmdr.config.run import Config
 from dmdr.metrics.aggregate import Conditions, build_scorecard
 from dmdr.metrics.description import describe_metrics
-from dmdr.metrics.dpg_bench import DPGBench
-from dmdr.metrics.load import Metric, check_metrics, load_lpips, load_metrics
+from dmdr.metrics.dpg_bench import AnswersLine, DPGBench
+from dmdr.metrics.load import check_metrics, load_metrics
+from dmdr.metrics.protocol import Metric
 from dmdr.metrics.reward import RewardMetric
 from dmdr.metrics.scorecard import Model, TagMeans
 from dmdr.promptset import PromptSet
@@ -59,12 +60,11 @@ def run(context: Context) -> dict:
 
     compared, base = draw_all(context, exam, parts, tick)
     gc.collect()  # the networks go before the metrics come
-    judges, missing = load_metrics(config.evaluate.metrics, exam.records, pick_device(config), config.weights)
-    lpips, without = load_lpips(config.evaluate.metrics, pick_device(config), config.weights)
-    missing |= without
-    for name, why in missing.items():
+    loaded = load_metrics(config.evaluate.metrics, exam.records, pick_device(config), config.weights)
+    for name, why in loaded.missing.items():
         context.progress.say(f"{name} is left out: {why}")
-    jury = Evaluators(judges, lpips, image_embeddings(judges, rewards_trained_on(config)), pick_device(config))
+    embeddings = image_embeddings(loaded.metrics, rewards_trained_on(config))
+    jury = Evaluators(loaded.metrics, loaded.lpips, embeddings, pick_device(config))
     judge_all(context, exam, parts, jury, compared, tick)
     distributed.barrier()  # for the parts of the others
     if distributed.rank():
@@ -81,14 +81,14 @@ def run(context: Context) -> dict:
         seed=config.seed,
         images_per_prompt=exam.seeds,
         trained_on=rewards_trained_on(config),
-        missing=missing,
+        missing=loaded.missing,
         about={
             figure: description.to_facts()
             for figure, description in describe_metrics(config.evaluate.metrics, config.weights).items()
         },
         truncated=truncated,
     )
-    card = build_scorecard(conditions, compared, scores, list_categories(judges, found))
+    card = build_scorecard(conditions, compared, scores, list_categories(loaded.metrics, found))
     text = json.dumps(card.to_json(), indent=2, allow_nan=False)
     (context.out / "scorecard.json").write_text(text + "\n", encoding="utf-8")
     write_scores(context, exam, scores, jury)
@@ -108,8 +108,9 @@ def list_categories(metrics: list[Metric], judged: Judged) -> dict[str, dict[str
     for metric in metrics:
         if isinstance(metric, DPGBench):
             for model, lines in judged.lines.items():
-                for figure, means in metric.categories(lines[metric.writes]).items():
-                    categories.setdefault(figure, {})[model] = TagMeans.model_validate(means)
+                answers = [AnswersLine(each["item_id"], each["answers"]) for each in lines[metric.writes]]
+                for figure, means in metric.average_by_category(answers).items():
+                    categories.setdefault(figure, {})[model] = means
     return categories
 
 

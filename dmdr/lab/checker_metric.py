@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import torch
 
 from dmdr.errors import ConfigError
 from dmdr.lab.checker import Verdict, check
+from dmdr.lab.geneval_line import GenEvalLine
 from dmdr.lab.world import SHAPES, SIZE
 from dmdr.promptset import PromptRecord
 
@@ -44,8 +43,8 @@ class LabChecker:
 
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
-    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
-        """Scores (B,) by figure and GenEval's lines, less the file name; images (B, 3, SIZE, SIZE) in [0, 1].
+    ) -> tuple[dict[str, np.ndarray], list[GenEvalLine]]:
+        """Scores (B,) by figure and lines of images (B, 3, SIZE, SIZE) in [0, 1].
 
         Raises:
             ConfigError: the images are not of the lab's size.
@@ -61,20 +60,13 @@ class LabChecker:
             "strict": np.array([float(verdict.strict) for verdict in verdicts]),
             "soft": np.array([verdict.soft for verdict in verdicts]),
         }
-        return figures, [geneval_line(*pair) for pair in zip(records, verdicts, strict=True)]
+        return figures, [build_line(*pair) for pair in zip(records, verdicts, strict=True)]
 
 
-def geneval_line(record: PromptRecord, verdict: Verdict) -> dict:
-    """What GenEval's evaluate_images.py writes for an image; its summary_scores.py reads it unchanged."""
+def build_line(record: PromptRecord, verdict: Verdict) -> GenEvalLine:
+    """The line of an image; an object of no known shape is not on it."""
     boxes: dict[str, list[list[float]]] = {}
     for seen in verdict.seen:
         if seen.shape is not None:
             boxes.setdefault(seen.shape, []).append([*seen.box, seen.overlap])
-    return {
-        "tag": record["tag"],
-        "prompt": record["prompt"],
-        "correct": verdict.strict,
-        "reason": verdict.reason,
-        "metadata": json.dumps(record),
-        "details": json.dumps(boxes),
-    }
+    return GenEvalLine.build(record, verdict.reason, boxes)

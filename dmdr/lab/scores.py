@@ -22,7 +22,9 @@ class Judge(Protocol):
 
     figures: tuple[str, ...]
 
-    def __call__(self, images: torch.Tensor, records: list[PromptRecord]) -> tuple[dict[str, np.ndarray], list[dict]]:
+    def __call__(
+        self, images: torch.Tensor, records: list[PromptRecord]
+    ) -> tuple[dict[str, np.ndarray], Sequence[object]]:
         """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and a line of results for each image."""
 
 

@@ -1,10 +1,12 @@
 """DPG-Bench: how many of the questions about a dense prompt a model answers with yes, in 0 to 100.
 
-An image here is one of the four that the official layout has in a grid; a prompt's score is the mean over its images.
+An image here is one of the four that the official layout puts in a grid. A prompt's score is the mean over its images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,71 +14,95 @@ import torch
 
 from dmdr.errors import ConfigError
 from dmdr.metrics import dpg_rules
-from dmdr.metrics.dpg_questions import Question, read_questions
+from dmdr.metrics.dpg_questions import QuestionTable, read_questions
+from dmdr.metrics.scorecard import TagMean, TagMeans
 from dmdr.metrics.vqa import BlipVQA
 from dmdr.promptset import PromptRecord
 
 FIGURE, OFFICIAL = "dpg-bench", "dpg-bench (official)"
 
 
+@dataclass(frozen=True)
+class AnswersLine:
+    """What was answered about an image. answers: number of the question -> text; None if the image is broken."""
+
+    item_id: str
+    answers: Mapping[str, str] | None
+
+    def mark_broken(self) -> AnswersLine:
+        """The line of an image that has values which are no numbers: nobody can answer questions about it."""
+        return replace(self, answers=None)
+
+    def to_json(self) -> dict[str, object]:
+        """As the file of answers has it."""
+        return asdict(self)
+
+
 class DPGBench:
-    """Judges the prompts whose item_id the file of questions has."""
+    """Judges images of the prompts whose item_id is in the file of questions."""
 
     figures = (FIGURE,)
     writes = "answers"
 
-    def __init__(self, questions: dict[str, list[Question]], first: tuple[str, int], vqa: BlipVQA) -> None:
-        self.questions, self.first, self.vqa = questions, first, vqa
+    def __init__(self, table: QuestionTable, vqa: BlipVQA) -> None:
+        self.table, self.vqa = table, vqa
 
     @classmethod
     def load(cls, weights: dict[str, Path], device: str) -> DPGBench:
-        """weights: of the sets dpg-questions and vqa."""
-        return cls(*read_questions(weights["dpg-questions"]), BlipVQA(weights["vqa"], device))
+        """weights: the files of the sets dpg-questions and vqa."""
+        return cls(read_questions(weights["dpg-questions"]), BlipVQA(weights["vqa"], device))
 
     def judges(self, record: PromptRecord) -> bool:
-        return record.get("item_id") in self.questions
+        return record.get("item_id") in self.table.questions
 
     @staticmethod
     def check_prompts(records: list[PromptRecord]) -> None:
-        """Raises ConfigError when no prompt has an item_id."""
+        """Refuse prompts that it cannot judge.
+
+        Raises:
+            ConfigError: no prompt has an item_id.
+        """
         if not any("item_id" in record for record in records):
             raise ConfigError(
-                f"evaluate.metrics asks for dpg-bench, but none of the {len(records)} evaluation prompts has an "
-                "item_id; evaluate on set:dpg-bench, or drop dpg-bench"
+                f"evaluate.metrics has dpg-bench, but none of the {len(records)} evaluation prompts has an item_id; "
+                "evaluate on set:dpg-bench, or drop dpg-bench"
             )
 
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
-    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
-        """Scores (B,) of images (B, 3, H, W) in [0, 1], and of each {"item_id", "answers": question -> text}."""
+    ) -> tuple[dict[str, np.ndarray], list[AnswersLine]]:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1], and the answers about each."""
         scores, lines = [], []
         for image, record in zip(images, records, strict=True):
-            asked = self.questions[record["item_id"]]
-            answers = self.vqa(image[None], [each.text for each in asked])
-            told = {str(each.number): answer for each, answer in zip(asked, answers, strict=True)}
-            lines.append({"item_id": record["item_id"], "answers": told})
-            scores.append(100 * dpg_rules.image_score(asked, answered_yes(told)))
+            questions = self.table.questions[record["item_id"]]
+            texts = self.vqa(image[None], [question.text for question in questions])
+            answers = {str(question.number): text for question, text in zip(questions, texts, strict=True)}
+            lines.append(AnswersLine(record["item_id"], answers))
+            scores.append(100 * dpg_rules.score_image(questions, list_yes(answers)))
         return {FIGURE: np.array(scores)}, lines
 
-    def categories(self, lines: list[dict]) -> dict[str, dict]:
-        """Of all lines of a model: figure -> {"tags", "overall"}, as it should be and as the official script has it.
+    def average_by_category(self, lines: Sequence[AnswersLine]) -> dict[str, TagMeans]:
+        """Figure -> means by category of all lines of a model, computed correctly and as the official script does.
 
-        Where an image was not a number, which nobody can be asked about, no mean is one.
+        All means are None if an image was broken.
         """
         images: dict[str, list[dict[int, bool]]] = {}
         for line in lines:
-            answers = line["answers"] or dict.fromkeys((str(q.number) for q in self.questions[line["item_id"]]), "no")
-            images.setdefault(line["item_id"], []).append(answered_yes(answers))
-        found = {
-            FIGURE: dpg_rules.score_correctly(self.questions, images),
-            OFFICIAL: dpg_rules.score_as_published(self.questions, images, self.first),
+            no = {question.number: False for question in self.table.questions[line.item_id]}
+            images.setdefault(line.item_id, []).append(no if line.answers is None else list_yes(line.answers))
+        means = {
+            FIGURE: dpg_rules.score_correctly(self.table.questions, images),
+            OFFICIAL: dpg_rules.score_as_published(self.table.questions, images, self.table.first),
         }
-        if any(line["answers"] is None for line in lines):
-            for each in found.values():
-                each["tags"] = {name: {**of, "mean": None} for name, of in each["tags"].items()}
-                each["overall"] = None
-        return found
+        if any(line.answers is None for line in lines):
+            return {figure: _remove_means(each) for figure, each in means.items()}
+        return means
 
 
-def answered_yes(answers: dict[str, str]) -> dict[int, bool]:
+def _remove_means(means: TagMeans) -> TagMeans:
+    return TagMeans(tags={name: TagMean(mean=None, n=each.n) for name, each in means.tags.items()}, overall=None)
+
+
+def list_yes(answers: Mapping[str, str]) -> dict[int, bool]:
+    """Number of the question -> whether its answer is yes."""
     return {int(number): answer.lower() == "yes" for number, answer in answers.items()}

@@ -1,11 +1,12 @@
-"""DPG-Bench's arithmetic: answers -> scores, as it should be and as its compute_dpg_bench.py (at 025f650) has it.
+"""DPG-Bench's arithmetic from answers to scores: the correct one, and that of its compute_dpg_bench.py (at 025f650).
 
-The official script
-1. drops the file's first row, after which that prompt fails if another of its questions depends on the dropped one;
-2. takes categories from the last image alone, before answers are zeroed for their parents;
-3. leaves prompts that fail out of the mean without a word;
-4. goes through a prompt's questions once, in the file's order: one before its parent misses what becomes of that;
-5. sees at most four images.
+The official script departs from the correct arithmetic:
+1. It drops the file's first row. That prompt then fails if another of its questions depends on the dropped one.
+2. It takes categories from the last image alone, before answers are zeroed for their parents.
+3. It leaves prompts that fail out of the mean, without a word.
+4. It goes through a prompt's questions once, in the file's order. A question that stands before its parent is not
+   zeroed when the parent is zeroed later.
+5. It sees at most four images.
 """
 
 from __future__ import annotations
@@ -14,90 +15,94 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dmdr.metrics.dpg_questions import Question
+from dmdr.metrics.dpg_questions import Question, QuestionKey
+from dmdr.metrics.scorecard import TagMean, TagMeans
 
-Answers = Mapping[int, bool]  # question -> whether the answer was yes
-CROPS = 4  # of the script's grid
+Answers = Mapping[int, bool]  # number of the question -> whether the answer was yes
+CROPS = 4  # images of the script's grid
 
 
 def zero_dependents(questions: Sequence[Question], answers: Answers) -> dict[int, float]:
-    """Each question's score: 1 for yes, but 0 where one that it depends on, however far, has 0."""
+    """Each question's score: 1 for yes, but 0 if its parent, or a parent of its parent, has 0."""
     by_number = {each.number: each for each in questions}
-    found: dict[int, float] = {}
+    scores: dict[int, float] = {}
 
     def score(number: int) -> float:
-        if number not in found:
-            found[number] = float(answers[number] and all(score(parent) for parent in by_number[number].parents))
-        return found[number]
+        if number not in scores:
+            scores[number] = float(answers[number] and all(score(parent) for parent in by_number[number].parents))
+        return scores[number]
 
     return {each.number: score(each.number) for each in questions}
 
 
-def image_score(questions: Sequence[Question], answers: Answers) -> float:
-    """In [0, 1]: the mean over the prompt's questions."""
+def score_image(questions: Sequence[Question], answers: Answers) -> float:
+    """The mean over the prompt's questions, in [0, 1]."""
     return float(np.mean(list(zero_dependents(questions, answers).values())))
 
 
-def score_correctly(questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequence[Answers]]) -> dict:
-    """{"tags": {category: {"mean", "n"}}, "overall"} in 0 to 100 of all prompts and all of their images.
+def score_correctly(questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequence[Answers]]) -> TagMeans:
+    """Means by category in 0 to 100, over all prompts and all of their images.
 
-    images: item -> the answers about each of its images. n: prompts with a question of that category.
+    images: item -> the answers about each of its images. n of a category: the prompts with a question of it.
     """
-    by: dict[str, list[list[float]]] = {}
+    values: dict[str, list[float]] = {}
+    prompts: dict[str, set[str]] = {}
     overall = []
-    for item, of_item in images.items():
-        asked, scores = questions[item], [zero_dependents(questions[item], answers) for answers in of_item]
-        overall.append(np.mean([list(each.values()) for each in scores]))
-        mine: dict[str, list[float]] = {}
-        for each in asked:
-            for category in {each.category, broad(each.category)}:
-                mine.setdefault(category, []).extend(score[each.number] for score in scores)
-        for category, values in mine.items():
-            by.setdefault(category, []).append(values)
-    return _summarize({name: [v for each in values for v in each] for name, values in by.items()}, by, overall)
+    for item, image_answers in images.items():
+        scores = [zero_dependents(questions[item], answers) for answers in image_answers]
+        overall.append(float(np.mean([list(each.values()) for each in scores])))
+        for question in questions[item]:
+            for category in {question.category, name_broad_category(question.category)}:
+                values.setdefault(category, []).extend(each[question.number] for each in scores)
+                prompts.setdefault(category, set()).add(item)
+    return _summarize(values, prompts, overall)
 
 
 def score_as_published(
-    questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequence[Answers]], first: tuple[str, int]
-) -> dict:
-    """The same as the official script prints it. first: (item, question) of the file's first row."""
-    by: dict[str, list[float]] = {}
-    counted: dict[str, list[str]] = {}
+    questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequence[Answers]], first: QuestionKey
+) -> TagMeans:
+    """The means that the official script prints. first: the question of the file's first row."""
+    values: dict[str, list[float]] = {}
+    prompts: dict[str, set[str]] = {}
     overall = []
-    for item, of_item in images.items():
-        asked = [each for each in questions[item] if (item, each.number) != first]
-        scores = [_score_image_as_published(asked, answers) for answers in of_item[:CROPS]]
-        if None in scores:
+    for item, all_answers in images.items():
+        kept = [question for question in questions[item] if (item, question.number) != first]
+        image_answers = all_answers[:CROPS]
+        scores = [_score_image_as_published(kept, answers) for answers in image_answers]
+        complete = [score for score in scores if score is not None]
+        if len(complete) < len(scores):
             continue
-        overall.append(np.mean(scores))
-        for each in asked:
-            for category in {each.category, broad(each.category)}:
-                by.setdefault(category, []).append(float(of_item[:CROPS][-1][each.number]))
-                counted.setdefault(category, []).append(item)
-    return _summarize(by, {name: sorted(set(items)) for name, items in counted.items()}, overall)
+        overall.append(float(np.mean(complete)))
+        for question in kept:
+            for category in {question.category, name_broad_category(question.category)}:
+                values.setdefault(category, []).append(float(image_answers[-1][question.number]))
+                prompts.setdefault(category, set()).add(item)
+    return _summarize(values, prompts, overall)
 
 
 def _score_image_as_published(questions: Sequence[Question], answers: Answers) -> float | None:
-    """One image's score in the script's one pass in the file's order; None where it fails, at a question that it
-    dropped."""
+    """One image's score, in the script's one pass in the file's order.
+
+    None where the script fails, at a question whose parent it dropped.
+    """
     scores = {each.number: float(answers[each.number]) for each in questions}
     for each in questions:
         for parent in each.parents:
             if parent not in scores:
-                return None  # its KeyError is caught, and the prompt is gone
+                return None  # the script catches its own KeyError and drops the prompt
             if scores[parent] == 0:
                 scores[each.number] = 0.0
-                break  # and does not come to a parent behind it
+                break  # the script does not look at the parents after this one
     return float(np.mean(list(scores.values()))) if scores else None
 
 
-def broad(category: str) -> str:
+def name_broad_category(category: str) -> str:
     """DPG-Bench's first level: what stands before the dash."""
     return category.split("-")[0].strip()
 
 
 def _summarize(
-    scores: Mapping[str, Sequence[float]], prompts: Mapping[str, Sequence], overall: Sequence[float]
-) -> dict:
-    tags = {name: {"mean": 100 * float(np.mean(scores[name])), "n": len(prompts[name])} for name in sorted(scores)}
-    return {"tags": tags, "overall": 100 * float(np.mean(overall)) if overall else None}
+    values: Mapping[str, Sequence[float]], prompts: Mapping[str, set[str]], overall: Sequence[float]
+) -> TagMeans:
+    tags = {name: TagMean(mean=100 * float(np.mean(values[name])), n=len(prompts[name])) for name in sorted(values)}
+    return TagMeans(tags=tags, overall=100 * float(np.mean(overall)) if overall else None)

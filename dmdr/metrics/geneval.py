@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dmdr.errors import ConfigError
+from dmdr.lab.geneval_line import GenEvalLine
 from dmdr.metrics.detector import NAMES, Detector
 from dmdr.metrics.geneval_colours import ColourClassifier
-from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, count_detections, judge_detections
+from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detections, count_detections, judge_detections
 from dmdr.promptset import PromptRecord
 
 
 class GenEval:
-    """Judges the prompts that carry GenEval's metadata; 1 is correct, 0 is not."""
+    """Judges images of the prompts that carry GenEval's metadata: 1 is correct, 0 is not."""
 
     figures = ("geneval",)
     writes = "results"
@@ -26,7 +27,7 @@ class GenEval:
 
     @classmethod
     def load(cls, weights: dict[str, Path], device: str) -> GenEval:
-        """weights: of the sets mask2former and clip-vit-l-14."""
+        """weights: the files of the sets mask2former and clip-vit-l-14."""
         return cls(Detector(weights["mask2former"], device), ColourClassifier(weights["clip-vit-l-14"], device))
 
     @staticmethod
@@ -36,50 +37,43 @@ class GenEval:
 
     @classmethod
     def check_prompts(cls, records: list[PromptRecord]) -> None:
-        """Refuse prompts that it can say nothing about.
+        """Refuse prompts that it cannot judge.
 
         Raises:
-            ConfigError: no prompt has metadata, or a row of it does not parse or asks for what is never found.
+            ConfigError: no prompt has metadata, or a row of it does not parse or needs what the detector never finds.
         """
         judged = [record for record in records if cls.judges(record)]
         if not judged:
             raise ConfigError(
-                f"evaluate.metrics asks for geneval, but none of the {len(records)} evaluation prompts has "
-                "metadata (tag, include); evaluate on set:geneval, or drop geneval"
+                f"evaluate.metrics has geneval, but none of the {len(records)} evaluation prompts has metadata (tag, "
+                "include); evaluate on set:geneval, or drop geneval"
             )
         for record in judged:
-            if why := unreadable(record):
-                raise ConfigError(f"GenEval's metadata of {record['prompt']!r} {why}; mend the row, or drop geneval")
+            fault = find_fault(record)
+            if fault:
+                raise ConfigError(f"GenEval's metadata of {record['prompt']!r} {fault}; mend the row, or drop geneval")
 
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
-    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
-        """Scores (B,) and GenEval's lines, less the file name; images (B, 3, H, W) in [0, 1]."""
-        correct, lines = np.zeros(len(records)), []
-        for place, (image, record, seen) in enumerate(zip(images, records, self.detector(images), strict=True)):
-            found = count_detections(seen, record["tag"])
-            right, reason = judge_detections(
-                record, found, lambda name, objects, image=image: self.colours(image, name, objects)
-            )
-            correct[place] = float(right)
-            lines.append(line(record, right, reason, found))
-        return {"geneval": correct}, lines
+    ) -> tuple[dict[str, np.ndarray], list[GenEvalLine]]:
+        """Scores (B,) and lines of images (B, 3, H, W) in [0, 1]."""
+        lines = []
+        for image, record, detections in zip(images, records, self.detector(images), strict=True):
+            objects = count_detections(detections, record["tag"])
+            reason = judge_detections(record, objects, partial(self.colours, image))
+            lines.append(build_line(record, reason, objects))
+        return {"geneval": np.array([float(line.correct) for line in lines])}, lines
 
 
-def line(record: PromptRecord, correct: bool, reason: str, found: dict[str, list[Detection]]) -> dict:
-    """What evaluate_images.py writes for an image; its summary_scores.py reads it unchanged."""
-    return {
-        "tag": record["tag"],
-        "prompt": record["prompt"],
-        "correct": correct,
-        "reason": reason,
-        "metadata": json.dumps(record),
-        "details": json.dumps({name: [[*each.box, each.score] for each in seen] for name, seen in found.items()}),
-    }
+def build_line(record: PromptRecord, reason: str, objects: Detections) -> GenEvalLine:
+    """The line of an image. reason: of `judge_detections`; objects: those that count."""
+    return GenEvalLine.build(
+        record, reason, {name: [[*each.box, each.score] for each in detections] for name, detections in objects.items()}
+    )
 
 
-def unreadable(record: PromptRecord) -> str:
-    """What is wrong with a row of metadata, as a clause; empty if nothing is."""
+def find_fault(record: PromptRecord) -> str:
+    """What is wrong with a row of metadata, as the end of a sentence; empty if nothing is."""
     for key in ("include", "exclude"):
         clauses = record.get(key, [])
         if not isinstance(clauses, list) or not all(isinstance(each, dict) for each in clauses):

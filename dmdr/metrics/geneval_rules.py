@@ -1,9 +1,10 @@
 """Whether detected objects are what a GenEval prompt asks for, by the rules of its evaluate_images.py (at 16f1681).
 
-1. An object counts from a confidence of 0.3 on, in counting prompts 0.9; of a class the 16 most confident count.
-2. Of a class that should be there `count` times, the `count` most confident are looked at: all of their colours have to
-   be right, and each has to stand as asked to each object of the clause that it refers to.
-3. `exclude` names how many of a class are too many.
+1. An object counts if its confidence is above 0.3, in counting prompts above 0.9. Of each class the 16 most confident
+   objects count.
+2. If a class must be there `count` times, its `count` most confident objects are judged. All of them must have the
+   right colour, and each must have the right position to each object of the clause that the position refers to.
+3. `exclude` says how many objects of a class are too many.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ from dmdr.promptset import Metadata, Need
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MOST = 16  # objects of a class
-MARGIN = 0.1  # of both objects' sizes, by which they have to be apart
+MARGIN = 0.1  # the share of both objects' sizes by which they must be apart
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 POSITIONS = ("left of", "right of", "above", "below")
 
 
 @dataclass(frozen=True)
 class Detection:
-    """box: x1, y1, x2, y2 in pixels; score in [0, 1]; mask: (H, W) of bool, the object's own pixels."""
+    """An object. box: x1, y1, x2, y2 in pixels; score: in [0, 1]; mask: (H, W) of bool, the object's own pixels."""
 
     box: tuple[float, float, float, float]
     score: float
     mask: np.ndarray | None = None
 
 
-Found = Mapping[str, Sequence[Detection]]  # class -> its objects, the most confident first
-Colours = Callable[[str, Sequence[Detection]], list[str]]  # of objects of a class
+Detections = Mapping[str, Sequence[Detection]]  # class -> its objects
+NameColours = Callable[[str, Sequence[Detection]], list[str]]  # a class and objects of it -> the colour of each
 
 
-def count_detections(detected: Mapping[str, Sequence[Detection]], tag: str) -> dict[str, list[Detection]]:
-    """The objects that count; a class without any is left out."""
+def count_detections(detected: Detections, tag: str) -> dict[str, list[Detection]]:
+    """The objects that count in a prompt of that task, the most confident first; a class without any is left out."""
     least = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     kept = {
         name: sorted((each for each in objects if each.score > least), key=lambda each: -each.score)[:MOST]
@@ -45,52 +46,57 @@ def count_detections(detected: Mapping[str, Sequence[Detection]], tag: str) -> d
     return {name: objects for name, objects in kept.items() if objects}
 
 
-def judge_detections(record: Metadata, found: Found, colours: Colours) -> tuple[bool, str]:
-    """(correct, reason) of an image. record: GenEval's metadata; found: by `counted`."""
+def judge_detections(record: Metadata, detections: Detections, name_colours: NameColours) -> str:
+    """Why the image of this prompt is not correct; empty if it is. detections: of `count_detections`."""
     reasons: list[str] = []
-    groups: list[Sequence[Detection] | None] = []  # what met each clause; None: it was not met
+    groups: list[list[Detection] | None] = []  # the objects that fulfil each clause; None: they do not
     for clause in record.get("include", []):
-        objects = list(found.get(clause["class"], []))[: clause["count"]]
-        wrong = _unmet(clause, objects, groups, colours)
-        groups.append(None if wrong else objects)
-        reasons += [wrong] if wrong else []
+        objects = list(detections.get(clause["class"], []))[: clause["count"]]
+        reason = _judge_clause(clause, objects, groups, name_colours)
+        groups.append(None if reason else objects)
+        if reason:
+            reasons.append(reason)
     for clause in record.get("exclude", []):
-        there = len(found.get(clause["class"], []))
-        if there >= clause["count"]:
-            reasons.append(f"expected {clause['class']}<{clause['count']}, found {there}")
-    return not reasons, "\n".join(reasons)
+        count = len(detections.get(clause["class"], []))
+        if count >= clause["count"]:
+            reasons.append(f"expected {clause['class']}<{clause['count']}, found {count}")
+    return "\n".join(reasons)
 
 
-def _unmet(clause: Need, objects: list[Detection], groups: list[Sequence[Detection] | None], colours: Colours) -> str:
-    """What is wrong with a clause; empty if it is met."""
+def _judge_clause(
+    clause: Need, objects: list[Detection], groups: list[list[Detection] | None], name_colours: NameColours
+) -> str:
+    """Why the objects do not fulfil a clause; empty if they do. groups: the objects of the clauses before."""
     name, count = clause["class"], clause["count"]
     if len(objects) < count:
         return f"expected {name}>={count}, found {len(objects)}"
     if "color" in clause:
-        seen = colours(name, objects)
-        if (right := seen.count(clause["color"])) < count:
-            others = ", ".join(f"{seen.count(each)} {each}" for each in COLOURS if each in seen)
+        colours = name_colours(name, objects)
+        right = colours.count(clause["color"])
+        if right < count:
+            others = ", ".join(f"{colours.count(each)} {each}" for each in COLOURS if each in colours)
             return f"expected {clause['color']} {name}>={count}, found {right} {clause['color']}; and {others}"
     if "position" in clause:
-        where, to = clause["position"]
-        if groups[to] is None:
-            return f"no target for {name} to be {where}"
+        relation, place = clause["position"]
+        targets = groups[place]
+        if targets is None:
+            return f"no target for {name} to be {relation}"
         for each in objects:
-            for target in groups[to]:
-                relations = positions(each.box, target.box)
-                if where not in relations:
-                    return f"expected {name} {where} target, found {' and '.join(sorted(relations))} target"
+            for target in targets:
+                relations = find_positions(each.box, target.box)
+                if relation not in relations:
+                    return f"expected {name} {relation} target, found {' and '.join(sorted(relations))} target"
     return ""
 
 
-def positions(a: Sequence[float], b: Sequence[float]) -> set[str]:
-    """Where box a is of box b: along the unit vector between their centres, less a margin, more than half."""
+def find_positions(a: Sequence[float], b: Sequence[float]) -> set[str]:
+    """Where box a lies of box b: along the unit vector between their centres, less a margin, more than half."""
     corners_a, corners_b = np.reshape(a, (2, 2)), np.reshape(b, (2, 2))
     offset = corners_a.mean(axis=0) - corners_b.mean(axis=0)
     sizes = np.abs(corners_a[1] - corners_a[0]) + np.abs(corners_b[1] - corners_b[0])
     apart = np.maximum(np.abs(offset) - MARGIN * sizes, 0) * np.sign(offset)
-    if np.all(np.abs(apart) < 1e-3):  # a pixel's thousandth
+    if np.all(np.abs(apart) < 1e-3):  # a thousandth of a pixel
         return set()
     x, y = apart / np.linalg.norm(offset)
     holds = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
-    return {relation for relation, so in holds.items() if so}
+    return {relation for relation, is_so in holds.items() if is_so}

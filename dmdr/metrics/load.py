@@ -1,9 +1,9 @@
-"""What a scorecard is made of: a metric gives every image one number under each of its figures' names."""
+"""Load the metrics that a config names, and judge images with one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,42 +15,35 @@ from dmdr.lab.fashion.judge_metric import FashionJudge
 from dmdr.metrics.dpg_bench import DPGBench
 from dmdr.metrics.geneval import GenEval
 from dmdr.metrics.lpips import LPIPS
+from dmdr.metrics.protocol import Line, Metric
 from dmdr.metrics.reward import RewardMetric
 from dmdr.promptset import PromptRecord
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.weights import find_weights
 
-RESULTS = "results"  # lines as GenEval's scripts write and read them
-
-
-class Metric(Protocol):
-    """Higher is better in every figure."""
-
-    figures: tuple[str, ...]
-    writes: str | None  # the file that its lines go to, <writes>-<model>.jsonl
-
-    def judges(self, record: PromptRecord) -> bool:
-        """Whether it has anything to say about this prompt."""
-
-    def check_prompts(self, records: list[PromptRecord]) -> None:
-        """ConfigError when these prompts cannot be judged at all."""
-
-    def __call__(
-        self, images: torch.Tensor, records: list[PromptRecord]
-    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
-        """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and B lines of its file, or None."""
-
-
-WITHOUT_WEIGHTS = {"lab-checker": LabChecker, "fashion-judge": FashionJudge}
-WITH_WEIGHTS = {"geneval": GenEval, "dpg-bench": DPGBench}
+WITHOUT_WEIGHTS: dict[str, type[LabChecker | FashionJudge]] = {"lab-checker": LabChecker, "fashion-judge": FashionJudge}
+WITH_WEIGHTS: dict[str, type[GenEval | DPGBench]] = {"geneval": GenEval, "dpg-bench": DPGBench}
 JUDGES = {*WITHOUT_WEIGHTS, *WITH_WEIGHTS, "lpips"}
 
 
+@dataclass(frozen=True)
+class LoadedMetrics:
+    """The metrics of `evaluate.metrics`.
+
+    lpips: apart, because it judges several images at once; None if it is not named. missing: name -> why the metric
+    was not loaded, where its weights are missing.
+    """
+
+    metrics: list[Metric]
+    lpips: LPIPS | None
+    missing: dict[str, str]
+
+
 def check_metrics(names: tuple[str, ...], records: list[PromptRecord]) -> None:
-    """Whether the metrics can judge these prompts, as far as that shows without weights, before anything is drawn.
+    """Check that the metrics can judge these prompts, as far as that shows without weights, before anything is drawn.
 
     Raises:
-        ConfigError: one cannot.
+        ConfigError: one of them cannot.
     """
     for name in names:
         if name in WITHOUT_WEIGHTS:
@@ -60,46 +53,42 @@ def check_metrics(names: tuple[str, ...], records: list[PromptRecord]) -> None:
 
 
 def load_metrics(
-    names: tuple[str, ...], records: list[PromptRecord], device: str = "cpu", addresses: Mapping[str, str] | None = None
-) -> tuple[list[Metric], dict[str, str]]:
-    """The metrics of `evaluate.metrics`, each one of JUDGES or a reward's name, and able to judge these prompts. And
-    those whose weights are not there, each with the reason.
+    names: tuple[str, ...],
+    records: list[PromptRecord],
+    device: str = "cpu",
+    addresses: Mapping[str, str] | None = None,
+) -> LoadedMetrics:
+    """Load metrics, each one of JUDGES or the name of a reward, that can judge these prompts.
 
-    addresses: the config's `weights`, where they are not the pinned ones.
+    addresses: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 
     Raises:
-        ConfigError: an unknown or repeated name, or prompts that a metric cannot judge.
-        InputMissing: no metric is left.
+        ConfigError: a name is unknown or stands twice, or a metric cannot judge the prompts.
+        InputMissing: the weights of all metrics are missing.
     """
-    found: list[Metric] = []
+    metrics: list[Metric] = []
     missing: dict[str, str] = {}
-    images = [name for name in names if name != "lpips"]  # which is about several at once
-    for name in images:
+    single = [name for name in names if name != "lpips"]
+    for name in single:
         try:
-            found.append(_load_metric(name, device, addresses or {}))
+            metrics.append(_load_metric(name, device, addresses or {}))
         except InputMissing as error:
             missing[name] = str(error)
-            if len(missing) == len(images):
+            if len(missing) == len(single):
                 raise
-    figures = [figure for metric in found for figure in metric.figures]
+    figures = [figure for metric in metrics for figure in metric.figures]
     repeated = sorted({figure for figure in figures if figures.count(figure) > 1})
     if repeated:
         raise ConfigError(f"evaluate.metrics gives {', '.join(repeated)} twice; keep one")
-    for metric in found:
+    for metric in metrics:
         metric.check_prompts(records)
-    return found, missing
-
-
-def load_lpips(
-    names: tuple[str, ...], device: str, addresses: Mapping[str, str]
-) -> tuple[LPIPS | None, dict[str, str]]:
-    """LPIPS if `evaluate.metrics` has it, and as of `load`, why it is missing."""
-    if "lpips" not in names:
-        return None, {}
-    try:
-        return LPIPS(find_weights("lpips-vgg16", addresses), device), {}
-    except InputMissing as error:
-        return None, {"lpips": str(error)}
+    lpips = None
+    if "lpips" in names:
+        try:
+            lpips = LPIPS(find_weights("lpips-vgg16", addresses or {}), device)
+        except InputMissing as error:
+            missing["lpips"] = str(error)
+    return LoadedMetrics(metrics, lpips, missing)
 
 
 def _load_metric(name: str, device: str, addresses: Mapping[str, str]) -> Metric:
@@ -112,24 +101,21 @@ def _load_metric(name: str, device: str, addresses: Mapping[str, str]) -> Metric
 
 def judge_images(
     metric: Metric, images: torch.Tensor, records: list[PromptRecord]
-) -> tuple[dict[str, np.ndarray], list[dict | None]]:
+) -> tuple[dict[str, np.ndarray], Sequence[Line | None]]:
     """Scores (B,) by figure and B lines; NaN and None for prompts that the metric does not judge.
 
-    An image that is not a number scores NaN under every figure, is incorrect in a line of GenEval's and has
-    no answers in one of DPG-Bench's: a broken model must not look like one that merely drew the wrong thing.
+    An image with a value that is no number scores NaN under every figure, and its line says so: a broken model must not
+    look like one that merely drew the wrong thing.
     """
     figures = {figure: np.full(len(records), np.nan) for figure in metric.figures}
-    lines: list[dict | None] = [None] * len(records)
+    lines: list[Line | None] = [None] * len(records)
     judged = [place for place, record in enumerate(records) if metric.judges(record)]
     if not judged:
         return figures, lines
-    sound = images.isfinite().flatten(1).all(dim=1).tolist()
-    found, results = metric(images[judged].nan_to_num(0.0, 0.0, 0.0), [records[place] for place in judged])
-    for row, place in enumerate(judged):
-        lines[place] = results[row]
-        if results[row] is not None and not sound[place]:
-            broken = {"correct": False, "reason": "the image is not a number", "details": "{}"}
-            lines[place] = results[row] | (broken if metric.writes == RESULTS else {"answers": None})
+    finite = images.isfinite().flatten(1).all(dim=1).tolist()
+    scores, judged_lines = metric(images[judged].nan_to_num(0.0, 0.0, 0.0), [records[place] for place in judged])
+    for row, (place, line) in enumerate(zip(judged, judged_lines, strict=True)):
+        lines[place] = line if line is None or finite[place] else line.mark_broken()
         for figure in metric.figures:
-            figures[figure][place] = found[figure][row] if sound[place] else np.nan
+            figures[figure][place] = scores[figure][row] if finite[place] else np.nan
     return figures, lines

@@ -1,4 +1,4 @@
-"""A reward model as a metric: the same score that training may have seen, reported under the reward's own name."""
+"""A reward model as a metric: the score that training may have seen, reported under the reward's own name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dmdr.rewards.protocol import Reward
 
 
 class RewardMetric:
-    """Judges every prompt."""
+    """Judges images of every prompt."""
 
     writes = None
 
@@ -22,12 +22,10 @@ class RewardMetric:
         return True
 
     def check_prompts(self, records: list[PromptRecord]) -> None:
-        """Any prompt will do."""
+        """Every prompt can be judged."""
 
-    def __call__(
-        self, images: torch.Tensor, records: list[PromptRecord]
-    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
-        """Scores (B,) of images (B, 3, H, W) in [0, 1]; GenEval has no lines for them."""
+    def __call__(self, images: torch.Tensor, records: list[PromptRecord]) -> tuple[dict[str, np.ndarray], list[None]]:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1], and no lines."""
         with torch.no_grad():
             scores = self.reward(images.clamp(0, 1), [record["prompt"] for record in records])
         return {self.reward.name: scores.double().cpu().numpy()}, [None] * len(records)

@@ -12,9 +12,10 @@ import torch
 from dmdr.errors import Stopped
 from dmdr.metrics.aggregate import Scores
 from dmdr.metrics.diversity import diversity
-from dmdr.metrics.load import Metric, judge_images
+from dmdr.metrics.load import judge_images
 from dmdr.metrics.lpips import FIGURE as LPIPS_FIGURE
 from dmdr.metrics.lpips import LPIPS
+from dmdr.metrics.protocol import Metric
 from dmdr.metrics.scorecard import Model
 from dmdr.promptset import PromptRecord
 from stages.evaluation.drawing import EvaluationSet, Tick, images_part, model_folder
@@ -80,7 +81,9 @@ def _judge_shard(jury: Evaluators, samples: list[Sample], at_once: int) -> dict:
             found, results = judge_images(metric, images, records)
             for figure, scores in found.items():
                 figures.setdefault(figure, []).extend(_to_plain(scores.reshape(-1, seeds)))
-            told = [{"filename": f, **line} for f, line in zip(files, results, strict=True) if line is not None]
+            told = [
+                {"filename": f, **line.to_json()} for f, line in zip(files, results, strict=True) if line is not None
+            ]
             if told:
                 lines.setdefault(metric.writes, []).extend(told)
         if seeds > 1:

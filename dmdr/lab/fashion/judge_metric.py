@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import torch
 
@@ -11,6 +9,7 @@ from dmdr.errors import ConfigError
 from dmdr.lab.fashion import classifier
 from dmdr.lab.fashion.judge import Verdict, judge_images
 from dmdr.lab.fashion.world import CLASSES
+from dmdr.lab.geneval_line import GenEvalLine
 from dmdr.lab.world import COLORS, SIZE
 from dmdr.promptset import PromptRecord
 
@@ -50,8 +49,8 @@ class FashionJudge:
 
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
-    ) -> tuple[dict[str, np.ndarray], list[dict | None]]:
-        """Scores (B,) by figure and GenEval's lines, less the file name; images (B, 3, SIZE, SIZE) in [0, 1].
+    ) -> tuple[dict[str, np.ndarray], list[GenEvalLine]]:
+        """Scores (B,) by figure and lines of images (B, 3, SIZE, SIZE) in [0, 1].
 
         Raises:
             ConfigError: the images are not of the lab's size.
@@ -66,7 +65,7 @@ class FashionJudge:
         color = np.array([float(verdict.color_right) for verdict in found])
         name = np.array([float(verdict.name_right) for verdict in found])
         figures = {"strict": color * name, "color": color, "class": name}
-        return figures, [geneval_line(*pair) for pair in zip(records, found, strict=True)]
+        return figures, [build_line(*pair) for pair in zip(records, found, strict=True)]
 
 
 def one_garment(record: PromptRecord) -> bool:
@@ -77,13 +76,7 @@ def one_garment(record: PromptRecord) -> bool:
     return need["count"] == 1 and need["class"] in CLASSES and need.get("color") in COLORS
 
 
-def geneval_line(record: PromptRecord, verdict: Verdict) -> dict:
-    """What GenEval's evaluate_images.py writes for an image; its summary_scores.py reads it unchanged."""
-    return {
-        "tag": record["tag"],
-        "prompt": record["prompt"],
-        "correct": not verdict.reason,
-        "reason": verdict.reason,
-        "metadata": json.dumps(record),
-        "details": json.dumps({verdict.name: [[*verdict.box, verdict.certainty]]} if verdict.name else {}),
-    }
+def build_line(record: PromptRecord, verdict: Verdict) -> GenEvalLine:
+    """The line of an image."""
+    boxes = {verdict.name: [[*verdict.box, verdict.certainty]]} if verdict.name else {}
+    return GenEvalLine.build(record, verdict.reason, boxes)

@@ -88,7 +88,7 @@ def test_a_motley_or_blank_image_has_no_colour():
     blank = np.broadcast_to(np.uint8(BACKGROUND), (SIZE, SIZE, 3))
     assert (untint(blank).color, untint(blank).share) == (None, 0.0)
     _, (line,) = FashionJudge()(pixels(blank[None].copy()), [asked("dress", "red")])
-    assert line["correct"] is False and "found nothing" in line["reason"] and json.loads(line["details"]) == {}
+    assert line.correct is False and "found nothing" in line.reason and json.loads(line.details) == {}
     with pytest.raises(ValueError, match="uint8"):
         untint(motley / 255.0)
 
@@ -115,7 +115,7 @@ def test_the_judge_passes_real_garments_and_fails_the_neighbours():
     records, images = sample_garments("held-out", 500, np.random.default_rng(2))
     figures, lines = FashionJudge()(images.float() / 255, records)
     assert figures["color"].all() and figures["class"].mean() > 0.85
-    assert [line["correct"] for line in lines] == figures["strict"].astype(bool).tolist()
+    assert [line.correct for line in lines] == figures["strict"].astype(bool).tolist()
     moved = FashionJudge()(images.roll(1, 0).float() / 255, records)[0]
     assert moved["strict"].mean() < 0.1 and moved["color"].mean() < 0.25 and moved["class"].mean() < 0.2
 
@@ -123,8 +123,8 @@ def test_the_judge_passes_real_garments_and_fails_the_neighbours():
 def test_the_judge_says_what_is_wrong():
     image = pixels(tint(blobs(1), ["green"]))
     metric = FashionJudge()
-    (line,) = metric(image, [asked("bag", "green")])[1]
-    (name,) = json.loads(line["details"])  # whatever the blob looks like
+    _, (line,) = metric(image, [asked("bag", "green")])
+    (name,) = json.loads(line.details)  # whatever the blob looks like
     other = next(each for each in CLASSES if each != name)
     records = [asked(name, "green"), asked(name, "red"), asked(other, "green")]
     figures, lines = judge_images(metric, image.expand(3, -1, -1, -1), records)
@@ -133,14 +133,16 @@ def test_the_judge_says_what_is_wrong():
         "color": [1, 0, 1],
         "class": [1, 1, 0],
     }
-    assert [line["reason"] for line in lines] == [
+    assert [line.reason for line in lines] == [
         "",
         f"expected red {name}>=1, found green",
         f"expected {other}>=1, found {name}",
     ]
     keys = {"tag", "prompt", "correct", "reason", "metadata", "details"}  # and the file name, which evaluate knows
-    assert all(set(line) == keys and json.loads(line["metadata"]) == r for line, r in zip(lines, records, strict=True))
-    ((x0, y0, x1, y1, certainty),) = json.loads(lines[0]["details"])[name]
+    assert all(
+        set(line.to_json()) == keys and json.loads(line.metadata) == r for line, r in zip(lines, records, strict=True)
+    )
+    ((x0, y0, x1, y1, certainty),) = json.loads(lines[0].details)[name]
     assert 0 <= x0 < 16 < x1 <= SIZE and 0 <= y0 < 16 < y1 <= SIZE and 0 < certainty <= 1
 
 

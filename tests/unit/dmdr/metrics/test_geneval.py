@@ -15,7 +15,7 @@ from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
 from dmdr.metrics.aggregate import average_by_tag
 from dmdr.metrics.detector import NAMES, Detector, enclose_mask
-from dmdr.metrics.geneval import line
+from dmdr.metrics.geneval import build_line
 from dmdr.metrics.geneval_colours import GREY, ColourClassifier, crop
 from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, count_detections, judge_detections
 from dmdr.metrics.load import check_metrics, judge_images, load_metrics
@@ -109,10 +109,9 @@ def test_the_rules_are_genevals(rng):
     for number in range(1200):
         tag = TAGS[number % len(TAGS)]
         record, detected = metadata(rng, tag), scene(rng)
-        right, reason = judge_detections(record, count_detections(detected, tag), painted)
-        assert right == oracle(record, detected), (record, detected, reason)
-        assert right == (reason == "")
-        outcomes[tag].append(right)
+        reason = judge_detections(record, count_detections(detected, tag), painted)
+        assert (reason == "") == oracle(record, detected), (record, detected, reason)
+        outcomes[tag].append(reason == "")
     assert all(0 < sum(found) < len(found) for found in outcomes.values()), outcomes
 
 
@@ -122,8 +121,8 @@ def test_results_sum_up_as_the_official_script_does(rng):
     for number in range(600):
         tag = TAGS[number % len(TAGS)]
         record, seen = metadata(rng, tag), count_detections(scene(rng), tag)
-        right, reason = judge_detections(record, seen, painted)
-        lines.append(json.loads(json.dumps(line(record, right, reason, seen))))
+        reason = judge_detections(record, seen, painted)
+        lines.append(json.loads(json.dumps(build_line(record, reason, seen).to_json())))
     assert [list(each) for each in lines] == [["tag", "prompt", "correct", "reason", "metadata", "details"]] * 600
     tasks: dict[str, list[bool]] = {}
     for each in lines:
@@ -233,14 +232,19 @@ def test_colours_are_clips_nearest_words(tiny_open_clip):
 def test_the_metric_judges_images(tiny_mask2former, tiny_open_clip, rng):
     addresses = {"mask2former": str(tiny_mask2former), "clip-vit-l-14": str(tiny_open_clip()[0])}
     records = [{**metadata(rng, tag), "prompt": f"a {tag}"} for tag in TAGS]
-    (metric,), missing = load_metrics(("geneval",), records, addresses=addresses)
+    loaded = load_metrics(("geneval",), records, addresses=addresses)
+    (metric,) = loaded.metrics
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     images[4, 0, 0, 0] = torch.nan
     scores, lines = judge_images(metric, images, records)
-    assert missing == {} and set(scores["geneval"][[0, 1, 2, 3, 5]]) <= {0.0, 1.0} and np.isnan(scores["geneval"][4])
-    assert [each["correct"] for each in lines] == [score == 1 for score in scores["geneval"]]
-    assert lines[4]["reason"] == "the image is not a number"
-    assert [json.loads(each["metadata"]) for each in lines] == records
+    assert (
+        loaded.missing == {}
+        and set(scores["geneval"][[0, 1, 2, 3, 5]]) <= {0.0, 1.0}
+        and np.isnan(scores["geneval"][4])
+    )
+    assert [each.correct for each in lines] == [score == 1 for score in scores["geneval"]]
+    assert lines[4].reason == "the image is not a number"
+    assert [json.loads(each.metadata) for each in lines] == records
 
 
 def test_a_repository_of_open_clips_is_fetched_with_its_weights():

@@ -108,10 +108,12 @@ def test_checker_passes_true_renders_and_fails_others():
     figures, lines = judge_images(LabChecker(), renders(records), records)
     assert figures["strict"].mean() > 0.95
     assert figures["soft"].min() > 0.5
-    shifted = torch.roll(renders(records), 1, dims=0)
-    assert judge_images(LabChecker(), shifted, records)[0]["strict"].mean() < 0.3
+    shifted_figures, _ = judge_images(LabChecker(), torch.roll(renders(records), 1, dims=0), records)
+    assert shifted_figures["strict"].mean() < 0.3
     keys = {"tag", "prompt", "correct", "reason", "metadata", "details"}  # and the file name, which evaluate knows
-    assert all(set(line) == keys and line["metadata"] == json.dumps(r) for line, r in zip(lines, records, strict=True))
+    assert all(
+        set(line.to_json()) == keys and line.metadata == json.dumps(r) for line, r in zip(lines, records, strict=True)
+    )
 
 
 def test_geneval_overall_equals_an_independent_summary():
@@ -123,7 +125,7 @@ def test_geneval_overall_equals_an_independent_summary():
     card = build_scorecard(Conditions("r", prompts=90, seed=0), MODELS, {"strict": scores})
 
     tasks: dict[str, list[bool]] = {}  # as summary_scores.py of djghosh13/geneval does it, from the lines alone
-    for line in map(json.loads, map(json.dumps, lines)):
+    for line in (json.loads(json.dumps(each.to_json())) for each in lines):
         tasks.setdefault(line["tag"], []).append(line["correct"])
     overall = np.mean([np.mean(correct) for correct in tasks.values()])
     means = card.tags["strict"]["student"]
@@ -137,8 +139,8 @@ def test_a_broken_image_is_not_a_number_everywhere():
     images[3, 0, 0, 0] = float("nan")
     figures, lines = judge_images(LabChecker(), images, records)
     assert np.flatnonzero(np.isnan(figures["strict"])).tolist() == [3]
-    assert lines[3]["correct"] is False
-    assert "not a number" in lines[3]["reason"]
+    assert lines[3].correct is False
+    assert "not a number" in lines[3].reason
     scores = Scores({"student": figures["strict"], "teacher": np.ones(8)}, [r["tag"] for r in records])
     conditions = Conditions("r", prompts=8, seed=0, trained_on={"strict"})
     card = build_scorecard(conditions, MODELS, {"strict": scores})
@@ -165,7 +167,7 @@ def test_diversity_is_zero_of_equal_images_and_one_of_black_and_white():
 def test_prompts_without_metadata_are_left_out_and_counted():
     records = [*lab_prompts("held-out")[:4], {"prompt": "a lighthouse at night"}]
     images = torch.cat([renders(records[:4]), torch.zeros(1, 3, 32, 32)])
-    figures, lines = judge_images(load_metrics(("lab-checker",), records)[0][0], images, records)
+    figures, lines = judge_images(load_metrics(("lab-checker",), records).metrics[0], images, records)
     assert np.isnan(figures["strict"]).tolist() == [False] * 4 + [True]
     assert lines[4] is None
 

@@ -201,7 +201,9 @@ def test_planned_figures_are_those_that_the_metrics_give(tiny_config: Callable[.
     records = list(lab_prompts("held-out")[:2])
     metrics = ["lab-checker", "lab-conv", "lab-mixer"]
     config = load_config(tiny_config(evaluate={"metrics": metrics}))
-    assert list_figures(config) == [f for metric in load_metrics(tuple(metrics), records)[0] for f in metric.figures]
+    assert list_figures(config) == [
+        f for metric in load_metrics(tuple(metrics), records).metrics for f in metric.figures
+    ]
 
 
 # Judgements and the page

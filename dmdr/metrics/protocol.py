@@ -1,0 +1,48 @@
+"""What every metric is: it gives each image one number under the name of each of its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from dmdr.promptset import PromptRecord
+
+
+class Line(Protocol):
+    """What a metric says of one image, as a line of its file."""
+
+    def mark_broken(self) -> Line:
+        """The line of an image that has values which are no numbers."""
+
+    def to_json(self) -> dict[str, object]:
+        """As the file has it."""
+
+
+class Metric(Protocol):
+    """Judges images of prompts. Higher is better in every figure."""
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the numbers that it gives each image."""
+
+    @property
+    def writes(self) -> str | None:
+        """The file that its lines go to is <writes>-<model>.jsonl; None if it writes no lines."""
+
+    def judges(self, record: PromptRecord) -> bool:
+        """Whether it can judge images of this prompt."""
+
+    def check_prompts(self, records: list[PromptRecord]) -> None:
+        """Refuse prompts that it cannot judge.
+
+        Raises:
+            ConfigError: it can judge none of the prompts, or one is written wrongly.
+        """
+
+    def __call__(
+        self, images: torch.Tensor, records: list[PromptRecord]
+    ) -> tuple[dict[str, np.ndarray], Sequence[Line | None]]:
+        """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and the line of each image; None without a file."""
