@@ -1,19 +1,33 @@
-"""`dmdr status`, `dmdr runs`, `dmdr promote`: looking into a store, and naming what is used from it."""
+"""`dmdr status`, `dmdr runs` and `dmdr promote`: what a store holds, and names for the results that are in use."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from dmdr.config.stages import STAGES
 from stages.reports.scorecard_text import format_table
 from stages.store.address import shorten
 from stages.store.artifacts import Artifact
 from stages.store.layout import CHECKPOINTS, CLAIM
+from stages.store.records import Record
 from stages.store.runs import follow_name, list_promoted, list_runs, promote_run, read_latest
 
 
+class Score(BaseModel):
+    """What the record of an evaluation says about one model in one metric; None: the mean is not a number."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    model: str
+    mean: float | None
+    trained_on: bool
+
+
 def print_status(run: str, store: str) -> int:
-    """Print a line a stage: state, size, duration, address. Always 0: a run that never started is no error."""
+    """Print for each stage its state, size, duration and address. Returns 0: a run that never started is no error."""
     run = follow_name(store, run)
     rows = [["stage", "state", "size", "took", "address"]]
     for stage in STAGES:
@@ -29,7 +43,7 @@ def print_status(run: str, store: str) -> int:
 
 
 def print_runs(store: str) -> int:
-    """Print a line a run: its teacher, how far it is, what its student scores, what it was promoted as. Always 0."""
+    """Print for each run its teacher, how far it is, its student's scores and its promoted names; returns 0."""
     names: dict[str, list[str]] = {}
     for name, pointer in list_promoted(store).items():
         names.setdefault(pointer.run, []).append(name)
@@ -42,19 +56,17 @@ def print_runs(store: str) -> int:
             continue
         teacher = record.provenance.teacher or f"sha256 {shorten(record.inputs['teacher'])}"
         is_complete = record.stage == STAGES[-1]
-        metrics = record.facts.get("metrics", []) if is_complete else []
-        assert isinstance(metrics, list)
-        scores = _format_scores(metrics)
+        scores = _format_scores(_read_scores(record)) if is_complete else ""
         rows.append([run, teacher, "all" if is_complete else f"to {record.stage}", scores, promoted])
     print(format_table(rows) if len(rows) > 1 else f"no runs at {store}")
     return 0
 
 
 def promote_result(run: str, name: str, store: str) -> int:
-    """Let a name mean the export of a run, which `dmdr pull` follows. Always 0.
+    """Give a name to the export of a run, so that `dmdr pull` finds it by that name; returns 0.
 
     Raises:
-        ConfigError, InputMissing: as `stages.store.runs.promote`.
+        ConfigError, InputMissing: as `stages.store.runs.promote_run`.
     """
     pointer = promote_run(store, run, name)
     before = "" if pointer.before is None else f", before {pointer.before.run}"
@@ -62,29 +74,34 @@ def promote_result(run: str, name: str, store: str) -> int:
     return 0
 
 
-def _format_scores(metrics: list[dict]) -> str:
-    """Of the student, or of the first model where there is none, on what no run trained on."""
-    by_model: dict[str, dict[str, float]] = {}
-    trained_on = {row["name"] for row in metrics if row["trained_on"]}
-    for row in metrics:
-        if row["name"] not in trained_on and row["mean"] is not None:
-            by_model.setdefault(row["model"], {})[row["name"]] = row["mean"]
-    model = "student" if "student" in by_model else next(iter(by_model), "")
-    teacher = by_model.get("teacher", {}) if model == "student" else {}
-    shown = [
+def _read_scores(record: Record) -> list[Score]:
+    return TypeAdapter(list[Score]).validate_python(record.facts.get("metrics", []))
+
+
+def _format_scores(scores: list[Score]) -> str:
+    """The means of the student, or of the first model where there is no student, in metrics that no run trained on."""
+    held_out: dict[str, dict[str, float]] = {}
+    trained_on = {score.name for score in scores if score.trained_on}
+    for score in scores:
+        if score.name not in trained_on and score.mean is not None:
+            held_out.setdefault(score.model, {})[score.name] = score.mean
+    model = "student" if "student" in held_out else next(iter(held_out), "")
+    teacher = held_out.get("teacher", {}) if model == "student" else {}
+    texts = [
         f"{name} {mean:.3f}" + (f" ({mean - teacher[name]:+.3f})" if name in teacher else "")
-        for name, mean in by_model.get(model, {}).items()
+        for name, mean in held_out.get(model, {}).items()
     ]
-    return (f"{model}: " if model not in ("", "student") else "") + ", ".join(shown)
+    prefix = f"{model}: " if model not in ("", "student") else ""
+    return prefix + ", ".join(texts)
 
 
 def _describe_open(artifact: Artifact) -> str:
     names = artifact.place.names()
-    whole = [
+    checkpoints = [
         PurePosixPath(name).parent for name in names if PurePosixPath(name).match(f"{CHECKPOINTS}/*/manifest.json")
     ]
-    if whole:
-        return f"open, {max(whole).name}"
+    if checkpoints:
+        return f"open, {max(checkpoints).name}"
     return "open" if CLAIM in names else "not started"
 
 
