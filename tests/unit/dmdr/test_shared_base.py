@@ -170,6 +170,30 @@ def test_the_student_of_a_lora_run_is_what_the_base_wears(tiny_sd3_folder):
     assert float((base.student(x_t, t, c) - plain).abs().max()) > 1e-3
 
 
+def test_an_adapter_is_on_only_inside_its_block(tiny_sd3_folder):
+    """After the block, also one that fails, the base is the fake score again, and every LoRA can still be trained."""
+    base, _ = made(tiny_sd3_folder, torch.float32, rank=4)
+    base.keep_reference()
+    trained = [*base.fake_parameters.values(), *base.student_parameters.values()]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.05)
+    c = base.backbone.collate(base.backbone.encode(PROMPTS)[0])
+    x_t, t = noise_for(1, "x", shape=(2, *base.backbone.latent_shape)), torch.tensor([0.5, 1.0])
+
+    def predict() -> torch.Tensor:
+        return base.backbone.predict(base.backbone.network, x_t, t, c)
+
+    fake = base.fake(x_t, t, c)
+    assert torch.equal(predict(), fake)
+    for scale in (0.0, 1.0):
+        with pytest.raises(KeyError), base.use_adapter(STUDENT, scale):
+            assert not torch.equal(predict(), fake)
+            raise KeyError
+        assert torch.equal(predict(), fake)
+    assert all(parameter.requires_grad for parameter in trained)
+
+
 def test_precision_and_optimizer_name_a_result_and_their_defaults_leave_old_names_alone(tiny_config):
     rate = {"learning_rate": 1e-4}
     training = {"updates": 2, "batch_size": 2, "student": rate, "fake_score": rate}
