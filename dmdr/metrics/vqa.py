@@ -75,7 +75,7 @@ class BlipVQA:
         """What BlipForQuestionAnswering.generate does after the image encoder. questions: (B, tokens), no padding."""
         states = self.model.text_encoder(input_ids=questions, encoder_hidden_states=image_states).last_hidden_state
         begin = torch.full((len(questions), 1), self.model.decoder_start_token_id, device=questions.device)
-        tokens = self.model.text_decoder.generate(  # type: ignore[misc]  # the stub's `self` fits no model class
+        tokens = self.model.text_decoder.generate(  # type: ignore[misc]  # its `self` is annotated with a wrong protocol
             input_ids=begin,
             encoder_hidden_states=states,
             eos_token_id=self.text_config.sep_token_id,

@@ -101,11 +101,9 @@ def load_pretrained(kind: type[ModelT], folder: Path, device: str, name: str = "
         DataError: the folder is damaged, lacks a tensor or holds another model.
     """
     with refuse_unreadable(kind, folder, name):
-        loaded: tuple[ModelT, dict[str, set[str]]] = kind.from_pretrained(  # type: ignore[assignment]  # with
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,  # the info it gives a pair
+        # annotated to return a model, but with output_loading_info it returns a pair
+        loaded: tuple[ModelT, dict[str, set[str]]] = kind.from_pretrained(  # type: ignore[assignment]
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     model, report = loaded
     if report["missing_keys"]:

@@ -1,10 +1,10 @@
-"""torchvision beside a torch that it was not built for.
+"""Let torchvision be imported beside a build of torch that it was not built for.
 
-open_clip and lpips import torchvision. Its packages are built for CUDA: beside a CPU build of torch, importing it fails
-at two operators that are registered from Python but defined in the compiled half, and with it every library that looks
-for it. The hook waits until somebody imports torchvision, loads the compiled half where it fits, and else declares the
-two operators; nothing here calls them. setup.sh puts a copy of this file beside the packages of .venv, for scripts that
-do not import dmdr.
+open_clip and lpips import torchvision, whose packages are built for CUDA. Beside a CPU build of torch its import fails,
+and so does every library that imports it: torchvision registers two operators from Python that only its compiled half
+defines. A hook waits for the first import of torchvision. It loads the compiled half if that fits, and otherwise
+declares the two operators; nothing here calls them. setup.sh copies this file beside the packages of .venv, for scripts
+that do not import dmdr.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 class Hook(importlib.abc.MetaPathFinder):
-    """Acts once, on the first import of torchvision, and then is gone."""
+    """Acts once, on the first import of torchvision, and removes itself."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -32,11 +32,12 @@ class Hook(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.origin is not None:
-            self.define(Path(spec.origin).parent / "_C.so")
+            self.define_operators(Path(spec.origin).parent / "_C.so")
         return spec
 
     @staticmethod
-    def define(compiled: Path) -> None:
+    def define_operators(compiled: Path) -> None:
+        """Load the compiled half of torchvision, or declare the operators where it does not fit this torch."""
         import torch
 
         try:
@@ -47,7 +48,7 @@ class Hook(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Costs nothing until torchvision is imported, and nothing where it is imported already."""
-    hooked = any(type(each).__module__.endswith("torchvision_shim") for each in sys.meta_path)
-    if "torchvision" not in sys.modules and not hooked:
+    """Set the hook, once. It does nothing until torchvision is imported; an imported torchvision needs no hook."""
+    is_set = any(type(each).__module__.endswith("torchvision_shim") for each in sys.meta_path)
+    if "torchvision" not in sys.modules and not is_set:
         sys.meta_path.insert(0, Hook())

@@ -1,4 +1,4 @@
-"""DPG-Bench: its arithmetic on hand-computed cases, as it should be and as the official script has it; a tiny BLIP."""
+"""DPG-Bench: its arithmetic on cases computed by hand, correctly and as the official script does; a tiny BLIP."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_both_ways_by_hand(table):
 
 
 def test_a_question_before_its_parent():
-    """Right whatever the order; the script, which has one pass, misses the cascade."""
+    """The order does not matter; the script goes through the questions once and misses the second zero."""
     asked = [Question(3, (2,), "a", "?"), Question(2, (1,), "a", "?"), Question(1, (), "a", "?")]
     assert dpg_rules.zero_dependents(asked, answers("nyy")) == {3: 0, 2: 0, 1: 0}
     official = dpg_rules.score_as_published({"one": asked}, {"one": [answers("nyy")]}, ("other", 1))

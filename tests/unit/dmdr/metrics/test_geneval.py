@@ -1,4 +1,4 @@
-"""GenEval: its rules on made-up detections beside an oracle, its summary's arithmetic, the real models tiny."""
+"""GenEval: its rules on random detections beside an oracle, the arithmetic of its summary, tiny models of its kinds."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_imagereward_is_its_blip_and_its_mlp(tiny_imagereward):
         assert torch.equal(reward(images[:1], ["cat " * 500]), reward(images[:1], ["cat " * 500 + "dogs"]))
 
 
-def test_what_is_wrong_with_imagereward_is_said(tiny_imagereward, tmp_path):
+def test_broken_weights_of_imagereward_are_refused(tiny_imagereward, tmp_path):
     addresses, found = tiny_imagereward
     other = tmp_path / "other"
     for name, content, said in (

@@ -98,7 +98,7 @@ def test_a_single_file_has_the_architecture_of_its_reward(tiny_open_clip, monkey
         del open_clip.factory._MODEL_CONFIGS["tiny-for-test"]
 
 
-def test_prompts_are_encoded_once_and_the_oldest_forgotten(tiny_open_clip, monkeypatch):
+def test_prompts_are_encoded_once_and_the_oldest_are_dropped(tiny_open_clip, monkeypatch):
     monkeypatch.setattr("dmdr.rewards.dual_encoder.KEPT_PROMPTS", 4)
     folder, _ = tiny_open_clip()
     reward = load_reward("dfn-clip", addresses={"dfn-clip": str(folder)})
@@ -168,7 +168,7 @@ def test_aesthetic_is_the_mlp_multiplied_out(tiny_transformers_clip, tmp_path):
     torch.testing.assert_close(vector @ weight + bias, mlp.double()(vector).squeeze(-1), atol=1e-7, rtol=1e-6)
 
 
-def test_what_is_wrong_with_weights_is_said_in_one_line(tiny_open_clip, tiny_transformers_clip, tmp_path):
+def test_broken_weights_are_refused_in_one_line(tiny_open_clip, tiny_transformers_clip, tmp_path):
     folder, _ = tiny_open_clip()
     file = folder / "open_clip_pytorch_model.bin"
 

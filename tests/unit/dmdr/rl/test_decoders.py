@@ -99,7 +99,7 @@ def test_the_cosine_is_that_of_the_gradients():
     assert found.tolist() == pytest.approx([0.6] * 3)
 
 
-def test_what_does_not_fit_is_said(backbone, tmp_path):
+def test_a_decoder_that_does_not_fit_is_refused(backbone, tmp_path):
     with pytest.raises(ValueError, match="decoder is tiny but joint.rl.tiny_decoder is missing"):
         refl(decoder="tiny")
     with pytest.raises(ValueError, match="tiny_decoder is set but joint.rl.decoder is whole"):
