@@ -150,7 +150,7 @@ def test_the_tree_keeps_the_law():
         ("dmdr/config/bad.py", "from dmdr.teacher import hub"),
         ("dmdr/rewards/bad.py", "def late():\n    import dmdr.metrics.lpips"),
         ("dmdr/utils/bad.py", "from dmdr import path"),
-        ("stages/store/bad.py", "from stages.reports.html import table"),
+        ("stages/store/bad.py", "from stages.reports.rendering import render_template"),
         ("stages/joint.py", "from stages import evaluate"),
         ("flows/launch/bad.py", "from flows.distil import stage"),
         ("stages/bad.py", "from flows.launch import process"),
