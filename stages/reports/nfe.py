@@ -50,7 +50,10 @@ class PlotPoint:
 
 @dataclass(frozen=True)
 class Plot:
-    """One metric. broken: labels of the models whose mean is not a number; guides: path data; text: for screen readers."""
+    """One metric.
+
+    broken: labels of the models whose mean is not a number. guides: path data. text: for screen readers.
+    """
 
     figure: str
     trained_on: bool
