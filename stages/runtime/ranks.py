@@ -81,26 +81,25 @@ def run_ranks(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int
 
     asked_to_stop: grows with each signal that this process gets.
     """
-    threads = max(1, (os.cpu_count() or 1) // ranks)
-    shared = {"WORLD_SIZE": ranks * count_nodes(), "LOCAL_WORLD_SIZE": ranks}
-    shared = {"OMP_NUM_THREADS": threads, **os.environ, **shared, **({} if count_nodes() > 1 else _meeting_point())}
-    before = ranks * int(os.environ.get("NODE_RANK", "0"))
+    shared = _build_environment(ranks)
+    before = ranks * int(os.environ.get("NODE_RANK", "0"))  # ranks of the machines before this one
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "stages", *arguments],
             stdin=subprocess.DEVNULL,
             preexec_fn=die_with_parent(),
-            env={key: str(value) for key, value in {**shared, "RANK": before + n, "LOCAL_RANK": n}.items()},
+            env={**shared, "RANK": str(before + n), "LOCAL_RANK": str(n)},
         )
         for n in range(ranks)
     ]
-    told, deadline = 0, None
+    passed_on = 0  # signals
+    deadline: float | None = None
     while any(child.poll() is None for child in children):
         failed = deadline is None and any(child.poll() for child in children)
         if failed:
             deadline = time.monotonic() + GRACE
-        if failed or len(asked_to_stop) > told:
-            told = len(asked_to_stop)
+        if failed or len(asked_to_stop) > passed_on:
+            passed_on = len(asked_to_stop)
             _signal(children, signal.SIGTERM)
         if deadline is not None and time.monotonic() > deadline:
             _signal(children, signal.SIGKILL)
@@ -108,14 +107,26 @@ def run_ranks(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int
     return worst_exit_code([child.returncode for child in children])
 
 
-def _meeting_point() -> dict[str, object]:
-    """A free port of this machine."""
+def _build_environment(ranks: int) -> dict[str, str]:
+    """What all ranks of this machine find in their environment."""
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "WORLD_SIZE": str(ranks * count_nodes()),
+        "LOCAL_WORLD_SIZE": str(ranks),
+    }
+    return environment if count_nodes() > 1 else {**environment, **_pick_meeting_point()}
+
+
+def _pick_meeting_point() -> dict[str, str]:
+    """A free port of this machine, where the ranks find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
-def _signal(children: list[subprocess.Popen], number: signal.Signals) -> None:
+def _signal(children: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
     for child in children:
         if child.poll() is None:
             child.send_signal(number)

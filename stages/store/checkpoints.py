@@ -114,7 +114,7 @@ class Checkpoints:
         if not all(map(OF_RANK.fullmatch, others)):
             raise ValueError(f"{MANIFEST} names a file that is none of a checkpoint's")
         paths = {}
-        for name in (TENSORS, *sorted(others, key=lambda name: int(OF_RANK.fullmatch(name)[1])), INFO):
+        for name in (TENSORS, *sorted(others, key=_rank_of), INFO):
             path = self.place.fetch(f"{_folder_name(step)}/{name}", self.place.scratch() / name)
             if path is None:
                 raise ValueError(f"{name} is missing")
@@ -142,6 +142,11 @@ class Checkpoints:
             for name in names
             if len(name) == 3 and re.fullmatch(r"step-\d{8}", name[1]) and having in ("", name[2])
         }
+
+
+def _rank_of(name: str) -> int:
+    """The rank in the name of a file of tensors."""
+    return int(name.split(".")[1])
 
 
 def _folder_name(step: int) -> str:

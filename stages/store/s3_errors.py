@@ -1,20 +1,21 @@
-"""What a store's error means: whether it passes, so that the same is tried again, and what to tell if it does not.
+"""S3's errors: which of them pass, so that the request is repeated, and what to tell the user about the others.
 
-Trouble that passes in a while is a StoreError, which the flow tries again. A bucket that is not there is an input that
-is missing, and credentials that are refused are wrong settings: neither gets better by itself.
+An error that passes after a while is a StoreError, and the flow runs the stage again. A missing bucket is a missing
+input, and refused credentials are wrong settings: neither gets better by itself.
 
-Only here are failed requests repeated: the S3 client repeats none by itself. Errors are known by the names of their
+Failed requests are repeated only here: the S3 client repeats none by itself. Errors are recognised by the names of their
 classes, because their libraries are slow to import and a store that is a folder needs none of them.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
 import random
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_after_delay
 
 from dmdr.errors import ConfigError, InputMissing, StoreError
 
@@ -55,7 +56,7 @@ DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
 SKEWED, NO_BUCKET = "RequestTimeTooSkewed", "NoSuchBucket"
 ABSENT = {"NoCredentialsError", "PartialCredentialsError"}
 UNOBTAINED = {"CredentialRetrievalError", "TokenRetrievalError"}  # of an identity that may answer in a while
-PERMISSION = {  # what it is called where permissions are given, if not like the operation
+PERMISSION = {  # the name of an operation's permission, where it is not the operation's own
     "GetObject": "GetObject and s3:ListBucket",
     "HeadObject": "GetObject and s3:ListBucket",
     "ListObjectsV2": "ListBucket",
@@ -66,27 +67,40 @@ PERMISSION = {  # what it is called where permissions are given, if not like the
 
 
 class Refused(ConfigError):
-    """The store will not do it, however often it is asked: credentials, permissions, a clock, conditional writes."""
+    """The store refuses, and would again: credentials, permissions, a clock, conditional writes."""
 
 
-def retry(ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
-    """What `ask` returns; after an error that passes it is asked again, with growing random pauses in between."""
-    began = time.monotonic()
-    for tried in itertools.count(1):
-        try:
-            return ask(*values, **named)
-        except Exception as error:
-            if tried == TRIES or time.monotonic() - began > PATIENCE or not is_transient(error):
-                raise
-        time.sleep(JITTER.uniform(0, min(LONGEST, SHORTEST * 2 ** (tried - 1))))
-    raise AssertionError("the loop has no end")
+@dataclass(frozen=True)
+class Answer:
+    """S3's answer to a failed request. code: its word for the error, empty if the error does not come from S3."""
+
+    code: str = ""
+    status: int = 0  # of HTTP
+    operation: str = ""
+
+
+def retry(request: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
+    """The result of `request`. After an error that passes it is sent again, after growing random pauses."""
+    policy = Retrying(
+        retry=retry_if_exception(is_transient),
+        stop=stop_after_attempt(TRIES) | stop_after_delay(PATIENCE),
+        wait=_draw_pause,
+        reraise=True,
+    )
+    return policy(request, *values, **named)
+
+
+def _draw_pause(state: RetryCallState) -> float:
+    """Seconds. tenacity's own random pauses would draw from the global generator."""
+    return JITTER.uniform(0, min(LONGEST, SHORTEST * 2 ** (state.attempt_number - 1)))
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed in a moment: no answer, half an answer, or a server in trouble."""
-    found, status, _ = _parse_answer(error)
-    if found:
-        return found in PASSING_CODES or status == 429 or (status >= 500 and status != 501)
+    answer = _read_answer(error)
+    if answer.code:
+        server_error = answer.status >= 500 and answer.status != 501
+        return answer.code in PASSING_CODES or answer.status == 429 or server_error
     return bool(_error_names(error) & PASSING) and not _error_names(error) & LASTING
 
 
@@ -96,18 +110,18 @@ def is_expired(error: BaseException) -> bool:
 
 
 def build_error(error: BaseException, action: str, url: str) -> StoreError | Refused | InputMissing:
-    """What to raise for an error of a store, in one line. action: what it would not do. url: to what."""
-    told = f"cannot {action} {url}: {explain(error, url)}"
+    """The error to raise instead of a library's, in one line. action: what the store does not do. url: with what."""
+    message = f"cannot {action} {url}: {explain(error, url)}"
     if error_code(error) == NO_BUCKET:
-        return InputMissing(told)
+        return InputMissing(message)
     if error_code(error) in {*EXPIRED, *UNKNOWN, *DENIED, SKEWED} or _error_names(error) & ABSENT:
-        return Refused(told)
-    return StoreError(told)
+        return Refused(message)
+    return StoreError(message)
 
 
 def error_code(error: BaseException) -> str:
     """S3's own word for the error, such as NoSuchBucket; empty if it does not come from S3."""
-    return _parse_answer(error)[0]
+    return _read_answer(error).code
 
 
 def is_taken(error: BaseException) -> bool:
@@ -117,35 +131,42 @@ def is_taken(error: BaseException) -> bool:
 
 def explain(error: BaseException, url: str) -> str:
     """What happened and what to do, in one line."""
-    found, _, operation = _parse_answer(error)
-    permission = f"s3:{PERMISSION.get(operation, operation)}"
-    if found == NO_BUCKET:
+    answer = _read_answer(error)
+    if answer.code == NO_BUCKET:
         return f"the bucket {url.split('/')[2]} does not exist; create it, or correct the address"
-    if found in EXPIRED:
+    if answer.code in EXPIRED:
         return "the credentials have expired; renew them, then repeat the command"
-    if found in UNKNOWN:
-        return f"the store does not accept these credentials ({found}); correct AWS_ACCESS_KEY_ID and its secret"
-    if found == SKEWED:
+    if answer.code in UNKNOWN:
+        return f"the store does not accept these credentials ({answer.code}); correct AWS_ACCESS_KEY_ID and its secret"
+    if answer.code == SKEWED:
         return "this machine's clock is too far from the store's; set the clock, then repeat the command"
-    if found in DENIED:
-        return f"access denied ({operation}); allow {permission} there, or give other credentials"
+    if answer.code in DENIED:
+        permission = PERMISSION.get(answer.operation, answer.operation)
+        return f"access denied ({answer.operation}); allow s3:{permission} there, or give other credentials"
     if _error_names(error) & ABSENT:
         return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run under an identity"
     if _error_names(error) & UNOBTAINED:
-        return f"the credentials of this identity cannot be had ({error}); see that it may be assumed, then repeat"
-    said = " ".join(f"{error}".split()) or type(error).__name__
+        return (
+            f"the credentials of this identity cannot be obtained ({error}); see that it may be assumed, then repeat "
+            "the command"
+        )
+    text = " ".join(f"{error}".split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{said}; free some space on the local disk, then repeat the command"
-    return f"{said}; see that the store can be reached and written to, then repeat the command"
+        return f"{text}; free some space on the local disk, then repeat the command"
+    return f"{text}; see that the store can be reached and written to, then repeat the command"
 
 
-def _parse_answer(error: BaseException) -> tuple[str, int, str]:
-    """(code, HTTP status, operation) of what S3 said, which s3fs keeps as the cause; ("", 0, "") if it said nothing."""
+def _read_answer(error: BaseException) -> Answer:
+    """S3's answer, which s3fs keeps as the cause of its error."""
     cause = error.__cause__
     if cause is None or "ClientError" not in _error_names(cause):
-        return "", 0, ""
-    about = cause.response
-    return about["Error"].get("Code", "?"), about["ResponseMetadata"]["HTTPStatusCode"], cause.operation_name
+        return Answer()
+    from botocore.exceptions import ClientError  # it is loaded: it raised the error
+
+    assert isinstance(cause, ClientError)
+    response = cause.response
+    status = response["ResponseMetadata"]["HTTPStatusCode"]
+    return Answer(response["Error"].get("Code", "?"), status, cause.operation_name)
 
 
 def _error_names(error: BaseException) -> set[str]:
