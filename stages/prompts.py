@@ -26,77 +26,76 @@ from dmdr.teacher.load import find_teacher_of, load_teacher
 from stages.prompt_sources.formats import Lines
 from stages.prompt_sources.public_set_files import Sets, describe_set
 from stages.prompt_sources.public_sets import is_named
+from stages.prompt_sources.report import SourceReport, Tally
 from stages.prompt_sources.sources import digest_source, named_inputs, public_sets_of, read_source
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
+from stages.store.records import Json
 
 BATCH = 64  # prompts encoded at once
-Counts = Counter[str | tuple[str, str]]
-COUNTS = ("read", "train", "evaluation", "duplicates", "overlap", "bad")
 
 
-def run(context: Context, sets: Sets | None = None) -> dict:
+def run(context: Context, sets: Sets | None = None) -> Json:
     """Write the PromptSet into context.out; returns the counts.
 
-    sets: the named sets there are; None: the public ones.
+    sets: all named sets; None: the public ones.
 
     Raises:
         DataError: a source is empty or more than 1 % bad, a split ends up empty, or the teacher cannot be exported in
             a form that the config asks for.
-        Stopped: asked to; there is no checkpoint, the stage begins anew.
+        Stopped: SIGTERM arrived; there is no checkpoint, so the next attempt begins anew.
     """
     prompts, progress = context.config.prompts, context.progress
     sets = public_sets_of(prompts) if sets is None else sets
-    counts: Counts = Counter()
-    for split, _ in select_records(prompts, counts, progress.say, sets):
-        counts[split] += 1
+    tally = Tally()
+    for _ in select_records(prompts, tally, progress.say, sets):
         _stop_if_asked(context)
-    if not counts["evaluation"]:
+    counts = tally.total()
+    if not counts.evaluation:
         raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
-    if not counts["train"]:
+    if not counts.train:
         raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
-    progress.say(", ".join(f"{name} {counts[name]:,}" for name in COUNTS))
-    described = [_describe_source(name, source, counts, sets) for name, source in named_inputs(prompts).items()]
-    for each in described:
-        if each["input"] != "evaluation" and each.get("kind") == "evaluation":
-            progress.say(f"{each['source']} is meant for evaluation; no score on it counts once it was trained on")
+    progress.say(", ".join(f"{name} {count:,}" for name, count in counts.to_dict().items()))
+    reports = [_describe_source(name, source, tally, sets) for name, source in named_inputs(prompts).items()]
+    for each in reports:
+        if each.input != "evaluation" and each.is_for_evaluation:
+            progress.say(f"{each.source} is meant for evaluation; no score on it counts once it was trained on")
 
     backbone = load_teacher(find_teacher_of(context.config.teacher), pick_device(context.config))
     if "single-file" in context.config.forms:
         check_single_file(backbone)
-    truncated = encode_prompts(context, backbone, counts["train"] + counts["evaluation"], sets)
+    truncated = encode_prompts(context, backbone, counts.train + counts.evaluation, sets)
     if cut := truncated.total():
         progress.say(f"{cut:,} prompts were longer than the text encoder reads; it sees their beginning")
-    facts = {name: counts[name] for name in COUNTS}
-    facts |= {"truncated": cut, "truncated_evaluation": truncated["evaluation"]}
-    told = json.dumps({**facts, "sources": described}, indent=1)
-    (context.out / "report.json").write_text(f"{told}\n", encoding="utf-8")
+    facts: Json = {**counts.to_dict(), "truncated": cut, "truncated_evaluation": truncated["evaluation"]}
+    report = json.dumps({**facts, "sources": [each.to_json() for each in reports]}, indent=1)
+    (context.out / "report.json").write_text(f"{report}\n", encoding="utf-8")
     return facts
 
 
 def select_records(
-    prompts: settings.Prompts, counts: Counts, say: Callable[[str], None], sets: Sets | None = None
+    prompts: settings.Prompts, tally: Tally, say: Callable[[str], None], sets: Sets | None = None
 ) -> Iterator[tuple[Split, PromptRecord]]:
     """The records that stay, each with its split; evaluation files first.
 
-    Counts read, bad, duplicates and overlap, and under (input, count) all COUNTS of each source.
+    tally: counts along, for each source.
     """
     sets = public_sets_of(prompts) if sets is None else sets
     evaluation: set[int] = set()
     train: set[int] = set()
     for name, source in named_inputs(prompts).items():
-        for record in _read_records(name, source, prompts.column, counts, say, sets):
+        for record in _read_records(name, Lines(source, say), prompts.column, tally, sets):
             key = prompt_key(record["prompt"])
             own = evaluation if name == "evaluation" else train
             if key in own:
-                _count(counts, name, "duplicates")
+                tally.add(name, "duplicates")
             elif key in evaluation:
-                _count(counts, name, "overlap")
+                tally.add(name, "overlap")
             else:
                 own.add(key)
                 held_out = prompts.evaluation is None and key < prompts.evaluation_share * 2**64
                 split: Split = "evaluation" if held_out or name == "evaluation" else "train"
-                counts[name, split] += 1
+                tally.add(name, split)
                 yield split, record
 
 
@@ -128,7 +127,7 @@ def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets)
         shards[split] += 1
         waiting[split] = []
 
-    for split, record in select_records(prompts, Counter(), lambda line: None, sets):
+    for split, record in select_records(prompts, Tally(), lambda line: None, sets):
         waiting[split].append(record)
         if len(waiting[split]) == prompts.shard_size:
             write(split)
@@ -140,28 +139,16 @@ def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets)
     return truncated
 
 
-def _read_records(
-    name: str, source: str, column: str, counts: Counts, say: Callable[[str], None], sets: Sets
-) -> Iterator[PromptRecord]:
-    lines = Lines(source, say)
-    yield from read_source(source, column, lines, sets)
-    _count(counts, name, "read", lines.read)
-    _count(counts, name, "bad", lines.bad)
+def _read_records(name: str, lines: Lines, column: str, tally: Tally, sets: Sets) -> Iterator[PromptRecord]:
+    yield from read_source(lines.source, column, lines, sets)
+    tally.add(name, "read", lines.read)
+    tally.add(name, "bad", lines.bad)
 
 
-def _count(counts: Counts, name: str, what: str, number: int = 1) -> None:
-    counts[what] += number
-    counts[name, what] += number
-
-
-def _describe_source(name: str, source: str, counts: Counts, sets: Sets) -> dict[str, object]:
+def _describe_source(name: str, source: str, tally: Tally, sets: Sets) -> SourceReport:
     """A source for report.json."""
-    about: dict[str, object] = {"input": name, "source": source, "sha256": digest_source(source, sets)}
-    about |= {count: counts[name, count] for count in COUNTS}
-    if not is_named(source):
-        return about
-    found = counts[name, "read"] - counts[name, "bad"]
-    return {**about, **describe_set(sets.named(source), sets.files(source)), "found": found}
+    named_set = describe_set(sets.named(source), sets.files(source)) if is_named(source) else None
+    return SourceReport(name, source, digest_source(source, sets), tally.of_input(name), named_set)
 
 
 def _stop_if_asked(context: Context) -> None:

@@ -14,8 +14,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from dmdr.config.identity import fingerprint
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
@@ -26,22 +27,51 @@ TIMEOUT = 30.0  # seconds without a byte
 PAUSES = (0.5, 2.0)  # seconds between tries
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses after which the same may well succeed
 CHUNK = 2**20
-SEEN = 12  # hex digits of a digest in a message
+DIGITS = 12  # of a digest in a message and in a folder's name
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file of a set, and where it lies on this machine."""
+
+    file: File
+    path: Path
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """A file of a set in report.json."""
+
+    address: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """What is promised of a set, and which files were read. promised: the number of prompts; None: nothing."""
+
+    kind: Literal["training", "evaluation"]
+    licence: str
+    promised: int | None
+    files: list[FileReport]
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Sets:
-    """The sets there are, and where their files are had from."""
+    """All named sets, and where their files come from."""
 
-    folder: Path | None = None  # with the files by their names; None: they are fetched
+    folder: Path | None = None  # it holds the files by their names; None: they are fetched
     table: Mapping[str, NamedSet] = field(default_factory=lambda: SETS)
-    cache: Path | None = None  # None: where the model hub's library keeps what it is given
+    cache: Path | None = None  # None: the folder in which the model hub's library keeps other files
     pauses: tuple[float, ...] = PAUSES
 
     def named(self, source: str) -> NamedSet:
         return find_set(source, self.table)
 
-    def files(self, source: str) -> list[tuple[File, Path]]:
+    def files(self, source: str) -> list[LocalFile]:
         """Every file of set:NAME, verified.
 
         Raises:
@@ -50,9 +80,9 @@ class Sets:
             DataError: a file is not the one that is promised.
             StoreError: the cache cannot be written.
         """
-        return [(file, self._file(source, file)) for file in self.named(source).files]
+        return [LocalFile(file, self._find(source, file)) for file in self.named(source).files]
 
-    def _file(self, source: str, file: File) -> Path:
+    def _find(self, source: str, file: File) -> Path:
         if self.folder is not None:
             path = self.folder / file.name
             if not os.path.isfile(path):  # which, unlike Path.is_file, answers about a folder that is closed to us, too
@@ -67,27 +97,27 @@ class Sets:
                 f"prompt source {source} is pinned to no commit; give one of {file.address.split('@')[0]} as "
                 f"{source}@COMMIT, 40 hex digits, or put {file.name} into a folder and name that in prompts.folder"
             )
-        return _from_hub(source, file) if is_hub(file.address) else self._from_web(source, file)
+        return _fetch_from_hub(source, file) if is_hub(file.address) else self._fetch_from_web(source, file)
 
-    def _from_web(self, source: str, file: File) -> Path:
-        """A file that is there already is kept if it is whole; another process that fetches it is waited for."""
-        target = (self.cache or _cache()) / fingerprint(file.address)[:SEEN] / file.name
-        begun = target.with_name(f".{target.name}.begun")
+    def _fetch_from_web(self, source: str, file: File) -> Path:
+        """Fetch a file, or keep it if it is there and whole. Waits for another process that fetches it."""
+        target = (self.cache or _cache_folder()) / fingerprint(file.address)[:DIGITS] / file.name
+        partial = target.with_name(f".{target.name}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.with_name(f".{target.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if target.is_file() and file.sha256 in (None, sha256(target)):
                     return target
-                _fetch(source, file, begun, self.pauses)
-                _verify(source, file, begun, _where_else(file))
-                begun.replace(target)
+                _fetch(source, file, partial, self.pauses)
+                _verify(source, file, partial, _describe_alternative(file))
+                partial.replace(target)
         except InputMissing:
             raise
         except OSError as error:
             raise StoreError(
                 f"prompt source {source}: cannot write {target}: {error.strerror or error}; let HF_HOME be a "
-                f"folder that is writable and has space left, or {_where_else(file)}"
+                f"folder that is writable and has space left, or {_describe_alternative(file)}"
             ) from error
         return target
 
@@ -95,28 +125,28 @@ class Sets:
 FETCHED = Sets()
 
 
-def digest_files(files: list[tuple[File, Path]]) -> str:
-    """sha256 of the one file, or over (name, sha256) of several: wherever they lie."""
-    found = [(file.name, sha256(path)) for file, path in files]
-    if len(found) == 1:
-        return found[0][1]
-    return hashlib.sha256("".join(f"{name} {each}\n" for name, each in found).encode()).hexdigest()
+def digest_files(files: list[LocalFile]) -> str:
+    """sha256 of the only file, or over (name, sha256) of several, wherever they lie."""
+    if len(files) == 1:
+        return sha256(files[0].path)
+    lines = [f"{each.file.name} {sha256(each.path)}\n" for each in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def describe_set(named: NamedSet, files: list[tuple[File, Path]]) -> dict:
-    """What is promised of a set and which files were found."""
-    found = [{"address": file.address, "sha256": sha256(path)} for file, path in files]
-    return {"kind": named.kind, "licence": named.licence, "promised": named.rows, "files": found}
+def describe_set(named: NamedSet, files: list[LocalFile]) -> SetReport:
+    """What is promised of a set, and which files were read."""
+    reports = [FileReport(each.file.address, sha256(each.path)) for each in files]
+    return SetReport(named.kind, named.licence, named.rows, reports)
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     from huggingface_hub import cached_assets_path
 
     return cached_assets_path("dmdr", namespace="prompts")
 
 
-def _from_hub(source: str, file: File) -> Path:
-    """A file of a repository of data. The library tries again by itself, keeps it, and lets it appear whole."""
+def _fetch_from_hub(source: str, file: File) -> Path:
+    """Fetch a file of a data repository. The library repeats requests, keeps the file and lets it appear whole."""
     from huggingface_hub import hf_hub_download
 
     pinned = ADDRESS.fullmatch(file.address)
@@ -125,15 +155,15 @@ def _from_hub(source: str, file: File) -> Path:
         path = Path(hf_hub_download(pinned["repo"], pinned["file"], revision=pinned["commit"], repo_type="dataset"))
     except (OSError, ValueError) as error:  # no network, no such commit or file, no permission, no space
         raise _missing_error(source, file, error) from error
-    _verify(source, file, path, f"delete it, then repeat the command, or {_where_else(file)}")
+    _verify(source, file, path, f"delete it, then repeat the command, or {_describe_alternative(file)}")
     return path
 
 
-def _fetch(source: str, file: File, begun: Path, pauses: tuple[float, ...]) -> None:
-    """Write the file to `begun`, from its beginning at every try."""
+def _fetch(source: str, file: File, partial: Path, pauses: tuple[float, ...]) -> None:
+    """Write the file to `partial`; every try begins anew."""
     for pause in (*pauses, None):
         try:
-            _download(file.address, begun)
+            _download(file.address, partial)
             return
         except urllib.error.HTTPError as error:
             if error.code not in PASSING or pause is None:
@@ -144,11 +174,11 @@ def _fetch(source: str, file: File, begun: Path, pauses: tuple[float, ...]) -> N
         time.sleep(pause)
 
 
-def _download(address: str, begun: Path) -> None:
-    with urllib.request.urlopen(address, timeout=TIMEOUT) as answer, begun.open("wb") as out:
-        while chunk := answer.read(CHUNK):
+def _download(address: str, partial: Path) -> None:
+    with urllib.request.urlopen(address, timeout=TIMEOUT) as response, partial.open("wb") as out:
+        while chunk := response.read(CHUNK):
             out.write(chunk)
-        length = answer.headers.get("Content-Length")
+        length = response.headers.get("Content-Length")
         if length is not None and out.tell() != int(length):  # a connection that broke reads as an end
             raise http.client.IncompleteRead(b"", int(length) - out.tell())
         out.flush()
@@ -156,22 +186,22 @@ def _download(address: str, begun: Path) -> None:
 
 
 def _missing_error(source: str, file: File, error: Exception) -> InputMissing:
-    said = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200]
     return InputMissing(
-        f"prompt source {source}: {file.address} cannot be fetched ({type(error).__name__}: {said}); see that the "
-        f"network reaches it, or {_where_else(file)}"
+        f"prompt source {source}: {file.address} cannot be fetched ({type(error).__name__}: {reason}); see that the "
+        f"network reaches it, or {_describe_alternative(file)}"
     )
 
 
-def _where_else(file: File) -> str:
+def _describe_alternative(file: File) -> str:
     return f"put {file.name} into a folder and name that in prompts.folder"
 
 
 def _verify(source: str, file: File, path: Path, remedy: str) -> None:
-    if file.sha256 is not None and (found := sha256(path)) != file.sha256:
+    if file.sha256 is not None and (actual := sha256(path)) != file.sha256:
         raise DataError(
             f"prompt source {source}: {file.name} at {path if path.name == file.name else file.address} has sha256 "
-            f"{found[:SEEN]}… instead of {file.sha256[:SEEN]}…; {remedy}"
+            f"{actual[:DIGITS]}… instead of {file.sha256[:DIGITS]}…; {remedy}"
         )
 
 

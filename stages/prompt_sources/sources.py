@@ -105,7 +105,8 @@ def _find_file(source: str) -> Path:
 def _read_set(source: str, lines: Lines, sets: Sets) -> Iterator[PromptRecord]:
     """The records of set:NAME, file by file. Raises DataError if they are not as many as is promised."""
     promise, found, files = sets.named(source), 0, sets.files(source)
-    for file, path in files:
+    for each in files:
+        file, path = each.file, each.path
         lines.source = f"{source} ({file.name})"
         with path.open("rb") as stream:
             rows = READERS_OF_SETS[path.suffix.lower()](stream, promise.column, lines)
@@ -116,7 +117,7 @@ def _read_set(source: str, lines: Lines, sets: Sets) -> Iterator[PromptRecord]:
     if promise.rows is not None and found != promise.rows:
         raise DataError(
             f"prompt source {source} promises {promise.rows:,} prompts and {found:,} were found in "
-            f"{', '.join(str(path) for _, path in files)}; replace what is not as {files[0][0].address} has it"
+            f"{', '.join(str(each.path) for each in files)}; replace what is not as {files[0].file.address} has it"
         )
 
 

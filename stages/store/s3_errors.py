@@ -3,7 +3,7 @@
 An error that passes after a while is a StoreError, and the flow runs the stage again. A missing bucket is a missing
 input, and refused credentials are wrong settings: neither gets better by itself.
 
-Failed requests are repeated only here: the S3 client repeats none by itself. Errors are recognised by the names of their
+Failed requests are repeated only here: the S3 client repeats none by itself. Errors are known by the names of their
 classes, because their libraries are slow to import and a store that is a folder needs none of them.
 """
 
@@ -13,7 +13,7 @@ import errno
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypedDict, TypeVar, runtime_checkable
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_after_delay
 
@@ -77,6 +77,23 @@ class Answer:
     code: str = ""
     status: int = 0  # of HTTP
     operation: str = ""
+
+
+class _Metadata(TypedDict):
+    HTTPStatusCode: int
+
+
+class _Response(TypedDict):
+    Error: dict[str, str]
+    ResponseMetadata: _Metadata
+
+
+@runtime_checkable
+class _ClientError(Protocol):
+    """botocore's error for an answer of S3."""
+
+    response: _Response
+    operation_name: str
 
 
 def retry(request: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
@@ -161,12 +178,9 @@ def _read_answer(error: BaseException) -> Answer:
     cause = error.__cause__
     if cause is None or "ClientError" not in _error_names(cause):
         return Answer()
-    from botocore.exceptions import ClientError  # it is loaded: it raised the error
-
-    assert isinstance(cause, ClientError)
-    response = cause.response
-    status = response["ResponseMetadata"]["HTTPStatusCode"]
-    return Answer(response["Error"].get("Code", "?"), status, cause.operation_name)
+    assert isinstance(cause, _ClientError)
+    status = cause.response["ResponseMetadata"]["HTTPStatusCode"]
+    return Answer(cause.response["Error"].get("Code", "?"), status, cause.operation_name)
 
 
 def _error_names(error: BaseException) -> set[str]:

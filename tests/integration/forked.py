@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from dmdr.config.run import Prompts
 from dmdr.errors import InputMissing
 from dmdr.promptset import write_shard
 from stages import prompts
+from stages.prompt_sources.report import Tally
 from stages.store.artifacts import Artifact
 from stages.store.folder import ATTEMPT
 from tests.support.memory import peak
@@ -268,9 +268,9 @@ def test_a_long_file_streams_in_bounded_memory(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         before = peak()
-        counts: Counter[str] = Counter()
-        number = sum(1 for _ in prompts.select_records(Prompts(sources=[str(path)]), counts, lambda line: None))
-        os.write(writer, json.dumps([number, counts["bad"], peak() - before]).encode())
+        tally = Tally()
+        number = sum(1 for _ in prompts.select_records(Prompts(sources=[str(path)]), tally, lambda line: None))
+        os.write(writer, json.dumps([number, tally.total().bad, peak() - before]).encode())
         os._exit(0)
     os.waitpid(child, 0)
     number, bad, grown = json.loads(os.read(reader, 100))

@@ -21,6 +21,7 @@ from dmdr.promptset import PromptSet
 from dmdr.teacher.load import load_teacher
 from stages import prompts
 from stages.prompt_sources import sources
+from stages.prompt_sources.report import PromptCounts, Tally
 from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
@@ -70,10 +71,10 @@ def naive(text: str) -> str:
     return unicodedata.normalize("NFC", out.strip(" "))
 
 
-def selected(**settings: object) -> tuple[list[tuple[str, dict]], Counter, list[str]]:
-    counts: Counter[str] = Counter()
+def selected(**settings: object) -> tuple[list[tuple[str, dict]], PromptCounts, list[str]]:
+    tally = Tally()
     said: list[str] = []
-    return list(prompts.select_records(Prompts(**settings), counts, said.append)), counts, said
+    return list(prompts.select_records(Prompts(**settings), tally, said.append)), tally.total(), said
 
 
 def test_normalising(rng: random.Random) -> None:
@@ -95,7 +96,7 @@ def test_selection_is_what_a_naive_reading_gives(tmp_path: Path, rng: random.Ran
         for split, text in [*(("evaluation", t) for t in held_out), *(("train", t) for t in train)]:
             first.setdefault(naive(text).casefold(), (split, naive(text)))
         assert [(split, record["prompt"]) for split, record in found] == list(first.values()), trial
-        assert counts["read"] == 180 == len(found) + counts["duplicates"] + counts["overlap"]
+        assert counts.read == 180 == len(found) + counts.duplicates + counts.overlap
         assert not said
 
 
@@ -143,7 +144,7 @@ def test_every_format_says_the_same(suffix: str, tmp_path: Path, rng: random.Ran
     assert [record for _, record in found] == [
         {"tag": row["tag"], "note": row["note"], "prompt": naive(row["Caption"])} for row in rows
     ]
-    assert (counts["read"], counts["bad"], said) == (40, 0, [])
+    assert (counts.read, counts.bad, said) == (40, 0, [])
 
 
 def test_geneval_metadata_stays(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_bad_lines_are_named_by_number_and_skipped(name: str, bad: dict, tmp_pat
     (tmp_path / name).write_bytes(b"\n".join(lines) + b"\n")
     found, counts, said = selected(sources=[str(tmp_path / name)], evaluation_share=0.5)
     assert len(found) == count - len(bad)
-    assert (counts["read"], counts["bad"]) == (count, len(bad))
+    assert (counts.read, counts.bad) == (count, len(bad))
     for place, reason, line in zip(places, bad.values(), said, strict=True):
         assert f"line {place + 1:,}, " in line
         assert reason in line
@@ -210,7 +211,7 @@ def test_bad_lines_are_named_by_number_and_skipped(name: str, bad: dict, tmp_pat
 def test_only_the_first_ten_bad_lines_are_named(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"".join(b"p %d\n" % n for n in range(3000)) + b"\n" * 25)
     _, counts, said = selected(sources=[str(tmp_path / "p.txt")])
-    assert counts["bad"] == 25
+    assert counts.bad == 25
     assert len(said) == 11
     assert "25 bad lines in all" in said[-1]
 
@@ -221,9 +222,9 @@ def test_a_quote_that_never_closes_costs_one_field(tmp_path: Path) -> None:
     rows[70_000] = "70000,too,many"
     (tmp_path / "p.csv").write_text("id,prompt\n" + "\n".join(rows) + "\n", encoding="utf-8")
     found, counts, said = selected(sources=[str(tmp_path / "p.csv")])
-    assert counts["read"] == 100_000
-    assert len(found) == counts["read"] - counts["bad"]
-    assert 2 <= counts["bad"] < 400
+    assert counts.read == 100_000
+    assert len(found) == counts.read - counts.bad
+    assert 2 <= counts.bad < 400
     assert "is not CSV" in said[0]
     assert "line 70,002, has 3 fields" in "".join(said)
 

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +28,7 @@ from stages import prompts
 from stages.prompt_sources import sources
 from stages.prompt_sources.public_set_files import Sets
 from stages.prompt_sources.public_sets import SETS, File, NamedSet, find_set
+from stages.prompt_sources.report import Tally
 from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
@@ -152,10 +152,10 @@ def sets(site: Site, tmp_path: Path) -> Sets:
     return Sets(table=table, cache=tmp_path / "cache", pauses=(0.01, 0.01))
 
 
-def selected(sets: Sets, **settings: object) -> tuple[list[dict], Counter]:
-    counts: Counter = Counter()
-    found = prompts.select_records(Prompts(evaluation_share=1e-9, **settings), counts, lambda line: None, sets)
-    return [record for _, record in found], counts
+def selected(sets: Sets, **settings: object) -> tuple[list[dict], Tally]:
+    tally = Tally()
+    found = prompts.select_records(Prompts(evaluation_share=1e-9, **settings), tally, lambda line: None, sets)
+    return [record for _, record in found], tally
 
 
 def others(sets: Sets, name: str, **changes: object) -> Sets:
@@ -326,7 +326,7 @@ def test_another_count_than_is_promised(known: bool, sets: Sets, site: Site) -> 
     with pytest.raises(
         DataError, match="set:geneval promises 3 prompts and 2 were found in .*; replace what is not as"
     ):
-        list(prompts.select_records(Prompts(sources=["set:geneval"]), Counter(), said.append, broken))
+        list(prompts.select_records(Prompts(sources=["set:geneval"]), Tally(), said.append, broken))
     assert said == ["set:geneval (evaluation_metadata.jsonl), line 2, is not JSON; skipped"]
     with pytest.raises(DataError, match="set:parti promises 3 prompts and 2 were found"):
         selected(others(sets, "parti", rows=3), sources=["set:parti"])
@@ -341,7 +341,7 @@ from pathlib import Path
 from stages.prompt_sources.public_sets import File, NamedSet
 from stages.prompt_sources.public_set_files import Sets
 table = {"slow": NamedSet("evaluation", "MIT", None, (File(sys.argv[1], None),))}
-print(Sets(table=table, cache=Path(sys.argv[2])).files("set:slow")[0][1])
+print(Sets(table=table, cache=Path(sys.argv[2])).files("set:slow")[0].path)
 """
 
 
@@ -468,10 +468,10 @@ def test_geneval_in_the_prompt_set_and_the_report(
 def test_overlap_between_two_named_sets(sets: Sets, site: Site) -> None:
     site.files["photo.json"] = json.dumps(["A red cup"]).encode()
     sets = others(sets, "hpdv2", rows=1, files=(site.file("photo.json", style="photo"),))
-    records, counts = selected(sets, sources=["set:t2i-compbench", "set:parti"], evaluation="set:hpdv2")
-    assert counts["overlap"] == counts["source:0", "overlap"] == 1
+    records, tally = selected(sets, sources=["set:t2i-compbench", "set:parti"], evaluation="set:hpdv2")
+    assert tally.total().overlap == tally.of_input("source:0").overlap == 1
     assert [record["prompt"] for record in records].count("a red cup") == 0
-    assert counts["source:0", "train"] == 3
+    assert tally.of_input("source:0").train == 3
 
 
 def test_the_folder_of_the_config_is_read(tmp_path: Path, tiny_config: Callable[..., Path]) -> None:
