@@ -5,7 +5,7 @@ step-00000100/state.safetensors     tensors
               state.json            the rest
               manifest.json         last: sha256 of all. Without it the checkpoint does not exist
 
-A tensor is what the files hold under its name, one rank's rows after another's. So any number of ranks can read it.
+The files hold a tensor's rows under its name, one rank's rows after another's. So any number of ranks can read it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +33,14 @@ OF_RANK = re.compile(r"state\.([1-9]\d*)\.safetensors")
 Tensors = Mapping[str, torch.Tensor]
 
 
+class Checkpoint(NamedTuple):
+    """The state of a stage after `step`; info: JSON."""
+
+    step: int
+    tensors: Tensors
+    info: Json
+
+
 class Checkpoints:
     """Made by Artifact.checkpoints. Every method raises StoreError when the store refuses."""
 
@@ -40,10 +49,10 @@ class Checkpoints:
         self.place, self.address, self.keep = place, address, keep
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], info: Json) -> None:
-        """Store the state after `step`, then delete all but the newest `keep` up to this one. All ranks come here.
+        """Store the state after `step`, then delete all but the newest `keep` up to this one. All ranks call it.
 
-        `info` must be JSON, and is the same on all ranks; of `tensors` each rank gives its own rows, the first also all
-        that is not split. Tensors are moved to the CPU by safetensors; they must not share storage.
+        info: JSON, the same on all ranks. tensors: each rank gives its own rows; the first also gives the tensors that
+        are not split. They must not share storage; safetensors moves them to the CPU.
         """
         folder, first = _folder_name(step), distributed.rank() == 0
         written: dict[str, FileDigest] = {}
@@ -61,11 +70,11 @@ class Checkpoints:
             written[INFO] = digest(file)
 
         if first:
-            self._forget(step)  # damaged, or of another live copy of the stage: it must not vouch for our files
+            self._forget(step)  # damaged, or another process's: its manifest must not vouch for our files
         distributed.barrier()
         if tensors:
             self.place.publish(f"{folder}/{mine}", write_tensors)
-        manifest = _of_all_ranks(written.get(mine))
+        manifest = _gather_digests(written.get(mine))
         if first:
             self.place.publish(f"{folder}/{INFO}", write_info)
             manifest[INFO] = written[INFO]
@@ -74,18 +83,18 @@ class Checkpoints:
             self._rotate(step)
         distributed.barrier()  # nobody leaves before the checkpoint is whole
 
-    def newest(self) -> tuple[int, Tensors, dict] | None:
-        """The newest undamaged (step, tensors, info), None if there is none. Says on stderr which ones are damaged.
+    def newest(self) -> Checkpoint | None:
+        """The newest undamaged checkpoint, None if there is none. Damaged ones are named on stderr.
 
-        All ranks come here, and each gets the whole tensors.
+        All ranks call it, and each gets the whole tensors.
         """
-        found = self._newest()
-        steps = distributed.all_gather(torch.tensor([found[0] if found else -1])).tolist()
+        checkpoint = self._find_newest()
+        steps = distributed.all_gather(torch.tensor([checkpoint.step if checkpoint else -1])).tolist()
         if len(set(steps)) > 1:
             raise StoreError(f"ranks see different checkpoints in {self.address}: {steps}; repeat the command")
-        return found
+        return checkpoint
 
-    def _newest(self) -> tuple[int, Tensors, dict] | None:
+    def _find_newest(self) -> Checkpoint | None:
         damaged = False
 
         def say(line: str) -> None:
@@ -97,7 +106,7 @@ class Checkpoints:
             if manifest is None:
                 continue  # its writer was killed
             try:
-                return step, *self._load(step, manifest)
+                return self._load(step, manifest)
             except (ValueError, SafetensorError) as error:
                 damaged = True
                 where = f"{self.address}/step-{step:08d}"
@@ -106,13 +115,13 @@ class Checkpoints:
             say(f"no whole checkpoint is left in {self.address}; starting from the beginning")
         return None
 
-    def _load(self, step: int, manifest: bytes) -> tuple[Tensors, dict]:
+    def _load(self, step: int, manifest: bytes) -> Checkpoint:
         expected = parse_manifest(manifest)
         if not {TENSORS, INFO} <= expected.keys():
             raise ValueError(f"{MANIFEST} does not name its files")
         others = [name for name in expected if name not in (TENSORS, INFO)]
         if not all(map(OF_RANK.fullmatch, others)):
-            raise ValueError(f"{MANIFEST} names a file that is none of a checkpoint's")
+            raise ValueError(f"{MANIFEST} names a file that no checkpoint has")
         paths = {}
         for name in (TENSORS, *sorted(others, key=_rank_of), INFO):
             path = self.place.fetch(f"{_folder_name(step)}/{name}", self.place.scratch() / name)
@@ -123,16 +132,17 @@ class Checkpoints:
             paths[name] = path
         info = json.loads(paths.pop(INFO).read_text(encoding="utf-8"))
         parts = [load_file(path) for path in paths.values()]
-        return parts[0] if len(parts) == 1 else Joined(parts), info
+        return Checkpoint(step, parts[0] if len(parts) == 1 else Joined(parts), info)
 
     def _rotate(self, newest: int) -> None:
-        """Runs only after `newest` is whole. A higher step is damaged, or we would have begun after it."""
+        """Delete old checkpoints; `newest` is whole. A higher step is damaged, or this attempt had begun after it."""
         whole = {step for step in self._steps(MANIFEST) if step <= newest}
         for step in self._steps() - set(sorted(whole)[-self.keep :]):
             self._forget(step)
 
     def _forget(self, step: int) -> None:
-        self.place.remove(f"{_folder_name(step)}/{MANIFEST}")  # first, so that half a deletion is not taken for damage
+        # The manifest first, so that a deletion that was cut off does not look like damage.
+        self.place.remove(f"{_folder_name(step)}/{MANIFEST}")
         self.place.remove(_folder_name(step))
 
     def _steps(self, having: str = "") -> set[int]:
@@ -153,17 +163,17 @@ def _folder_name(step: int) -> str:
     return f"{CHECKPOINTS}/step-{step:08d}"
 
 
-class Joined(Mapping):
-    """Tensors whose rows lie in several files, put together when they are asked for: never all of them in memory."""
+class Joined(Mapping[str, torch.Tensor]):
+    """Tensors whose rows lie in several files. Each is joined when it is read, so they are never all in memory."""
 
     def __init__(self, parts: list[dict[str, torch.Tensor]]) -> None:
         self.parts = parts
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        found = [part[name] for part in self.parts if name in part]
-        if not found:
+        rows = [part[name] for part in self.parts if name in part]
+        if not rows:
             raise KeyError(name)
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(name for part in self.parts for name in part))
@@ -172,8 +182,8 @@ class Joined(Mapping):
         return len(list(iter(self)))
 
 
-def _of_all_ranks(mine: FileDigest | None) -> dict[str, FileDigest]:
-    """File name -> digest, of each rank that wrote a file; each tells the others its own."""
+def _gather_digests(mine: FileDigest | None) -> dict[str, FileDigest]:
+    """File name -> digest of each rank that wrote a file; all ranks exchange theirs."""
     row = [-1] * 33 if mine is None else [mine.size, *bytes.fromhex(mine.sha256)]
     rows = distributed.all_gather(torch.tensor([row])).tolist()
     return {

@@ -1,9 +1,9 @@
-"""Whether a store refuses to replace an object when it is told not to: what claims and seals rest on.
+"""Whether a store honours conditional writes, which refuse to replace an object: claims and seals rest on them.
 
-S3 does (If-None-Match: *), but some servers ignore the condition, so that two live copies of a stage could replace each
-other's files. Such a store is refused, unless DMDR_STORE_CONDITIONAL=ignored says that it is known. Then objects are
-looked for before they are written and read again afterwards, and files get names that hold their digest; it is up to
-the user that no stage runs twice at once.
+S3 does (If-None-Match: *), but some servers ignore the condition. There two processes of one stage could replace each
+other's files. Such a store is refused, unless DMDR_STORE_CONDITIONAL=ignored says that the user knows it. Then an
+object is looked for before it is written and read again afterwards, and files get names that hold their digest. The
+user has to see to it that no stage runs twice at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stages.store.s3_errors import Refused, error_code, is_taken, retry
 
 VARIABLE = "DMDR_STORE_CONDITIONAL"
 HONOURED, IGNORED = "honoured", "ignored"
-_found: set[str] = set()  # stores that were asked already, once in a process
+_honouring: set[str] = set()  # stores that were tested by this process
 
 
 def is_ignored() -> bool:
@@ -28,25 +28,25 @@ def is_ignored() -> bool:
 
 
 def ensure_honoured(store: str, writes: Iterable[Callable[[], object]], clean: Callable[[], object]) -> None:
-    """Find out once whether the store honours conditions.
+    """Test once in a process whether the store honours conditions.
 
-    writes: each creates one and the same object, so that all but the first have to be refused.
+    writes: each creates the same object, so all but the first have to be refused. clean: deletes it.
 
     Raises:
-        Refused: one of them was not.
+        Refused: the store accepted another one.
     """
-    if store in _found:
+    if store in _honouring:
         return
     try:
         if not all([_is_refused(write) for write in writes][1:]):
             raise Refused(
-                f"store {store} replaces an object although it is told not to (If-None-Match), so that two live copies "
-                f"of a stage could spoil each other's files; choose another store, or set {VARIABLE}={IGNORED} and see "
-                "to it that no stage runs twice at once"
+                f"store {store} replaces an object although the request forbids it (If-None-Match), so two processes "
+                f"of one stage could spoil each other's files; choose another store, or set {VARIABLE}={IGNORED} and "
+                "see to it that no stage runs twice at once"
             )
     finally:
         clean()
-    _found.add(store)
+    _honouring.add(store)
 
 
 def _is_refused(write: Callable[[], object]) -> bool:

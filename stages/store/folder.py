@@ -1,7 +1,7 @@
 """A folder as an artifact store: every file is whole or invisible, whatever kills its writer.
 
 A file is written in the attempt's own `.attempt-*` folder, flushed to the disk and renamed into place. The attempt
-holds a lock on that folder. It dies with the process, so what a killed attempt left can be told from a live one's.
+holds a lock on that folder. The lock ends with the process, so the folder of a killed attempt is known by having none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ os.umask(UMASK)
 
 @contextmanager
 def translate_errors(action: str, where: object) -> Iterator[None]:
-    """Turn what the operating system would not do into one line for the user."""
+    """Turn an error of the operating system into one line for the user."""
     try:
         yield
     except (StoreError, InputMissing):
@@ -41,7 +41,7 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._scratch: tempfile.TemporaryDirectory | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._lock: int | None = None  # open for as long as this object lives
 
     def read(self, name: str) -> bytes | None:
@@ -53,10 +53,10 @@ class Folder:
                 return None
 
     def create(self, name: str, data: bytes) -> bytes:
-        """Write a file unless there is one; returns what stands there now, ours or the earlier one's."""
+        """Write a file unless there is one; returns its content now, ours or the earlier one."""
         target = self.root / name
         with translate_errors("write", target):
-            temporary = self._written(lambda file: file.write_bytes(data))
+            temporary = self._write_temporary(lambda file: file.write_bytes(data))
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(temporary, target)  # unlike a rename, it never replaces
@@ -68,9 +68,9 @@ class Folder:
         return data
 
     def publish(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let `write` fill a new file, then put it in place of what was there."""
+        """Let `write` fill a new file, then replace the old one by it."""
         with translate_errors("write", self.root / name):
-            self._place(self._written(write), name)
+            self._place(self._write_temporary(write), name)
 
     def add(self, name: str, source: Path, digest: str) -> str:
         """Move a file in; call it inside `alone()`. Returns the name it is stored under."""
@@ -93,11 +93,11 @@ class Folder:
 
     def names(self) -> list[str]:
         with translate_errors("list", self.root):
-            found = []
+            names: list[str] = []
             for folder, below, files in os.walk(self.root):
-                below[:] = [name for name in below if not name.startswith(ATTEMPT)]
-                found += [(Path(folder) / name).relative_to(self.root).as_posix() for name in files]
-            return sorted(found)
+                below[:] = [each for each in below if not each.startswith(ATTEMPT)]
+                names += [(Path(folder) / name).relative_to(self.root).as_posix() for name in files]
+            return sorted(names)
 
     def folders(self) -> list[str]:
         """The names of the folders right below; none where there is no address yet."""
@@ -124,11 +124,11 @@ class Folder:
                 folder = tempfile.TemporaryDirectory(prefix=ATTEMPT, dir=self.root, ignore_cleanup_errors=True)
                 try:
                     self._lock = os.open(folder.name, os.O_RDONLY)
-                except FileNotFoundError:  # another attempt's tidy() was quicker
+                except FileNotFoundError:  # another attempt's tidy() came first
                     continue
                 weakref.finalize(self, os.close, self._lock)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
-                if Path(folder.name).exists():  # else it was quicker than our lock
+                if Path(folder.name).exists():  # else tidy() came before our lock
                     self._scratch = folder
             return Path(self._scratch.name)
 
@@ -141,7 +141,7 @@ class Folder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While inside, no other live copy of the stage is inside."""
+        """Lock the address: no other process is inside at the same time."""
         with translate_errors("lock", self.root):
             handle = os.open(self.root, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -150,8 +150,8 @@ class Folder:
         finally:
             os.close(handle)
 
-    def _written(self, write: Callable[[Path], object]) -> Path:
-        """A new file in our scratch folder, on the disk and readable by whoever may read the store."""
+    def _write_temporary(self, write: Callable[[Path], object]) -> Path:
+        """A new file in our scratch folder, flushed to the disk and readable by whoever may read the store."""
         handle, name = tempfile.mkstemp(dir=self.scratch())
         os.close(handle)
         try:

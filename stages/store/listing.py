@@ -1,27 +1,26 @@
-"""What lies in an S3 bucket, page by page, each asked for again on its own if that may help.
+"""Listing an S3 bucket page by page; each page is requested again on its own if that may help.
 
-s3fs asks up to three things about one path and follows all pages in one go; tried again as a whole, that often fails.
+s3fs sends up to three requests about one path and follows all pages in one go. Repeated as a whole, that often fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from stages.store.s3_errors import retry
+from stages.store.s3_requests import S3Call
 
 
-def list_names(call: Callable[..., dict], bucket: str, prefix: str, *, folders: bool = False) -> list[str]:
-    """The keys that begin so, or with `folders` what is next below: "a/b/" of the key "a/b/c" for the prefix "a/".
-
-    call: an S3 operation by name, with its parameters.
+def list_names(call: S3Call, bucket: str, prefix: str, *, folders: bool = False) -> list[str]:
+    """The keys that begin with the prefix, or with `folders` the next level below it: "a/b/" of the key "a/b/c" for the
+    prefix "a/".
     """
-    asked, found = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/" if folders else ""}, []
+    request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/" if folders else ""}
+    names: list[str] = []
     while True:
-        page = retry(call, "list_objects_v2", **asked)
+        page = retry(call, "list_objects_v2", **request)
         if folders:
-            found += [each["Prefix"] for each in page.get("CommonPrefixes", [])]
+            names += [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
         else:  # without the empty objects by which consoles show a folder
-            found += [each["Key"] for each in page.get("Contents", []) if not each["Key"].endswith("/")]
+            names += [entry["Key"] for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
         if not page.get("IsTruncated"):
-            return found
-        asked["ContinuationToken"] = page["NextContinuationToken"]
+            return names
+        request["ContinuationToken"] = page["NextContinuationToken"]

@@ -1,7 +1,7 @@
-"""An artifact store on any fsspec filesystem but the local one, S3 before all; the only file that knows fsspec.
+"""An artifact store on S3, or on any other fsspec filesystem but the local one; the only file that knows fsspec.
 
-An object is whole or invisible there by itself. None is ever overwritten by `create` and `add`. Listings are never
-cached, and what is true is read from the object itself.
+There an object is whole or invisible by itself. `create` and `add` never overwrite one. Listings are never cached:
+whether an object exists is read from the object itself.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from dmdr.errors import ConfigError, InputMissing, StoreError
 from stages.store import conditional_writes, transfer
 from stages.store.listing import list_names
 from stages.store.s3_errors import build_error, error_code, is_expired, is_taken, retry
+from stages.store.s3_requests import S3Answer
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 S3 = {
-    "max_concurrency": 1,  # transfer.py has what goes in parallel
+    "max_concurrency": 1,  # transfer.py sends requests in parallel
     "config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 60},  # seconds
 }
-SHOWN = 12  # hex digits of the digest in the second name of a file
+DIGITS = 12  # of the digest in the second name of a file
 
 
 class Remote:
@@ -42,13 +43,13 @@ class Remote:
         except (ValueError, ImportError) as error:
             raise ConfigError(f"store {url}: {error}; give a folder or s3://BUCKET/PREFIX") from error
         if self.is_s3:
-            self.fs.retries = 1  # see refusals.py
+            self.fs.retries = 1  # see s3_errors.py
         self.url = url
-        self._scratch: tempfile.TemporaryDirectory | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     @contextmanager
-    def _asked(self, action: str, name: str = "") -> Iterator[None]:
-        """A remote filesystem raises whatever its client library raises: all of it becomes one line."""
+    def _translate_errors(self, action: str, name: str = "") -> Iterator[None]:
+        """Turn any error of a client library into one line for the user."""
         try:
             yield
         except (StoreError, ConfigError, InputMissing):
@@ -56,79 +57,82 @@ class Remote:
         except Exception as error:
             raise build_error(error, action, f"{self.url}/{name}") from error
 
-    def _renewing(self, ask: Callable[P, T]) -> Callable[P, T]:
-        """`ask`, which is asked once more with new credentials, as files and identities have them, if ours expired."""
+    def _with_renewal(self, request: Callable[P, T]) -> Callable[P, T]:
+        """The request, sent once more with new credentials if ours have expired: files and identities renew them."""
 
-        def asked(*values: P.args, **named: P.kwargs) -> T:
+        def send(*values: P.args, **named: P.kwargs) -> T:
             try:
-                return ask(*values, **named)
+                return request(*values, **named)
             except Exception as error:
                 if not is_expired(error):
                     raise
             self.fs.connect(refresh=True)
-            return ask(*values, **named)
+            return request(*values, **named)
 
-        return asked
+        return send
 
-    def _patiently(self, ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
-        return retry(self._renewing(ask), *values, **named)
+    def _retry(self, request: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
+        return retry(self._with_renewal(request), *values, **named)
 
-    def _call(self, operation: str, **parameters: object) -> dict:
-        """An operation of S3, by name."""
-        return self._renewing(self.fs.call_s3)(operation, **parameters)
+    def _call(self, operation: str, **parameters: object) -> S3Answer:
+        """Send an operation of S3, by name."""
+        answer: S3Answer = self._with_renewal(self.fs.call_s3)(operation, **parameters)
+        return answer
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        with self._asked("read", name):
-            return _unless_missing(self._patiently, self.fs.cat_file, self._path(name))
+        with self._translate_errors("read", name):
+            return _unless_missing(self._retry, self.fs.cat_file, self._path(name))
 
     def create(self, name: str, data: bytes) -> bytes:
-        with self._asked("write", name):
+        with self._translate_errors("write", name):
             if conditional_writes.is_ignored():
                 return self._create_unconditionally(name, data)
             self._ensure_conditions()
             try:
-                self._patiently(self.fs.pipe_file, self._path(name), data, mode="create")
+                self._retry(self.fs.pipe_file, self._path(name), data, mode="create")
             except Exception as error:
-                # Written by somebody, or by us while the answer got lost: what stands there decides.
-                if not is_taken(error) or (found := self.read(name)) is None:
+                # Somebody has written it, or we have and the answer got lost: the content decides.
+                if not is_taken(error) or (present := self.read(name)) is None:
                     raise
-                return found
+                return present
         return data
 
     def _create_unconditionally(self, name: str, data: bytes) -> bytes:
-        if (found := self.read(name)) is not None:
-            return found
-        self._patiently(self.fs.pipe_file, self._path(name), data)
-        if (found := self.read(name)) is None:
+        present = self.read(name)
+        if present is not None:
+            return present
+        self._retry(self.fs.pipe_file, self._path(name), data)
+        written = self.read(name)
+        if written is None:
             raise FileNotFoundError("it was gone right after it was written")
-        return found
+        return written
 
     def _ensure_conditions(self) -> None:
         path = f"{self.root.rpartition('/')[0]}/probe-{uuid.uuid4().hex}"  # where no stage tidies up
         with tempfile.NamedTemporaryFile() as file:
             file.write(b"?")
             file.flush()
-            writes = [lambda: self._renewing(self.fs.pipe_file)(path, b"?", mode="create")] * 2
+            writes = [lambda: self._with_renewal(self.fs.pipe_file)(path, b"?", mode="create")] * 2
             if self.is_s3:  # some honour the condition on plain writes only
                 writes.append(lambda: self._upload(path, Path(file.name), create=True))
             store = "/".join(self.url.split("/")[:3])
             conditional_writes.ensure_honoured(store, writes, lambda: self._delete(path))
 
     def publish(self, name: str, write: Callable[[Path], object]) -> None:
-        with self._asked("write", name), tempfile.NamedTemporaryFile(dir=self.scratch()) as file:
+        with self._translate_errors("write", name), tempfile.NamedTemporaryFile(dir=self.scratch()) as file:
             write(Path(file.name))
             self._put(self._path(name), Path(file.name), create=False)
 
     def add(self, name: str, source: Path, digest: str) -> str:
-        named = f"{name}~{digest[:SHOWN]}"
-        with self._asked("write", name):
+        second_name = f"{name}~{digest[:DIGITS]}"
+        with self._translate_errors("write", name):
             if conditional_writes.is_ignored():
-                self._put(self._path(named), source, create=False)
-                return named
-            for stored in (name, named):
+                self._put(self._path(second_name), source, create=False)
+                return second_name
+            for stored in (name, second_name):
                 try:
                     self._put(self._path(stored), source, create=True)
                     return stored
@@ -137,22 +141,23 @@ class Remote:
                         raise
                     if self._holds(self._path(stored), source):
                         return stored
-            raise FileExistsError(f"other bytes stand there and at {named}; delete both")
+            raise FileExistsError(f"other bytes stand there and at {second_name}; delete both")
 
     def _put(self, path: str, source: Path, *, create: bool) -> None:
         size = source.stat().st_size
         if not self.is_s3 or size < 2 * transfer.PART:
             mode = "create" if create else "overwrite"
-            self._patiently(self.fs.put_file, str(source), path, mode=mode)
+            self._retry(self.fs.put_file, str(source), path, mode=mode)
             return
         try:
             self._upload(path, source, create=create)
         except FileNotFoundError as error:
-            # Completed, the answer lost, and asked again for an upload that is no more.
+            # The upload was completed, the answer got lost, and the repeated request met no upload.
             if error_code(error) != "NoSuchUpload" or not self._holds(path, source):
                 raise
-        if (found := self._size(path)) != size:
-            raise OSError(f"it has {found} bytes where {size} were sent")
+        stored = self._size(path)
+        if stored != size:
+            raise OSError(f"it has {stored} bytes, and {size} were sent")
 
     def _upload(self, path: str, source: Path, *, create: bool) -> None:
         bucket, key, _ = self.fs.split_path(path)
@@ -162,12 +167,12 @@ class Remote:
         return bool(_unless_missing(transfer.is_same, self._reader(path), partial(self._size, path), source))
 
     def _size(self, path: str) -> int:
-        return self._patiently(self.fs.size, path)
+        return self._retry(self.fs.size, path)
 
     def _reader(self, path: str) -> transfer.Read:
         def read(start: int, end: int) -> bytes:
             try:
-                return self._patiently(self.fs.cat_file, path, start=start, end=end)
+                return self._retry(self.fs.cat_file, path, start=start, end=end)
             except OSError as error:
                 if error_code(error) == "InvalidRange":  # the object ends before it
                     return b""
@@ -177,43 +182,43 @@ class Remote:
 
     def fetch(self, name: str, target: Path) -> Path | None:
         path = self._path(name)
-        with self._asked("read", name):
+        with self._translate_errors("read", name):
             target.parent.mkdir(parents=True, exist_ok=True)
             return _unless_missing(transfer.download, self._reader(path), partial(self._size, path), target)
 
     def read_range(self, name: str, start: int, end: int) -> bytes | None:
-        with self._asked("read", name):
+        with self._translate_errors("read", name):
             return _unless_missing(self._reader(self._path(name)), start, end)
 
     def names(self) -> list[str]:
-        with self._asked("list"):
-            return sorted(path.removeprefix(f"{self.root}/") for path in self._at(self.root))
+        with self._translate_errors("list"):
+            return sorted(path.removeprefix(f"{self.root}/") for path in self._list_below(self.root))
 
     def folders(self) -> list[str]:
-        with self._asked("list"):
+        with self._translate_errors("list"):
             if self.is_s3:
                 bucket, key, _ = self.fs.split_path(self.root)
-                found = list_names(self._call, bucket, f"{key}/" if key else "", folders=True)
+                paths = list_names(self._call, bucket, f"{key}/" if key else "", folders=True)
             else:
-                entries: list[dict] = _unless_missing(self._patiently, self.fs.ls, self.root, detail=True) or []
-                found = [each["name"] for each in entries if each["type"] == "directory"]
-            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+                entries: list[dict[str, str]] = _unless_missing(self._retry, self.fs.ls, self.root, detail=True) or []
+                paths = [each["name"] for each in entries if each["type"] == "directory"]
+            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def remove(self, name: str) -> None:
-        """Object by object: asked for many at once, s3fs does not tell which ones the store kept."""
-        with self._asked("delete", name):
-            transfer.map_in_parallel(self._delete, self._at(self._path(name)))
+        """Delete object by object: for a request about many, s3fs does not tell which ones the store kept."""
+        with self._translate_errors("delete", name):
+            transfer.map_in_parallel(self._delete, self._list_below(self._path(name)))
 
-    def _at(self, path: str) -> list[str]:
+    def _list_below(self, path: str) -> list[str]:
         """The object of that path, if there is one, and all below it."""
         if not self.is_s3:
-            return self._patiently(self.fs.find, path)
+            return self._retry(self.fs.find, path)
         bucket, key, _ = self.fs.split_path(path)
-        found = list_names(self._call, bucket, key)
-        return [f"{bucket}/{each}" for each in found if each == key or each.startswith(f"{key}/")]
+        names = list_names(self._call, bucket, key)
+        return [f"{bucket}/{each}" for each in names if each == key or each.startswith(f"{key}/")]
 
     def _delete(self, path: str) -> None:
-        _unless_missing(self._patiently, self.fs.rm_file, path)
+        _unless_missing(self._retry, self.fs.rm_file, path)
 
     def scratch(self) -> Path:
         if self._scratch is None:
@@ -223,15 +228,15 @@ class Remote:
     def tidy(self) -> None:
         """Nothing to do: an upload that was cut off is not visible."""
 
-    def alone(self) -> nullcontext:
+    def alone(self) -> nullcontext[None]:
         """No lock is needed where nothing is overwritten."""
         return nullcontext()
 
 
-def _unless_missing(ask: Callable[P, T], *values: P.args, **named: P.kwargs) -> T | None:
-    """What `ask` returns; None where there is no object. A missing bucket is another matter."""
+def _unless_missing(request: Callable[P, T], *values: P.args, **named: P.kwargs) -> T | None:
+    """The result of `request`; None where there is no object. A missing bucket is an error."""
     try:
-        return ask(*values, **named)
+        return request(*values, **named)
     except FileNotFoundError as error:
         if error_code(error) == "NoSuchBucket":
             raise

@@ -1,7 +1,8 @@
-"""Large files to and from S3: several parts at once, each tried again on its own, in bounded memory.
+"""Large files to and from S3: several parts at once, each repeated on its own if it fails, in bounded memory.
 
-s3fs alone would give a whole download up for one body that was cut short, wait for the slowest of ten parts before it
-begins the next ten, hold 500 MB of them, and take a completed upload whose answer got lost for a failed one.
+s3fs alone has four faults. It gives up a whole download when one body is cut short. It waits for the slowest of ten
+parts before it begins the next ten. It holds 500 MB of them. And it takes a completed upload for a failed one if the
+answer gets lost.
 """
 
 from __future__ import annotations
@@ -17,25 +18,29 @@ from pathlib import Path
 from typing import TypeVar
 
 from stages.store.s3_errors import retry
+from stages.store.s3_requests import S3Answer, S3Call
 
 T = TypeVar("T")
 R = TypeVar("R")
-Read = Callable[[int, int], bytes]  # the bytes of an object from the first on and before the second, fewer at its end
+Read = Callable[[int, int], bytes]  # (start, end) -> these bytes of an object, without the one at end; fewer at its end
 
 PART = 16 * 2**20  # bytes
 AT_ONCE = 8  # parts; there are at most about two copies of each in memory
-MOST_PARTS = 10_000  # of one object, by S3
+MOST_PARTS = 10_000  # of one object; S3's limit
 
 
 def map_in_parallel(do: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`do` of every item. After the first error no other is begun; it is raised when the ones under way have ended."""
+    """The results of `do` for all items, in their order.
+
+    After the first error no other item is begun. The error is raised when the items under way have ended.
+    """
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        begun = [pool.submit(do, item) for item in items]
+        futures = [pool.submit(do, item) for item in items]
         try:
-            wait(begun, return_when=FIRST_EXCEPTION)
+            wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             pool.shutdown(cancel_futures=True)
-    return [each.result() for each in begun]
+    return [each.result() for each in futures]
 
 
 def download(read: Read, size: Callable[[], int], target: Path) -> Path:
@@ -50,7 +55,10 @@ def download(read: Read, size: Callable[[], int], target: Path) -> Path:
 
 
 def is_same(read: Read, size: Callable[[], int], source: Path) -> bool:
-    """Whether the object has the bytes of the file: an upload that was refused may be our own, its answer lost."""
+    """Whether the object has the bytes of the file.
+
+    An upload may be refused because our own earlier one succeeded and its answer got lost.
+    """
     if size() != source.stat().st_size:
         return False
     with source.open("rb") as file:
@@ -60,32 +68,32 @@ def is_same(read: Read, size: Callable[[], int], source: Path) -> bool:
     return True
 
 
-def upload(call: Callable[..., dict], bucket: str, key: str, source: Path, *, create: bool) -> None:
-    """Put a file there in parts. If anything fails, what was uploaded is given back and nothing becomes visible.
+def upload(call: S3Call, bucket: str, key: str, source: Path, *, create: bool) -> None:
+    """Store a file in parts. If anything fails, the uploaded parts are deleted and nothing becomes visible.
 
-    call: an S3 operation by name, with its parameters. create: refuse to replace an object.
+    create: refuse to replace an object.
     """
 
-    def ask(operation: str, **parameters: object) -> dict:
+    def send_request(operation: str, **parameters: object) -> S3Answer:
         return retry(call, operation, Bucket=bucket, Key=key, **parameters)
 
     size = source.stat().st_size
     length = max(PART, math.ceil(size / MOST_PARTS))
-    begun = ask("create_multipart_upload", ChecksumAlgorithm="CRC32")["UploadId"]
+    upload_id = send_request("create_multipart_upload", ChecksumAlgorithm="CRC32")["UploadId"]
     try:
         with source.open("rb") as file:
 
-            def send(number: int) -> dict:
+            def send_part(number: int) -> dict[str, object]:
                 body = os.pread(file.fileno(), length, (number - 1) * length)
                 # The library would do this too, but in the one thread that all parts share.
                 proof = {"ChecksumCRC32": base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()}
-                told = ask("upload_part", UploadId=begun, PartNumber=number, Body=body, **proof)
-                return {"PartNumber": number, "ETag": told["ETag"], **proof}
+                answer = send_request("upload_part", UploadId=upload_id, PartNumber=number, Body=body, **proof)
+                return {"PartNumber": number, "ETag": answer["ETag"], **proof}
 
-            parts = map_in_parallel(send, range(1, math.ceil(size / length) + 1))
+            parts = map_in_parallel(send_part, range(1, math.ceil(size / length) + 1))
         condition = {"IfNoneMatch": "*"} if create else {}
-        ask("complete_multipart_upload", UploadId=begun, MultipartUpload={"Parts": parts}, **condition)
+        send_request("complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts}, **condition)
     except BaseException:
-        with suppress(Exception):  # the first error is the one to tell
-            ask("abort_multipart_upload", UploadId=begun)
+        with suppress(Exception):  # the first error is the one to report
+            send_request("abort_multipart_upload", UploadId=upload_id)
         raise

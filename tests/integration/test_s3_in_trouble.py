@@ -415,7 +415,7 @@ def test_a_store_that_ignores_conditions_is_refused(s3: str, fresh: str, proxy: 
 
 def test_a_store_that_does_not_know_conditions_is_refused(fresh: str, proxy: Faults) -> None:
     proxy.answers = {"PUT /": (501, "NotImplemented"), "POST /": (501, "NotImplemented")}
-    with pytest.raises(ConfigError, match="replaces an object although it is told not to"):
+    with pytest.raises(ConfigError, match="replaces an object although the request forbids it"):
         Artifact(f"s3://{fresh}/runs", "r", "joint").claim({"a": 1}, {})
 
 
