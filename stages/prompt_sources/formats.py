@@ -16,13 +16,13 @@ from dmdr.errors import ConfigError, DataError
 
 LONGEST = 4096  # bytes of a line, without its end
 MOST_BAD = 0.01  # of the lines; more, and the file is not what the config says it is
-NAMED = 10  # bad lines that are told one by one
+NAMED = 10  # bad lines that are reported one by one
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 @dataclass
 class Lines:
-    """What became of a source's lines. `say` is told the first bad ones."""
+    """Counts of a source's lines. The first bad ones are reported by `say`."""
 
     source: str
     say: Callable[[str], None]

@@ -1,9 +1,9 @@
-"""Public prompt sets by name: set:NAME in prompts.sources or prompts.evaluation. Where they are, none of their text.
+"""Public prompt sets by name: set:NAME in prompts.sources or prompts.evaluation. Their addresses, not their text.
 
 1. Every address is pinned to a commit. No commit of ShareGPT-4o-Image is known here: set:sharegpt-4o-image@COMMIT
    names one, or its file is read from prompts.folder.
-2. A digest was taken from the file itself where it was to be had, for HPDv2 from one publication of its digests. Where
-   it is None nothing is promised, and report.json says what was found. `rows` None is the same: "45K" is no number.
+2. A digest was computed from the file itself where that could be fetched; HPDv2's digests come from one publication of
+   them. None promises nothing, and report.json says what was read. The same holds for `rows`: "45K" is no number.
 3. DrawBench is taken from HPDv2's repository, whose commit and file are known: its own is a spreadsheet.
 4. DPG-Bench's texts are in the table with its questions, a row a question. A prompt is the first row of its item_id and
    keeps no column but that, by which the questions are found again.
@@ -34,7 +34,7 @@ class File:
 
     address: str  # https://..., or hub:OWNER/NAME@COMMIT/FILE, where the repository is one of data
     sha256: str | None = None
-    says: Mapping[str, str] = field(default_factory=dict)  # of each of its prompts, beside what the file says
+    says: Mapping[str, str] = field(default_factory=dict)  # added to the record of each of its prompts
 
     @property
     def name(self) -> str:
@@ -43,7 +43,7 @@ class File:
 
 @dataclass(frozen=True)
 class NamedSet:
-    """What is promised of a set."""
+    """A public set, and what is promised of it."""
 
     kind: Literal["training", "evaluation"]
     licence: str
@@ -65,15 +65,15 @@ def find_set(source: str, table: Mapping[str, NamedSet]) -> NamedSet:
         near = difflib.get_close_matches(name, table, n=1)
         hint = f"did you mean set:{near[0]}?" if near else f"there are {', '.join(table)}"
         raise ConfigError(f"prompt source {source} is not the name of a set; {hint}")
-    found, commit = table[match["name"]], match["commit"]
+    named, commit = table[match["name"]], match["commit"]
     if commit is None:
-        return found
-    if not all(UNPINNED in file.address for file in found.files):
+        return named
+    if not all(UNPINNED in file.address for file in named.files):
         raise ConfigError(f"prompt source {source}: set:{match['name']} is pinned already; take @{commit} out")
-    files = tuple(replace(file, address=file.address.replace("@COMMIT", f"@{commit}")) for file in found.files)
+    files = tuple(replace(file, address=file.address.replace("@COMMIT", f"@{commit}")) for file in named.files)
     if not all(ADDRESS.fullmatch(file.address) for file in files):
         raise ConfigError(f"prompt source {source}: {commit} is not a commit; give all 40 hex digits")
-    return replace(found, files=files)
+    return replace(named, files=files)
 
 
 TRAIN, VAL = "train", "val"

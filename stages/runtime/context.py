@@ -1,4 +1,4 @@
-"""The stages of a run, each started as `python -m stages <stage>`; see __main__.py. Nothing heavy is imported here."""
+"""What a stage works with: its config, its artifact, its folders, its progress. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage's `run` is given."""
+    """The argument of a stage's `run`."""
 
     config: Config
     artifact: Artifact  # of this stage; __main__ seals it
     out: Path  # fresh and empty: the stage writes its files here
     cache: Path  # for inputs that have to be downloaded
     progress: Progress
-    stop: Callable[[], bool]  # whether to checkpoint and raise Stopped
+    stop: Callable[[], bool]  # whether the stage has to checkpoint and raise Stopped
     _inputs: dict[tuple[str, str], Path] = field(default_factory=dict, init=False, repr=False)
 
     def input(self, stage: str, under: str = "") -> Path:
-        """The folder of another stage's sealed artifact, verified once; read only.
+        """The folder of another stage's sealed artifact, verified once; only to be read.
 
-        under: only the files whose names begin so are there, and verified.
+        under: fetch and verify only the files whose names begin with it.
 
         Raises:
             InputMissing: that stage is not sealed.

@@ -15,7 +15,7 @@ def pick_device(config: Config) -> str:
 
 
 def name_device(config: Config) -> str:
-    """What a reader knows it by, such as NVIDIA H100 80GB HBM3."""
+    """The device's name for a reader, such as NVIDIA H100 80GB HBM3."""
     return (
         torch.cuda.get_device_name() if pick_device(config) == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
     )

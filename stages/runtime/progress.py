@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, in a log a plain line at most every ten seconds, and the last one."""
+"""The progress of a stage: a bar on a terminal; in a log a plain line every ten seconds at most, and a last one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Progress:
         self.stage, self.shown = stage, shown
         self._bar: tqdm | None = None
         self._first: tuple[int, float] | None = None  # (done, when): a resumed stage does not begin at 0
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
 
     def update(self, done: int, total: int, **figures: float) -> None:
         """`done` of `total` steps; figures are shown beside them."""
@@ -29,8 +29,8 @@ class Progress:
             return
         now = time.monotonic()
         self._first = self._first or (done, now)
-        if now - self._told >= EVERY or done >= total:
-            self._told = now
+        if now - self._last_line >= EVERY or done >= total:
+            self._last_line = now
             words = [f"{self.stage} {done:,}/{total:,}", *(f"{name} {value}" for name, value in shown.items())]
             steps, seconds = done - self._first[0], now - self._first[1]
             if steps and done < total:

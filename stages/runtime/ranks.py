@@ -1,10 +1,10 @@
 """A stage in several processes (ranks), one a GPU, of this machine or of several.
 
-1. `python -m stages` starts them itself, not by torchrun. That turns every exit code into 1, kills ranks 30 s after a
-   SIGTERM, whatever their checkpoint needs, and prints a report of its own over the one line that says what was wrong.
-2. They find in their environment what torchrun would set, so torchrun can start them too.
-3. On several machines each is given NNODES, its NODE_RANK, and in MASTER_ADDR and MASTER_PORT where the first is.
-4. SIGTERM goes on to all ranks and only raises flags. They compare flags before each update, so all leave together.
+1. `python -m stages` starts them itself. torchrun turns every exit code into 1, kills ranks 30 s after a SIGTERM, even
+   if their checkpoint needs longer, and prints a report of its own over the one line that says what was wrong.
+2. They read the environment variables that torchrun would set, so torchrun can start them too.
+3. On several machines each gets NNODES, its NODE_RANK, and the address of the first in MASTER_ADDR and MASTER_PORT.
+4. SIGTERM is passed on to all ranks and only raises flags. They compare these before each update and leave together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dmdr.config.run import Config
 from dmdr.config.stages import TABLE, StageName
 from dmdr.errors import MOST_TELLING, ConfigError, Stopped
 
-GRACE = 60  # seconds that a rank has to end once another has failed; one that waits for a sum never looks at its flag
+GRACE = 60  # seconds for a rank to end after another has failed; one that waits for a sum never looks at its flag
 POLL = 0.05  # seconds
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -33,7 +33,7 @@ def own_rank() -> int | None:
 
 
 def count_processes(config: Config, stage: StageName) -> int:
-    """How many ranks this process has to start for this stage; 0 where it is one or does the work alone.
+    """How many ranks this process has to start for this stage; 0 if it is a rank itself or does the work alone.
 
     Raises:
         ConfigError: torchrun started a stage that runs in one process, or another number than the config asks for.
@@ -77,9 +77,9 @@ def join_ranks(device: str) -> None:
 
 
 def run_ranks(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int:
-    """`python -m stages` with these arguments as so many ranks; the exit code that tells most.
+    """Run `python -m stages` with these arguments as so many ranks; returns the exit code that tells most.
 
-    asked_to_stop: grows with each signal that this process gets.
+    asked_to_stop: grows with each signal that this process receives.
     """
     shared = _build_environment(ranks)
     before = ranks * int(os.environ.get("NODE_RANK", "0"))  # ranks of the machines before this one
@@ -145,9 +145,9 @@ def worst_exit_code(codes: list[int]) -> int:
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """What a child runs before exec, so that the kernel sends it SIGTERM when this process dies without a word.
+    """A function for a child to run before exec: the kernel will send it SIGTERM when this process dies.
 
-    libc is loaded here: after a fork nothing may take a lock.
+    libc is loaded before the fork: after it nothing may take a lock.
     """
     if sys.platform != "linux":
         return None

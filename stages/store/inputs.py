@@ -1,4 +1,4 @@
-"""What a stage's result is made from, each input by its fingerprint. Cheap, and without torch."""
+"""The fingerprints of a stage's inputs: what its result is made from. Cheap, and without torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
     the scorecard, the stages before.
 
     Raises:
-        ConfigError: the teacher's family has not the forms of export.forms, or a stage before was made from another
+        ConfigError: the teacher's family does not have a form of export.forms, or a stage before was made from another
             teacher, or from another result than this run's.
         InputMissing: the teacher, a prompt file or a tiny decoder does not exist, or a stage before is not sealed.
     """
     source = find_teacher_of(config.teacher)
     if "single-file" in config.forms and (family := family_of(source)) not in ONE_FILE:
         raise ConfigError(
-            f"export.forms has single-file and the teacher is of the family {family}; only "
+            f"export.forms has single-file, but the teacher is of the family {family}; only "
             f"{' and '.join(ONE_FILE)} have that form: take it out"
         )
     found = {"teacher": digest_teacher(source)}

@@ -1,7 +1,7 @@
-"""The teachers that a run can be made of, each revision once: of a prefix where they are published, or of a hub.
+"""The teachers that a run can start from, each revision once: those published below a prefix, or those of a hub.
 
-On a hub, what a branch or a tag points at is a revision. It is named by the digests of the files that a teacher is made
-of, so that a commit that changes a README is no new one.
+On a hub, each commit that a branch or a tag points at is a revision. Its name comes from the digests of the files that
+a teacher consists of, so a commit that changes only a README is no new revision.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from stages.store.address import SHORT_DIGEST
 from stages.store.published_teachers import Revision, list_published
 
 REPOSITORY = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)")
-LONGEST = 54  # letters of a run's name before the digest that ends it
-TOLD_APART = 8  # hex digits of that
+LONGEST = 54  # letters of a run's name before the digest at its end
+DIGITS = 8  # of that digest
 
 
 def list_revisions(where: str) -> Sequence[Revision]:
@@ -33,22 +33,24 @@ def list_revisions(where: str) -> Sequence[Revision]:
 
 
 def run_name(config: str, revision: Revision) -> str:
-    """The name of the run of a config on a revision: a function of the config's run name, and of both parts of the
-    revision's; two that only look alike when they are joined differ in their end."""
+    """The name of the run of a config on a revision: a function of the config's run name, the teacher and its revision.
+
+    Two triples that read the same once they are joined still differ in the digest at the end.
+    """
     parts = [config, revision.name, revision.revision]
-    return f"{'-'.join(parts)[:LONGEST]}-{fingerprint(parts)[:TOLD_APART]}"
+    return f"{'-'.join(parts)[:LONGEST]}-{fingerprint(parts)[:DIGITS]}"
 
 
 def _list_hub_revisions(address: str) -> list[Revision]:
-    asked = REPOSITORY.fullmatch(address)
-    if not asked:
-        raise ConfigError(f"teachers {address} is not hub:OWNER/NAME; give it so, without a commit, or a prefix")
+    match = REPOSITORY.fullmatch(address)
+    if match is None:
+        raise ConfigError(f"teachers {address} is not hub:OWNER/NAME; give that, without a commit, or a prefix")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import filter_repo_objects
 
-    repo, api = asked["repo"], HfApi()
-    found: dict[str, Revision] = {}
+    repo, api = match["repo"], HfApi()
+    revisions: dict[str, Revision] = {}
     name = re.sub("[^a-z0-9._-]", "-", repo.lower().replace("/", "-")).lstrip("._-")
     try:
         refs = api.list_repo_refs(repo)
@@ -59,11 +61,11 @@ def _list_hub_revisions(address: str) -> list[Revision]:
             made_of = {file: blobs[file] for file in read}
             revision = fingerprint(made_of)[:SHORT_DIGEST]
             if "model_index.json" in made_of:
-                found.setdefault(revision, Revision(name, revision, f"hub:{repo}@{commit}", None))
+                revisions.setdefault(revision, Revision(name, revision, f"hub:{repo}@{commit}", None))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise InputMissing(
-            f"teachers {address} cannot be listed ({type(error).__name__}: {said}); check the name and the network, "
+            f"teachers {address} cannot be listed ({type(error).__name__}: {reason}); check the name and the network, "
             "and set HF_TOKEN if it is gated"
         ) from error
-    return list(found.values())
+    return list(revisions.values())

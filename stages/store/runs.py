@@ -1,10 +1,10 @@
-"""What stands in a store: its runs, and the names that people give to the ones they use.
+"""The runs of a store, and the names that people give to the ones they use.
 
 {store}/{run}/...                  see artifacts.py
-       /_promoted/{name}.json      points at the export of a run; all else in a store is written once, this may move
+       /_promoted/{name}.json      points at the export of a run; the only file of a store that may change
 
-A promoted name holds the fingerprint of what it was given to. So it never comes to mean another result by itself: a run
-that was deleted and made anew under its old name has to be promoted again.
+A promoted name holds the fingerprint of its result, so it never comes to mean another result by itself: a run that was
+deleted and made anew under its old name has to be promoted again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCHEMA, STAGE = 1, "export"
 
 
 def list_runs(store: str) -> list[str]:
-    """The names of all runs, those that have sealed nothing too."""
+    """The names of all runs, including those that have sealed nothing yet."""
     return [name for name in open_place(store).folders() if re.fullmatch(NAME, name) and is_run(store, name)]
 
 
@@ -36,7 +36,7 @@ def is_run(store: str, name: str) -> bool:
 
 
 def read_latest(store: str, run: str) -> Record | None:
-    """The record of the last stage in data order that is sealed."""
+    """The record of the last sealed stage, in data order; None if none is sealed."""
     for stage in reversed(STAGES):
         if (record := Artifact(store, run, stage).record()) is not None:
             return record
@@ -77,7 +77,7 @@ def promote_run(store: str, run: str, name: str) -> Pointer:
 
 
 def follow_name(store: str, name: str) -> str:
-    """The run that a promoted name points at; any other name is taken for a run's own.
+    """The run that a promoted name points at; any other name is taken for the name of a run.
 
     Raises:
         ConfigError: a run has the promoted name as well.

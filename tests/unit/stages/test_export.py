@@ -281,7 +281,7 @@ def test_forms_that_a_teacher_cannot_have_are_refused_before_training(tiny_confi
     asked = {"guidance_scale": 3.0, "steps": 3, "resolution": 16}
     forms = {"forms": ["pipeline", "single-file"]}
     config = load_config(tiny_config(teacher={"path": str(tiny_flux_folder), **asked}, export=forms))
-    with pytest.raises(ConfigError, match="single-file and the teacher is of the family flux; .*: take it out"):
+    with pytest.raises(ConfigError, match="single-file, but the teacher is of the family flux; .*: take it out"):
         context_for(config, tmp_path / "store", "prompts")
 
 
