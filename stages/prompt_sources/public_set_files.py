@@ -102,7 +102,7 @@ class Sets:
     def _fetch_from_web(self, source: str, file: File) -> Path:
         """Fetch a file, or keep it if it is there and whole. Waits for another process that fetches it."""
         target = (self.cache or _cache_folder()) / fingerprint(file.address)[:DIGITS] / file.name
-        partial = target.with_name(f".{target.name}.partial")
+        partial = target.with_name(f".{target.name}.begun")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.with_name(f".{target.name}.lock").open("w") as lock:
