@@ -1,18 +1,20 @@
-"""The scorecard: the models of `evaluate.models` on the same prompts and the same noise.
+"""The stage evaluate: the scorecard of the models of `evaluate.models` on the same prompts and the same noise.
 
 1. With `evaluate.limit`, the prompts are spread evenly over the evaluation prompts: a file sorted by task stays mixed.
 2. All models draw first, shard by shard, then all metrics judge, so that networks and metrics are never in memory
-   together. Both are kept as they are finished: a repeated command makes what is missing, and ends with the same card.
-3. Scores are those of 8-bit images, as anybody scores who has the files.
+   together. Finished shards of images and of scores are kept: a repeated command makes only what is missing, and its
+   scorecard is the same.
+3. Scores are those of 8-bit images, because anybody who has only the files scores these.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from pydantic import TypeAdapter
 
 from dmdr import distributed
 from dmdr.config.run import Config
@@ -26,11 +28,12 @@ from dmdr.metrics.scorecard import Model, TagMeans
 from dmdr.promptset import PromptSet
 from dmdr.rewards.lab import LabReward
 from dmdr.teacher.load import find_teacher_of, load_teacher
-from stages.evaluation.drawing import EvaluationSet, Tick, draw_model
-from stages.evaluation.judging import Evaluators, Judged, gather_scores, judge_all
+from stages.evaluation.drawing import draw_model
+from stages.evaluation.evaluation_set import Attempt, EvaluationSet
+from stages.evaluation.judging import Evaluators, ImageScores, gather_scores, judge_all
 from stages.evaluation.models import build_sampler, list_models
-from stages.evaluation.score_files import write_samples, write_scores, write_table
-from stages.evaluation.showcase import write_showcase
+from stages.evaluation.score_files import write_lines, write_samples, write_scorecard, write_scores, write_table
+from stages.evaluation.showcase import Results, write_showcase
 from stages.reports import provenance
 from stages.reports.paper import base_model
 from stages.reports.verdict import list_verdicts
@@ -38,84 +41,62 @@ from stages.runtime.context import Context
 from stages.runtime.device import name_device, pick_device
 from stages.store.shards import Shards
 
+ANSWERS = TypeAdapter(list[AnswersLine])  # of the lines of a file, which have the image's name besides
 
-def run(context: Context) -> dict:
-    """Draw and judge; writes scorecard.json, scores.jsonl, scores.parquet, speed.json, report.html, grid.png,
-    samples/<model>-00000.tar with all images, images/ with those that are shown, results-<model>.jsonl as GenEval has
-    it, and answers-<model>.jsonl of DPG-Bench.
+
+def run(context: Context) -> dict[str, object]:
+    """Draw and judge. Returns the facts for the record; only rank 0 has some.
+
+    Writes scorecard.json, scores.jsonl, scores.parquet, speed.json, report.html, grid.png, samples/<model>-00000.tar
+    with all images, images/ with those that are shown, results-<model>.jsonl as GenEval has it, and
+    answers-<model>.jsonl of DPG-Bench.
 
     Raises:
         ConfigError: a metric is unknown or cannot judge these prompts.
-        InputMissing: no metric has its weights; where only some lack them, the card says so.
+        InputMissing: no metric has its weights; where only some lack them, the scorecard says so.
         DataError: an input is damaged.
         Stopped: SIGTERM arrived; the next attempt goes on.
     """
-    config, prompts = context.config, PromptSet(context.input("prompts"), "evaluation")
-    indices = prompts.spread(config.evaluate.limit or len(prompts))
-    exam = EvaluationSet(prompts, indices, prompts.records(indices), config.evaluate.seeds)
-    check_metrics(config.evaluate.metrics, exam.records)  # before hours of drawing
-    parts = Shards(context.artifact, context.cache.parent / "parts")
-    field = len(config.evaluate.models) + len(config.evaluate.pipelines)
-    tick = build_counter(context, 2 * field * sum(len(places) for _, places in exam.mine()))
-
-    compared, base = draw_all(context, exam, parts, tick)
+    attempt = begin_attempt(context)
+    check_metrics(context.config.evaluate.metrics, attempt.evaluation_set.records)  # before hours of drawing
+    models, base = draw_all(attempt)
     gc.collect()  # the networks go before the metrics come
-    loaded = load_metrics(config.evaluate.metrics, exam.records, pick_device(config), config.weights)
-    for name, why in loaded.missing.items():
-        context.progress.say(f"{name} is left out: {why}")
-    embeddings = image_embeddings(loaded.metrics, rewards_trained_on(config))
-    jury = Evaluators(loaded.metrics, loaded.lpips, embeddings, pick_device(config))
-    judge_all(context, exam, parts, jury, compared, tick)
-    distributed.barrier()  # for the parts of the others
-    if distributed.rank():
+    evaluators, missing = load_evaluators(attempt)
+    judge_all(attempt, evaluators, models)
+    distributed.barrier()  # until the other ranks have judged their shards
+    if distributed.rank() > 0:
         return {}
 
-    found = gather_scores(exam, parts, compared)
-    scores = found.scores(exam, jury)
-    facts = provenance.read_records(context)["prompts"].facts
-    truncated = facts.get("truncated_evaluation", facts["truncated"])  # earlier prompts have one count of all
-    assert isinstance(truncated, int)
-    conditions = Conditions(
-        run=context.artifact.run,
-        prompts=len(exam.records),
-        seed=config.seed,
-        images_per_prompt=exam.seeds,
-        trained_on=rewards_trained_on(config),
-        missing=loaded.missing,
-        about={
-            figure: description.to_facts()
-            for figure, description in describe_metrics(config.evaluate.metrics, config.weights).items()
-        },
-        truncated=truncated,
-    )
-    card = build_scorecard(conditions, compared, scores, list_categories(loaded.metrics, found))
-    text = json.dumps(card.to_json(), indent=2, allow_nan=False)
-    (context.out / "scorecard.json").write_text(text + "\n", encoding="utf-8")
-    write_scores(context, exam, scores, jury)
-    write_table(context, exam, found, jury)
-    speed = write_samples(context, exam, parts, compared, found, name_device(config))
-    write_showcase(context, exam, parts, jury, found, scores=scores, card=card, speed=speed, base=base)
+    image_scores = gather_scores(attempt, models)
+    scores = image_scores.average(attempt.evaluation_set, evaluators)
+    categories = list_categories(evaluators.metrics, image_scores)
+    card = build_scorecard(build_conditions(attempt, missing), models, scores, categories)
+    write_scorecard(attempt, card)
+    write_scores(attempt, scores, evaluators)
+    write_table(attempt, image_scores, evaluators)
+    write_lines(attempt, image_scores)
+    speed = write_samples(attempt, models, name_device(context.config))
+    write_showcase(attempt, evaluators, Results(image_scores, scores, card, speed), base=base)
     return {
-        "prompts": len(exam.records),
+        "prompts": card.prompts,
         "metrics": [row.model_dump() for row in card.metrics],
         "verdicts": [verdict.text for verdict in list_verdicts(card)],
     }
 
 
-def list_categories(metrics: list[Metric], judged: Judged) -> dict[str, dict[str, TagMeans]]:
-    """Figure -> model -> means by category, of DPG-Bench, which computes them from its answers."""
-    categories: dict[str, dict[str, TagMeans]] = {}
-    for metric in metrics:
-        if isinstance(metric, DPGBench):
-            for model, lines in judged.lines.items():
-                answers = [AnswersLine(each["item_id"], each["answers"]) for each in lines[metric.writes]]
-                for figure, means in metric.average_by_category(answers).items():
-                    categories.setdefault(figure, {})[model] = means
-    return categories
+def begin_attempt(context: Context) -> Attempt:
+    """Choose the prompts and count the work: each prompt of each model is drawn once and judged once."""
+    config, prompts = context.config.evaluate, PromptSet(context.input("prompts"), "evaluation")
+    indices = prompts.spread(config.limit or len(prompts))
+    evaluation_set = EvaluationSet(prompts, indices, prompts.records(indices), config.seeds)
+    models = len(config.models) + len(config.pipelines)
+    total = 2 * models * sum(map(len, evaluation_set.own_shards().values()))
+    shards = Shards(context.artifact, context.cache.parent / "parts")
+    return Attempt(context, evaluation_set, shards, tick=build_counter(context, total))
 
 
-def build_counter(context: Context, total: int) -> Tick:
-    """Shows how far the stage is; each prompt of each model counts when it is drawn and when it is judged."""
+def build_counter(context: Context, total: int) -> Callable[[int], None]:
+    """A function that adds to the count of finished prompts and shows it beside `total`."""
     done = 0
 
     def tick(more: int) -> None:
@@ -126,36 +107,75 @@ def build_counter(context: Context, total: int) -> Tick:
     return tick
 
 
-def draw_all(context: Context, exam: EvaluationSet, parts: Shards, tick: Tick) -> tuple[list[Model], str | None]:
-    """Every model's images; returns the models, and the teacher as the paper calls it."""
-    config = context.config
+def draw_all(attempt: Attempt) -> tuple[list[Model], str | None]:
+    """Draw the images of all models. Returns the models, and the teacher as the paper calls it."""
+    context, config = attempt.context, attempt.context.config
     backbone = load_teacher(
         find_teacher_of(config.teacher), pick_device(config), text=False, resolution=config.teacher.resolution
     )
     unconditional = backbone.collate([PromptSet.unconditional(context.input("prompts"))])
-    compared = list_models(config, backbone)
-    for model in compared:
-        draw_model(
-            context,
-            exam,
-            parts,
-            model,
-            tick=tick,
-            backbone=backbone,
-            sampler=lambda model=model: build_sampler(
-                config, backbone, model, unconditional=unconditional, made=context.input
-            ),
-        )
-    return compared, base_model(type(backbone.network).__name__, backbone.network.config)
+    models = list_models(config, backbone)
+    for model in models:
+        load_sampler = partial(build_sampler, context, backbone, model, unconditional=unconditional)
+        draw_model(attempt, model, load_sampler, backbone=backbone)
+    return models, base_model(type(backbone.network).__name__, backbone.network.config)
 
 
-def rewards_trained_on(config: Config) -> set[str]:
+def load_evaluators(attempt: Attempt) -> tuple[Evaluators, dict[str, str]]:
+    """Load the metrics that have their weights. Returns them, and the others by name, each with the reason.
+
+    Raises:
+        ConfigError: a metric is unknown or cannot judge these prompts.
+        InputMissing: no metric has its weights.
+    """
+    config = attempt.context.config
+    names, device = config.evaluate.metrics, pick_device(config)
+    loaded = load_metrics(names, attempt.evaluation_set.records, device, config.weights)
+    for name, reason in loaded.missing.items():
+        attempt.context.progress.say(f"{name} is left out: {reason}")
+    embeddings = list_embeddings(loaded.metrics, list_trained_on(config))
+    return Evaluators(loaded.metrics, loaded.lpips, embeddings, device), loaded.missing
+
+
+def build_conditions(attempt: Attempt, missing: dict[str, str]) -> Conditions:
+    """What the scorecard says besides the scores. missing: metric -> why it was not measured."""
+    config, evaluation_set = attempt.context.config, attempt.evaluation_set
+    descriptions = describe_metrics(config.evaluate.metrics, config.weights)
+    facts = provenance.read_records(attempt.context)["prompts"].facts
+    truncated = facts.get("truncated_evaluation", facts["truncated"])  # earlier prompts have one count of all
+    assert isinstance(truncated, int)
+    return Conditions(
+        run=attempt.context.artifact.run,
+        prompts=len(evaluation_set.records),
+        seed=config.seed,
+        images_per_prompt=evaluation_set.seeds,
+        trained_on=list_trained_on(config),
+        missing=missing,
+        about={figure: description.to_facts() for figure, description in descriptions.items()},
+        truncated=truncated,
+    )
+
+
+def list_categories(metrics: list[Metric], image_scores: ImageScores) -> dict[str, dict[str, TagMeans]]:
+    """Figure -> model -> means by category, of DPG-Bench, which computes them from its answers."""
+    categories: dict[str, dict[str, TagMeans]] = {}
+    for metric in metrics:
+        if isinstance(metric, DPGBench):
+            for model, lines in image_scores.lines.items():
+                answers = ANSWERS.validate_python(lines[metric.writes])
+                for figure, means in metric.average_by_category(answers).items():
+                    categories.setdefault(figure, {})[model] = means
+    return categories
+
+
+def list_trained_on(config: Config) -> set[str]:
     """The rewards that a compared model saw in training: only the student did."""
-    return set(config.joint.rl.rewards if config.joint.rl and "student" in config.evaluate.models else ())
+    rl = config.joint.rl
+    return set(rl.rewards) if rl is not None and "student" in config.evaluate.models else set()
 
 
-def image_embeddings(metrics: list[Metric], trained_on: set[str]) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """The image sides of the lab rewards among the metrics, held-out ones only."""
+def list_embeddings(metrics: list[Metric], trained_on: set[str]) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """The image encoders of the lab's rewards among the metrics, only of those that are held out."""
     rewards = [metric.reward for metric in metrics if isinstance(metric, RewardMetric)]
-    held_out = [each for each in rewards if isinstance(each, LabReward) and each.name not in trained_on]
-    return {each.name: each.embed_images for each in held_out}
+    held_out = [reward for reward in rewards if isinstance(reward, LabReward) and reward.name not in trained_on]
+    return {reward.name: reward.embed_images for reward in held_out}

@@ -1,7 +1,8 @@
-"""The student of joint training in the forms that the config asks for, each checked against the training sampler.
+"""The stage export: the student of joint training in the forms that the config names.
 
-1. What lies beside the forms: provenance.json and SHA256SUMS, which `sha256sum -c` reads. The model card is the
-   README.md of each form's folder, because each is copied alone.
+1. Each form is checked: its pipeline draws the same latents as the training sampler.
+2. provenance.json and SHA256SUMS, which `sha256sum -c` reads, lie beside the forms. The model card is the README.md in
+   each form's folder, because each is copied alone.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from stages.store.layout import digest
 SUMS = "SHA256SUMS"
 
 
-def run(context: Context) -> dict:
-    """Writes a folder for each form of the config, provenance.json and SHA256SUMS.
+def run(context: Context) -> dict[str, object]:
+    """Write a folder for each form of the config, provenance.json and SHA256SUMS. Returns the facts for the record.
 
     Raises:
         DataError: the weights do not fit the teacher, or a form does not draw the student's images.
@@ -41,37 +42,37 @@ def run(context: Context) -> dict:
         write_form(form, backbone, trained / WEIGHTS, steps, context.out, about)
         _stop_if_asked(context)
         context.progress.update(number + 1, 2 * len(forms))
-    difference = {}
+    differences: dict[str, float] = {}
     for number, form in enumerate(forms):
         pipe = load_form(form, context.out, backbone, source)
-        difference[form] = compare_latents(backbone, backbone.network, steps, pipe, seed=config.seed)
+        differences[form] = compare_latents(backbone, backbone.network, steps, pipe, seed=config.seed)
         del pipe  # or it would wait in memory beside the next one
         _stop_if_asked(context)
         context.progress.update(len(forms) + number + 1, 2 * len(forms))
-    facts = build_facts(context, backbone, difference)
+    facts = build_facts(context, backbone, differences)
     for form in forms:
         (context.out / form / "README.md").write_text(render_card(facts), encoding="utf-8")
     text = json.dumps(facts.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
     (context.out / "provenance.json").write_text(text + "\n", encoding="utf-8")
-    (context.out / SUMS).write_text(checksums(context.out), encoding="utf-8")
-    return {"steps": steps, "parity": max(difference.values())}
+    (context.out / SUMS).write_text(list_checksums(context.out), encoding="utf-8")
+    return {"steps": steps, "parity": max(differences.values())}
 
 
-def checksums(folder: Path) -> str:
-    """sha256 and relative path of every file, a line each, as `sha256sum -c` reads them."""
+def list_checksums(folder: Path) -> str:
+    """A line for each file: its sha256 and relative path, as `sha256sum -c` reads them."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return "".join(f"{digest(file).sha256}  {file.relative_to(folder).as_posix()}\n" for file in files)
 
 
 def _stop_if_asked(context: Context) -> None:
     if context.stop():
-        raise Stopped("stopped; nothing was kept, repeat the command to begin anew")
+        raise Stopped("stopped; nothing was kept, repeat the command to start over")
 
 
 def build_facts(context: Context, backbone: Backbone, differences: dict[str, float]) -> ExportFacts:
     """The content of provenance.json.
 
-    differences: form -> greatest difference of its latents from the training sampler's.
+    differences: form -> greatest difference of its latents from those of the training sampler.
     """
     config, sealed = context.config, provenance.read_records(context)
     steps, parts = config.student.steps, config.teacher.parts

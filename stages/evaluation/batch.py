@@ -1,4 +1,4 @@
-"""What a model is given to draw in evaluation, and what it answers."""
+"""What a model draws in evaluation, and the type of the function that draws it."""
 
 from __future__ import annotations
 

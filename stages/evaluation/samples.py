@@ -2,9 +2,9 @@
 
 {place:05d}/metadata.jsonl         the prompt's record, a line of JSON: GenEval's layout
 {place:05d}/samples/{n:04d}.png    its images
-dpg/{item_id}.png                  of a DPG-Bench prompt: its image, or its four in a grid of 2 x 2
+dpg/{item_id}.png                  of a DPG-Bench prompt: its image, or its four images in a grid of 2 x 2
 hps/{style}/{index:05d}.jpg        of an HPDv2 prompt: its first image
-not-a-number.json                  names of images that were not numbers and are black; only where there are any
+not-a-number.json                  names of the images that were not numbers and are black; only if there are any
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ BROKEN = "not-a-number.json"
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt's images. images: (S, H, W, 3) uint8; sound: (S,) whether each was a number."""
+    """One prompt's images. images: (S, H, W, 3) uint8. finite: (S,), whether all values of an image were finite."""
 
     place: int
     record: PromptRecord
     images: np.ndarray
-    sound: np.ndarray
+    finite: np.ndarray
 
     def tensor(self) -> torch.Tensor:
         """(S, 3, H, W) in [0, 1]; NaN where an image was not a number."""
         images = torch.from_numpy(self.images).permute(0, 3, 1, 2).float() / 255
-        images[~torch.from_numpy(self.sound)] = torch.nan
+        images[~torch.from_numpy(self.finite)] = torch.nan
         return images
 
 
 def build_sample(place: int, record: PromptRecord, images: torch.Tensor) -> Sample:
-    """images (S, 3, H, W) in [0, 1] -> their pixels; what is not a number is black."""
+    """Round images (S, 3, H, W) in [0, 1] to 8 bits. A value that is not a number becomes black."""
     pixels = (images.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     return Sample(place, record, pixels.cpu().numpy(), images.isfinite().flatten(1).all(dim=1).cpu().numpy())
 
@@ -54,53 +54,57 @@ def image_file(place: int, number: int) -> str:
 
 
 def pack(samples: list[Sample]) -> bytes:
-    """The tar file; the same samples are the same bytes."""
+    """The tar file. The same samples give the same bytes."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for each in samples:
-            line = json.dumps(each.record, ensure_ascii=False) + "\n"
-            _add(tar, f"{each.place:05d}/metadata.jsonl", line.encode())
-            for number, image in enumerate(each.images):
-                _add(tar, image_file(each.place, number), _png(image))
-            if "item_id" in each.record and len(each.images) in (1, 4):
-                _add(tar, f"dpg/{each.record['item_id']}.png", _png(grid_of(each.images)))
-            if {"style", "index"} <= each.record.keys():
-                _add(tar, f"hps/{each.record['style']}/{int(each.record['index']):05d}.jpg", _jpeg(each.images[0]))
-        broken = [image_file(each.place, int(n)) for each in samples for n in np.flatnonzero(~each.sound)]
+        for sample in samples:
+            _add_sample(tar, sample)
+        broken = [image_file(sample.place, int(n)) for sample in samples for n in np.flatnonzero(~sample.finite)]
         if broken:
             _add(tar, BROKEN, json.dumps(broken).encode())
     return data.getvalue()
 
 
 def unpack(path: Path, only: set[int] | None = None) -> Iterator[Sample]:
-    """The samples of a shard, or those of some places, one prompt at a time.
+    """The samples of a shard, or only those of some places, one prompt at a time.
 
     Raises:
-        DataError: the file is not whole, or an image in it does not read; the message names it.
+        DataError: the file is not whole, or an image in it does not read. The message names it.
     """
     try:
         with tarfile.open(path, "r:") as tar:
             members = {member.name: member for member in tar.getmembers()}
             if not members or tar.offset + tarfile.BLOCKSIZE > path.stat().st_size:
-                raise EOFError("its end is missing")  # which tarfile takes for an end
-            read = lambda name: tar.extractfile(members[name]).read()  # noqa: E731, a reader of this very file
-            broken = set(json.loads(read(BROKEN))) if BROKEN in members else set()
+                raise EOFError("its end is missing")  # tarfile takes a cut file for a whole one
+            broken = set(json.loads(_read(tar, members[BROKEN]))) if BROKEN in members else set()
             for place in [int(name.split("/")[0]) for name in members if name.endswith("/metadata.jsonl")]:
                 if only is not None and place not in only:
                     continue
                 names = sorted(name for name in members if name.startswith(f"{place:05d}/samples/"))
-                images = [_pixels(path, name, read(name)) for name in names]
-                record = json.loads(read(f"{place:05d}/metadata.jsonl"))
+                images = [_decode(path, name, _read(tar, members[name])) for name in names]
+                record = json.loads(_read(tar, members[f"{place:05d}/metadata.jsonl"]))
                 yield Sample(place, record, np.stack(images), np.array([name not in broken for name in names]))
+    except DataError:
+        raise
     except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path} is no whole shard of images ({error}); delete the stage and run it again") from error
 
 
-def grid_of(images: np.ndarray) -> np.ndarray:
+def build_grid(images: np.ndarray) -> np.ndarray:
     """(1 or 4, H, W, 3) -> the image, or (2 H, 2 W, 3) in reading order, as DPG-Bench crops it."""
     return images[0] if len(images) == 1 else np.concatenate([np.concatenate(images[n : n + 2], 1) for n in (0, 2)], 0)
+
+
+def _add_sample(tar: tarfile.TarFile, sample: Sample) -> None:
+    """A prompt's record and images, and the images again as the benchmark that the prompt is from wants them."""
+    record, images = sample.record, sample.images
+    _add(tar, f"{sample.place:05d}/metadata.jsonl", (json.dumps(record, ensure_ascii=False) + "\n").encode())
+    for number, image in enumerate(images):
+        _add(tar, image_file(sample.place, number), _encode_png(image))
+    if "item_id" in record and len(images) in (1, 4):
+        _add(tar, f"dpg/{record['item_id']}.png", _encode_png(build_grid(images)))
+    if "style" in record and "index" in record:
+        _add(tar, f"hps/{record['style']}/{int(record['index']):05d}.jpg", _encode_jpeg(images[0]))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -109,19 +113,26 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _png(image: np.ndarray) -> bytes:
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    if file is None:
+        raise ValueError(f"{member.name} is no file")
+    return file.read()
+
+
+def _encode_png(image: np.ndarray) -> bytes:
     data = io.BytesIO()
     Image.fromarray(image).save(data, format="PNG", compress_level=1)  # 6 is five times as slow and 5 % smaller
     return data.getvalue()
 
 
-def _jpeg(image: np.ndarray) -> bytes:
+def _encode_jpeg(image: np.ndarray) -> bytes:
     data = io.BytesIO()
     Image.fromarray(image).save(data, format="JPEG", quality=95, subsampling=0)
     return data.getvalue()
 
 
-def _pixels(path: Path, name: str, data: bytes) -> np.ndarray:
+def _decode(path: Path, name: str, data: bytes) -> np.ndarray:
     try:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (OSError, SyntaxError) as error:  # Pillow raises the second for a broken chunk

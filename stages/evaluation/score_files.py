@@ -1,19 +1,19 @@
-"""What an evaluation found, as files: scores by prompt and by image, what metrics say of each, images and the speed."""
+"""The files of an evaluation: the scorecard, scores by prompt and image, what metrics say, the images, the speed."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import pyarrow
 from pyarrow import parquet
 
 from dmdr.metrics.aggregate import Scores
-from dmdr.metrics.scorecard import Model, Speed
-from stages.evaluation.drawing import EvaluationSet, images_part, model_folder
-from stages.evaluation.judging import Evaluators, Judged
-from stages.runtime.context import Context
-from stages.store.shards import Shards
+from dmdr.metrics.scorecard import Model, Scorecard, Speed
+from stages.evaluation.evaluation_set import Attempt, images_file, model_folder
+from stages.evaluation.judging import Evaluators, ImageScores
+from stages.reports.score_lines import ScoreLine
 
 SCHEMA = pyarrow.schema(
     [
@@ -27,57 +27,75 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def write_scores(context: Context, exam: EvaluationSet, scores: dict[str, Scores], jury: Evaluators) -> None:
-    """scores.jsonl: a prompt a line, with the mean over its images by model and figure; null is not a number."""
-    names = list(dict.fromkeys(model for each in scores.values() for model in each.by_model))
-    lines: list[dict] = [
-        {"index": index, "prompt": record["prompt"], "scores": {model: {} for model in names}}
-        for index, record in zip(exam.indices, exam.records, strict=True)
+def write_scorecard(attempt: Attempt, card: Scorecard) -> None:
+    """scorecard.json."""
+    text = json.dumps(card.to_json(), indent=2, allow_nan=False)
+    (attempt.context.out / "scorecard.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_scores(attempt: Attempt, scores: dict[str, Scores], evaluators: Evaluators) -> None:
+    """scores.jsonl: a line for each prompt, with the mean over its images by model and figure; null is not a number."""
+    evaluation_set = attempt.evaluation_set
+    models = list(dict.fromkeys(model for figure in scores.values() for model in figure.by_model))
+    lines = [
+        ScoreLine(index, record["prompt"], {model: {} for model in models})
+        for index, record in zip(evaluation_set.indices, evaluation_set.records, strict=True)
     ]
-    for figure, each in scores.items():
-        places = [place for place, record in enumerate(exam.records) if jury.judges(figure, record)]
-        for model, values in each.by_model.items():
-            for place, value in zip(places, values.tolist(), strict=True):
-                lines[place]["scores"][model][figure] = value if math.isfinite(value) else None
-    text = "".join(f"{json.dumps(line, ensure_ascii=False, allow_nan=False)}\n" for line in lines)
-    (context.out / "scores.jsonl").write_text(text, encoding="utf-8")
+    for figure, of_figure in scores.items():
+        judged = [
+            line
+            for line, record in zip(lines, evaluation_set.records, strict=True)
+            if evaluators.judges(figure, record)
+        ]
+        for model, scores_P in of_figure.by_model.items():
+            for line, score in zip(judged, scores_P.tolist(), strict=True):
+                line.scores[model][figure] = score if math.isfinite(score) else None
+    text = "".join(f"{json.dumps(asdict(line), ensure_ascii=False, allow_nan=False)}\n" for line in lines)
+    (attempt.context.out / "scores.jsonl").write_text(text, encoding="utf-8")
 
 
-def write_table(context: Context, exam: EvaluationSet, found: Judged, jury: Evaluators) -> None:
-    """scores.parquet: one row an image and figure; image is null where a figure is about all images of a prompt, score
-    where it is not a number."""
-    columns: dict[str, list] = {name: [] for name in SCHEMA.names}
-    for figure, by_model in found.figures.items():
-        for model, values in by_model.items():
-            for place, record in enumerate(exam.records):
-                if not jury.judges(figure, record):
+def write_table(attempt: Attempt, image_scores: ImageScores, evaluators: Evaluators) -> None:
+    """scores.parquet: one row for each image and figure.
+
+    image is null where a figure is about all images of a prompt, and score where it is not a number.
+    """
+    evaluation_set = attempt.evaluation_set
+    columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+    for figure, by_model in image_scores.figures.items():
+        for model, scores_PS in by_model.items():
+            for place, record in enumerate(evaluation_set.records):
+                if not evaluators.judges(figure, record):
                     continue
-                for number, score in enumerate(values[place].tolist()):
-                    image = number if values.shape[1] == exam.seeds else None
-                    row = (exam.indices[place], record["prompt"], model, image, figure, score)
+                for number, score in enumerate(scores_PS[place].tolist()):
+                    image = number if scores_PS.shape[1] == evaluation_set.seeds else None
+                    row = (evaluation_set.indices[place], record["prompt"], model, image, figure, score)
                     for name, value in zip(columns, row, strict=True):
                         columns[name].append(value)
     table = pyarrow.table(columns, schema=SCHEMA)
-    parquet.write_table(table, context.out / "scores.parquet", compression="zstd")
+    parquet.write_table(table, attempt.context.out / "scores.parquet", compression="zstd")
 
 
-def write_samples(
-    context: Context, exam: EvaluationSet, parts: Shards, compared: list[Model], found: Judged, device: str
-) -> Speed:
-    """samples/, what the metrics say image by image, and speed.json, which is apart from the card: time is no result.
-
-    Returns the speed.
-    """
-    seconds = {}
-    for model in compared:
-        names = [images_part(model.name, number) for number in range(len(exam.shards()))]
-        for name in names:
-            parts.move(name, context.out / name)
-        about = [parts.require(name).about for name in names]
-        seconds[model.name] = sum(each["seconds"] for each in about) / sum(each["images"] for each in about)
-        for name, lines in found.lines[model.name].items():
+def write_lines(attempt: Attempt, image_scores: ImageScores) -> None:
+    """What the metrics say image by image: <file>-<model>.jsonl."""
+    for model, by_file in image_scores.lines.items():
+        for name, lines in by_file.items():
             text = "".join(f"{json.dumps(line)}\n" for line in lines)
-            (context.out / f"{name}-{model_folder(model.name)}.jsonl").write_text(text, encoding="utf-8")
-    speed = Speed(device=device, batch_size=context.config.evaluate.batch_size, seconds_per_image=seconds)
-    (context.out / "speed.json").write_text(json.dumps(speed.model_dump(), indent=1) + "\n", encoding="utf-8")
+            (attempt.context.out / f"{name}-{model_folder(model)}.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_samples(attempt: Attempt, models: list[Model], device: str) -> Speed:
+    """samples/ with all images, and speed.json, which stands apart from the scorecard because time is no result.
+
+    device: on which the images were drawn. Returns the content of speed.json.
+    """
+    seconds: dict[str, float | None] = {}
+    for model in models:
+        names = [images_file(model.name, number) for number in range(len(attempt.evaluation_set.shards()))]
+        for name in names:
+            attempt.shards.move(name, attempt.context.out / name)
+        shards = [attempt.shards.require(name).about for name in names]
+        seconds[model.name] = sum(shard["seconds"] for shard in shards) / sum(shard["images"] for shard in shards)
+    speed = Speed(device=device, batch_size=attempt.batch_size, seconds_per_image=seconds)
+    text = json.dumps(speed.model_dump(), indent=1)
+    (attempt.context.out / "speed.json").write_text(text + "\n", encoding="utf-8")
     return speed

@@ -1,7 +1,8 @@
-"""Any checkpoint that diffusers loads, on the same card: drawn by its own pipeline, with its own steps and guidance.
+"""Any checkpoint that diffusers loads can stand on the scorecard; it draws by its own pipeline, steps and guidance.
 
-1. It starts from the run's own noise where its latents are the teacher's, in family and shape. A scheduler that adds
-   noise later draws that itself, from a generator of each image's own seed. Any other pipeline draws all of it so.
+1. A pipeline whose latents have the teacher's family and shape starts from the run's own noise. Its scheduler may add
+   noise later; it draws that itself, from a generator of each image's own seed. Any other pipeline draws all of its
+   noise from that generator.
 2. Its images have the run's resolution.
 """
 
@@ -21,56 +22,57 @@ from dmdr.teacher.load import backbone_classes, find_diffusers_folder
 from stages.evaluation.batch import Batch, Sampler
 
 
-def build_model(name: str, asked: Pipeline) -> Model:
-    """Its column. At guidance up to what its family takes for none (1 of most), a step is one forward."""
-    backbone = _find_backbone_class(_find_folder(name, asked))
-    plain = backbone.plain_guidance if backbone else 1.0
-    guided = asked.guidance_scale > plain
-    return Model(
-        name, asked.steps, asked.guidance_scale if guided else 1.0, bool(backbone and backbone.guidance_is_input)
-    )
+def build_model(name: str, pipeline: Pipeline) -> Model:
+    """The pipeline's column on the scorecard.
+
+    Up to the guidance scale that its family takes for no guidance (1 for most), a step is one forward.
+    """
+    backbone = _find_backbone_class(_find_folder(name, pipeline))
+    plain_guidance = backbone.plain_guidance if backbone else 1.0
+    guidance = pipeline.guidance_scale if pipeline.guidance_scale > plain_guidance else 1.0
+    return Model(name, pipeline.steps, guidance, backbone is not None and backbone.guidance_is_input)
 
 
-def build_sampler(name: str, asked: Pipeline, backbone: Backbone) -> Sampler:
-    """Loads it on the teacher's device.
+def build_sampler(name: str, pipeline: Pipeline, backbone: Backbone) -> Sampler:
+    """Load the pipeline on the teacher's device. Returns the function that draws with it.
 
     Raises:
-        DataError: diffusers does not load it, or it cannot draw so.
+        DataError: diffusers does not load it. The function: it cannot draw with these steps at this resolution.
     """
     from diffusers import DiffusionPipeline
 
-    folder, device = _find_folder(name, asked), backbone.network.device
+    folder, device = _find_folder(name, pipeline), backbone.network.device
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device)
-    except Exception as error:  # each class has errors of its own
-        raise DataError(f"evaluate.pipelines.{name}.path {asked.path} does not load: {_message(error)}") from error
+    except Exception as error:  # each pipeline class raises errors of its own
+        raise DataError(f"evaluate.pipelines.{name}.path {pipeline.path} does not load: {_message(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    shared = type(pipe) is type(backbone.pipe) and pipe.vae_scale_factor == backbone.pipe.vae_scale_factor
+    shares_latents = type(pipe) is type(backbone.pipe) and pipe.vae_scale_factor == backbone.pipe.vae_scale_factor
 
     def draw(batch: Batch) -> torch.Tensor:
-        given = {"latents": backbone.to_pipeline(batch.noises[0])} if shared else {}
+        start = {"latents": backbone.to_pipeline(batch.noises[0])} if shares_latents else {}
         try:
-            return pipe(
+            return pipe(  # type: ignore[operator]  # each pipeline class can be called; their base class cannot
                 batch.prompts,
-                num_inference_steps=asked.steps,
-                guidance_scale=asked.guidance_scale,
+                num_inference_steps=pipeline.steps,
+                guidance_scale=pipeline.guidance_scale,
                 height=backbone.resolution,
                 width=backbone.resolution,
                 output_type="pt",
                 generator=batch.generators,
-                **given,
+                **start,
             ).images
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"evaluate.pipelines.{name}: its {type(pipe).__name__} cannot draw at {asked.steps} steps, "
+                f"evaluate.pipelines.{name}: its {type(pipe).__name__} cannot draw at {pipeline.steps} steps, "
                 f"{backbone.resolution} pixels: {_message(error)}"
             ) from error
 
     return draw
 
 
-def _find_folder(name: str, asked: Pipeline) -> Path:
-    return find_diffusers_folder(f"evaluate.pipelines.{name}.path", asked.path)
+def _find_folder(name: str, pipeline: Pipeline) -> Path:
+    return find_diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)
 
 
 def _find_backbone_class(folder: Path) -> type[Backbone] | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from dmdr.config.stages import STAGES
 from stages.runtime.context import Context
@@ -25,16 +29,48 @@ class Origin:
     settings: dict[str, object]
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class AlarmFacts(_Part):
+    """An alarm: the figure `was` at update `since`, and is `now` at `update`."""
+
+    figure: str
+    now: float
+    update: int
+    was: float
+    since: int
+
+
+class StopFacts(_Part):
+    """The alarm ended joint training after this update."""
+
+    after_update: int
+
+
+class WatchFacts(_Part):
+    """What the record of joint training says of the hacking alarm, as far as reports show it.
+
+    reward: the watched one. exported: the update whose EMA is the student.
+    """
+
+    reward: str
+    export: Literal["last", "best"]
+    exported: int
+    alarms: tuple[AlarmFacts, ...]
+    stopped: StopFacts | None = None
+
+
 def read_records(context: Context) -> dict[str, Record]:
-    """The records of the sealed stages of this run, in data order."""
-    artifacts = {stage: Artifact(context.artifact.store, context.artifact.run, stage) for stage in STAGES}
-    found = {stage: artifact.record() for stage, artifact in artifacts.items()}
-    return {stage: record for stage, record in found.items() if record is not None}
+    """The records of this run's sealed stages, in data order."""
+    records = {stage: Artifact(context.artifact.store, context.artifact.run, stage).record() for stage in STAGES}
+    return {stage: record for stage, record in records.items() if record is not None}
 
 
-def collect_settings(sealed: dict[str, Record], own: dict[str, object]) -> dict[str, object]:
-    """Every setting that names the result: the identities of the sealed stages, and `own` of the one that runs."""
-    return {name: value for record in sealed.values() for name, value in record.identity.items()} | own
+def collect_settings(sealed: Mapping[str, Record], own: Mapping[str, object]) -> dict[str, object]:
+    """Every setting that names the result: the identities of the sealed stages, and `own` of the running stage."""
+    return {**{name: value for record in sealed.values() for name, value in record.identity.items()}, **own}
 
 
 def teacher_name(path: str) -> str:
@@ -45,33 +81,32 @@ def teacher_name(path: str) -> str:
     return path if path.startswith(("lab:", "hub:")) else Path(path).name
 
 
-def describe_watch(facts: dict) -> str:
+def describe_watch(facts: WatchFacts) -> str:
     """What the hacking alarm saw in joint training, and what followed from it."""
-    raised = [
-        f"{each['figure']} {each['now']:.4g} at update {each['update']}, from {each['was']:.4g} at {each['since']}"
-        for each in facts["alarms"]
+    alarms = [
+        f"{alarm.figure} {alarm.now:.4g} at update {alarm.update}, from {alarm.was:.4g} at {alarm.since}"
+        for alarm in facts.alarms
     ]
-    chosen = f", chosen by {facts['reward']} on training prompts" if facts["export"] == "best" else ""
-    ended = f"; stopped after update {facts['stopped']['after_update']}" if "stopped" in facts else ""
-    return f"{'; '.join(raised) or 'silent'}{ended}; the student is the EMA of update {facts['exported']}{chosen}"
+    stopped = f"; stopped after update {facts.stopped.after_update}" if facts.stopped else ""
+    chosen = f", chosen by {facts.reward} on training prompts" if facts.export == "best" else ""
+    return f"{'; '.join(alarms) or 'silent'}{stopped}; the student is the EMA of update {facts.exported}{chosen}"
 
 
 def build_table(context: Context) -> list[tuple[str, str]]:
     """Names and values for the report."""
     sealed, path = read_records(context), context.config.teacher.path
-    prompts = ", ".join(f"{name} {count:,}" for name, count in sealed["prompts"].facts.items())
+    prompts = sealed["prompts"]
     rows = [
         ("run", context.artifact.run),
-        ("teacher", f"{teacher_name(path)}, sha256 {sealed['prompts'].inputs['teacher']}"),
-        ("prompts", prompts),
+        ("teacher", f"{teacher_name(path)}, sha256 {prompts.inputs['teacher']}"),
+        ("prompts", ", ".join(f"{name} {count:,}" for name, count in prompts.facts.items())),
     ]
     for stage, record in sealed.items():
-        how = record.provenance
-        made = f"{how.duration_s:.1f} s on {how.device}, dmdr {how.code['version']}"
-        rows.append((stage, f"{made}, fingerprint {record.fingerprint}"))
-        watch = record.facts.get("watch")
-        if isinstance(watch, dict):
-            rows.append(("hacking alarm", describe_watch(watch)))
+        provenance = record.provenance
+        origin = f"{provenance.duration_s:.1f} s on {provenance.device}, dmdr {provenance.code['version']}"
+        rows.append((stage, f"{origin}, fingerprint {record.fingerprint}"))
+        if "watch" in record.facts:
+            rows.append(("hacking alarm", describe_watch(WatchFacts.model_validate(record.facts["watch"]))))
     latest = list(sealed.values())[-1].provenance.code
     libraries = {name: version for name, version in latest.items() if name not in ("version", "sources")}
     rows.append(("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items())))

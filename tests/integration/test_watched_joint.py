@@ -16,7 +16,7 @@ import pytest
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError
 from dmdr.hacking_alarm import REWARD, select_looks
-from stages.reports.provenance import describe_watch
+from stages.reports.provenance import WatchFacts, describe_watch
 from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage
 from tests.support.training_results import digests, steps_saved
@@ -113,7 +113,7 @@ def test_stop_seals_what_there_is_and_says_why(stage, capfd):
     assert told["why"] == "; ".join(line.removeprefix("joint: ") for line in lines)
     assert f"ended by joint.watch after update {ended} of 40" in err
     assert [row["update"] for row in rows(store)] == list(range(ended + 1))
-    seen = describe_watch(facts(store)["watch"])
+    seen = describe_watch(WatchFacts.model_validate(facts(store)["watch"]))
     assert f"stopped after update {ended}; the student is the EMA of update" in seen
     assert all(
         f"{each['figure']} {each['now']:.4g} at update {ended}" in seen for each in facts(store)["watch"]["alarms"]
