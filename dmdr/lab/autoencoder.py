@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from dmdr.lab.fitting import iterate_schedule
+from dmdr.lab.fitting import Log, Schedule, iterate_schedule
+
+
+class VaeRecipe(Schedule):
+    """How the autoencoder is trained. kl: weight of the KL term."""
+
+    kl: float
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -30,7 +36,7 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
-def train_vae(images: torch.Tensor, recipe: dict, log) -> AutoencoderKL:
+def train_vae(images: torch.Tensor, recipe: VaeRecipe, log: Log) -> AutoencoderKL:
     """The autoencoder, with the shift and scale that give its active latent channels zero mean and unit variance.
 
     images: (R, 3, 32, 32) uint8.

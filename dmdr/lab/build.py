@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmdr.errors import InputMissing
 
-Log = Callable[[str], None]
+if TYPE_CHECKING:  # without it, the help would wait for torch
+    from dmdr.lab.fitting import Log
 
 TEACHERS = ("flow", "denoising", "fashion")
 OTHERS = ("rewards", "fashion-rewards", "fashion-judge")

@@ -11,12 +11,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from dmdr.lab.fitting import Log
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import COLORS, COUNTS, PLURALS, RELATIONS, SHAPES
 from dmdr.promptset import Need, PromptRecord
@@ -24,6 +26,14 @@ from dmdr.promptset import Need, PromptRecord
 TOKENS = 16  # prompt length, start and end included; the longest lab prompt has 13
 THING = (1 + len(SHAPES), 1 + len(COLORS), 1 + max(COUNTS))  # shape, colour, count; class 0 says "not named"
 SCENE = (*THING, *THING, 1 + len(RELATIONS))  # two things in the order of the caption, and how they stand
+
+
+class TextRecipe(TypedDict):
+    """How the text encoders are trained."""
+
+    steps: int
+    batch: int
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ def build_tokenizer(folder: Path, records: tuple[PromptRecord, ...]) -> CLIPToke
         vocab.setdefault(letter + "</w>", len(vocab))
     tokenizer = CLIPTokenizer(
         vocab=vocab,
-        merges=[tuple(pair) for pair in state["merges"]],
+        merges=[tuple(pair) for pair in state["merges"]],  # type: ignore[misc]  # pairs, as its own docstring says
         model_max_length=TOKENS,
         pad_token="<|endoftext|>",
     )
@@ -128,7 +138,7 @@ def parse_states(
 
 
 def train_text_encoders(
-    tokenizer: CLIPTokenizer, captions: Captions, recipe: dict, width: int, log
+    tokenizer: CLIPTokenizer, captions: Captions, recipe: TextRecipe, width: int, log: Log
 ) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
     """Two encoders whose states side by side name what the training captions ask for."""
     records = captions.records
@@ -139,9 +149,10 @@ def train_text_encoders(
     where = torch.isin(ids, torch.tensor(nouns))  # in the order of `named`, row by row
     thing_of = torch.full(ids.shape, -1).masked_scatter(where, torch.arange(len(named)))
 
-    encoders = torch.nn.ModuleList(build_text_encoder(tokenizer, width) for _ in range(2))
-    heads = torch.nn.ModuleList(torch.nn.Linear(2 * width, sum(sizes)) for sizes in (captions.scene, captions.thing))
-    optimizer = torch.optim.AdamW([*encoders.parameters(), *heads.parameters()], lr=recipe["lr"], fused=True)
+    encoders = (build_text_encoder(tokenizer, width), build_text_encoder(tokenizer, width))
+    scene_head, thing_head = (torch.nn.Linear(2 * width, sum(sizes)) for sizes in (captions.scene, captions.thing))
+    trained = torch.nn.ModuleList([*encoders, scene_head, thing_head])
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe["lr"], fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], recipe["steps"], pct_start=0.1)
     for step in range(recipe["steps"]):
         chosen = torch.randint(len(records), (recipe["batch"],))
@@ -149,12 +160,13 @@ def train_text_encoders(
         pooled = torch.cat([each.text_embeds for each in states], dim=-1)
         context = torch.cat([each.hidden_states[-2] for each in states], dim=-1)  # the layer that SD3 reads
         at_noun = where[chosen]
-        loss_scene = parse_states(pooled, heads[0], scenes[chosen], captions.scene)
-        loss_thing = parse_states(context[at_noun], heads[1], named[thing_of[chosen][at_noun]], captions.thing)
+        loss_scene = parse_states(pooled, scene_head, scenes[chosen], captions.scene)
+        loss_thing = parse_states(context[at_noun], thing_head, named[thing_of[chosen][at_noun]], captions.thing)
         optimizer.zero_grad()
         (loss_scene + loss_thing).backward()
         optimizer.step()
         scheduler.step()
         if step % 100 == 0:
             log(f"text {step}/{recipe['steps']} loss scene {loss_scene.item():.4f}, thing {loss_thing.item():.4f}")
-    return tuple(encoders.eval())
+    trained.eval()
+    return encoders

@@ -101,7 +101,8 @@ def strict_reason(metadata: Metadata, seen: tuple[Seen, ...]) -> str:
 def soft_score(metadata: Metadata, seen: tuple[Seen, ...]) -> float:
     """Partial credit in [0, 1]: the share of asked attributes (class, colour, relation) that each required object has
     under greedy matching, summed and divided by the larger of the numbers of required and of detected objects."""
-    left, partner, total, required = list(seen), {}, 0.0, 0
+    left, total, required = list(seen), 0.0, 0
+    partner: dict[int, Seen] = {}  # place of a need -> the object that was matched to it last
     for index, need in enumerate(metadata["include"]):
         for _ in range(need["count"]):
             required += 1

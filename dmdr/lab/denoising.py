@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -18,12 +19,24 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dmdr.backbones.sdxl import SDXL
 from dmdr.lab.autoencoder import encode_images
-from dmdr.lab.fitting import fit_network
+from dmdr.lab.fitting import Log, NetworkRecipe, fit_network
 from dmdr.lab.renders import sample_renders
 from dmdr.teacher.load import find_teacher, load_teacher
 
 PARTS = "lab:flow"
-RECIPE = {
+
+
+class DenoisingRecipe(TypedDict):
+    """The denoising teacher's recipe. parts: the teacher whose text encoders and autoencoder it has. renders: how many
+    images it learns from."""
+
+    seed: int
+    parts: str
+    renders: int
+    unet: NetworkRecipe
+
+
+RECIPE: DenoisingRecipe = {
     "seed": 1,
     "parts": PARTS,
     "renders": 65536,
@@ -68,7 +81,7 @@ def remove_shift(vae: AutoencoderKL) -> AutoencoderKL:
     """The same autoencoder whose latents need a scaling factor only."""
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     moved = AutoencoderKL(**{**config, "use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None})
-    channels, shift = vae.config.latent_channels, vae.config.shift_factor
+    channels, shift = config["latent_channels"], config["shift_factor"]
     before, after = torch.zeros(2 * channels), torch.full((channels,), shift)
     before[:channels] = -shift  # of the means; the log variances stay
     moved.load_state_dict(
@@ -90,7 +103,7 @@ def remove_projection(encoder: CLIPTextModelWithProjection) -> CLIPTextModel:
     return plain.eval()
 
 
-def build_denoising(folder: Path, log, recipe: dict = RECIPE) -> None:
+def build_denoising(folder: Path, log: Log, recipe: DenoisingRecipe = RECIPE) -> None:
     """Train the UNet from the recipe and save the pipeline as float16 safetensors under `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe["seed"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,35 @@ from diffusers.training_utils import EMAModel
 
 from dmdr.backbones.protocol import Backbone
 
+Log = Callable[[str], None]
 
-def iterate_schedule(recipe: dict, count: int) -> Iterator[tuple[int, float, torch.Tensor]]:
+
+class Schedule(TypedDict):
+    """How long a network learns and at which learning rates; as part of a recipe, it is written as JSON.
+
+    stop: the step after which training ends; without it, after all `steps`. warmup: in steps.
+    """
+
+    steps: int
+    stop: NotRequired[int]
+    batch: int
+    lr: float
+    warmup: int
+
+
+class NetworkRecipe(Schedule):
+    """How a teacher's network is trained. ema: decay of the moving average. drop_prompt: how often CFG's empty prompt
+    replaces the prompt. dtype: "bfloat16" for autocast; without it, float32."""
+
+    betas: list[float]
+    weight_decay: float
+    clip: float
+    ema: float
+    drop_prompt: float
+    dtype: NotRequired[str]
+
+
+def iterate_schedule(recipe: Schedule, count: int) -> Iterator[tuple[int, float, torch.Tensor]]:
     """(step, learning rate, indices (batch,) into `count` images): a linear warm-up, then a cosine down to 0.
 
     `stop` ends it early: a teacher is imperfect on purpose, so that its student has something to gain.
@@ -30,8 +58,8 @@ def fit_network(
     backbone: Backbone,
     prompts: list[str],
     x0_all: torch.Tensor,
-    recipe: dict,
-    log,
+    recipe: NetworkRecipe,
+    log: Log,
     *,
     levels: Callable[[int], torch.Tensor],
 ) -> None:
@@ -45,8 +73,9 @@ def fit_network(
     prompt_of = torch.tensor([number[prompt] for prompt in prompts])
 
     network, path = backbone.network.requires_grad_(True).train(), backbone.path
+    first, second = recipe["betas"]
     optimizer = torch.optim.AdamW(
-        network.parameters(), betas=recipe["betas"], weight_decay=recipe["weight_decay"], fused=True
+        network.parameters(), betas=(first, second), weight_decay=recipe["weight_decay"], fused=True
     )
     ema = EMAModel(network.parameters(), decay=recipe["ema"], foreach=True)
     started = time.monotonic()

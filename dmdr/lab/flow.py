@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -18,13 +19,39 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 
 from dmdr.backbones.sd3 import SD3
 from dmdr.backbones.zero_t5 import build_zero_t5
-from dmdr.lab.autoencoder import encode_images, train_vae
-from dmdr.lab.captions import Captions, build_tokenizer, lab_captions, train_text_encoders
-from dmdr.lab.fitting import fit_network
+from dmdr.lab.autoencoder import VaeRecipe, encode_images, train_vae
+from dmdr.lab.captions import Captions, TextRecipe, build_tokenizer, lab_captions, train_text_encoders
+from dmdr.lab.fitting import Log, NetworkRecipe, fit_network
 from dmdr.lab.renders import sample_renders
 
 WIDTH = 96  # of the text states
-RECIPE = {
+
+
+class TransformerRecipe(NetworkRecipe):
+    """How the transformer is trained: its width, and the logit-normal distribution of the noise levels."""
+
+    width: int
+    t_logit_mean: float
+    t_logit_std: float
+
+
+class PipelineRecipe(TypedDict):
+    """How a pipeline of the flow family is trained. shift: of the scheduler's times."""
+
+    seed: int
+    shift: float
+    text: TextRecipe
+    vae: VaeRecipe
+    transformer: TransformerRecipe
+
+
+class FlowRecipe(PipelineRecipe):
+    """The flow teacher's recipe. renders: how many images it learns from."""
+
+    renders: int
+
+
+RECIPE: FlowRecipe = {
     "seed": 0,
     "renders": 65536,
     "shift": 1.0,  # four steps at 1, 0.75, 0.5, 0.25: students scored 0.457 to 0.477, with 3 0.430 (398 prompts)
@@ -75,7 +102,7 @@ def build_transformer(width: int) -> SD3Transformer2DModel:
 
 
 def fit_transformer(
-    pipe: StableDiffusion3Pipeline, prompts: list[str], images: torch.Tensor, recipe: dict, log
+    pipe: StableDiffusion3Pipeline, prompts: list[str], images: torch.Tensor, recipe: TransformerRecipe, log: Log
 ) -> None:
     """Flow matching with logit-normal levels; images (R, 3, 32, 32) uint8."""
     config = pipe.vae.config
@@ -87,7 +114,7 @@ def fit_transformer(
     fit_network(SD3(pipe), prompts, x0, recipe, log, levels=levels)
 
 
-def build_flow(folder: Path, log, recipe: dict = RECIPE) -> None:
+def build_flow(folder: Path, log: Log, recipe: FlowRecipe = RECIPE) -> None:
     """Train everything from the recipe and save the pipeline as float16 safetensors under `folder`."""
     log(f"drawing {recipe['renders']} renders")
     records, images = sample_renders("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
@@ -95,7 +122,7 @@ def build_flow(folder: Path, log, recipe: dict = RECIPE) -> None:
 
 
 def build_pipeline(
-    folder: Path, prompts: list[str], images: torch.Tensor, captions: Captions, recipe: dict, log
+    folder: Path, prompts: list[str], images: torch.Tensor, captions: Captions, recipe: PipelineRecipe, log: Log
 ) -> None:
     """Train on images (R, 3, 32, 32) uint8 and what each shows, in a world of these captions; save under `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +137,7 @@ def build_pipeline(
         tokenizer=tokenizer,
         text_encoder_2=encoders[1],
         tokenizer_2=copy.deepcopy(tokenizer),
-        text_encoder_3=None,
+        text_encoder_3=None,  # type: ignore[arg-type]  # optional, as its loader has it
         tokenizer_3=None,
     )
     fit_transformer(pipe, prompts, images, recipe["transformer"], log)

@@ -14,7 +14,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from scipy.optimize import minimize
 
+from dmdr.lab.fitting import Log
 from dmdr.lab.prompts import TEMPLATES, lab_prompts, unseen_pairs
 from dmdr.lab.renders import sample_renders
 from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
@@ -29,7 +30,20 @@ from dmdr.promptset import Metadata, PromptRecord
 from dmdr.rewards.lab import LabReward
 
 NEGATIVES, ATTACKS = 5, 2
-RECIPES = {
+
+
+class RewardRecipe(TypedDict):
+    """How a reward is trained. renders: how many images it learns from. radius: of the attacks (L2); 0 for none."""
+
+    seed: int
+    renders: int
+    steps: int
+    batch: int
+    lr: float
+    radius: float
+
+
+RECIPES: dict[str, RewardRecipe] = {
     "lab-conv": {"seed": 10, "renders": 65536, "steps": 4000, "batch": 64, "lr": 2e-3, "radius": 0.3},
     "lab-mixer": {"seed": 20, "renders": 65536, "steps": 10000, "batch": 64, "lr": 2e-3, "radius": 0.0},
 }
@@ -96,12 +110,12 @@ def alter_metadata(metadata: Metadata, rng: np.random.Generator) -> Metadata:
     return {"tag": metadata["tag"], "include": needs}
 
 
-def build_reward(name: str, folder: Path, log) -> None:
+def build_reward(name: str, folder: Path, log: Log) -> None:
     """A reward of the world of shapes, from its recipe."""
     fit_reward(name, RECIPES[name], World(lab_prompts, sample_renders, spoil_caption), folder, log)
 
 
-def fit_reward(name: str, recipe: dict, world: World, folder: Path, log) -> None:
+def fit_reward(name: str, recipe: RewardRecipe, world: World, folder: Path, log: Log) -> None:
     """Train from the recipe; saves NAME.safetensors (float16) and NAME.json (vocabulary, recipe, scores)."""
     rng, generator = np.random.default_rng(recipe["seed"]), torch.Generator().manual_seed(recipe["seed"])
     torch.manual_seed(recipe["seed"])

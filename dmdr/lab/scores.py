@@ -20,7 +20,9 @@ BATCH = 100
 class Judge(Protocol):
     """What says how good an image is: the lab's own metrics."""
 
-    figures: tuple[str, ...]
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of its scores."""
 
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
@@ -30,7 +32,7 @@ class Judge(Protocol):
 
 def measure(
     backbone: Backbone, judge: Judge, records: Sequence[PromptRecord], steps: int, guidance_scale: float
-) -> dict:
+) -> dict[str, float]:
     """Mean of each of the judge's figures over one image a record."""
     found: dict[str, list[np.ndarray]] = {figure: [] for figure in judge.figures}
     empty = backbone.collate(backbone.encode([""])[0])

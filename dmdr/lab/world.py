@@ -14,6 +14,8 @@ import numpy as np
 
 from dmdr.promptset import Metadata, Need
 
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+
 SIZE = 32  # pixels a side
 BACKGROUND = (150, 150, 150)
 COLORS = {
@@ -71,14 +73,14 @@ def compute_coverage(shape: str, x: float, y: float, radius: float) -> np.ndarra
 
 def render(scene: list[Thing]) -> np.ndarray:
     """(SIZE, SIZE, 3) uint8."""
-    image = np.broadcast_to(np.float64(BACKGROUND), (SIZE, SIZE, 3))
+    image = np.broadcast_to(np.array(BACKGROUND, np.float64), (SIZE, SIZE, 3))
     for thing in scene:
         alpha = compute_coverage(thing.shape, thing.x, thing.y, thing.radius)[..., None]
-        image = alpha * np.float64(COLORS[thing.color]) + (1 - alpha) * image
+        image = alpha * np.array(COLORS[thing.color], np.float64) + (1 - alpha) * image
     return image.round().astype(np.uint8)
 
 
-def extent(thing: Thing) -> tuple[float, float, float, float]:
+def extent(thing: Thing) -> Box:
     """Bounding box (x0, y0, x1, y1) in pixels."""
     left, up, down = {
         "circle": (1, 1, 1),
@@ -90,7 +92,7 @@ def extent(thing: Thing) -> tuple[float, float, float, float]:
     return thing.x - left * r, thing.y - up * r, thing.x + left * r, thing.y + down * r
 
 
-def relative_position(box: tuple, other: tuple) -> set[str]:
+def relative_position(box: Box, other: Box) -> set[str]:
     """GenEval's rule: where `box` is as seen from `other`; a diagonal neighbour can be two things at once.
 
     Centre offset, less 0.1 of the summed sizes towards zero, divided by its length; a component above 0.5 counts
@@ -117,7 +119,8 @@ def place_things(rng: np.random.Generator, kinds: list[tuple[str, str]], relatio
         scene: list[Thing] = []
         for shape, color in kinds:
             for _ in range(TRIES):
-                thing = Thing(shape, color, *rng.uniform(5, SIZE - 5, size=2), rng.uniform(*RADIUS))
+                x, y = rng.uniform(5, SIZE - 5, size=2)
+                thing = Thing(shape, color, x, y, rng.uniform(*RADIUS))
                 x0, y0, x1, y1 = extent(thing)
                 fits = x0 >= 0.5 and y0 >= 0.5 and x1 <= SIZE - 0.5 and y1 <= SIZE - 0.5
                 if fits and not any(overlap(thing, other) for other in scene):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,33 @@ from torch import nn
 
 from dmdr.lab.fashion.garments import read_garments
 from dmdr.lab.fashion.world import CLASSES
+from dmdr.lab.fitting import Log
 
 FOLDER = Path(__file__).parent
 NAME = "classifier"  # of its files: NAME.safetensors (float16) and NAME.json (recipe, accuracy)
-RECIPE = {"seed": 3, "epochs": 4, "batch": 128, "lr": 4e-3, "weight_decay": 0.05, "smoothing": 0.05, "noise": 0.06}
+
+
+class ClassifierRecipe(TypedDict):
+    """How the classifier is trained. smoothing: of the labels. noise: the largest standard deviation of pixel noise."""
+
+    seed: int
+    epochs: int
+    batch: int
+    lr: float
+    weight_decay: float
+    smoothing: float
+    noise: float
+
+
+RECIPE: ClassifierRecipe = {
+    "seed": 3,
+    "epochs": 4,
+    "batch": 128,
+    "lr": 4e-3,
+    "weight_decay": 0.05,
+    "smoothing": 0.05,
+    "noise": 0.06,
+}
 
 
 class Classifier(nn.Module):
@@ -44,7 +68,7 @@ def load_classifier(folder: Path = FOLDER) -> Classifier:
     return classifier.requires_grad_(False).eval()
 
 
-def build_classifier(folder: Path, log, recipe: dict = RECIPE) -> None:
+def build_classifier(folder: Path, log: Log, recipe: ClassifierRecipe = RECIPE) -> None:
     """Train from the recipe; saves NAME.safetensors and NAME.json with the accuracy on the 10,000 test images.
 
     Generated garments are smoother or rougher than real ones: half of the images are blurred, all get some noise.

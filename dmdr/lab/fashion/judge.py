@@ -58,7 +58,9 @@ def judge_images(classifier: Classifier, records: Sequence[PromptRecord], images
         (need,) = record["include"]
         rows, columns = np.nonzero(seen.garment >= FAINT)
         blank = seen.share == 0 or not len(rows)
-        box = (0.0,) * 4 if blank else tuple(map(float, (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)))
+        box = (0.0, 0.0, 0.0, 0.0)
+        if not blank:
+            box = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
         name = None if blank else CLASSES[int(chance.argmax())]
         result.append(Verdict(need["color"], need["class"], seen.color, name, box, float(chance.max())))
     return result

@@ -9,12 +9,13 @@ import numpy as np
 from dmdr.lab.fashion.prompts import HELD_OUT_PAIRS, fashion_prompts
 from dmdr.lab.fashion.wardrobe import sample_garments
 from dmdr.lab.fashion.world import CLASSES, caption
+from dmdr.lab.fitting import Log
 from dmdr.lab.prompts import TEMPLATES
-from dmdr.lab.reward import World, fit_reward
+from dmdr.lab.reward import RewardRecipe, World, fit_reward
 from dmdr.lab.world import COLORS
-from dmdr.promptset import Metadata
+from dmdr.promptset import Metadata, Need
 
-RECIPES = {
+RECIPES: dict[str, RewardRecipe] = {
     "fashion-conv": {"seed": 30, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3, "radius": 0.0},
     "fashion-mixer": {"seed": 40, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3, "radius": 0.0},
 }
@@ -23,13 +24,17 @@ RECIPES = {
 def spoil_caption(metadata: Metadata, rng: np.random.Generator) -> str:
     """A caption with another colour or another class, as often the one as the other, and never a held-out pair."""
     (need,) = metadata["include"]
-    key, values = [("color", list(COLORS)), ("class", CLASSES)][rng.integers(2)]
-    others = [{**need, key: value} for value in values if value != need[key]]
-    wrong = rng.choice([each for each in others if (each["color"], each["class"]) not in HELD_OUT_PAIRS])
+    others: list[Need]
+    if rng.integers(2) == 0:
+        others = [{**need, "color": color} for color in COLORS if color != need["color"]]
+    else:
+        others = [{**need, "class": name} for name in CLASSES if name != need["class"]]
+    seen = [each for each in others if (each["color"], each["class"]) not in HELD_OUT_PAIRS]
+    wrong = seen[rng.integers(len(seen))]
     return str(rng.choice(TEMPLATES)).format(caption({"include": [wrong]}))
 
 
-def build_fashion_reward(name: str, folder: Path, log) -> None:
+def build_fashion_reward(name: str, folder: Path, log: Log) -> None:
     """One of RECIPES.
 
     Raises:

@@ -14,12 +14,21 @@ from dmdr.lab.captions import Captions
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.fashion.wardrobe import sample_garments
 from dmdr.lab.fashion.world import CLASSES
-from dmdr.lab.flow import build_pipeline
+from dmdr.lab.fitting import Log
+from dmdr.lab.flow import PipelineRecipe, build_pipeline
 from dmdr.lab.world import COLORS
 from dmdr.promptset import PromptRecord
 
 GARMENT = (len(CLASSES), len(COLORS))
-RECIPE = {
+
+
+class FashionRecipe(PipelineRecipe):
+    """The fashion teacher's recipe. images: how many garments it learns from."""
+
+    images: int
+
+
+RECIPE: FashionRecipe = {
     "seed": 2,
     "images": 65536,
     "shift": 3.0,
@@ -55,7 +64,7 @@ def fashion_captions() -> Captions:
     )
 
 
-def build_fashion(folder: Path, log, recipe: dict = RECIPE) -> None:
+def build_fashion(folder: Path, log: Log, recipe: FashionRecipe = RECIPE) -> None:
     """Train everything from the recipe and save the pipeline as float16 safetensors under `folder`.
 
     Raises:
