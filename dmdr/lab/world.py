@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dmdr.promptset import Metadata, Need
+if TYPE_CHECKING:  # without it, the command line would wait for torch
+    from dmdr.promptset import Metadata, Need
+
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 

@@ -6,12 +6,14 @@ the background to the tint, the colours are told apart by direction alone, and `
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dmdr.lab.world import BACKGROUND, COLORS, SIZE, article
-from dmdr.promptset import Metadata
+
+if TYPE_CHECKING:  # without it, the command line would wait for torch
+    from dmdr.promptset import Metadata
 
 CLASSES = (  # in the order of Fashion-MNIST's labels, which call them T-shirt/top, Trouser, ..., Ankle boot
     "tee",
