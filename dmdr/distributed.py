@@ -1,34 +1,36 @@
-"""Several processes (ranks) that train one model: who does what of a batch, and sums over all of them.
+"""Several processes (ranks) train one model: each rank's part of a batch, and sums over all ranks.
 
-1. The batch is global: what is drawn for it does not depend on the number of ranks. Each rank takes a part of it, and a
-   loss inside an update is the rank's part of the global mean, so that sums over the ranks are what one process has.
+1. The batch is global: its draws do not depend on the number of ranks. Each rank takes a part of it, and a loss inside
+   an update is the rank's part of the global mean, so the sum over the ranks is what one process would have.
 2. Gradients are summed once, after the backward pass, in few large messages. An update runs the networks several times
-   and goes backward twice, which hooks on each forward (torch's DistributedDataParallel) do not allow for.
-3. Without a group of processes everything here is the identity, at no cost.
+   and goes backward twice, which torch's DistributedDataParallel, with hooks on each forward, does not allow.
+3. Without a group of processes every function here returns its argument, at no cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
+from diffusers import ModelMixin
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dmdr.errors import ConfigError
 
-LONGEST = timedelta(minutes=60)  # that the others wait for one rank: to load, to write a checkpoint
+TIMEOUT = timedelta(minutes=60)  # how long the others wait for one rank: it may load, or write a checkpoint
 MESSAGE = 2**25  # elements that are summed at once
 
 
 def join(device: str, local_rank: int) -> None:
-    """Enter the group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name, on the GPU of this rank if on any.
+    """Enter the group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name; on CUDA, take the GPU of this rank.
 
     Raises:
-        ConfigError: there is no GPU for this rank.
+        ConfigError: this rank has no GPU.
     """
     if device == "cuda":
         have = torch.cuda.device_count()
@@ -38,7 +40,7 @@ def join(device: str, local_rank: int) -> None:
                 f"execution.processes to {have}, and micro_batch_size or gradient_checkpointing if memory is short"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=LONGEST)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
 
 
 def leave() -> None:
@@ -49,38 +51,44 @@ def leave() -> None:
 
 
 def ranks() -> int:
+    """How many there are; 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Which one this process is, from 0 on."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def barrier() -> None:
-    """For all ranks to come here."""
+    """Wait until every rank is here."""
     if ranks() > 1:
-        all_reduce_sum(torch.zeros(()))  # unlike barrier(), it needs no GPU
+        all_reduce_sum(torch.zeros(()))  # torch's own barrier() would need a GPU
 
 
 def split_evenly(count: int) -> slice:
-    """Which of `count` things are this rank's: neighbours, as many as anybody else's or one fewer."""
+    """This rank's share of `count` things: neighbours, as many as any other rank has or one fewer."""
     return slice(count * rank() // ranks(), count * (rank() + 1) // ranks())
 
 
 def split_batches(mine: slice, count: int, most: int | None) -> list[slice]:
-    """This rank's share of `count` things in parts of at most `most`, as many parts on every rank; None: in one."""
+    """Cut this rank's share `mine` of `count` things into parts of at most `most`, equally many parts on every rank.
+
+    most: None for one part.
+    """
     number = 1 if most is None else -(-largest_share(count) // most)
     size = mine.stop - mine.start
-    return [slice(mine.start + size * i // number, mine.start + size * (i + 1) // number) for i in range(number)]
+    edges = [mine.start + size * index // number for index in range(number + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def largest_share(count: int) -> int:
-    """The most of `count` things that fall to one rank."""
+    """The largest share of `count` things that one rank has."""
     return -(-count // ranks())
 
 
 def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
-    """The sum over all ranks, without a graph."""
+    """Sum over all ranks, without a graph."""
     if ranks() == 1:
         return value
     value = value.detach().clone()
@@ -89,24 +97,24 @@ def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_sums(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The sums over all ranks of scalars, in one message."""
+    """Sum scalars over all ranks, in one message."""
     if ranks() == 1:
         return values
     return dict(zip(values, all_reduce_sum(torch.stack([value.detach() for value in values.values()])), strict=True))
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is up on some rank; all get the same answer."""
+    """Whether the flag is set on some rank; every rank gets the same answer."""
     return bool(all_reduce_sum(torch.tensor(float(flag))))
 
 
 def all_gather(part: torch.Tensor) -> torch.Tensor:
-    """The parts of all ranks, one after another along the first dimension; lengths may differ. No graph."""
+    """Join the parts of all ranks along the first dimension; lengths may differ. No graph."""
     if ranks() == 1:
         return part
-    lengths = torch.zeros(ranks(), dtype=torch.int64)
-    lengths[rank()] = len(part)
-    lengths = all_reduce_sum(lengths).tolist()
+    own_length = torch.zeros(ranks(), dtype=torch.int64)
+    own_length[rank()] = len(part)
+    lengths = all_reduce_sum(own_length).tolist()
     padded = part.new_zeros(max(lengths), *part.shape[1:])
     padded[: len(part)] = part.detach()
     parts = [torch.empty_like(padded) for _ in lengths]
@@ -115,9 +123,9 @@ def all_gather(part: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_in_place(tensors: Iterable[torch.Tensor]) -> None:
-    """Replace each tensor by its sum over all ranks; the same ones, in the same order, on each.
+    """Replace each tensor by its sum over all ranks. Every rank passes the same tensors in the same order.
 
-    Gradients of parameters that are split over the ranks were summed on the way.
+    Sharded tensors are left alone: FSDP2 has summed their gradients already.
     """
     if ranks() == 1:
         return
@@ -143,44 +151,51 @@ def _all_reduce(message: list[torch.Tensor]) -> None:
 def shard_network(
     network: torch.nn.Module, device: str, *, whole: set[torch.nn.Parameter], compute: torch.dtype = torch.float32
 ) -> None:
-    """Split the rows of a network's parameters over the ranks, block by block, all but those that stay `whole` (FSDP2).
+    """Shard the rows of a network's parameters over the ranks, block by block (FSDP2); those in `whole` stay whole.
 
-    Each block is gathered where it runs, as `compute`, and let go after it, so that what an optimizer or an EMA writes
-    is seen next. Gradients are summed in float32, as everywhere here.
+    Each block is gathered in `compute` when it runs and freed after it, so the next run sees what an optimizer or an
+    EMA wrote. Gradients are summed in float32, as everywhere here.
     """
     mesh = init_device_mesh(device, (ranks(),))
-    blocks = [each for each in network.modules() if type(each).__name__ in network._no_split_modules]
-    policy = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)  # times stay as they are
-    for module in (*reversed(blocks), network):  # what lies inside another block comes first
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole, mp_policy=policy)
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    blocks = list_blocks(network)
+    policy = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)  # timesteps stay float32
+    for module in (*reversed(blocks), network):  # an inner block before the one around it
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole, mp_policy=policy)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     for parameter in whole:
         parameter.data = parameter.data.to(device)
 
 
+def list_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks of a network that its library names as units, outer ones before inner ones."""
+    assert isinstance(network, ModelMixin), type(network)
+    return [module for module in network.modules() if type(module).__name__ in (network._no_split_modules or ())]
+
+
 def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each rank holds only its rows of the tensor."""
     return isinstance(tensor, DTensor)
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory of this rank's rows; all of them, where the tensor is not split."""
+    """The memory of this rank's rows; of the whole tensor where it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All rows; where they are split, all ranks have to ask."""
+    """All rows. Every rank has to call this for a sharded tensor."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def has_rows(tensor: torch.Tensor) -> bool:
-    """Whether this rank writes rows of it to a checkpoint; what is not split, only the first does."""
+    """Whether this rank writes the tensor, or its rows, to a checkpoint; the first writes what is not sharded."""
     return local_shard(tensor).numel() > 0 if isinstance(tensor, DTensor) else rank() == 0
 
 
-def copy_shard(tensor: torch.Tensor, found: torch.Tensor) -> None:
-    """Copy this rank's rows out of a whole tensor; FSDP2 deals them out as torch.chunk does."""
+def copy_shard(tensor: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy this rank's rows of a whole tensor; FSDP2 deals rows out as torch.chunk does."""
     if isinstance(tensor, DTensor):
-        rows = -(-len(found) // ranks())
-        found = found[rank() * rows : (rank() + 1) * rows]
-    local_shard(tensor).copy_(found)
+        rows = largest_share(len(source))
+        source = source[rank() * rows : (rank() + 1) * rows]
+    local_shard(tensor).copy_(source)

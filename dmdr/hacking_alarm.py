@@ -1,12 +1,12 @@
-"""The hacking alarm: what the EMA draws for training prompts, by figures that nothing is trained on.
+"""The hacking alarm: it draws images with the EMA during joint training and measures them in ways nothing trains on.
 
-1. Neither the paper nor the official demo watches anything; all of this is ours.
-2. Prompts and noise are the same at every look, so that its figures differ by the weights alone. Evaluation prompts are
-   never drawn: they decide later, and deciding twice by the same prompts would flatter the student.
-3. A look at update u sees the EMA after u updates, and stands in the metrics row of update u. The end of the stage is
-   always looked at; it gets a row of its own.
-4. An alarm is raised when its breach begins, and again only after the breach has ended in between.
-5. All alarms follow from the rows, so that a resumed run needs no memory of its own.
+1. Neither the paper nor the official demo watches training; all of this is ours.
+2. Prompts and noise are the same at every look, so its figures differ by the weights alone. Evaluation prompts stay
+   out: they decide later, and to decide twice by the same prompts would flatter the student.
+3. A look at update u sees the EMA after u updates and stands in the metrics row of update u. The end of the stage is
+   always looked at and gets a row of its own.
+4. An alarm rings when a breach begins, and again only after the breach has ended in between.
+5. All alarms follow from the rows, so a resumed run needs no memory of its own.
 
 P prompts, S images of each, B images.
 """
@@ -14,33 +14,33 @@ P prompts, S images of each, B images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from dmdr import distributed
 from dmdr.config.run import Watch
 from dmdr.promptset import PromptSet
-from dmdr.rewards.load import load_reward
 from dmdr.rewards.protocol import Reward
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
-from dmdr.state import TrainState
+from dmdr.state import Row, TrainState
 from dmdr.update import roll_out
 
-Row = dict[str, float]  # {"update": u, "watch/reward": ...}; a figure without a sound image to tell it is left out
-FIGURES = REWARD, DIVERSITY, SATURATION, NON_FINITE = (
-    "watch/reward",
-    "watch/diversity",
-    "watch/saturation",
-    "watch/non_finite",
-)
+REWARD, DIVERSITY = "watch/reward", "watch/diversity"
+SATURATION, NON_FINITE = "watch/saturation", "watch/non_finite"
+FIGURES = (
+    REWARD,
+    DIVERSITY,
+    SATURATION,
+    NON_FINITE,
+)  # columns of a metrics row; one without a finite image is left out
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A figure that went too far: what it is now, at `update`, and what it was at `since`."""
+    """A figure that went too far: its value `now` at `update`, and the value it had at update `since`."""
 
     figure: str
     update: int
@@ -49,61 +49,49 @@ class Alarm:
     was: float
 
     def line(self, watch: Watch) -> str:
-        """What is watched, now, before, and what to do."""
+        """One line: the figure, its value now and before, and what to do."""
         now, gentler = f"{self.now:.4g}", "lower joint.rl.weight or joint.student.learning_rate"
         before = f"it was {self.was:.4g} at update {self.since}"
         kept = "its EMA is kept" if watch.export == "best" else "joint.watch.export: best would keep its EMA"
-        told = {
+        message = {
             REWARD: f"the held-out reward {watch.reward} is {now}, {before}, its best ({kept}); {gentler}, or train on "
             "more rewards",
             DIVERSITY: f"the difference between images of one prompt is {now}, {before}: they become alike; {gentler}",
             SATURATION: f"colour saturation is {now}, {before}: a reward may be hacked by colour; {gentler}",
             NON_FINITE: f"the share of images that are not numbers is {now}, {before}; {gentler}",
-        }
-        return f"ALARM at update {self.update}: {told[self.figure]}"
+        }[self.figure]
+        return f"ALARM at update {self.update}: {message}"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A look: the figures for the metrics row, empty when none was due, and whether training has to end here."""
+class Look:
+    """What one look found: figures for the metrics row, empty when no look was due, and whether the stage ends here."""
 
-    figures: Row
-    stop: bool
+    figures: Row = field(default_factory=dict)
+    ends_stage: bool = False
 
 
+@dataclass(frozen=True)
 class Watcher:
-    """Looks at the EMA every `config.every` updates; the alarms go to `say`, one line each.
+    """Looks at the EMA every `config.every` updates and reports alarms.
 
-    Args:
-        prompts: the training prompts; `config.prompts` of them are drawn, evenly spread.
-        times: (N + 1,) of the student, on its device.
-        batch_size: images that are drawn at once, at least one prompt's.
-        weights: where those of the reward lie, if not at their pinned addresses.
-
-    Raises:
-        ConfigError: there is no reward of that name.
+    reward: one that is not trained on. prompts: of training; `config.prompts` of them are drawn, evenly spread.
+    times: (N + 1,) of the student, on its device. at_once: prompts that are drawn together. say: takes an alarm's line.
     """
 
-    def __init__(
-        self,
-        config: Watch,
-        base: SharedBase,
-        *,
-        prompts: PromptSet,
-        times: torch.Tensor,
-        seed: int,
-        batch_size: int,
-        say: Callable[[str], None],
-        weights: Mapping[str, str] | None = None,
-    ) -> None:
-        self.config, self.base, self.prompts, self.times, self.seed = config, base, prompts, times, seed
-        self.reward = load_reward(config.reward, str(base.backbone.network.device), weights)
-        self.at_once, self.say = max(1, batch_size // config.seeds), say
+    config: Watch
+    base: SharedBase
+    reward: Reward
+    prompts: PromptSet
+    times: torch.Tensor
+    seed: int
+    at_once: int
+    say: Callable[[str], None]
 
-    def look(self, state: TrainState, *, last: bool) -> Seen:
-        """Measure the EMA if that is due, or if this is the `last` look; keep it if it is the best and is wanted."""
+    def look(self, state: TrainState, *, last: bool) -> Look:
+        """Measure the EMA if that is due or this is the `last` look; keep it where the config exports the best."""
         if not last and state.update % self.config.every:
-            return Seen({}, stop=False)
+            return Look()
         with state.averaged():
             figures = self.measure()
         looks = [*select_looks(state.rows), {"update": state.update, **figures}]
@@ -113,19 +101,19 @@ class Watcher:
         if self.config.on_alarm != "off":
             for alarm in new:
                 self.say(alarm.line(self.config))
-        return Seen(figures, stop=bool(new) and self.config.on_alarm == "stop")
+        return Look(figures, ends_stage=bool(new) and self.config.on_alarm == "stop")
 
     @torch.no_grad()
     def measure(self) -> Row:
-        """The figures of the student as it is."""
+        """The figures of the student with its present weights."""
         backbone, seeds = self.base.backbone, self.config.seeds
         shape = (len(self.times) - 1, *backbone.latent_shape)
         indices = self.prompts.spread(self.config.prompts)
-        total, each = len(indices), -(-len(indices) // distributed.ranks())
-        mine = slice(distributed.rank() * each, (distributed.rank() + 1) * each)
-        # the last rank may lack some: it draws others again and drops them, because networks may run on all ranks only
-        indices = (indices[mine] + indices * each)[:each]
-        found: list[Row] = []
+        total, share = len(indices), distributed.largest_share(len(indices))
+        mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+        # The last rank may lack some. It draws others again and drops them: sharded networks run on all ranks together.
+        indices = (indices[mine] + indices * share)[:share]
+        rows: list[Row] = []
         for start in range(0, len(indices), self.at_once):
             drawn = [index for index in indices[start : start + self.at_once] for _ in range(seeds)]
             c = backbone.collate(self.prompts.items(drawn))
@@ -135,24 +123,26 @@ class Watcher:
             images = backbone.decode(x0).float()
             scores = score_images(self.reward, images, texts)
             parts = zip(images.split(seeds), scores.split(seeds), strict=True)
-            found += [measure_prompt(images_S, scores_S) for images_S, scores_S in parts]
-        found = gather_rows(found)[:total]
-        present = {name: [row[name] for row in found if name in row] for name in (REWARD, DIVERSITY, SATURATION)}
+            rows += [measure_prompt(images_S, scores_S) for images_S, scores_S in parts]
+        rows = gather_rows(rows)[:total]
+        present = {name: [row[name] for row in rows if name in row] for name in (REWARD, DIVERSITY, SATURATION)}
         means = {name: math.fsum(values) / len(values) for name, values in present.items() if values}
-        return {**means, NON_FINITE: math.fsum(row[NON_FINITE] for row in found) / len(found)}
+        return {**means, NON_FINITE: math.fsum(row[NON_FINITE] for row in rows) / len(rows)}
 
 
 def gather_rows(rows: list[Row]) -> list[Row]:
-    """The rows of all ranks, one rank's after another's."""
+    """The rows of all ranks, rank after rank."""
     if distributed.ranks() == 1:
         return rows
     table = [[row.get(name, math.nan) for name in FIGURES] for row in rows]
-    every = distributed.all_gather(torch.tensor(table, dtype=torch.float64)).tolist()
-    return [{name: value for name, value in zip(FIGURES, row, strict=True) if not math.isnan(value)} for row in every]
+    gathered = distributed.all_gather(torch.tensor(table, dtype=torch.float64)).tolist()
+    return [
+        {name: value for name, value in zip(FIGURES, row, strict=True) if not math.isnan(value)} for row in gathered
+    ]
 
 
 def score_images(reward: Reward, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-    """The reward (B,) of images (B, 3, H, W); NaN, without asking it, where a value of the image is not finite."""
+    """The reward (B,) of images (B, 3, H, W); NaN where an image has a value that is not finite."""
     sound = images.isfinite().flatten(1).all(dim=1)
     scores = torch.full((len(images),), math.nan, device=images.device)
     if sound.any():
@@ -162,7 +152,7 @@ def score_images(reward: Reward, images: torch.Tensor, prompts: list[str]) -> to
 
 
 def measure_prompt(images_S: torch.Tensor, scores_S: torch.Tensor) -> Row:
-    """The figures of one prompt; what has no finite score counts as non-finite and for nothing else."""
+    """The figures of one prompt; an image without a finite score counts as non-finite and for nothing else."""
     sound = scores_S.isfinite()
     row = {NON_FINITE: float((~sound).double().mean())}
     if sound.any():
@@ -190,25 +180,25 @@ def select_looks(rows: list[Row]) -> list[Row]:
 
 
 def best_look(looks: list[Row]) -> Row | None:
-    """The look with the highest held-out reward, the first of equals; one that saw a broken image is never the best."""
+    """The look with the highest held-out reward, the first of equals. A look with a broken image is never the best."""
     return max((look for look in looks if look[NON_FINITE] == 0), key=lambda look: look[REWARD], default=None)
 
 
 def find_alarms(watch: Watch, looks: list[Row]) -> list[Alarm]:
-    """All alarms of a stage so far, each at the look at which its breach began."""
-    found: list[Alarm] = []
+    """All alarms of a stage so far, each at the look where its breach began."""
+    alarms: list[Alarm] = []
     ongoing: set[str] = set()
     top = None
     for look in looks:
         breached = list(find_breaches(watch, look, looks[0], top))
-        found += [alarm for alarm in breached if alarm.figure not in ongoing]
+        alarms += [alarm for alarm in breached if alarm.figure not in ongoing]
         ongoing = {alarm.figure for alarm in breached}
         top = best_look([look] if top is None else [top, look])
-    return found
+    return alarms
 
 
 def find_breaches(watch: Watch, look: Row, start: Row, top: Row | None) -> Iterator[Alarm]:
-    """What is wrong at a look. start: the first look of the stage; top: the best of those before, None without one."""
+    """The breaches at a look. start: the first look of the stage. top: the best look before this one, if any."""
 
     def against(figure: str, past: Row) -> Alarm:
         return Alarm(figure, int(look["update"]), look[figure], int(past["update"]), past[figure])
@@ -225,7 +215,7 @@ def find_breaches(watch: Watch, look: Row, start: Row, top: Row | None) -> Itera
 
 
 def exported_ema(state: TrainState) -> tuple[dict[str, torch.Tensor], int]:
-    """The EMA that a stage writes, watched or not, and the update that it is of."""
+    """The EMA that a stage writes, watched or not, and its update."""
     if not state.best_ema:
         return state.ema, state.update
     top = best_look(select_looks(state.rows))
@@ -233,13 +223,19 @@ def exported_ema(state: TrainState) -> tuple[dict[str, torch.Tensor], int]:
     return state.best_ema, int(top["update"])
 
 
-def summarize(watch: Watch, state: TrainState) -> dict:
-    """What the record says of a watched stage that has ended."""
+def summarize(watch: Watch, state: TrainState) -> dict[str, object]:
+    """What the record says of a watched stage that has ended, as JSON."""
     looks = [{key: row[key] for key in row if key in ("update", *FIGURES)} for row in select_looks(state.rows)]
-    raised, top = find_alarms(watch, looks), best_look(looks)
-    told = {"reward": watch.reward, "export": watch.export, "exported": exported_ema(state)[1]}
-    told |= {"last": looks[-1], "best": top, "alarms": [asdict(alarm) for alarm in raised]}
-    if watch.on_alarm == "stop" and raised:
-        why = "; ".join(alarm.line(watch) for alarm in raised)
-        told["stopped"] = {"after_update": state.update, "why": why}
-    return told
+    alarms = find_alarms(watch, looks)
+    summary: dict[str, object] = {
+        "reward": watch.reward,
+        "export": watch.export,
+        "exported": exported_ema(state)[1],
+        "last": looks[-1],
+        "best": best_look(looks),
+        "alarms": [asdict(alarm) for alarm in alarms],
+    }
+    if watch.on_alarm == "stop" and alarms:
+        why = "; ".join(alarm.line(watch) for alarm in alarms)
+        summary["stopped"] = {"after_update": state.update, "why": why}
+    return summary

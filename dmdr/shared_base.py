@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -102,13 +102,15 @@ class SharedBase:
         self.backbone.vae.to(device)  # type: ignore[arg-type]  # diffusers' wrapper hides that `to` is a method
         self._name_parameters()
 
-    def recompute_activations(self) -> None:
+    def recompute_activations(self, checkpoint: Callable[..., object] | None = None) -> None:
         """Keep only each block's input, and run the block again in the backward pass: less memory, a third more work.
 
         The decoder that ReFL's gradient goes through does so too. The result is the same bit for bit.
+
+        checkpoint: (block, its inputs) -> its outputs; runs a block that runs again later. None: torch's own.
         """
         for network in (self.backbone.network, self.student_network, self.backbone.vae):
-            network.enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing(checkpoint)
 
     def _add_lora(self, name: str, rank: int) -> None:
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.backbone.lora_targets))

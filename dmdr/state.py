@@ -1,4 +1,4 @@
-"""All that a resume needs, as tensors and JSON: both networks, both optimizers, the EMA, the step and the metrics.
+"""All that a resume needs, as tensors and JSON: both networks, both optimizers, the EMA, the update and the metrics.
 
 There is no random state: noise, prompts and order are functions of (seed, stage, update).
 """
@@ -7,50 +7,62 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypedDict
 
 import torch
 
-from dmdr import distributed, optimizers
-from dmdr.config.run import Training
+from dmdr import distributed
+from dmdr.config.run import Optimizer, Training
 from dmdr.errors import DataError
+from dmdr.optimizers import Trainable, build_optimizer, read_state, restore_state
 from dmdr.shared_base import SharedBase
 
-Named = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
+Row = dict[str, float]  # {"update": u, figure: value, ...}
+
+
+class StateInfo(TypedDict):
+    """The part of a checkpoint that is JSON."""
+
+    update: int
+    rl_weight: float
+    rows: list[Row]
 
 
 class TrainState:
-    """What changes while training. `update` student updates are done; `rows` holds one metrics row for each, and at the
-    end of a watched stage one more. `best_ema` is empty unless the watch keeps it."""
+    """What changes while training.
+
+    update: student updates done. rows: one metrics row for each, and one more at the end of a watched stage.
+    rl_weight: the RL weight of the last update, where it is matched. best_ema: empty unless the watch keeps it.
+    """
 
     def __init__(self, base: SharedBase, training: Training, *, ema: float) -> None:
-        self.update, self.rows, self.ema_decay = 0, [], ema
-        self.rl_weight = 0.0  # of the last update; what a matched weight came to
-        self.networks = {"student": base.student_parameters, "fake_score": base.fake_parameters}
+        self.update, self.rl_weight, self.ema_decay = 0, 0.0, ema
+        self.rows: list[Row] = []
+        self.student = _build_trainable(base.student_parameters, training.student)
+        self.fake_score = _build_trainable(base.fake_parameters, training.fake_score)
+        self.trainables = {"student": self.student, "fake_score": self.fake_score}
         self.kinds = {"student": training.student.kind, "fake_score": training.fake_score.kind}
-        self.optimizers = {
-            "student": optimizers.build_optimizer(base.student_parameters, training.student),
-            "fake_score": optimizers.build_optimizer(base.fake_parameters, training.fake_score),
-        }
-        self.ema = {name: parameter.detach().clone() for name, parameter in base.student_parameters.items()}
-        self.best_ema: Named = {}
+        self.ema: Tensors = {name: parameter.detach().clone() for name, parameter in base.student_parameters.items()}
+        self.best_ema: Tensors = {}
 
     @torch.no_grad()
-    def advance(self, row: dict[str, float]) -> None:
+    def advance(self, row: Row) -> None:
         """Count one finished student update: ema <- d ema + (1 - d) student.
 
         d = (1 - 1 / u)^3 at the u-th update, up to the configured decay: the power function average of EDM2 (Karras et
-        al. 2024, section 3.1, gamma 2). It looks back over the same share of a short stage as of a long one, and soon
-        forgets where it began.
+        al. 2024, section 3.1, gamma 2). It averages over the same share of a short stage as of a long one, and soon
+        forgets the start.
         """
         self.update += 1
         decay = min(self.ema_decay, (1 - 1 / self.update) ** 3)
-        student = [distributed.local_shard(self.networks["student"][name]) for name in self.ema]
+        student = [distributed.local_shard(self.student.parameters[name]) for name in self.ema]
         torch._foreach_lerp_([distributed.local_shard(average) for average in self.ema.values()], student, 1 - decay)
         self.rows.append(row)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the student is its EMA: they exchange their numbers, one tensor after another, and no bit changes."""
+        """Inside, the student has the values of its EMA. Both have their own again afterwards, bit for bit."""
         self._exchange()
         try:
             yield
@@ -60,10 +72,11 @@ class TrainState:
     @torch.no_grad()
     def _exchange(self) -> None:
         for name, average in self.ema.items():
-            ours, theirs = distributed.local_shard(self.networks["student"][name]), distributed.local_shard(average)
-            kept = ours.clone()
-            ours.copy_(theirs)
-            theirs.copy_(kept)
+            student = distributed.local_shard(self.student.parameters[name])
+            ema = distributed.local_shard(average)
+            previous = student.clone()
+            student.copy_(ema)
+            ema.copy_(previous)
 
     def keep_best(self) -> None:
         """Remember the EMA as it is now."""
@@ -72,47 +85,52 @@ class TrainState:
         for name, average in self.ema.items():
             distributed.local_shard(self.best_ema[name]).copy_(distributed.local_shard(average))
 
-    def tensors(self) -> Named:
+    def tensors(self) -> Tensors:
         """Everything as one flat dict: role/param/name, role/exp_avg/name, ..., ema/name, best_ema/name.
 
-        Of what is split over the ranks these are this rank's rows; what is not, the first rank alone has.
+        A sharded tensor gives this rank's rows; any other comes from the first rank only.
         """
         flat = {f"ema/{name}": value for name, value in self.ema.items()}
         flat |= {f"best_ema/{name}": value for name, value in self.best_ema.items()}
-        for role, parameters in self.networks.items():
-            for name, parameter in parameters.items():
+        for role, trainable in self.trainables.items():
+            for name, parameter in trainable.parameters.items():
                 flat[f"{role}/param/{name}"] = parameter.detach()
-                for key, value in optimizers.read_state(self.optimizers[role], parameter).items():
+                for key, value in read_state(trainable.optimizer, parameter).items():
                     flat[f"{role}/{key}/{name}"] = value
         return {name: distributed.local_shard(value) for name, value in flat.items() if distributed.has_rows(value)}
 
-    def info(self) -> dict:
+    def info(self) -> StateInfo:
+        """The numbers that are no tensors."""
         return {"update": self.update, "rl_weight": self.rl_weight, "rows": self.rows}
 
     @torch.no_grad()
-    def restore(self, tensors: Mapping[str, torch.Tensor], info: dict) -> None:
-        """Become the state that was saved; the next update continues from it.
+    def restore(self, tensors: Mapping[str, torch.Tensor], info: StateInfo) -> None:
+        """Take over a saved state; the next update continues from it.
 
         Raises:
             DataError: the tensors are of another model.
         """
         self.update, self.rl_weight, self.rows = info["update"], info["rl_weight"], list(info["rows"])
-        names = {tuple(name.split("/", 2)) for name in tensors if name.count("/") > 1}
-        fill_parameters(self.ema, Below("ema/", tensors), "checkpoint's EMA")
-        if best := Below("best_ema/", tensors):
+        fill_parameters(self.ema, TensorsBelow("ema/", tensors), "checkpoint's EMA")
+        if best := TensorsBelow("best_ema/", tensors):
             self.keep_best()
             fill_parameters(self.best_ema, best, "checkpoint's best EMA")
-        for role, parameters in self.networks.items():
-            fill_parameters(parameters, Below(f"{role}/param/", tensors), f"checkpoint's {role}")
-            keys = sorted({key for of, key, _ in names if of == role} - {"param"})
-            for name, parameter in parameters.items():
-                saved = {key: tensors[f"{role}/{key}/{name}"] for key in keys if (role, key, name) in names}
+        for role, trainable in self.trainables.items():
+            fill_parameters(trainable.parameters, TensorsBelow(f"{role}/param/", tensors), f"checkpoint's {role}")
+            keys = {name.split("/", 2)[1] for name in tensors if name.startswith(f"{role}/")} - {"param"}
+            for name, parameter in trainable.parameters.items():
+                names = {key: f"{role}/{key}/{name}" for key in sorted(keys)}
+                saved = {key: tensors[full] for key, full in names.items() if full in tensors}
                 if saved:
-                    optimizers.restore_state(self.optimizers[role], parameter, saved, self.kinds[role])
+                    restore_state(trainable.optimizer, parameter, saved, self.kinds[role])
 
 
-class Below(Mapping):
-    """The tensors whose names begin with `prefix`, under the rest of their names."""
+def _build_trainable(parameters: dict[str, torch.nn.Parameter], config: Optimizer) -> Trainable:
+    return Trainable(parameters, build_optimizer(parameters, config), config.clip)
+
+
+class TensorsBelow(Mapping[str, torch.Tensor]):
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
 
     def __init__(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
         self.prefix, self.tensors = prefix, tensors
@@ -129,19 +147,21 @@ class Below(Mapping):
 
 
 @torch.no_grad()
-def fill_parameters(parameters: Named, saved: Mapping[str, torch.Tensor], what: str) -> None:
-    """Copy whole tensors into parameters of the same names and shapes, of which this rank may hold some rows.
+def fill_parameters(parameters: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], what: str) -> None:
+    """Copy whole tensors into parameters of the same names and shapes; of a sharded one this rank takes its rows.
 
     Raises:
         DataError: a name or a shape differs; `what` names the source.
     """
     missing, unknown = sorted(parameters.keys() - saved.keys()), sorted(saved.keys() - parameters.keys())
     if missing or unknown:
-        found = f"missing {missing[:3]}" if missing else f"unknown {unknown[:3]}"
-        raise DataError(f"{what} does not fit this model: {found}; was it made with another teacher, form or rank?")
+        difference = f"missing {missing[:3]}" if missing else f"unknown {unknown[:3]}"
+        raise DataError(
+            f"{what} does not fit this model: {difference}; was it made with another teacher, form or rank?"
+        )
     for name, parameter in parameters.items():
-        found = saved[name]
-        if parameter.shape != found.shape:
-            shapes = f"{tuple(found.shape)}, the model has {tuple(parameter.shape)}"
+        tensor = saved[name]
+        if parameter.shape != tensor.shape:
+            shapes = f"{tuple(tensor.shape)}, the model has {tuple(parameter.shape)}"
             raise DataError(f"{what} does not fit this model: {name} is {shapes}; another teacher, form or rank?")
-        distributed.copy_shard(parameter, found)
+        distributed.copy_shard(parameter, tensor)

@@ -1,33 +1,35 @@
-"""The loop of both training stages: K - 1 updates of the fake score, then one of the student with the K-th.
+"""The loop of both training stages, and one training step: K - 1 updates of the fake score, then one of the student.
 
 1. Joint training starts from the EMA of the cold start, the weights that were measured, and from its fake score.
-2. What an update draws (prompts, noise, levels, pairs) depends on (seed, stage, update) alone, never on history.
+2. What a step draws (prompts, noise, levels, pairs) depends on (seed, stage, update) alone, never on history.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from dmdr import distributed, optimizers
-from dmdr.backbones.protocol import Conditioning
-from dmdr.config.run import RL, Training
+from dmdr import distributed
+from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.config.prompt_record import PromptRecord
+from dmdr.config.run import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import ConfigError, NonFinite
-from dmdr.hacking_alarm import Seen, Watcher
-from dmdr.promptset import PromptSet
-from dmdr.rl.objective import Algorithm, Objective
+from dmdr.hacking_alarm import Look, Row, Watcher
+from dmdr.optimizers import learning_rate
+from dmdr.rl.objective import Objective, RLTerm
 from dmdr.rollout import States, generator_for, noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.update import (
     Batch,
-    Renoise,
-    Weighted,
+    Levels,
+    RealScore,
+    WeightedLoss,
     count_trajectories,
     roll_out,
     select_states,
@@ -37,121 +39,137 @@ from dmdr.update import (
 )
 
 
+class Prompts(Protocol):
+    """Encoded prompts to train on; a PromptSet is one."""
+
+    def __len__(self) -> int: ...
+
+    def items(self, indices: list[int]) -> list[Item]: ...
+
+    def records(self, indices: list[int]) -> list[PromptRecord]: ...
+
+
 @dataclass(frozen=True)
 class Run:
-    """What stays the same through a training stage. rl: an algorithm and its weight."""
+    """What stays the same through a training stage.
+
+    unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student.
+    micro_batch: the most samples that a network sees at once; None: all.
+    """
 
     stage: str
     seed: int
     training: Training
     base: SharedBase
-    prompts: PromptSet
+    prompts: Prompts
     unconditional: Conditioning
     times: torch.Tensor
     guidance_scale: float
-    rl: tuple[Algorithm, RL] | None = None
+    rl: RLTerm | None = None
     distribution_matching: bool = True
     watch: Watcher | None = None
-    micro_batch: int | None = None  # the most samples that a network is given at once; None: all
+    micro_batch: int | None = None
 
 
-def train(
-    run: Run,
-    state: TrainState,
-    *,
-    checkpoint: Callable[[bool], None],
-    report: Callable[[dict[str, float]], None],
-    stop: Callable[[], bool],
-) -> bool:
-    """Train until `training.updates` are done or the watch ends it: True; False when `stop` asked to leave before that.
+@dataclass(frozen=True)
+class Batches:
+    """The states that one training step trains on: a list of parts for each update."""
 
-    `checkpoint(now)` is called after each update; now is True on leaving early.
+    fake_score: list[list[Batch]]
+    student: list[list[Batch]]
+
+
+def train(run: Run, state: TrainState, *, stop: Callable[[], bool]) -> Iterator[Row]:
+    """Train until the last update, until the watch ends the stage, or until `stop` asks; yield each finished update.
 
     Raises:
         NonFinite: a loss or gradient is not a number; the newest checkpoint is from before it.
     """
     while True:
-        done = state.update == run.training.updates
-        if not done and stop():
-            checkpoint(True)
-            return False
-        started = time.monotonic()
-        seen = run.watch.look(state, last=done) if run.watch else Seen({}, stop=False)
-        if done or seen.stop:
-            state.rows += [{"update": state.update, **seen.figures}] if seen.figures else []
-            return True
-        row = training_step(run, state)
-        for name, value in row.items():
+        is_last = state.update == run.training.updates
+        if not is_last and stop():
+            return
+        look = run.watch.look(state, last=is_last) if run.watch else Look()
+        if is_last or look.ends_stage:
+            if look.figures:
+                state.rows.append({"update": state.update, **look.figures})
+            return
+        figures = training_step(run, state)
+        for name, value in figures.items():
             if not math.isfinite(value):
                 raise NonFinite(
                     f"{run.stage}: {name} is {value} at update {state.update}; the last checkpoint is whole: "
                     "lower the learning rates (fake_score first) or the RL weight"
                 )
-        row = {"update": state.update, **row, **seen.figures}
+        row = {"update": state.update, **figures, **look.figures}
         state.advance(row)
-        report({**row, "seconds": time.monotonic() - started})
-        checkpoint(False)
+        yield row
 
 
 def training_step(run: Run, state: TrainState) -> dict[str, float]:
-    """One window of `dmdr.update`; returns its figures."""
+    """Roll out, update the fake score K - 1 times, then student and fake score together; return the figures."""
     training, update = run.training, state.update
     states, c, texts = roll_out_prompts(run, update)
-    objective = run.rl[0].build_objective(states, texts) if run.rl else None
-    fake_batches, student_batches = select_batches(run, update, states, c, objective)
-    beta = renoise_beta(update, training.dynamic)
-    scale = real_scale(update, training.dynamic)
-    student, fake_score = state.optimizers["student"], state.optimizers["fake_score"]
-    for optimizer, config in ((student, training.student), (fake_score, training.fake_score)):
-        for group in optimizer.param_groups:
-            group["lr"] = optimizers.learning_rate(config, update, training.updates)
-
-    def renoise(part: int, count: int) -> Renoise:
-        generator = generator_for(run.seed, run.stage, "levels", update, part)
-        t = renoise_levels(beta, training.renoise_range, count, generator)
-        return Renoise(
-            t, noise_for(run.seed, run.stage, "renoise", update, part, shape=(count, *run.base.backbone.latent_shape))
-        )
+    objective = run.rl.algorithm.build_objective(states, texts) if run.rl else None
+    batches = select_batches(run, update, states, c, objective)
+    state.student.set_learning_rate(learning_rate(training.student, update, training.updates))
+    state.fake_score.set_learning_rate(learning_rate(training.fake_score, update, training.updates))
+    rl = weigh_objective(run.rl, objective, state) if run.rl and objective else None
+    figures: dict[str, torch.Tensor] = {}
+    mean_level = torch.zeros(())
 
     if not run.distribution_matching:
-        rl = Weighted(objective.loss, run.rl[1].weight)
-        for batches in student_batches:
-            figures = update_student_by_rl(run.base, batches, student, rl, clip=training.student.clip)
-        return {name: float(value) for name, value in {**objective.figures, **figures}.items()}
+        assert rl is not None, "the config refuses a joint stage that trains nothing"
+        for parts in batches.student:
+            figures = update_student_by_rl(run.base, parts, state.student, rl)
+        return to_floats({**(objective.figures if objective else {}), **figures})
 
-    for part, batches in enumerate(fake_batches):
-        levels = renoise(part, batches[0].of)
-        update_fake_score(run.base, batches, levels, fake_score, clip=training.fake_score.clip)
-    for part, batches in enumerate(student_batches, start=len(fake_batches)):
-        levels = renoise(part, batches[0].of)
+    scale = real_scale(update, training.dynamic)
+    real_score = RealScore(run.unconditional, run.guidance_scale, scale)
+    for number, parts in enumerate(batches.fake_score):
+        update_fake_score(run.base, parts, draw_levels(run, update, number, parts[0].of), state.fake_score)
+    for number, parts in enumerate(batches.student, start=len(batches.fake_score)):
+        rl = weigh_objective(run.rl, objective, state) if run.rl and objective else None
+        levels = draw_levels(run, update, number, parts[0].of)
         figures = update_student(
-            run.base,
-            batches,
-            run.unconditional,
-            levels,
-            (student, fake_score),
-            guidance_scale=run.guidance_scale,
-            real_scale=scale,
-            rl=weigh_objective(run.rl[1], objective, state) if run.rl else None,
-            clips=(training.student.clip, training.fake_score.clip),
+            run.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl
         )
-        if run.rl:
+        mean_level = levels.t.mean()
+        if rl is not None:
             state.rl_weight = float(figures["rl_weight"])
-    figures = {**figures, **(objective.figures if objective else {}), "renoise_mean": levels.t.mean()}
-    return {**{name: float(value) for name, value in figures.items()}, "real_scale": scale}
+    figures = {**figures, **(objective.figures if objective else {}), "renoise_mean": mean_level}
+    return {**to_floats(figures), "real_scale": scale}
 
 
-def weigh_objective(config: RL, objective: Objective, state: TrainState) -> Weighted:
-    """The RL term at its weight, which `matched` settles at the first update that has an RL gradient."""
-    if config.weight_is == "fixed":
-        return Weighted(objective.loss, config.weight)
-    return Weighted(objective.loss, state.rl_weight or config.weight, matched=not state.rl_weight)
+def to_floats(figures: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Figures as numbers."""
+    return {name: float(value) for name, value in figures.items()}
+
+
+def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
+    """The renoise levels and noise of the `number`-th update of a training step, for its global batch."""
+    training = run.training
+    beta = renoise_beta(update, training.dynamic)
+    t = renoise_levels(
+        beta, training.renoise_range, count, generator_for(run.seed, run.stage, "levels", update, number)
+    )
+    shape = (count, *run.base.backbone.latent_shape)
+    return Levels(t, noise_for(run.seed, run.stage, "renoise", update, number, shape=shape))
+
+
+def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> WeightedLoss:
+    """The RL loss at its weight. `matched` sets the weight at the first update that has an RL gradient."""
+    if rl.config.weight_is == "fixed":
+        return WeightedLoss(objective.loss, rl.config.weight)
+    if state.rl_weight:
+        return WeightedLoss(objective.loss, state.rl_weight)
+    return WeightedLoss(objective.loss, rl.config.weight, matched=True)
 
 
 def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[str]]:
-    """The rollout of one window: N states of M trajectories, their conditioning and the text of each.
+    """The rollout of one training step: N states of M trajectories, their conditioning and the text of each.
 
-    Each rank rolls out the trajectories of its share of the prompts; then all have all states.
+    Each rank rolls out the trajectories of its share of the prompts; then every rank has all states.
     """
     steps, (prompts, group) = len(run.times) - 1, count_groups(run)
     count = prompts * group
@@ -160,51 +178,64 @@ def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[
     backbone = run.base.backbone
     c = backbone.collate(run.prompts.items(indices))
     noises = noise_for(run.seed, run.stage, "rollout", update, shape=(steps, count, *backbone.latent_shape))
-    most = run.micro_batch and max(1, run.micro_batch // group)
     parts = []
-    for whole in distributed.split_batches(distributed.split_evenly(prompts), prompts, most):
-        part = slice(whole.start * group, whole.stop * group)
+    for chunk in distributed.split_batches(distributed.split_evenly(prompts), prompts, most_together(run, group)):
+        part = slice(chunk.start * group, chunk.stop * group)
         c_part = {key: value[part] for key, value in c.items()}
         parts.append(roll_out(run.base, c_part, run.times, noises[:, part].to(run.times)))
-    x_t, x0 = (
-        distributed.all_gather(torch.cat([getattr(part, name) for part in parts], dim=1).transpose(0, 1)).transpose(
-            0, 1
-        )
-        for name in ("x_t", "x0")
-    )
+    x_t = gather_trajectories([part.x_t for part in parts])
+    x0 = gather_trajectories([part.x0 for part in parts])
     return States(run.times[:-1], x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
 
 
+def gather_trajectories(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Join the parts (N, m, C, H, W) of all ranks along their trajectories: (N, M, C, H, W)."""
+    return distributed.all_gather(torch.cat(parts, dim=1).transpose(0, 1)).transpose(0, 1)
+
+
+def most_together(run: Run, size: int) -> int | None:
+    """How many groups of `size` samples fit into the micro batch, at least one; None for all of them."""
+    return None if run.micro_batch is None else max(1, run.micro_batch // size)
+
+
 def count_groups(run: Run) -> tuple[int, int]:
-    """How many prompts a window rolls out, and how many trajectories of each."""
-    group, spare = (run.rl[0].group_size, run.rl[0].oversampling * run.rl[0].inner_updates) if run.rl else (1, 1.0)
+    """How many prompts a training step rolls out, and how many trajectories of each."""
+    group, student_batches = 1, 1.0
+    if run.rl is not None:
+        algorithm = run.rl.algorithm
+        group, student_batches = algorithm.group_size, algorithm.oversampling * algorithm.inner_updates
     count = count_trajectories(
-        run.training.batch_size, run.training.fake_updates, len(run.times) - 1, group_size=group, student_batches=spare
+        run.training.batch_size,
+        run.training.fake_updates,
+        len(run.times) - 1,
+        group_size=group,
+        student_batches=student_batches,
     )
     return count // group, group
 
 
 def check_split(run: Run) -> None:
-    """Whether every rank has something to do in every part of an update.
+    """Check that every rank has something to do in every part of an update.
 
     Raises:
         ConfigError: it has not.
     """
     ranks, size, (prompts, group) = distributed.ranks(), run.training.batch_size, count_groups(run)
-    block = run.rl[0].block if run.rl else 1
+    block = run.rl.algorithm.block if run.rl else 1
     if size // block < ranks:
+        in_blocks = f" in blocks of {block}" if block > 1 else ""
         raise ConfigError(
-            f"{run.stage}.batch_size {size} cannot be split over {ranks} processes"
-            f"{f' in blocks of {block}' if block > 1 else ''}; make it {ranks * block} or more, or use fewer processes"
+            f"{run.stage}.batch_size {size} cannot be split over {ranks} processes{in_blocks}; make it "
+            f"{ranks * block} or more, or use fewer processes"
         )
     if prompts < ranks:
+        noun, in_groups = "prompt" if prompts == 1 else "prompts", f" of {group} images" if group > 1 else ""
         raise ConfigError(
-            f"{run.stage}.batch_size {size} needs {prompts} {'prompt' if prompts == 1 else 'prompts'} an update"
-            f"{f' of {group} images' if group > 1 else ''}, fewer than {ranks} processes; raise it, or use fewer"
+            f"{run.stage}.batch_size {size} needs {prompts} {noun} an update{in_groups}, fewer than {ranks} processes; "
+            "raise it, or use fewer"
         )
     for count, together in ((size // block, block), (prompts, group)):
-        most = run.micro_batch and max(1, run.micro_batch // together)
-        if len(distributed.split_batches(slice(0, 0), count, most)) > count // ranks:
+        if len(distributed.split_batches(slice(0, 0), count, most_together(run, together))) > count // ranks:
             raise ConfigError(
                 f"{run.stage}.batch_size {size} makes {count} to share among {ranks} processes, {count // ranks} for "
                 f"some and {count // ranks + 1} for others, which execution.micro_batch_size {run.micro_batch} cannot "
@@ -212,32 +243,30 @@ def check_split(run: Run) -> None:
             )
 
 
-def select_batches(
-    run: Run, update: int, states: States, c: Conditioning, objective: Objective | None
-) -> tuple[list[list[Batch]], list[list[Batch]]]:
-    """K - 1 batches of B states for the fake score, then those of the student, in its objective's blocks; each in
-    parts."""
+def select_batches(run: Run, update: int, states: States, c: Conditioning, objective: Objective | None) -> Batches:
+    """K - 1 batches of B states for the fake score, then those of the student, whose blocks stay together."""
     batch_size, (steps, count) = run.training.batch_size, states.x0.shape[:2]
-    inner = run.rl[0].inner_updates if run.rl else 1
+    inner_updates = run.rl.algorithm.inner_updates if run.rl else 1
     blocks = torch.arange(count)[:, None] if objective is None else objective.blocks
-    kept = 1, blocks.shape[1]  # together on one rank, of the fake score and of the student
 
-    def shuffled(name: str, total: int) -> torch.Tensor:  # so that no batch is one prompt at N steps
+    def shuffle(name: str, total: int) -> torch.Tensor:  # so that no batch is one prompt at N steps
         return torch.randperm(total, generator=generator_for(run.seed, run.stage, name, update))
 
-    fake_pairs = shuffled("fake pairs", steps * count).split(batch_size)[: run.training.fake_updates - 1]
-    order = shuffled("student pairs", steps * len(blocks))
+    fake_pairs = shuffle("fake pairs", steps * count).split(batch_size)[: run.training.fake_updates - 1]
+    order = shuffle("student pairs", steps * len(blocks))
     step, block = order // len(blocks), order % len(blocks)
-    student_pairs = (step[:, None] * count + blocks[block]).flatten().split(batch_size)[:inner]
-    both = zip((fake_pairs, student_pairs), kept, strict=True)
-    return tuple(
-        [select_states(states, c, pairs, block=block, most=run.micro_batch) for pairs in each] for each, block in both
+    student_pairs = (step[:, None] * count + blocks[block]).flatten().split(batch_size)[:inner_updates]
+    size = blocks.shape[1]
+    return Batches(
+        fake_score=[select_states(states, c, pairs, most=run.micro_batch) for pairs in fake_pairs],
+        student=[select_states(states, c, pairs, block=size, most=run.micro_batch) for pairs in student_pairs],
     )
 
 
 def prompt_order(seed: int, stage: str, start: int, count: int, total: int) -> list[int]:
     """Positions start .. start + count of an endless shuffled reading of `total` prompts, each once an epoch."""
-    order = []
+    order: list[int] = []
+    permutation = torch.empty(0, dtype=torch.int64)
     for position in range(start, start + count):
         epoch, index = divmod(position, total)
         if not order or index == 0:

@@ -1,210 +1,165 @@
-"""python -m stages <stage> --config FILE [--run NAME] [--store URL] [--teacher ADDRESS] [--adopt RUN]
+"""python -m stages STAGE --config FILE [--run NAME] [--store URL] [--teacher ADDRESS] [--adopt RUN]
 
-Sealed already? Say so and stop. Otherwise run the stage, then seal it. Resuming is the same command again.
-Exit codes: 0 sealed; 64 config or command line, 65 data, 66 input missing (do not retry); 70 internal or non-finite,
-74 the store or the disk, 75 checkpointed after SIGTERM (retry).
-With `execution.processes` above 1 a training stage becomes as many processes; see ranks.py.
+Is the stage sealed already? Say so and stop. Otherwise run it, then seal it. Resuming is the same command again.
+dmdr/errors.py lists the exit codes. With `execution.processes` above 1 a stage becomes as many processes; see ranks.py.
 """
 
 from __future__ import annotations
 
-import signal
+from stages.runtime import stop_signal
+
+if __name__ == "__main__":
+    stop_signal.install()  # before the imports below, which take seconds
+
+import errno
+import importlib
+import os
 import sys
-from types import FrameType
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 
-asked_to_stop: list[int] = []
-
-
-def on_signal(number: int, frame: FrameType | None) -> None:
-    """Only raises a flag, which the stage looks at after each step. A second Ctrl-C ends it at once; a second SIGTERM
-    does not, because the kernel may send more than one when the flow dies, and the checkpoint must not be lost."""
-    asked_to_stop.append(number)
-    if number == signal.SIGINT:
-        signal.signal(number, signal.SIG_DFL)
-
-
-# Before anything heavy: while the program of a container (process 1) has no handler, the kernel drops the signal.
-signal.signal(signal.SIGTERM, on_signal)
-signal.signal(signal.SIGINT, on_signal)
-
-import argparse  # noqa: E402
-import errno  # noqa: E402
-import importlib  # noqa: E402
-import os  # noqa: E402
-import resource  # noqa: E402
-import time  # noqa: E402
-import traceback  # noqa: E402
-from importlib import metadata  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import NoReturn  # noqa: E402
-
-from dmdr.config.identity import fingerprint, identity  # noqa: E402
-from dmdr.config.load import load_config  # noqa: E402
-from dmdr.config.stages import STAGES  # noqa: E402
-from dmdr.errors import (  # noqa: E402
+from dmdr.config.identity import identity
+from dmdr.config.load import load_config
+from dmdr.errors import (
+    INTERNAL,
+    SEALED,
+    USER_ERRORS,
     ConfigError,
-    DataError,
-    InputMissing,
     NonFinite,
     Stopped,
     StoreError,
+    exit_code_of,
 )
-from stages.runtime import ranks  # noqa: E402
-from stages.runtime.context import Context  # noqa: E402
-from stages.store.adoption import adopt_stage  # noqa: E402
-from stages.store.artifacts import Artifact  # noqa: E402
-from stages.store.inputs import fingerprint_inputs  # noqa: E402
-from stages.store.layout import digest  # noqa: E402
-from stages.store.records import Cost, Provenance  # noqa: E402
-from stages.store.s3_errors import Refused  # noqa: E402
-from stages.store.teacher_folder import resolve_teacher  # noqa: E402
+from stages.runtime import ranks
+from stages.runtime.command_line import Options, parse
+from stages.runtime.context import Context
+from stages.store.adoption import adopt_stage
+from stages.store.artifacts import Artifact
+from stages.store.inputs import fingerprint_inputs
+from stages.store.s3_errors import Refused
+from stages.store.teacher_folder import resolve_teacher
 
-EXIT = {ConfigError: 64, DataError: 65, InputMissing: 66, NonFinite: 70, StoreError: 74, Stopped: 75}
-INTERNAL, IO = 70, 74
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-HELP = """\
-stages, in this order: {stages}
-
-Each reads what the ones before it sealed at STORE/RUN/STAGE and seals its own result there. A sealed stage is skipped;
-after a crash or a kill, the same command goes on from the last checkpoint.
-
-example: python -m stages prompts --config configs/lab-flow.yaml
-exit codes: 0 sealed, 64 config, 65 data, 66 input missing, 70 internal or not a number, 74 store or disk,
-            75 stopped after a checkpoint"""
+Run = Callable[[Context], dict[str, object]]
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line ends with 64 as every wrong config does."""
+@dataclass(frozen=True)
+class Work:
+    """A stage that is ready to run. began: by the monotonic clock."""
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT[ConfigError], f"{self.prog}: {message}; {self.prog} --help shows what there is\n")
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m stages",
-        description="Run one stage of a distillation and seal its result.",
-        epilog=HELP.format(stages=", ".join(STAGES)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of the stages below")
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file; see configs/")
-    parser.add_argument("--run", metavar="NAME", help="the run's name (default: the config's `run`)")
-    parser.add_argument(
-        "--store", default="runs", metavar="URL", help="a folder, or s3://BUCKET/PREFIX (default: the folder runs)"
-    )
-    parser.add_argument(
-        "--teacher", metavar="ADDRESS", help="in the place of the config's teacher.path; s3://...: a published one"
-    )
-    parser.add_argument("--adopt", metavar="RUN", help="copy this stage's result from that run of the same store")
-    return parser.parse_args(arguments)
+    run: Run
+    context: Context
+    began: float
 
 
-def execute(stage: str, config_path: str, run: str | None, store: str, teacher: str | None, adopt: str | None) -> None:
-    """Run one stage, or find it sealed. Raises what EXIT names."""
-    began = time.monotonic()
-    config = resolve_teacher(load_config(config_path), teacher, lambda here: stop_if_asked())
-    artifact = Artifact(store, config.run if run is None else run, stage)
-    processes, first = ranks.count_processes(config, stage), not ranks.own_rank()
-    asked = identity(config, stage)
-    if adopt is not None and first and artifact.record() is None:
-        adopt_stage(artifact, adopt, asked, fingerprint_inputs(config, stage, store, artifact.run))
-        print(f"{stage}: the same as that of {adopt}, copied to {artifact.address}")
-        return
-    record = (
-        artifact.claim(asked, fingerprint_inputs(config, stage, store, artifact.run)) if first else artifact.record()
-    )
-    if record is not None:
-        if first:
+def main(arguments: list[str]) -> int:
+    """Run one stage and return the exit code. A user's error is one line on stderr; only ours show a traceback."""
+    options = parse(arguments)
+    if not isinstance(options, Options):
+        return options
+    try:
+        work = prepare(options)
+        if not isinstance(work, Work):
+            return work
+        facts = work.run(work.context)
+        seal(work, facts)
+    except USER_ERRORS as error:
+        report_error(options.stage, error)
+        return exit_code_of(error)
+    except Exception as error:
+        if not is_disk_failure(error):
+            traceback.print_exc()
+            return INTERNAL
+        report_error(options.stage, f"cannot write: {error}; free some space, then repeat the command")
+        return StoreError.exit_code
+    return SEALED
+
+
+def prepare(options: Options) -> Work | int:
+    """Claim the stage's address and build its context; the exit code where no work is left for this process.
+
+    Raises:
+        any of USER_ERRORS.
+    """
+    began, stage = time.monotonic(), options.stage
+    config = resolve_teacher(load_config(options.config), options.teacher, lambda size: stop_if_asked())
+    run = config.run if options.run is None else options.run
+    artifact = Artifact(options.store, run, stage)
+    processes, is_first = ranks.count_processes(config, stage), not ranks.own_rank()
+    if not is_first and artifact.record() is not None:
+        return SEALED
+    if is_first:
+        settings = identity(config, stage)
+        if options.adopt is not None and artifact.record() is None:
+            adopt_stage(artifact, options.adopt, settings, fingerprint_inputs(config, stage, options.store, run))
+            print(f"{stage}: the same as that of {options.adopt}, copied to {artifact.address}")
+            return SEALED
+        if artifact.claim(settings, fingerprint_inputs(config, stage, options.store, run)) is not None:
             print(f"{stage}: sealed already at {artifact.address}")
-        return
-
+            return SEALED
     stop_if_asked()
     if processes:
-        arguments = [stage, "--config", config_path, "--run", artifact.run, "--store", store]
-        arguments += ["--teacher", config.teacher.path] if teacher is not None else []
-        sys.exit(ranks.run_ranks(processes, arguments, asked_to_stop))
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells of torchvision, which nothing here needs
-    from stages.runtime.progress import Progress
+        teacher = config.teacher.path if options.teacher is not None else None
+        return ranks.run_ranks(processes, options.to_arguments(run, teacher), stop_signal.received)
 
-    module = importlib.import_module(f"stages.{stage}")  # brings torch
-    from stages.reports.provenance import teacher_name
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision, which nothing here needs
+    run_stage: Run = importlib.import_module(f"stages.{stage}").run  # imports torch
     from stages.runtime.device import pick_device
+    from stages.runtime.progress import Progress
 
     stop_if_asked()
     ranks.join_ranks(pick_device(config))
-    work = artifact.workspace()
-    out = work / "out"
+    workspace = artifact.workspace()
+    out = workspace / "out"
     out.mkdir()
     context = Context(
         config=config,
         artifact=artifact,
         out=out,
-        cache=work / "inputs",
-        progress=Progress(stage, shown=first),
-        stop=lambda: bool(asked_to_stop),
+        cache=workspace / "inputs",
+        progress=Progress(stage, shown=is_first),
+        stop=stop_signal.is_set,
     )
-    facts = module.run(context)
-    if not first:
+    return Work(run_stage, context, began)
+
+
+def seal(work: Work, facts: dict[str, object]) -> None:
+    """Seal the stage's result; only the first rank does."""
+    if ranks.own_rank():
         return
-    seconds = time.monotonic() - began
-    provenance = Provenance(
-        code=code_versions(),
-        device=pick_device(config),
-        duration_s=round(seconds, 3),
-        cost=process_cost(),
-        teacher=teacher_name(config.teacher.path),
-        processes=None if ranks.own_rank() is None else int(os.environ["WORLD_SIZE"]),
-    )
-    artifact.seal(out, facts=facts, provenance=provenance)
-    print(f"{stage}: sealed at {artifact.address} after {seconds:.1f} s")
+    from stages.runtime.provenance import describe_process
+
+    context = work.context
+    seconds = time.monotonic() - work.began
+    context.artifact.seal(context.out, facts=facts, provenance=describe_process(context.config, seconds))
+    print(f"{context.artifact.stage}: sealed at {context.artifact.address} after {seconds:.1f} s")
 
 
 def stop_if_asked() -> None:
-    if asked_to_stop:
+    """
+    Raises:
+        Stopped: a signal told this process to stop before the stage began.
+    """
+    if stop_signal.is_set():
         raise Stopped("told to stop before it began; repeat the command to begin")
 
 
-def code_versions() -> dict[str, str]:
-    """Versions of what made the result, and a digest of our own sources, which may differ from the version's."""
-    root = Path(__file__).parent.parent
-    files = sorted(path for package in ("dmdr", "stages") for path in (root / package).rglob("*.py"))
-    sources = {path.relative_to(root).as_posix(): digest(path).sha256 for path in files}
-    names = ("torch", "diffusers", "transformers", "peft", "safetensors")
-    versions = {name: metadata.version(name) for name in names}
-    return {"version": metadata.version("dmdr"), "sources": fingerprint(sources), **versions}
-
-
-def process_cost() -> Cost:
-    """Of this attempt: seconds of CPU, and the most memory it held, in MiB."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Cost(cpu_s=round(time.process_time(), 3), peak_memory_mib=round(most / 2**20, 1))
-
-
-def main(arguments: list[str]) -> int:
-    """The exit code; a user's error is one line on stderr, a traceback is only for ours."""
-    asked = parse(arguments)
-    try:
-        execute(asked.stage, asked.config, asked.run, asked.store, asked.teacher, asked.adopt)
-    except tuple(EXIT) as error:
-        report_error(asked.stage, error)
-        return next(exit_code for kind, exit_code in EXIT.items() if isinstance(error, kind))
-    except Exception as error:
-        full_disk = isinstance(error, OSError) and error.errno in DISK
-        if full_disk or "(os error 28)" in f"{error}":  # the second is how safetensors says it
-            report_error(asked.stage, f"cannot write: {error}; free some space, then repeat the command")
-            return IO
-        traceback.print_exc()
-        return INTERNAL
-    return 0
+def is_disk_failure(error: Exception) -> bool:
+    """Whether the local disk is full or refuses to write."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return True
+    return f"(os error {errno.ENOSPC})" in str(error)  # safetensors reports it so
 
 
 def report_error(stage: str, message: object) -> None:
-    if ranks.own_rank():
+    """Print one line. What every rank meets, only the first reports."""
+    rank = ranks.own_rank()
+    if rank:
         if isinstance(message, (ConfigError, NonFinite, Stopped)) and not isinstance(message, Refused):
-            return  # all ranks meet these; the first tells
-        stage = f"{stage}, rank {ranks.own_rank()}"
+            return
+        stage = f"{stage}, rank {rank}"
     print(f"{stage}: {' '.join(str(message).split())}", file=sys.stderr)
 
 

@@ -22,6 +22,7 @@ from stages.reports.model_card import render_card
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 from stages.store.layout import digest
+from stages.store.published_teachers import teacher_name
 
 SUMS = "SHA256SUMS"
 
@@ -79,8 +80,8 @@ def build_facts(context: Context, backbone: Backbone, differences: dict[str, flo
     return ExportFacts(
         run=context.artifact.run,
         teacher=TeacherFacts(
-            name=provenance.teacher_name(config.teacher.path),
-            parts=provenance.teacher_name(parts) if parts else None,
+            name=teacher_name(config.teacher.path),
+            parts=teacher_name(parts) if parts else None,
             digest=sealed["prompts"].inputs["teacher"],
         ),
         prompts=PromptFacts(

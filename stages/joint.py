@@ -1,28 +1,24 @@
-"""DMD and RL at once, from the student of the cold start (DMDR, 3.2)."""
+"""DMD and RL at once, from the student of the cold start (DMDR, 3.2).
+
+Without `joint.rl` it is distillation only, without `joint.distribution_matching` RL only (DMDR, Table 5).
+"""
 
 from __future__ import annotations
 
-from dmdr.rl.algorithms import ALGORITHMS
+from dmdr.train import train
 from stages.runtime.context import Context
-from stages.training import train_student
+from stages.training import start_session
 
 
-def run(context: Context) -> dict:
-    """Writes the final student: weights, EMA, fake score, metrics.jsonl; raises as `fit` does.
+def run(context: Context) -> dict[str, object]:
+    """Write the final student: weights, EMA, fake score, metrics.jsonl.
 
-    Without `joint.rl` it is distillation only, without `joint.distribution_matching` RL only (DMDR, Table 5).
+    Raises:
+        ConfigError, DataError: as `start_session`.
+        NonFinite: training diverged.
+        Stopped: the stage was told to stop; a checkpoint holds everything done.
     """
-    joint = context.config.joint
-    rl = None
-    if joint.rl is not None:
-        algorithm = ALGORITHMS[joint.rl.algorithm]
-        rl = (lambda base: algorithm(joint.rl, base, context.config.weights)), joint.rl
-    return train_student(
-        context,
-        "joint",
-        joint,
-        start=context.input("cold_start"),
-        rl=rl,
-        distribution_matching=joint.distribution_matching,
-        watch=joint.watch,
-    )
+    session = start_session(context, "joint", start=context.input("cold_start"))
+    for row in train(session.run, session.state, stop=session.stop):
+        session.record(row)
+    return session.finish()

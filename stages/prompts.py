@@ -19,9 +19,10 @@ import torch
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import DataError, Stopped
 from dmdr.export.write import check_single_file
-from dmdr.promptset import PromptRecord, Split, write_shard, write_unconditional
+from dmdr.promptset import Split, write_shard, write_unconditional
 from dmdr.teacher.load import find_teacher_of, load_teacher
 from stages.prompt_sources.formats import Lines
 from stages.prompt_sources.public_set_files import Sets, describe_set

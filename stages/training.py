@@ -1,164 +1,142 @@
-"""What cold start and joint training share: load, resume from the newest checkpoint, train, write the student."""
+"""What cold start and joint training share: assemble, resume from the newest checkpoint, report, write the student."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from dmdr import distributed, optimizers
-from dmdr.config.run import RL, Training, Watch
+from dmdr import distributed
+from dmdr.assembly import (
+    EMA_FILE,
+    FAKE_FILE,
+    STUDENT_FILE,
+    StageConfig,
+    assemble,
+    build_run,
+    build_watcher,
+    is_sharded,
+    select_stage,
+)
 from dmdr.errors import Stopped
-from dmdr.hacking_alarm import Watcher, exported_ema, summarize
+from dmdr.hacking_alarm import exported_ema, summarize
+from dmdr.optimizers import check_optimizers
 from dmdr.promptset import PromptSet
-from dmdr.rl.objective import Algorithm
-from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase
-from dmdr.state import TrainState, fill_parameters
+from dmdr.shared_base import FAKE, STUDENT, SharedBase
+from dmdr.state import Row, StateInfo, TrainState
 from dmdr.teacher.load import find_teacher_of, load_teacher
-from dmdr.train import Run, check_split, train
+from dmdr.train import Run, check_split
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 
-STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
 SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every reward
 
 
-def train_student(
-    context: Context,
-    stage: str,
-    training: Training,
-    *,
-    start: Path | None = None,
-    rl: tuple[Callable[[SharedBase], Algorithm], RL] | None = None,
-    distribution_matching: bool = True,
-    watch: Watch | None = None,
-) -> dict:
-    """Train the student of `context` and write it into context.out; returns the last figures.
+class Session:
+    """One training stage between its start and its seal: progress, checkpoints, and the student that it writes."""
 
-    Args:
-        start: output of the stage to start from; None starts from the teacher.
-        rl: makes the RL algorithm; its settings.
+    def __init__(self, context: Context, stage: StageConfig, run: Run, state: TrainState) -> None:
+        self.context, self.stage, self.run, self.state = context, stage, run, state
+        self.checkpoints = context.artifact.checkpoints(context.config.execution.keep_checkpoints)
+        if (newest := self.checkpoints.newest()) is not None:
+            state.restore(newest.tensors, cast(StateInfo, newest.info))  # `save` wrote it
+            context.progress.say(f"continues from its checkpoint after update {state.update}")
+        self.saved = state.update
+        self.stopped = False
+
+    def stop(self) -> bool:
+        """Whether some rank was told to stop; all ranks get the same answer."""
+        self.stopped = distributed.any_rank(self.context.stop())
+        return self.stopped
+
+    def record(self, row: Row) -> None:
+        """Show a finished update, and write a checkpoint when one is due."""
+        self.context.progress.update(self.state.update, self.stage.training.updates, **select_shown(row))
+        if self.state.update - self.saved >= self.context.config.execution.checkpoint_every:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint unless the newest is of this update."""
+        if self.state.update > self.saved:
+            self.checkpoints.save(self.state.update, self.state.tensors(), self.state.info())
+            self.saved = self.state.update
+
+    def finish(self) -> dict[str, object]:
+        """Write the student; return what the record says of the stage.
+
+        Raises:
+            Stopped: the stage was told to stop; its checkpoint holds everything done.
+        """
+        state, stage, updates = self.state, self.stage, self.stage.training.updates
+        if self.stopped:
+            self.save()
+            raise Stopped(f"stopped after update {state.update} of {updates}; repeat the command to go on")
+        if state.update < updates:
+            self.context.progress.say(f"ended by {stage.name}.watch after update {state.update} of {updates}, and kept")
+        write_student(self.context, self.run.base, state)
+        last = state.rows[state.update - 1]  # a watched stage has one row more, without a reward
+        facts: dict[str, object] = {"updates": state.update, **select_shown(last)}
+        if stage.watch is not None:
+            facts["watch"] = summarize(stage.watch, state)
+        return facts
+
+
+def start_session(context: Context, name: str, *, start: Path | None = None) -> Session:
+    """Assemble a training stage and continue it from its newest checkpoint.
+
+    start: the output of the stage whose student to start from; None starts from the teacher.
 
     Raises:
         ConfigError: the batch cannot be split over the processes, or an optimizer is missing.
         DataError: the start or a checkpoint is of another model.
-        NonFinite: training diverged.
-        Stopped: SIGTERM arrived; a checkpoint holds everything done.
     """
-    config = context.config
-    splits = config.execution.sharding == "fsdp" and distributed.ranks() > 1
-    optimizers.check_optimizers(training, stage, split=splits and config.student.form == "full")
-    backbone = load_teacher(
-        find_teacher_of(config.teacher),
-        "cpu" if splits else pick_device(config),
-        text=False,
-        resolution=config.teacher.resolution,
-    )
-    base = SharedBase(
-        backbone,
-        fake_rank=config.fake_score.lora_rank,
-        fake_scale=config.fake_score.scale,
-        student_rank=config.student.lora_rank,
-        seed=config.seed,
-        compute=DTYPES[config.precision],
-    )
-    if config.execution.gradient_checkpointing:
-        base.recompute_activations()
-    if start is not None:
-        fill_parameters(
-            base.student_parameters,
-            base.from_diffusers(STUDENT, load_file(start / EMA_FILE)),
-            f"student of {start.name}",
-        )
-        fill_parameters(
-            base.fake_parameters, base.from_diffusers(FAKE, load_file(start / FAKE_FILE)), f"fake score of {start.name}"
-        )
-    if rl is not None and rl[1].needs_reference():
-        base.keep_reference()  # before a checkpoint moves the student on
-    if splits:
-        base.split(pick_device(config))
-    algorithm = rl and (rl[0](base), rl[1])
-    state = TrainState(base, training, ema=config.student.ema)
-    checkpoints = context.artifact.checkpoints(config.execution.keep_checkpoints)
-    found = checkpoints.newest()
-    if found is not None:
-        state.restore(found[1], found[2])
-        context.progress.say(f"continues from its checkpoint after update {state.update}")
-
-    folder, like = context.input("prompts"), backbone.network.device
-    prompts, times = PromptSet(folder, "train"), backbone.student_times(config.student.steps).to(like)
-    watcher = watch and Watcher(
-        watch,
-        base,
-        prompts=prompts,
-        times=times,
-        seed=config.seed,
-        batch_size=config.execution.micro_batch_size or training.batch_size,
-        say=context.progress.say,
-        weights=config.weights,
-    )
-    run = Run(
-        stage=stage,
-        seed=config.seed,
-        training=training,
-        base=base,
-        prompts=prompts,
-        unconditional=backbone.collate([PromptSet.unconditional(folder)]),
-        times=times,
-        guidance_scale=config.teacher.guidance_scale,
-        rl=algorithm,
-        distribution_matching=distribution_matching,
-        watch=watcher,
-        micro_batch=config.execution.micro_batch_size,
-    )
+    config, stage = context.config, select_stage(context.config, name)
+    device, sharded = pick_device(config), is_sharded(config)
+    check_optimizers(stage.training, name, split=sharded and config.student.form == "full")
+    teacher = find_teacher_of(config.teacher)
+    backbone = load_teacher(teacher, "cpu" if sharded else device, text=False, resolution=config.teacher.resolution)
+    assembly = assemble(config, stage, backbone, start=start, device=device)
+    folder = context.input("prompts")
+    prompts = PromptSet(folder, "train")
+    watch = build_watcher(config, stage, assembly.base, prompts, say=context.progress.say)
+    empty_prompt = PromptSet.unconditional(folder)
+    run = build_run(config, stage, assembly, prompts=prompts, empty_prompt=empty_prompt, watch=watch)
     check_split(run)
-    saved = state.update
+    return Session(context, stage, run, assembly.state)
 
-    def checkpoint(now: bool) -> None:
-        nonlocal saved
-        if now or state.update - saved >= config.execution.checkpoint_every:
-            if state.update > saved:
-                checkpoints.save(state.update, state.tensors(), state.info())
-            saved = state.update
 
-    def report(row: dict[str, float]) -> None:
-        shown = {key: value for key, value in row.items() if key in SHOWN or key.startswith("reward/")}
-        context.progress.update(state.update, training.updates, **shown)
-
-    def stop() -> bool:
-        return distributed.any_rank(context.stop())
-
-    if not train(run, state, checkpoint=checkpoint, report=report, stop=stop):
-        raise Stopped(f"stopped after update {state.update} of {training.updates}; repeat the command to go on")
-    if state.update < training.updates:
-        context.progress.say(f"ended by {stage}.watch after update {state.update} of {training.updates}, and kept")
-    write_student(context, base, state)
-    last = state.rows[state.update - 1]  # a watched stage has one more, without a reward
-    found = {key: last[key] for key in last if key in SHOWN or key.startswith("reward/")}
-    return {"updates": state.update, **found, **({"watch": summarize(watch, state)} if watch else {})}
+def select_shown(row: Row) -> dict[str, float]:
+    """The figures of a metrics row that the progress bar and the record show."""
+    return {key: value for key, value in row.items() if key in SHOWN or key.startswith("reward/")}
 
 
 def write_student(context: Context, base: SharedBase, state: TrainState) -> None:
-    """Both forms of the student, the fake score, the metrics and what the student is."""
+    """Write both forms of the student, the fake score, the metrics and what the student is."""
     out, student = context.out, context.config.student
+    is_first = distributed.rank() == 0
 
     def save(file: str, role: str, values: dict[str, torch.Tensor]) -> None:
-        first, found = distributed.rank() == 0, {}
+        tensors = {}
         for name, value in base.to_diffusers(role, values).items():
-            whole = distributed.full_tensor(value.detach())  # for which all ranks have to ask, one tensor at a time
-            if first:
-                found[name] = whole.cpu().contiguous()
-        if first:
-            save_file(found, out / file)
+            tensor = distributed.full_tensor(value.detach())  # all ranks have to ask for it, one tensor at a time
+            if is_first:
+                tensors[name] = tensor.cpu().contiguous()
+        if is_first:
+            save_file(tensors, out / file)
 
-    save(STUDENT_FILE, STUDENT, base.student_parameters)
-    ema, of_update = exported_ema(state)
+    ema, ema_update = exported_ema(state)
+    save(STUDENT_FILE, STUDENT, dict(base.student_parameters))
     save(EMA_FILE, STUDENT, ema)
-    save(FAKE_FILE, FAKE, base.fake_parameters)
+    save(FAKE_FILE, FAKE, dict(base.fake_parameters))
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state.rows), encoding="utf-8")
-    what = {"form": student.form, "steps": student.steps, "lora_rank": student.lora_rank, "ema": student.ema}
-    text = json.dumps({**what, "ema_update": of_update}, indent=2)
-    (out / "student.json").write_text(text + "\n", encoding="utf-8")
+    description = {
+        "form": student.form,
+        "steps": student.steps,
+        "lora_rank": student.lora_rank,
+        "ema": student.ema,
+        "ema_update": ema_update,
+    }
+    (out / "student.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

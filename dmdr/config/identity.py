@@ -23,7 +23,8 @@ ADDRESSES = (
 )
 PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # and of each of these
 
-LATER = {  # settings that results were sealed without, and the value those were made with, at which they are left out
+# Settings that came after results had been sealed without them. At this value, which those results had, they stay out.
+LATER: dict[str, object] = {
     "precision": "float32",
     "export.forms": None,
     "joint.rl.decoder": "whole",
@@ -37,7 +38,7 @@ def identity(config: Config, stage: StageName) -> dict[str, object]:
     flat = _flatten("", config.model_dump(mode="json"))
     needed = {key for key in flat for need in TABLE[stage].settings if key == need or key.startswith(f"{need}.")}
     needed = {key for key in needed.difference(ADDRESSES) if not PIPELINE.fullmatch(key)}
-    return {key: flat[key] for key in sorted(needed) if LATER.get(key, ...) != flat[key]}
+    return {key: flat[key] for key in sorted(needed) if key not in LATER or LATER[key] != flat[key]}
 
 
 def _flatten(prefix: str, value: object) -> dict[str, object]:

@@ -179,6 +179,9 @@ class GRPO(RL):
         return self
 
 
+AnyRL = ReFL | DPO | GRPO
+
+
 class Watch(Section):
     """The hacking alarm: what is looked at during joint training, on training prompts and fixed noise."""
 
@@ -197,7 +200,7 @@ class Watch(Section):
 class Joint(Training):
     """DMD and RL at once. Without `rl` it is distillation only; without distribution matching, RL only (Table 5)."""
 
-    rl: Annotated[ReFL | DPO | GRPO, Field(discriminator="algorithm")] | None = None
+    rl: Annotated[AnyRL, Field(discriminator="algorithm")] | None = None
     distribution_matching: bool = True
     watch: Watch | None = None
 

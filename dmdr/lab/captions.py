@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from dmdr.config.prompt_record import Need, PromptRecord
 from dmdr.lab.fitting import Log
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import COLORS, COUNTS, PLURALS, RELATIONS, SHAPES
-from dmdr.promptset import Need, PromptRecord
 
 TOKENS = 16  # prompt length, start and end included; the longest lab prompt has 13
 THING = (1 + len(SHAPES), 1 + len(COLORS), 1 + max(COUNTS))  # shape, colour, count; class 0 says "not named"

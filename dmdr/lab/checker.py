@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from dmdr.config.prompt_record import Metadata
 from dmdr.lab.world import BACKGROUND, COLORS, SHAPES, SIZE, compute_coverage, relative_position
-from dmdr.promptset import Metadata
 
 LEAST_AREA = 14  # pixels: half of the smallest shape; less is a speckle
 LEAST_OVERLAP = 0.72  # intersection over union with the drawn shape; below, an object of no known shape

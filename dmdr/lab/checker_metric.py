@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import ConfigError
 from dmdr.lab.checker import Verdict, check
 from dmdr.lab.geneval_line import GenEvalLine
 from dmdr.lab.world import SHAPES, SIZE
-from dmdr.promptset import PromptRecord
 
 
 class LabChecker:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from dmdr.promptset import PromptRecord
+from dmdr.config.prompt_record import PromptRecord
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,9 @@ import itertools
 import random
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING
 
+from dmdr.config.prompt_record import Metadata, Need, PromptRecord
 from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
-
-if TYPE_CHECKING:  # without it, the command line would wait for torch
-    from dmdr.promptset import Metadata, Need, PromptRecord
 
 TEMPLATES = (
     "{}",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.lab.prompts import lab_prompts
 from dmdr.lab.world import render_images
-from dmdr.promptset import PromptRecord
 
 
 def sample_renders(split: str, count: int, rng: np.random.Generator) -> tuple[list[PromptRecord], torch.Tensor]:

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from scipy.optimize import minimize
 
+from dmdr.config.prompt_record import Metadata, PromptRecord
 from dmdr.lab.fitting import Log
 from dmdr.lab.prompts import TEMPLATES, lab_prompts, unseen_pairs
 from dmdr.lab.renders import sample_renders
 from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
-from dmdr.promptset import Metadata, PromptRecord
 from dmdr.rewards.lab import LabReward
 
 NEGATIVES, ATTACKS = 5, 2

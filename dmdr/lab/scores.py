@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dmdr.backbones.protocol import Backbone
-from dmdr.promptset import PromptRecord
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.rollout import noise_for, sample_teacher
 from dmdr.teacher.load import load_teacher
 

@@ -9,13 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # without it, the command line would wait for torch
-    from dmdr.promptset import Metadata, Need
-
+from dmdr.config.prompt_record import Metadata, Need
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import ConfigError
 from dmdr.metrics import dpg_rules
 from dmdr.metrics.dpg_questions import QuestionTable, read_questions
 from dmdr.metrics.scorecard import TagMean, TagMeans
 from dmdr.metrics.vqa import BlipVQA
-from dmdr.promptset import PromptRecord
 
 FIGURE, OFFICIAL = "dpg-bench", "dpg-bench (official)"
 

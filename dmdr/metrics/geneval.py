@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import ConfigError
 from dmdr.lab.geneval_line import GenEvalLine
 from dmdr.metrics.detector import NAMES, Detector
 from dmdr.metrics.geneval_colours import ColourClassifier
 from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detections, count_detections, judge_detections
-from dmdr.promptset import PromptRecord
 
 
 class GenEval:

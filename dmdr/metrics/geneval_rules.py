@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dmdr.promptset import Metadata, Need
+from dmdr.config.prompt_record import Metadata, Need
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MOST = 16  # objects of a class

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.reward_weights import OF_JUDGE
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.lab.checker_metric import LabChecker
@@ -17,7 +18,6 @@ from dmdr.metrics.geneval import GenEval
 from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.protocol import Line, Metric
 from dmdr.metrics.reward import RewardMetric
-from dmdr.promptset import PromptRecord
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.weights import find_weights
 

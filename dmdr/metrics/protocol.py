@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dmdr.promptset import PromptRecord
+from dmdr.config.prompt_record import PromptRecord
 
 
 class Line(Protocol):

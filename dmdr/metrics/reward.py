@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dmdr.promptset import PromptRecord
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.rewards.protocol import Reward
 
 

@@ -41,6 +41,11 @@ class CostCounter(TorchDispatchMode):
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._freed, key, size)
 
+    def reset_peak(self) -> int:
+        """Begin a new peak at what is held now, and return that."""
+        self.peak = self.live
+        return self.live
+
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size

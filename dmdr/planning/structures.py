@@ -18,8 +18,17 @@ import torch
 
 from dmdr import losses
 from dmdr.backbones.protocol import Backbone, Conditioning
+from dmdr.optimizers import Trainable
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
-from dmdr.update import Renoise, count_trajectories, roll_out, select_states, update_fake_score, update_student
+from dmdr.update import (
+    Levels,
+    RealScore,
+    count_trajectories,
+    roll_out,
+    select_states,
+    update_fake_score,
+    update_student,
+)
 
 GUIDANCE = 7.0
 
@@ -79,8 +88,8 @@ class Case:
     def latents(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, *self.base.backbone.latent_shape, device=self.like.device)
 
-    def renoise(self) -> Renoise:
-        return Renoise(torch.rand(self.batch, device=self.like.device), self.latents(self.batch))
+    def renoise(self) -> Levels:
+        return Levels(torch.rand(self.batch, device=self.like.device), self.latents(self.batch))
 
     def forward(self) -> None:
         """F itself: the bare base."""
@@ -94,22 +103,15 @@ def run_ours(case: Case) -> None:
     base, count = case.base, count_trajectories(case.batch, case.k, case.steps)
     c = case.conditioning(count)
     states = roll_out(base, c, case.times, case.latents(case.steps, count))
+    student = Trainable(base.student_parameters, case.optimizers[0], clip=1.0)
+    fake_score = Trainable(base.fake_parameters, case.optimizers[1], clip=1.0)
     for part in range(case.k):
         pairs = (torch.arange(case.batch) + part * case.batch) % (count * case.steps)
         chosen = select_states(states, c, pairs)
         if part < case.k - 1:
-            update_fake_score(base, chosen, case.renoise(), case.optimizers[1], clip=1.0)
-    update_student(
-        base,
-        chosen,
-        case.conditioning(1),
-        case.renoise(),
-        case.optimizers,
-        guidance_scale=GUIDANCE,
-        real_scale=0.5,
-        rl=None,
-        clips=(1.0, 1.0),
-    )
+            update_fake_score(base, chosen, case.renoise(), fake_score)
+    real_score = RealScore(case.conditioning(1), GUIDANCE, lora_scale=0.5)
+    update_student(base, chosen, case.renoise(), real_score, student=student, fake_score=fake_score)
 
 
 def run_official(case: Case) -> None:

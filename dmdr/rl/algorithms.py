@@ -1,9 +1,29 @@
-"""The RL algorithms by the name that a config gives them."""
+"""The RL algorithm that a config asks for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from dmdr.config import run as config_of
+from dmdr.config.run import AnyRL
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
+from dmdr.rl.objective import Algorithm
 from dmdr.rl.refl import ReFL
+from dmdr.shared_base import SharedBase
 
-ALGORITHMS = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}
+
+def build_algorithm(config: AnyRL, base: SharedBase, weights: Mapping[str, str] | None = None) -> Algorithm:
+    """ReFL, DPO or GRPO over one SharedBase.
+
+    weights: where those of the rewards lie, if not at their pinned addresses.
+
+    Raises:
+        ConfigError: a reward is unknown or broken.
+        DataError, InputMissing: weights of a reward, or the tiny decoder, are damaged or missing.
+    """
+    if isinstance(config, config_of.ReFL):
+        return ReFL(config, base, weights)
+    if isinstance(config, config_of.DPO):
+        return DPO(config, base, weights)
+    return GRPO(config, base, weights)

@@ -1,48 +1,49 @@
-"""Reinforcement learning beside distribution matching, one file an algorithm: refl, dpo, grpo.
+"""The seam between reinforcement learning and distribution matching; refl, dpo and grpo each have a file.
 
-The seam: once a window, an algorithm looks at the rollout (States) and its prompts, without a graph, and returns an
-Objective; the student's update calls it with the x0 that it has just predicted, graph attached, and the Batch of states
-it was predicted at. No algorithm runs the student a second time.
+Once per training step an algorithm sees the rollout (States) and its prompts, without a graph, and builds an Objective.
+The student's update calls the objective's loss with the x0 that it has just predicted, graph attached, and with the
+Batch of states behind it. No algorithm runs the student a second time.
 
 The sampler is a policy: its renoising step from t to t' draws x_t' ~ N(signal(t') x0(x_t), spread(t')^2), on the flow
-and the VP path alike, so that likelihoods are exact. The first noise is no action, and the last step, which only
-predicts x0, is deterministic: a student of N steps has N - 1 actions.
+and the VP path alike, so likelihoods are exact. The first noise is no action, and the last step, which only predicts
+x0, is deterministic: a student of N steps has N - 1 actions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from dmdr import distributed
+from dmdr.config.run import RL
 from dmdr.path import Path, per_sample
 from dmdr.rewards.mixture import Mixture
 from dmdr.rollout import States
-from dmdr.update import Batch
+from dmdr.update import Batch, RLLoss
 
 Figures = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one window, before its weight: (x0 (B, C, H, W), batch) -> (scalar, figures to log), both the batch's
-    parts of the mean over the global batch, so that parts add up.
+    """The RL loss of one training step, before its weight.
 
-    blocks (P, g): trajectories whose states of one step must stand in one batch; they alone are trained on.
-    figures: of the whole window.
+    loss: (x0 (B, C, H, W), batch) -> (scalar, figures to log). Both are the batch's part of the mean over the global
+        batch, so parts add up.
+    blocks: (P, g) trajectories whose states of one step must stand in one batch; only these are trained on.
+    figures: of the whole training step.
     """
 
-    loss: Callable[[torch.Tensor, Batch], tuple[torch.Tensor, Figures]]
+    loss: RLLoss
     blocks: torch.Tensor
     figures: Figures = field(default_factory=dict)
 
 
 class Algorithm(Protocol):
-    """An RL algorithm; made by stages/joint.py."""
+    """An RL algorithm over one SharedBase."""
 
     group_size: int  # images of one prompt in a rollout
     oversampling: float  # trajectories rolled out for each one that is trained on
@@ -50,7 +51,16 @@ class Algorithm(Protocol):
     block: int  # trajectories whose states of one step must stand in one batch
 
     def build_objective(self, states: States, prompts: list[str]) -> Objective:
-        """states: N steps of M trajectories, groups one after another; prompts: of the M trajectories."""
+        """states: N steps of M trajectories, group after group. prompts: one for each of the M trajectories."""
+        ...
+
+
+@dataclass(frozen=True)
+class RLTerm:
+    """The RL term of a training stage: the algorithm and its settings."""
+
+    algorithm: Algorithm
+    config: RL
 
 
 def log_prob(path: Path, x_next: torch.Tensor, x0: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
@@ -61,19 +71,19 @@ def log_prob(path: Path, x_next: torch.Tensor, x0: torch.Tensor, t_next: torch.T
 
 
 def find_actions(states: States, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Which states (B,) were followed by a renoising step, and what it drew: x_next and t_next of those."""
+    """Which states (B,) a renoising step followed, and what it drew: x_next and t_next of those."""
     acts = batch.step < len(states.times) - 1
     after = batch.step[acts] + 1
     return acts, states.x_t[after, batch.trajectory[acts]], states.times[after]
 
 
 def action_share(acts: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """What turns a mean over these actions (B,) into their part of the mean over the actions of the global batch."""
+    """Times this, the mean over these actions (B,) is their part of the mean over the actions of the global batch."""
     return acts.sum() / max(batch.acting, 1)
 
 
 def reward_groups(reward: Mixture, states: States, prompts: list[str], group_size: int) -> tuple[torch.Tensor, Figures]:
-    """The rewards (P, G) of the samples of all groups, each group scored by one rank, and their figures."""
+    """Score all samples in their groups: rewards (P, G) and their figures. One rank scores each group."""
     groups = distributed.split_evenly(len(prompts) // group_size)
     mine = slice(groups.start * group_size, groups.stop * group_size)
     scores_M = {

@@ -34,7 +34,7 @@ from flows.launch.labels import (
 )
 from flows.launch.objects import Job, Manifest
 from flows.launch.stage import Stage, build_options
-from stages.reports.provenance import teacher_name
+from stages.store.published_teachers import teacher_name
 
 COMPONENT = {"app.kubernetes.io/name": "dmdr", "app.kubernetes.io/component": "stage"}
 CONTAINER = "stage"

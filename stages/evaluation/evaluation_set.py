@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dmdr import distributed
-from dmdr.promptset import PromptRecord, PromptSet
+from dmdr.config.prompt_record import PromptRecord
+from dmdr.promptset import PromptSet
 from stages.runtime.context import Context
 from stages.store.shards import Shards
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import Stopped
 from dmdr.metrics.aggregate import Scores
 from dmdr.metrics.diversity import diversity
@@ -18,7 +19,6 @@ from dmdr.metrics.lpips import FIGURE as LPIPS_FIGURE
 from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.protocol import Metric
 from dmdr.metrics.scorecard import Model
-from dmdr.promptset import PromptRecord
 from stages.evaluation.evaluation_set import Attempt, EvaluationSet, images_file, scores_file
 from stages.evaluation.samples import Sample, image_file, unpack
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import DataError
-from dmdr.promptset import PromptRecord
 
 BROKEN = "not-a-number.json"
 

@@ -23,6 +23,7 @@ from stages.reports.gallery import Row, Strip, build_grid, choose_prompts, encod
 from stages.reports.page import render_page
 from stages.reports.verdict import deciding_metric, describe_model
 from stages.runtime.context import Context
+from stages.store.published_teachers import teacher_name
 
 EXTREMES = 5  # prompts with the largest wins, and as many with the largest losses
 STRIPS, LONGEST = 4, 8  # prompts, images of each
@@ -143,7 +144,7 @@ def render_report(
         results.card,
         results.speed,
         provenance.Origin(
-            teacher=provenance.teacher_name(context.config.teacher.path),
+            teacher=teacher_name(context.config.teacher.path),
             base=base,
             lines=provenance.build_table(context),
             settings=provenance.collect_settings(sealed, identity(context.config, "evaluate")),

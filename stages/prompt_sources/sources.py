@@ -12,9 +12,10 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from dmdr.config.identity import fingerprint
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.run import Prompts
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.lab.fashion.prompts import fashion_prompts
@@ -23,9 +24,6 @@ from stages.prompt_sources import public_set_files
 from stages.prompt_sources.formats import READERS, READERS_OF_SETS, Lines, Rows
 from stages.prompt_sources.public_set_files import FETCHED, Sets
 from stages.prompt_sources.public_sets import NamedSet, is_named
-
-if TYPE_CHECKING:  # without it, the command line would wait for torch
-    from dmdr.promptset import PromptRecord
 
 WORLDS = {"lab": lab_prompts, "fashion": fashion_prompts}  # WORLD:train and WORLD:held-out
 GENEVAL = ("include", "exclude")  # its lists of objects; everything else that is kept is a plain value

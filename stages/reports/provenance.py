@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from dmdr.config.stages import STAGES
 from stages.runtime.context import Context
 from stages.store.artifacts import Artifact
+from stages.store.published_teachers import teacher_name
 from stages.store.records import Record
 
 
@@ -71,14 +71,6 @@ def read_records(context: Context) -> dict[str, Record]:
 def collect_settings(sealed: Mapping[str, Record], own: Mapping[str, object]) -> dict[str, object]:
     """Every setting that names the result: the identities of the sealed stages, and `own` of the running stage."""
     return {**{name: value for record in sealed.values() for name, value in record.identity.items()}, **own}
-
-
-def teacher_name(path: str) -> str:
-    """A teacher by a name that means something elsewhere: lab:flow, hub:OWNER/NAME@COMMIT, or its folder's own name,
-    which of a published one is NAME@REVISION."""
-    if "://" in path:
-        return "@".join(path.rstrip("/").split("/")[-2:])
-    return path if path.startswith(("lab:", "hub:")) else Path(path).name
 
 
 def describe_watch(facts: WatchFacts) -> str:

@@ -48,7 +48,7 @@ class Checkpoints:
         assert keep >= 2, "the newest may turn out to be damaged"
         self.place, self.address, self.keep = place, address, keep
 
-    def save(self, step: int, tensors: dict[str, torch.Tensor], info: Json) -> None:
+    def save(self, step: int, tensors: dict[str, torch.Tensor], info: Mapping[str, object]) -> None:
         """Store the state after `step`, then delete all but the newest `keep` up to this one. All ranks call it.
 
         info: JSON, the same on all ranks. tensors: each rank gives its own rows; the first also gives the tensors that

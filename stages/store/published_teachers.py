@@ -133,6 +133,16 @@ def is_name(text: str) -> bool:
     return re.fullmatch(NAME, text) is not None
 
 
+def teacher_name(path: str) -> str:
+    """A teacher by a name that means something elsewhere.
+
+    lab:flow and hub:OWNER/NAME@COMMIT stay; a folder gives its own name, a published teacher NAME@REVISION.
+    """
+    if "://" in path:
+        return "@".join(path.rstrip("/").split("/")[-2:])
+    return path if path.startswith(("lab:", "hub:")) else Path(path).name
+
+
 def _require_whole(folder: Path) -> str:
     """The class of a pipeline whose parts are there; of its weights only the headers are read."""
     from safetensors import SafetensorError, safe_open

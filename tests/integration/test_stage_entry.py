@@ -121,16 +121,17 @@ def catches(process: int, number: signal.Signals) -> bool:
 def test_what_a_stage_raises(
     raised: Exception, code: int, lines: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     import stages.__main__ as entry
 
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers, (
+        "an import catches none"
+    )
 
-    def execute(*arguments: object) -> None:
+    def prepare(options: object) -> None:
         raise raised
 
-    monkeypatch.setattr(entry, "execute", execute)
+    monkeypatch.setattr(entry, "prepare", prepare)
     assert entry.main(["prompts", "--config", "any"]) == code
     told = capsys.readouterr().err
     for line in lines:

@@ -11,7 +11,7 @@ import torch
 
 from dmdr.backbones.protocol import Conditioning
 from dmdr.shared_base import FAKE, SharedBase
-from dmdr.update import Renoise
+from dmdr.update import Levels
 
 
 def mixed(base: SharedBase, x0: torch.Tensor, noise: torch.Tensor, t: float) -> torch.Tensor:
@@ -60,7 +60,7 @@ def fake_x0(base: SharedBase, x_t: torch.Tensor, t: torch.Tensor, c: Conditionin
         return clean(base, x_t, base.backbone.predict(network, x_t, t, c), t.item())
 
 
-def fake_loss(base: SharedBase, states: list, renoise: Renoise) -> torch.Tensor:
+def fake_loss(base: SharedBase, states: list, renoise: Levels) -> torch.Tensor:
     """mean |prediction - target|^2 of the fake score on fresh student samples."""
     total = 0.0
     for index, (x, t, c) in enumerate(states):
@@ -78,7 +78,7 @@ def fake_loss(base: SharedBase, states: list, renoise: Renoise) -> torch.Tensor:
 def student_loss(
     base: SharedBase,
     states: list,
-    renoise: Renoise,
+    renoise: Levels,
     unconditional: Conditioning,
     *,
     guidance_scale: float,

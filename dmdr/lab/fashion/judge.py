@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.lab.fashion.classifier import Classifier
 from dmdr.lab.fashion.world import CLASSES, untint
-from dmdr.promptset import PromptRecord
 
 FAINT = 0.15  # brightness of a garment below which a pixel is background, for the box
 

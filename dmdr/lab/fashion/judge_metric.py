@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import ConfigError
 from dmdr.lab.fashion import classifier
 from dmdr.lab.fashion.judge import Verdict, judge_images
 from dmdr.lab.fashion.world import CLASSES
 from dmdr.lab.geneval_line import GenEvalLine
 from dmdr.lab.world import COLORS, SIZE
-from dmdr.promptset import PromptRecord
 
 
 class FashionJudge:

@@ -8,14 +8,11 @@ from __future__ import annotations
 import itertools
 import random
 from functools import cache
-from typing import TYPE_CHECKING
 
+from dmdr.config.prompt_record import Metadata, PromptRecord
 from dmdr.lab.fashion.world import CLASSES, caption
 from dmdr.lab.prompts import TEMPLATES
 from dmdr.lab.world import COLORS
-
-if TYPE_CHECKING:  # without it, the command line would wait for torch
-    from dmdr.promptset import Metadata, PromptRecord
 
 HELD_OUT_PAIRS = frozenset(
     {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmdr.config.prompt_record import Metadata, Need
 from dmdr.lab.fashion.prompts import HELD_OUT_PAIRS, fashion_prompts
 from dmdr.lab.fashion.wardrobe import sample_garments
 from dmdr.lab.fashion.world import CLASSES, caption
@@ -13,7 +14,6 @@ from dmdr.lab.fitting import Log
 from dmdr.lab.prompts import TEMPLATES
 from dmdr.lab.reward import RewardRecipe, World, fit_reward
 from dmdr.lab.world import COLORS
-from dmdr.promptset import Metadata, Need
 
 RECIPES: dict[str, RewardRecipe] = {
     "fashion-conv": {"seed": 30, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3, "radius": 0.0},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.lab.captions import Captions
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.fashion.wardrobe import sample_garments
@@ -17,7 +18,6 @@ from dmdr.lab.fashion.world import CLASSES
 from dmdr.lab.fitting import Log
 from dmdr.lab.flow import PipelineRecipe, build_pipeline
 from dmdr.lab.world import COLORS
-from dmdr.promptset import PromptRecord
 
 GARMENT = (len(CLASSES), len(COLORS))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.lab.fashion.garments import read_garments
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.fashion.world import CLASSES, tint
-from dmdr.promptset import PromptRecord
 
 GARMENTS = {"train": "train", "held-out": "test"}  # Fashion-MNIST's split for each list of prompts
 

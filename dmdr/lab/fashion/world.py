@@ -6,14 +6,12 @@ the background to the tint, the colours are told apart by direction alone, and `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from dmdr.config.prompt_record import Metadata
 from dmdr.lab.world import BACKGROUND, COLORS, SIZE, article
-
-if TYPE_CHECKING:  # without it, the command line would wait for torch
-    from dmdr.promptset import Metadata
 
 CLASSES = (  # in the order of Fashion-MNIST's labels, which call them T-shirt/top, Trouser, ..., Ankle boot
     "tee",

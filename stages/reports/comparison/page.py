@@ -28,11 +28,11 @@ from stages.reports.leads import Leads, VerdictCard, build_leads, build_verdicts
 from stages.reports.nfe import Marker, Plot, build_markers, build_plots
 from stages.reports.numbers import format_count
 from stages.reports.pictures import SideBySide, place_side_by_side
-from stages.reports.provenance import teacher_name
 from stages.reports.rendering import render_template
 from stages.reports.style import COLOURS
 from stages.reports.table1 import Table1, build_table1, describe_metrics
 from stages.reports.verdict import deciding_metric
+from stages.store.published_teachers import teacher_name
 
 SHOWN = 12  # prompts with images: the largest leads and the largest losses
 

@@ -85,12 +85,13 @@ class Bench:
     def watcher(self, *, batch_size: int = 5, **changes: object) -> Watcher:
         watch = Watch(**{"every": 1, "reward": HELD_OUT, "prompts": 4, "seeds": 3} | DEAF | changes)
         return Watcher(
-            watch,
-            self.base,
+            config=watch,
+            base=self.base,
+            reward=load_reward(watch.reward),
             prompts=PromptSet(self.folder, "train"),
             times=self.base.backbone.student_times(STEPS),
             seed=SEED,
-            batch_size=batch_size,
+            at_once=max(1, batch_size // watch.seeds),
             say=self.said.append,
         )
 
@@ -99,7 +100,7 @@ class Bench:
         seen = watcher.look(self.state, last=False)
         self.state.rows.append({"update": self.state.update, **seen.figures})
         self.state.update += 1
-        return self.state.rows[-1], seen.stop
+        return self.state.rows[-1], seen.ends_stage
 
 
 @pytest.fixture(params=[None, 4], ids=["full", "lora"])

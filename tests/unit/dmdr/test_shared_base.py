@@ -17,7 +17,7 @@ from dmdr.rollout import noise_for
 from dmdr.shared_base import STUDENT, SharedBase
 from dmdr.state import TrainState
 from dmdr.teacher.load import load_teacher
-from dmdr.update import Renoise, roll_out, select_states, update_fake_score, update_student
+from dmdr.update import Levels, RealScore, roll_out, select_states, update_fake_score, update_student
 
 PROMPTS = ["a red circle", "two squares"]
 SMALL = 1e-6  # a learning rate whose steps bfloat16 cannot tell: an ulp of a weight of 0.1 is 0.0005
@@ -36,14 +36,12 @@ def updated(base: SharedBase, state: TrainState, number: int = 0) -> dict[str, f
     c, empty = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.collate(backbone.encode([""])[0])
     noises = noise_for(number, "rollout", shape=(2, 2, *backbone.latent_shape))
     batches = select_states(roll_out(base, c, backbone.student_times(2), noises), c, torch.tensor([0, 3]))
-    levels = Renoise(torch.tensor([0.4, 0.8]), noise_for(number, "renoise", shape=(2, *backbone.latent_shape)))
-    student, fake = state.optimizers["student"], state.optimizers["fake_score"]
-    found = update_fake_score(base, batches, levels, fake, clip=1.0)
+    levels = Levels(torch.tensor([0.4, 0.8]), noise_for(number, "renoise", shape=(2, *backbone.latent_shape)))
+    found = update_fake_score(base, batches, levels, state.fake_score)
+    real_score = RealScore(empty, guidance_scale=3.0, lora_scale=0.5)
     found = {
         "first_fake": found["loss_fake"],
-        **update_student(
-            base, batches, empty, levels, (student, fake), guidance_scale=3.0, real_scale=0.5, rl=None, clips=(1.0, 1.0)
-        ),
+        **update_student(base, batches, levels, real_score, student=state.student, fake_score=state.fake_score),
     }
     state.advance({"update": number})
     return {name: float(value) for name, value in found.items()}

@@ -5,10 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dmdr.optimizers import Trainable
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
-from dmdr.update import Renoise, count_trajectories, roll_out, select_states, update_fake_score, update_student
+from dmdr.update import (
+    Levels,
+    RealScore,
+    count_trajectories,
+    roll_out,
+    select_states,
+    update_fake_score,
+    update_student,
+)
 from tests.support import naive
 
 PROMPTS = ["a red circle", "two squares", "a cross left of a circle", "a view of three triangles"]
@@ -60,26 +69,19 @@ def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale, most):
     times = backbone.student_times(steps).double()
     noises = noise_for(7, "rollout", shape=(steps, count, *backbone.latent_shape)).double()
     pairs = torch.tensor([0, 5, 7, 11])
-    renoise = Renoise(
+    renoise = Levels(
         torch.tensor([0.2, 0.5, 0.7, 0.95]).double(),
         noise_for(8, "renoise", shape=(batch_size, *backbone.latent_shape)).double(),
     )
     batches = select_states(roll_out(base, c, times, noises), c, pairs, most=most)
     optimizers = Still(base.student_parameters.values()), Still(base.fake_parameters.values())
 
-    update_fake_score(base, batches, renoise, optimizers[1], clip=1e9)
+    student = Trainable(base.student_parameters, optimizers[0], clip=1e9)
+    fake_score = Trainable(base.fake_parameters, optimizers[1], clip=1e9)
+    update_fake_score(base, batches, renoise, fake_score)
     ours_fake = gradients(base.fake_parameters)
-    update_student(
-        base,
-        batches,
-        unconditional,
-        renoise,
-        optimizers,
-        guidance_scale=3.0,
-        real_scale=real_scale,
-        rl=None,
-        clips=(1e9, 1e9),
-    )
+    real_score = RealScore(unconditional, guidance_scale=3.0, lora_scale=real_scale)
+    update_student(base, batches, renoise, real_score, student=student, fake_score=fake_score)
     ours_fused, ours_student = gradients(base.fake_parameters), gradients(base.student_parameters)
 
     states = [naive.simulate(base, c, times, noises, int(pair)) for pair in pairs]

@@ -11,10 +11,11 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
 from dmdr import losses
 from dmdr.errors import DataError
+from dmdr.optimizers import Trainable
 from dmdr.rollout import noise_for, sample_student, sample_teacher
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
-from dmdr.update import Renoise, Weighted, roll_out, select_states, update_student
+from dmdr.update import Levels, RealScore, WeightedLoss, roll_out, select_states, update_student
 
 PROMPTS = [
     "a red circle",
@@ -145,23 +146,15 @@ def test_a_window_of_training_moves_student_and_fake_score(backbone, rank):
         noises = noise_for(6, "rollout", shape=(2, 2, *backbone.latent_shape))
         states = roll_out(base, c, backbone.student_times(2), noises)
         batches = select_states(states, c, torch.tensor([0, 3]))
-        levels = Renoise(torch.tensor([0.4, 0.8]), noise_for(7, "renoise", shape=(2, *backbone.latent_shape)))
+        levels = Levels(torch.tensor([0.4, 0.8]), noise_for(7, "renoise", shape=(2, *backbone.latent_shape)))
         roles = (base.student_parameters, base.fake_parameters)
         before = [{name: value.detach().clone() for name, value in role.items()} for role in roles]
-        rl = Weighted(lambda x0, _, base=base: (losses.refl(base.backbone.decode(x0).mean(dim=(1, 2, 3))), {}), 0.5)
+        rl = WeightedLoss(lambda x0, _, base=base: (losses.refl(base.backbone.decode(x0).mean(dim=(1, 2, 3))), {}), 0.5)
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
-            figures = update_student(
-                base,
-                batches,
-                empty,
-                levels,
-                tuple(torch.optim.SGD(role.values(), 0.1) for role in roles),
-                guidance_scale=4.0,
-                real_scale=0.5,
-                rl=rl,
-                clips=(1.0, 1.0),
-            )
+            student, fake = (Trainable(role, torch.optim.SGD(role.values(), 0.1), clip=1.0) for role in roles)
+            real_score = RealScore(empty, guidance_scale=4.0, lora_scale=0.5)
+            figures = update_student(base, batches, levels, real_score, student=student, fake_score=fake, rl=rl)
         assert figures["grad_student"] > 0 and figures["grad_fake"] > 0 and figures["loss_dm"] > 0, figures
         for role, old in zip(roles, before, strict=True):
             assert any(not torch.equal(value, old[name]) for name, value in role.items())

@@ -72,9 +72,9 @@ def measured(config, store: Path, stage: str, trace: Path, monkeypatch) -> int:
         profiler.export_chrome_trace(str(trace))
         raise Measured
 
-    monkeypatch.setattr("stages.training.train", train)
-    monkeypatch.setattr("stages.training.load_file", lambda file: {})  # the start's numbers are of no matter here
-    monkeypatch.setattr("stages.training.fill", lambda *_: None)
+    monkeypatch.setattr(f"stages.{stage}.train", train)
+    monkeypatch.setattr("dmdr.assembly.load_file", lambda file: {})  # the start's numbers are of no matter here
+    monkeypatch.setattr("dmdr.assembly.fill_parameters", lambda *_: None)
     context = context_for(config, store, stage)
     gc.collect()
     others = held()

@@ -16,14 +16,14 @@ from dmdr.errors import ConfigError
 from dmdr.path import FlowPath, VPPath
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
-from dmdr.rl.objective import find_actions, log_prob
+from dmdr.rl.objective import RLTerm, find_actions, log_prob
 from dmdr.rl.refl import ReFL
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.teacher.load import load_teacher
 from dmdr.train import Run, prompt_order, roll_out_prompts, select_batches, training_step
-from dmdr.update import Sums, select_states
+from dmdr.update import FigureSums, select_states
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross", "a yellow triangle above a red circle"]
 PATHS = {"flow": FlowPath(), "vp": VPPath(torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0))}
@@ -87,7 +87,7 @@ def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True
         unconditional=backbone.collate(empty),
         times=backbone.student_times(4).double(),
         guidance_scale=2.0,
-        rl=(made_of, rl),
+        rl=RLTerm(made_of, rl),
         distribution_matching=distil,
     )
     return run, TrainState(base, training, ema=0.5)
@@ -160,8 +160,8 @@ def test_preferences_of_two_images():
 def prepared(run: Run, *, moved: float = 0.0):
     """(x0 as a leaf, batch, objective) of one window, x0 moved away from the rollout's by noise."""
     states, c, texts = roll_out_prompts(run, 0)
-    objective = run.rl[0].build_objective(states, texts)
-    _, ((batch,), *_) = select_batches(run, 0, states, c, objective)
+    objective = run.rl.algorithm.build_objective(states, texts)
+    ((batch,), *_) = select_batches(run, 0, states, c, objective).student
     noise = noise_for(9, "moved", shape=tuple(batch.x0.shape)).double()
     return (batch.x0 + moved * noise).requires_grad_(True), batch, objective, states
 
@@ -174,7 +174,7 @@ def test_policy_gradient_is_the_weighted_score_function(tiny_folder, algorithm):
     loss, _ = objective.loss(x0, batch)
     loss.backward()
     images = run.base.backbone.decode(states.x0[-1])
-    (reward,) = run.rl[0].reward.rewards.values()
+    (reward,) = run.rl.algorithm.reward.rewards.values()
     r = reward(
         images, [PROMPTS[i] for i in prompt_order(0, "joint", 0, len(images) // 4, len(PROMPTS)) for _ in range(4)]
     )
@@ -213,7 +213,7 @@ class Constant(torch.nn.Module):
 @pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
 def test_equal_rewards_give_exactly_no_gradient(tiny_folder, algorithm):
     run, _ = made(tiny_folder, algorithm)
-    run.rl[0].reward.rewards["lab-conv"] = Constant()
+    run.rl.algorithm.reward.rewards["lab-conv"] = Constant()
     x0, batch, objective, _ = prepared(run)
     objective.loss(x0, batch)[0].backward()
     assert x0.grad.abs().max() == 0
@@ -223,7 +223,7 @@ def test_swapping_winner_and_loser_flips_the_gradient(tiny_folder):
     run, _ = made(tiny_folder, "dpo", group_size=2)
     found = []
     for share in (1.0, -1.0):
-        run.rl[0].reward.shares["lab-conv"] = share
+        run.rl.algorithm.reward.shares["lab-conv"] = share
         x0, batch, objective, states = prepared(run)
         found.append(torch.zeros_like(states.x_t))
         objective.loss(x0, batch)[0].backward()
@@ -251,9 +251,11 @@ def test_refl_loss_is_minus_the_mean_mapped_reward(tiny_folder, phi, mapped):
     loss, figures = objective.loss(x0, batch)
     order = prompt_order(0, "joint", 0, 4, len(PROMPTS))
     texts = [PROMPTS[order[i]] for i in batch.trajectory]
-    by_hand = {name: reward(run.base.backbone.decode(x0), texts) for name, reward in run.rl[0].reward.rewards.items()}
+    by_hand = {
+        name: reward(run.base.backbone.decode(x0), texts) for name, reward in run.rl.algorithm.reward.rewards.items()
+    }
     assert float(loss) == pytest.approx(-float(mapped(by_hand["lab-conv"] + 0.5 * by_hand["lab-mixer"]).mean()))
-    sums = Sums()
+    sums = FigureSums()
     sums.add(figures)
     figures = sums.of_all_ranks()
     for name, scores in by_hand.items():
@@ -365,10 +367,11 @@ def test_the_ratio_moves_and_clips_in_inner_updates(tiny_sd3_folder):
 def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
     run, _ = made(tiny_sd3_folder, algorithm)
     states, c, texts = roll_out_prompts(run, 0)
-    objective = run.rl[0].build_objective(states, texts)
+    objective = run.rl.algorithm.build_objective(states, texts)
     assert len(texts) % 4 == 0 and all(len(set(texts[i : i + 4])) == 1 for i in range(0, len(texts), 4))
     assert len({states.x_t[0, i].sum().item() for i in range(len(texts))}) == len(texts), "each its own noise"
-    fakes, students = select_batches(run, 0, states, c, objective)
+    batches = select_batches(run, 0, states, c, objective)
+    fakes, students = batches.fake_score, batches.student
     assert [[len(part.t) for part in batch] for batch in (*fakes, *students)] == [[6], [6], [6]]
     if algorithm == "dpo":
         step, group = students[0][0].step.view(-1, 2), students[0][0].trajectory.view(-1, 2) // 4

@@ -1,0 +1,151 @@
+"""Put a training stage together from its config: shared base, RL, state, then the run. Trainer and planner both do so.
+
+The teacher is loaded by the caller: with its weights to train, on the meta device to plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from dmdr import distributed
+from dmdr.backbones.protocol import Backbone, Item
+from dmdr.config.run import AnyRL, Config, Joint, Training, Watch
+from dmdr.hacking_alarm import Watcher
+from dmdr.promptset import PromptSet
+from dmdr.rewards.load import load_reward
+from dmdr.rl.algorithms import build_algorithm
+from dmdr.rl.objective import RLTerm
+from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase
+from dmdr.state import TrainState, fill_parameters
+from dmdr.train import Prompts, Run
+
+STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """The settings of one training stage. A cold start has neither RL nor a watch, and always matches distributions."""
+
+    name: str
+    training: Training
+    rl: AnyRL | None = None
+    distribution_matching: bool = True
+    watch: Watch | None = None
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The networks of a training stage, and what changes while it trains."""
+
+    base: SharedBase
+    rl: RLTerm | None
+    state: TrainState
+
+
+def select_stage(config: Config, stage: str) -> StageConfig:
+    """The settings of `cold_start` or `joint`."""
+    training: Training = config.joint if stage == "joint" else config.cold_start
+    if isinstance(training, Joint):
+        return StageConfig(stage, training, training.rl, training.distribution_matching, training.watch)
+    return StageConfig(stage, training)
+
+
+def is_sharded(config: Config) -> bool:
+    """Whether the ranks hold rows of the weights instead of all of them."""
+    return config.execution.sharding == "fsdp" and distributed.ranks() > 1
+
+
+def assemble(
+    config: Config, stage: StageConfig, backbone: Backbone, *, start: Path | None = None, device: str | None = None
+) -> Assembly:
+    """Build the shared base, the RL algorithm and the state of a training stage.
+
+    Args:
+        start: the output of the stage whose student to start from; None starts from the teacher.
+        device: where the ranks' shards go; needed only where the weights are sharded.
+
+    Raises:
+        ConfigError: a reward is unknown or broken.
+        DataError, InputMissing: the start is of another model; weights of a reward are damaged or missing.
+    """
+    base = SharedBase(
+        backbone,
+        fake_rank=config.fake_score.lora_rank,
+        fake_scale=config.fake_score.scale,
+        student_rank=config.student.lora_rank,
+        seed=config.seed,
+        compute=DTYPES[config.precision],
+    )
+    if config.execution.gradient_checkpointing:
+        base.recompute_activations()
+    if start is not None:
+        student = base.from_diffusers(STUDENT, load_file(start / EMA_FILE))
+        fill_parameters(base.student_parameters, student, f"student of {start.name}")
+        fake_score = base.from_diffusers(FAKE, load_file(start / FAKE_FILE))
+        fill_parameters(base.fake_parameters, fake_score, f"fake score of {start.name}")
+    if stage.rl is not None and stage.rl.needs_reference():
+        base.keep_reference()  # before a checkpoint moves the student on
+    if is_sharded(config):
+        assert device is not None, "shards need a device"
+        base.split(device)
+    rl = None
+    if stage.rl is not None:
+        rl = RLTerm(build_algorithm(stage.rl, base, config.weights), stage.rl)
+    return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema))
+
+
+def build_run(
+    config: Config,
+    stage: StageConfig,
+    assembly: Assembly,
+    *,
+    prompts: Prompts,
+    empty_prompt: Item,
+    watch: Watcher | None = None,
+) -> Run:
+    """What stays the same through the stage. empty_prompt: the conditioning of the empty prompt."""
+    backbone = assembly.base.backbone
+    return Run(
+        stage=stage.name,
+        seed=config.seed,
+        training=stage.training,
+        base=assembly.base,
+        prompts=prompts,
+        unconditional=backbone.collate([empty_prompt]),
+        times=backbone.student_times(config.student.steps).to(backbone.network.device),
+        guidance_scale=config.teacher.guidance_scale,
+        rl=assembly.rl,
+        distribution_matching=stage.distribution_matching,
+        watch=watch,
+        micro_batch=config.execution.micro_batch_size,
+    )
+
+
+def build_watcher(
+    config: Config, stage: StageConfig, base: SharedBase, prompts: PromptSet, *, say: Callable[[str], None]
+) -> Watcher | None:
+    """The hacking alarm of a stage that has one. say: takes an alarm's line.
+
+    Raises:
+        ConfigError: no reward has that name.
+        DataError, InputMissing: its weights are damaged or missing.
+    """
+    if stage.watch is None:
+        return None
+    backbone = base.backbone
+    device = backbone.network.device
+    at_once = config.execution.micro_batch_size or stage.training.batch_size
+    return Watcher(
+        config=stage.watch,
+        base=base,
+        reward=load_reward(stage.watch.reward, str(device), config.weights),
+        prompts=prompts,
+        times=backbone.student_times(config.student.steps).to(device),
+        seed=config.seed,
+        at_once=max(1, at_once // stage.watch.seeds),
+        say=say,
+    )
