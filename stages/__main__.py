@@ -87,7 +87,7 @@ def prepare(options: Options) -> Work | int:
     config = resolve_teacher(load_config(options.config), options.teacher, lambda size: stop_if_asked())
     run = config.run if options.run is None else options.run
     artifact = Artifact(options.store, run, stage)
-    processes, is_first = ranks.count_processes(config, stage), not ranks.own_rank()
+    processes, is_first = ranks.count_processes(config, stage), not ranks.read_rank()
     if not is_first and artifact.record() is not None:
         return SEALED
     if is_first:
@@ -127,7 +127,7 @@ def prepare(options: Options) -> Work | int:
 
 def seal(work: Work, facts: dict[str, object]) -> None:
     """Seal the stage's result; only the first rank does."""
-    if ranks.own_rank():
+    if ranks.read_rank():
         return
     from stages.runtime.provenance import describe_process
 
@@ -155,7 +155,7 @@ def is_disk_failure(error: Exception) -> bool:
 
 def report_error(stage: str, message: object) -> None:
     """Print one line. What every rank meets, only the first reports."""
-    rank = ranks.own_rank()
+    rank = ranks.read_rank()
     if rank:
         if isinstance(message, (ConfigError, NonFinite, Stopped)) and not isinstance(message, Refused):
             return

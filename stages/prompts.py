@@ -1,11 +1,12 @@
-"""The stage prompts: sources -> normalised, deduplicated, split and encoded -> a PromptSet.
+"""The stage prompts: normalise, deduplicate, split and encode the prompts of all sources, and write a PromptSet.
 
-1. Two prompts are the same if they are so without regard to case. The first one stays.
-2. Without an evaluation file, whether a prompt is held out is a function of its text alone: the same in every run.
-3. The sources are read twice, first to check and count them. A bad file is found before the teacher is loaded.
-4. A named set for evaluation may be trained on, which is said; what is also an evaluation prompt is left out.
+1. Prompts that differ only in case are duplicates. The first one stays.
+2. Without an evaluation file, the text of a prompt alone decides whether it is held out: every run decides the same.
+3. The sources are read twice, first to check and count them, so a bad file is found before the teacher is loaded.
+4. A run may train on a public set that is meant for evaluation; the stage then prints a warning. Prompts that are also
+   evaluation prompts of the run are left out of training.
 
-report.json   the counts; `sources`: the same of each source, its sha256, and what is promised of a named set
+report.json   the counts; under `sources` the counts and the sha256 of each source, and the facts of each public set
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from stages.prompt_sources.formats import Lines
 from stages.prompt_sources.public_set_files import Sets, describe_set
 from stages.prompt_sources.public_sets import is_named
 from stages.prompt_sources.report import SourceReport, Tally
-from stages.prompt_sources.sources import digest_source, named_inputs, public_sets_of, read_source
+from stages.prompt_sources.sources import digest_source, list_inputs, read_source, select_public_sets
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 from stages.store.records import Json
@@ -37,17 +38,17 @@ BATCH = 64  # prompts encoded at once
 
 
 def run(context: Context, sets: Sets | None = None) -> Json:
-    """Write the PromptSet into context.out; returns the counts.
+    """Write the PromptSet into context.out and return the counts.
 
-    sets: all named sets; None: the public ones.
+    sets: the sets that a source may name; None: the public ones.
 
     Raises:
         DataError: a source is empty or more than 1 % bad, a split ends up empty, or the teacher cannot be exported in
             a form that the config asks for.
-        Stopped: SIGTERM arrived; there is no checkpoint, so the next attempt begins anew.
+        Stopped: SIGTERM arrived. There is no checkpoint, so the next attempt starts from the beginning.
     """
     prompts, progress = context.config.prompts, context.progress
-    sets = public_sets_of(prompts) if sets is None else sets
+    sets = select_public_sets(prompts) if sets is None else sets
     tally = Tally()
     for _ in select_records(prompts, tally, progress.say, sets):
         _stop_if_asked(context)
@@ -57,18 +58,22 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     if not counts.train:
         raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
     progress.say(", ".join(f"{name} {count:,}" for name, count in counts.to_dict().items()))
-    reports = [_describe_source(name, source, tally, sets) for name, source in named_inputs(prompts).items()]
+    reports = [_describe_source(name, source, tally, sets) for name, source in list_inputs(prompts).items()]
     for each in reports:
         if each.input != "evaluation" and each.is_for_evaluation:
-            progress.say(f"{each.source} is meant for evaluation; no score on it counts once it was trained on")
+            progress.say(
+                f"{each.source} is meant for evaluation; after training on it, scores on its prompts mean nothing"
+            )
 
     backbone = load_teacher(find_teacher_of(context.config.teacher), pick_device(context.config))
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     truncated = encode_prompts(context, backbone, counts.train + counts.evaluation, sets)
-    if cut := truncated.total():
-        progress.say(f"{cut:,} prompts were longer than the text encoder reads; it sees their beginning")
-    facts: Json = {**counts.to_dict(), "truncated": cut, "truncated_evaluation": truncated["evaluation"]}
+    if truncated.total():
+        progress.say(
+            f"{truncated.total():,} prompts are too long for the text encoder, which reads only their beginning"
+        )
+    facts: Json = {**counts.to_dict(), "truncated": truncated.total(), "truncated_evaluation": truncated["evaluation"]}
     report = json.dumps({**facts, "sources": [each.to_json() for each in reports]}, indent=1)
     (context.out / "report.json").write_text(f"{report}\n", encoding="utf-8")
     return facts
@@ -77,14 +82,14 @@ def run(context: Context, sets: Sets | None = None) -> Json:
 def select_records(
     prompts: settings.Prompts, tally: Tally, say: Callable[[str], None], sets: Sets | None = None
 ) -> Iterator[tuple[Split, PromptRecord]]:
-    """The records that stay, each with its split; evaluation files first.
+    """Yield the records that are not left out, each with its split. Those of the evaluation file come first.
 
-    tally: counts along, for each source.
+    tally: counts the records of each source.
     """
-    sets = public_sets_of(prompts) if sets is None else sets
+    sets = select_public_sets(prompts) if sets is None else sets
     evaluation: set[int] = set()
     train: set[int] = set()
-    for name, source in named_inputs(prompts).items():
+    for name, source in list_inputs(prompts).items():
         for record in _read_records(name, Lines(source, say), prompts.column, tally, sets):
             key = prompt_key(record["prompt"])
             own = evaluation if name == "evaluation" else train
@@ -101,12 +106,15 @@ def select_records(
 
 
 def prompt_key(prompt: str) -> int:
-    """64 bits that stand for a prompt: a million take about 100 MB, and in one of 4e7 such sets two meet by chance."""
+    """A 64-bit hash of a prompt, without regard to case.
+
+    A set of a million of them takes about 100 MB. In one of 4e7 such sets, two prompts have the same hash by chance.
+    """
     return int.from_bytes(hashlib.blake2b(prompt.casefold().encode(), digest_size=8).digest())
 
 
 def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets) -> Counter[Split]:
-    """Read the sources again and write the shards, each as it fills; returns how many prompts were truncated."""
+    """Read the sources again and write each shard when it is full; returns the number of truncated prompts by split."""
     prompts = context.config.prompts
     waiting: dict[Split, list[PromptRecord]] = {"train": [], "evaluation": []}
     shards: Counter[str] = Counter()
@@ -147,11 +155,11 @@ def _read_records(name: str, lines: Lines, column: str, tally: Tally, sets: Sets
 
 
 def _describe_source(name: str, source: str, tally: Tally, sets: Sets) -> SourceReport:
-    """A source for report.json."""
-    named_set = describe_set(sets.named(source), sets.files(source)) if is_named(source) else None
+    """Describe a source for report.json."""
+    named_set = describe_set(sets.find(source), sets.find_files(source)) if is_named(source) else None
     return SourceReport(name, source, digest_source(source, sets), tally.of_input(name), named_set)
 
 
 def _stop_if_asked(context: Context) -> None:
     if context.stop():
-        raise Stopped("stopped; nothing was kept, repeat the command to begin anew")
+        raise Stopped("stopped, and nothing was kept; repeat the command to start from the beginning")

@@ -1,6 +1,6 @@
-"""The formats of prompt files: text, JSONL, JSON, CSV, TSV and Parquet as numbered rows.
+"""Read prompt files as numbered rows: text, JSONL, JSON, CSV, TSV and Parquet.
 
-All but JSON are read in bounded memory, however long the file or one of its lines is.
+All formats but JSON are read in bounded memory, however long the file or a line of it is.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import BinaryIO
 from dmdr.errors import ConfigError, DataError
 
 LONGEST = 4096  # bytes of a line, without its end
-MOST_BAD = 0.01  # of the lines; more, and the file is not what the config says it is
-NAMED = 10  # bad lines that are reported one by one
+MOST_BAD = 0.01  # share of the lines; with more, the file is probably not a file of prompts
+MOST_REPORTED = 10  # bad lines that are reported one by one
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 @dataclass
 class Lines:
-    """Counts of a source's lines. The first bad ones are reported by `say`."""
+    """Counts the lines of a source, and reports the first bad ones by `say`."""
 
     source: str
     say: Callable[[str], None]
@@ -30,14 +30,15 @@ class Lines:
     bad: int = 0
 
     def skip(self, number: int, why: str, lines: int = 1) -> None:
+        """Count bad lines and report them. number: of the last one; why: a clause that says what is wrong with it."""
         self.read += lines
         self.bad += lines
-        if self.bad <= NAMED:
+        if self.bad <= MOST_REPORTED:
             self.say(f"{self.source}, line {number:,}, {why}; skipped")
 
     def check(self) -> None:
-        """Raises DataError if the source was empty or had too many bad lines."""
-        if self.bad > NAMED:
+        """Raises DataError if the source is empty or has too many bad lines."""
+        if self.bad > MOST_REPORTED:
             self.say(f"{self.source}: {self.bad:,} bad lines in all")
         if self.read == 0:
             raise DataError(f"{self.source} is empty; give a file with a prompt on each line")
@@ -48,11 +49,14 @@ class Lines:
             )
 
 
-Rows = Iterator[tuple[int, object, dict[str, object]]]  # line number, what should be the prompt, the rest
+Rows = Iterator[tuple[int, object, dict[str, object]]]  # line number, value of the prompt column, other columns
 
 
 def _iterate_lines(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, str]]:
-    """(number, text) of the lines that are text; no more than LONGEST bytes are held, however long a line is."""
+    """Yield (number, text) of each line. Lines that are too long or not UTF-8 are skipped and counted.
+
+    At most LONGEST + 1 bytes are held in memory, however long a line is.
+    """
     number = 0
     while raw := file.readline(LONGEST + 1):
         number += 1
@@ -87,14 +91,18 @@ def _read_jsonl(file: BinaryIO, column: str, lines: Lines) -> Rows:
 
 
 def _read_tsv(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    """A tab always separates; a field is quoted if the quotes are its first and last character and doubled inside."""
+    """Read a table whose fields are separated by tabs, even inside quotes.
+
+    A field is quoted if it begins and ends with a quote and every quote inside it is doubled.
+    """
     rows = ((number, text.split("\t")) for number, text in _iterate_lines(file, lines))
-    unquoted = ((number, [QUOTED.sub(_unquote, f) if QUOTED.fullmatch(f) else f for f in row]) for number, row in rows)
+    unquoted = ((number, [_unquote(field) for field in row]) for number, row in rows)
     return _read_table(unquoted, column, lines)
 
 
-def _unquote(quoted: re.Match) -> str:
-    return quoted[1].replace('""', '"')
+def _unquote(field: str) -> str:
+    quoted = QUOTED.fullmatch(field)
+    return field if quoted is None else quoted[1].replace('""', '"')
 
 
 def _read_csv(file: BinaryIO, column: str, lines: Lines) -> Rows:
@@ -102,12 +110,16 @@ def _read_csv(file: BinaryIO, column: str, lines: Lines) -> Rows:
 
 
 def _iterate_csv(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, list[str]]]:
-    """RFC 4180: a quoted field may hold line ends. A quote that never closes costs the lines of one field's length."""
-    at = 0
+    """Yield the rows of a CSV file (RFC 4180), each with the number of its last line.
+
+    A quoted field may hold line ends. If a quote never closes, the lines up to the longest allowed field are skipped.
+    """
+    last_line = 0
 
     def texts() -> Iterator[str]:
-        nonlocal at
-        for at, text in _iterate_lines(file, lines):  # noqa: B007, the row's last line, for the caller
+        nonlocal last_line
+        for number, text in _iterate_lines(file, lines):
+            last_line = number
             yield f"{text}\n"
 
     csv.field_size_limit(LONGEST)
@@ -119,13 +131,13 @@ def _iterate_csv(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, list[str]]
         except StopIteration:
             return
         except csv.Error as error:
-            lines.skip(at, f"is not CSV ({error})", rows.line_num - before)
+            lines.skip(last_line, f"is not CSV ({error})", rows.line_num - before)
             continue
-        yield at, row
+        yield last_line, row
 
 
 def _read_table(rows: Iterator[tuple[int, list[str]]], column: str, lines: Lines) -> Rows:
-    """Rows under a header."""
+    """Take the first row as the header, and yield the rows below it. Empty fields are left out."""
     _, header = next(rows, (0, []))
     if header and column not in header:
         raise ConfigError(
@@ -144,7 +156,7 @@ def _read_parquet(file: BinaryIO, column: str, lines: Lines) -> Rows:
         import pyarrow
         from pyarrow import parquet, types
     except ImportError as error:
-        raise ConfigError(f"{lines.source} needs pyarrow to be read: pip install pyarrow") from error
+        raise ConfigError(f"{lines.source} is Parquet, which needs the package pyarrow; pip install pyarrow") from error
     try:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow
@@ -152,25 +164,30 @@ def _read_parquet(file: BinaryIO, column: str, lines: Lines) -> Rows:
             raise ConfigError(
                 f"{lines.source} has no column {column!r}, it has {', '.join(schema.names)}; correct prompts.column"
             )
-        plain = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
-        names = [f.name for f in schema if f.name == column or any(is_kind(f.type) for is_kind in plain)]
+        plain_types = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
+        names = [
+            each.name for each in schema if each.name == column or any(matches(each.type) for matches in plain_types)
+        ]
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=names):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row.pop(column), row
     except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{lines.source} is not whole Parquet: {error}; fetch it again") from error
+        raise DataError(f"{lines.source} is not a complete Parquet file: {error}; fetch it again") from error
 
 
 def _read_json(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    """A list of prompts, or of objects that have them. A bare prompt gets its place in the list as `index`."""
+    """Read a list of prompts, or of objects with the prompt under `column`.
+
+    A prompt without an object gets its place in the list as `index`.
+    """
     try:
         data = json.load(file)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{lines.source} is not JSON ({error}); fetch it again") from error
     if not isinstance(data, list):
-        raise DataError(f"{lines.source} is not a list but {type(data).__name__}; give a list of prompts")
+        raise DataError(f"{lines.source} is {type(data).__name__}, not a list; give a list of prompts")
     for number, each in enumerate(data, 1):
         if isinstance(each, dict) and column in each:
             yield number, each.pop(column), each

@@ -1,6 +1,6 @@
-"""The files of a named prompt set on this machine: from a folder, or fetched once into the model hub library's cache.
+"""Find the files of a public prompt set: in a folder, or fetched once into the cache of the model hub's library.
 
-{HF_HOME}/assets/dmdr/prompts/default/{address}/{file}   appears whole and verified, or not at all
+{HF_HOME}/assets/dmdr/prompts/default/{address}/{file}   appears only when it is complete and verified
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from stages.prompt_sources.public_sets import SETS, UNPINNED, File, NamedSet, fi
 
 TIMEOUT = 30.0  # seconds without a byte
 PAUSES = (0.5, 2.0)  # seconds between tries
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses after which the same may well succeed
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses after which the same request may succeed
 CHUNK = 2**20
-DIGITS = 12  # of a digest in a message and in a folder's name
+DIGITS = 12  # of a digest in a message and in the name of a folder
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file of a set, and where it lies on this machine."""
+    """A file of a set, and its path on this machine."""
 
     file: File
     path: Path
@@ -48,7 +48,7 @@ class FileReport:
 
 @dataclass(frozen=True)
 class SetReport:
-    """What is promised of a set, and which files were read. promised: the number of prompts; None: nothing."""
+    """A set in report.json. promised: the published number of prompts, None if unknown. files: those that were read."""
 
     kind: Literal["training", "evaluation"]
     licence: str
@@ -63,32 +63,33 @@ class SetReport:
 class Sets:
     """All named sets, and where their files come from."""
 
-    folder: Path | None = None  # it holds the files by their names; None: they are fetched
+    folder: Path | None = None  # holds the files under their names; None: fetch them
     table: Mapping[str, NamedSet] = field(default_factory=lambda: SETS)
     cache: Path | None = None  # None: the folder in which the model hub's library keeps other files
     pauses: tuple[float, ...] = PAUSES
 
-    def named(self, source: str) -> NamedSet:
+    def find(self, source: str) -> NamedSet:
+        """The set that set:NAME names. Raises ConfigError if there is none."""
         return find_set(source, self.table)
 
-    def files(self, source: str) -> list[LocalFile]:
-        """Every file of set:NAME, verified.
+    def find_files(self, source: str) -> list[LocalFile]:
+        """Every file of set:NAME, fetched if necessary and verified.
 
         Raises:
-            ConfigError: there is no such set, or it has no commit to fetch.
-            InputMissing: the folder lacks a file, or it cannot be read or fetched.
-            DataError: a file is not the one that is promised.
+            ConfigError: there is no such set, or no commit of it is known.
+            InputMissing: a file is not in the folder, or cannot be read or fetched.
+            DataError: a file has another sha256 than the published one.
             StoreError: the cache cannot be written.
         """
-        return [LocalFile(file, self._find(source, file)) for file in self.named(source).files]
+        return [LocalFile(file, self._find_file(source, file)) for file in self.find(source).files]
 
-    def _find(self, source: str, file: File) -> Path:
+    def _find_file(self, source: str, file: File) -> Path:
         if self.folder is not None:
             path = self.folder / file.name
-            if not os.path.isfile(path):  # which, unlike Path.is_file, answers about a folder that is closed to us, too
+            if not os.path.isfile(path):  # Path.is_file raises if this user may not open the folder
                 raise InputMissing(
-                    f"prompt source {source}: {path} does not exist, or its folder is closed to this user; put "
-                    f"{file.address} there, or take prompts.folder out, so that it is fetched"
+                    f"prompt source {source}: {path} does not exist, or this user may not open its folder; put "
+                    f"{file.address} there, or leave prompts.folder out to have it fetched"
                 )
             _verify(source, file, path, f"put {file.address} there")
             return path
@@ -100,7 +101,7 @@ class Sets:
         return _fetch_from_hub(source, file) if is_hub(file.address) else self._fetch_from_web(source, file)
 
     def _fetch_from_web(self, source: str, file: File) -> Path:
-        """Fetch a file, or keep it if it is there and whole. Waits for another process that fetches it."""
+        """Fetch a file unless the cache has it already. Waits if another process is fetching it."""
         target = (self.cache or _cache_folder()) / fingerprint(file.address)[:DIGITS] / file.name
         partial = target.with_name(f".{target.name}.begun")
         try:
@@ -116,8 +117,8 @@ class Sets:
             raise
         except OSError as error:
             raise StoreError(
-                f"prompt source {source}: cannot write {target}: {error.strerror or error}; let HF_HOME be a "
-                f"folder that is writable and has space left, or {_describe_alternative(file)}"
+                f"prompt source {source}: cannot write {target}: {error.strerror or error}; set HF_HOME to a writable "
+                f"folder with free space, or {_describe_alternative(file)}"
             ) from error
         return target
 
@@ -126,7 +127,7 @@ FETCHED = Sets()
 
 
 def digest_files(files: list[LocalFile]) -> str:
-    """sha256 of the only file, or over (name, sha256) of several, wherever they lie."""
+    """sha256 of a single file, or of the names and digests of several. Their folders do not matter."""
     if len(files) == 1:
         return sha256(files[0].path)
     lines = [f"{each.file.name} {sha256(each.path)}\n" for each in files]
@@ -134,7 +135,7 @@ def digest_files(files: list[LocalFile]) -> str:
 
 
 def describe_set(named: NamedSet, files: list[LocalFile]) -> SetReport:
-    """What is promised of a set, and which files were read."""
+    """Describe a set and the files that were read, for report.json."""
     reports = [FileReport(each.file.address, sha256(each.path)) for each in files]
     return SetReport(named.kind, named.licence, named.rows, reports)
 
@@ -146,7 +147,7 @@ def _cache_folder() -> Path:
 
 
 def _fetch_from_hub(source: str, file: File) -> Path:
-    """Fetch a file of a data repository. The library repeats requests, keeps the file and lets it appear whole."""
+    """Fetch a file of a dataset repository. The library retries, caches, and shows only a complete file."""
     from huggingface_hub import hf_hub_download
 
     pinned = ADDRESS.fullmatch(file.address)
@@ -160,7 +161,7 @@ def _fetch_from_hub(source: str, file: File) -> Path:
 
 
 def _fetch(source: str, file: File, partial: Path, pauses: tuple[float, ...]) -> None:
-    """Write the file to `partial`; every try begins anew."""
+    """Download the file to `partial`. Every try starts from the beginning."""
     for pause in (*pauses, None):
         try:
             _download(file.address, partial)
@@ -179,7 +180,7 @@ def _download(address: str, partial: Path) -> None:
         while chunk := response.read(CHUNK):
             out.write(chunk)
         length = response.headers.get("Content-Length")
-        if length is not None and out.tell() != int(length):  # a connection that broke reads as an end
+        if length is not None and out.tell() != int(length):  # a broken connection looks like the end of the file
             raise http.client.IncompleteRead(b"", int(length) - out.tell())
         out.flush()
         os.fsync(out.fileno())
@@ -188,8 +189,8 @@ def _download(address: str, partial: Path) -> None:
 def _missing_error(source: str, file: File, error: Exception) -> InputMissing:
     reason = " ".join(str(error).split())[:200]
     return InputMissing(
-        f"prompt source {source}: {file.address} cannot be fetched ({type(error).__name__}: {reason}); see that the "
-        f"network reaches it, or {_describe_alternative(file)}"
+        f"prompt source {source}: {file.address} cannot be fetched ({type(error).__name__}: {reason}); check the "
+        f"network, or {_describe_alternative(file)}"
     )
 
 
@@ -206,9 +207,11 @@ def _verify(source: str, file: File, path: Path, remedy: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file. Raises InputMissing if it cannot be read."""
+    """sha256 of a file. Raises InputMissing if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputMissing(f"cannot read {path}: {error.strerror}; let this user read it, or fetch it again") from error
+        raise InputMissing(
+            f"cannot read {path}: {error.strerror}; make it readable for this user, or fetch it again"
+        ) from error

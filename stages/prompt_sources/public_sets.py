@@ -1,12 +1,13 @@
-"""Public prompt sets by name: set:NAME in prompts.sources or prompts.evaluation. Their addresses, not their text.
+"""The addresses of public prompt sets, which a config names as set:NAME. DMDR does not ship their text.
 
-1. Every address is pinned to a commit. No commit of ShareGPT-4o-Image is known here: set:sharegpt-4o-image@COMMIT
-   names one, or its file is read from prompts.folder.
-2. A digest was computed from the file itself where that could be fetched; HPDv2's digests come from one publication of
-   them. None promises nothing, and report.json says what was read. The same holds for `rows`: "45K" is no number.
-3. DrawBench is taken from HPDv2's repository, whose commit and file are known: its own is a spreadsheet.
-4. DPG-Bench's texts are in the table with its questions, a row a question. A prompt is the first row of its item_id and
-   keeps no column but that, by which the questions are found again.
+1. Every address is pinned to a commit, except ShareGPT-4o-Image, of which no commit is known here. Name a commit as
+   set:sharegpt-4o-image@COMMIT, or put the file into prompts.folder.
+2. Where a file could be fetched, its digest was computed from the file. HPDv2's digests come from one publication of
+   them. Where `sha256` or `rows` is None, no exact value is known ("45K" is none) and nothing is checked; report.json
+   holds the digests and counts that were read.
+3. DrawBench comes from HPDv2's repository, where it is a file at a known commit. DrawBench's own is a spreadsheet.
+4. DPG-Bench's prompts are in the table of its questions, which has one row for each question. Only the first row of
+   each item_id is read. Its record keeps the item_id, by which the metric finds the questions, and no other column.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ UNPINNED = "@COMMIT/"
 class File:
     """One file of a set."""
 
-    address: str  # https://..., or hub:OWNER/NAME@COMMIT/FILE, where the repository is one of data
-    sha256: str | None = None
-    says: Mapping[str, str] = field(default_factory=dict)  # added to the record of each of its prompts
+    address: str  # https://..., or hub:OWNER/NAME@COMMIT/FILE of a dataset repository
+    sha256: str | None = None  # None: unknown, so it is not checked
+    metadata: Mapping[str, str] = field(default_factory=dict)  # added to the record of each of its prompts
 
     @property
     def name(self) -> str:
@@ -43,14 +44,14 @@ class File:
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A public set, and what is promised of it."""
+    """A public set: its purpose, licence, size and files."""
 
     kind: Literal["training", "evaluation"]
     licence: str
-    rows: int | None  # prompts, before duplicates are dropped
+    rows: int | None  # prompts, before duplicates are dropped; None: unknown, so it is not checked
     files: tuple[File, ...]
-    column: str = "prompt"  # of tables and JSON
-    item: str | None = None  # the column that tells items apart, where a prompt has several rows
+    column: str = "prompt"  # that holds the prompt, in tables and JSON
+    item: str | None = None  # the column with the id of the prompt, where a prompt has several rows
 
 
 def is_named(source: str) -> bool:
@@ -58,7 +59,7 @@ def is_named(source: str) -> bool:
 
 
 def find_set(source: str, table: Mapping[str, NamedSet]) -> NamedSet:
-    """The set that set:NAME or set:NAME@COMMIT means. Raises ConfigError if there is none."""
+    """The set that set:NAME or set:NAME@COMMIT names. Raises ConfigError if there is none."""
     match = SOURCE.fullmatch(source)
     if match is None or match["name"] not in table:
         name = source.removeprefix("set:")

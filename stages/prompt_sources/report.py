@@ -1,4 +1,4 @@
-"""What became of the prompts of each source: counted while they are read, and written as report.json."""
+"""Count how the prompts of each source were used, for report.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.prompt_sources.public_set_files import SetReport
 
 @dataclass(frozen=True)
 class PromptCounts:
-    """How many prompts were read, and what became of them."""
+    """The number of prompts that were read, and of those that went to each split or were left out."""
 
     read: int
     train: int
@@ -28,13 +28,13 @@ NAMES = tuple(each.name for each in fields(PromptCounts))
 
 @dataclass
 class Tally:
-    """Counts of every input while its records are read. Inputs are called evaluation, source:0, source:1 ..."""
+    """Counts the prompts of each input while they are read. Inputs are called evaluation, source:0, source:1 ..."""
 
     _by_input: dict[str, Counter[str]] = field(default_factory=dict)
 
-    def add(self, name: str, what: str, number: int = 1) -> None:
-        """Count `number` more under a field of PromptCounts."""
-        self._by_input.setdefault(name, Counter())[what] += number
+    def add(self, name: str, count: str, number: int = 1) -> None:
+        """Add `number` to one of the counts of an input. count: a field of PromptCounts."""
+        self._by_input.setdefault(name, Counter())[count] += number
 
     def of_input(self, name: str) -> PromptCounts:
         return _freeze(self._by_input.get(name, Counter()))
@@ -49,7 +49,7 @@ def _freeze(counter: Counter[str]) -> PromptCounts:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """One source in report.json. named_set: what is promised of it, if it is a public set."""
+    """One source in report.json. named_set: the public set that it names, if any."""
 
     input: str
     source: str

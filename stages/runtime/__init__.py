@@ -1,1 +1,1 @@
-"""What a stage's process is given: its context, ranks, progress and device."""
+"""The process of a stage: its command line, context, ranks, device, progress and provenance."""

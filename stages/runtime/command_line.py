@@ -17,8 +17,8 @@ EPILOG = f"""\b
 stages, in this order: {", ".join(STAGES)}
 
 \b
-Each reads what the ones before it sealed at STORE/RUN/STAGE and seals its own
-result there. A sealed stage is skipped; after a crash or a kill, the same
+Each stage reads the sealed results of the stages before it at STORE/RUN/STAGE,
+and seals its own result there. A sealed stage is skipped; after a crash or a kill, the same
 command continues from the last checkpoint.
 
 \b
@@ -29,7 +29,7 @@ example: {PROGRAM} prompts --config configs/lab-flow.yaml
 
 @dataclass(frozen=True)
 class Options:
-    """What `python -m stages` was asked to do; None: not given."""
+    """The options of `python -m stages`; None: the option is not set."""
 
     stage: StageName
     config: str
@@ -49,7 +49,7 @@ _app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_ma
 
 @_app.command(help="Run one stage of a distillation and seal its result.", epilog=EPILOG)
 def _collect(
-    stage: Annotated[StageName, typer.Argument(metavar="STAGE", help="one of those below")],
+    stage: Annotated[StageName, typer.Argument(metavar="STAGE", help="one of the stages below")],
     config: Annotated[str, typer.Option(metavar="FILE", help="the run's YAML file; see configs/")],
     run: Annotated[
         str | None, typer.Option(metavar="NAME", help="the run's name (default: the config's `run`)")
@@ -67,7 +67,7 @@ def _collect(
 
 
 def parse(arguments: list[str]) -> Options | int:
-    """Read the command line; an exit code where there is nothing to run, as after --help or a wrong option."""
+    """Read the command line. Returns an exit code if there is nothing to run: after --help, or after a wrong option."""
     try:
         result = _app(arguments, prog_name=PROGRAM, standalone_mode=False)
     except TyperException as error:
@@ -77,5 +77,5 @@ def parse(arguments: list[str]) -> Options | int:
 
 
 def describe_usage_error(error: TyperException) -> str:
-    """What is wrong with a command line, on one line."""
+    """Describe on one line what is wrong with a command line."""
     return " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")

@@ -1,4 +1,4 @@
-"""What a stage works with: its config, its artifact, its folders, its progress. Nothing heavy is imported here."""
+"""The context of a stage: its config, artifact, folders and progress. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Context:
     _inputs: dict[tuple[str, str], Path] = field(default_factory=dict, init=False, repr=False)
 
     def input(self, stage: str, under: str = "") -> Path:
-        """The folder of another stage's sealed artifact, verified once; only to be read.
+        """The folder of another stage's sealed artifact, verified once. Never write there.
 
         under: fetch and verify only the files whose names begin with it.
 

@@ -1,4 +1,4 @@
-"""Which device a stage computes on."""
+"""Pick the device that a stage computes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The progress of a stage: a bar on a terminal; in a log a plain line every ten seconds at most, and a last one."""
+"""Show the progress of a stage: a bar on a terminal; in a log a line at most every ten seconds, and one at the end."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ EVERY = 10.0  # seconds between two lines of a log
 
 
 class Progress:
-    """Writes to stderr; stdout is for results. Of several ranks only one is `shown`."""
+    """Writes to stderr, because stdout is for results. shown: False for all ranks but one, which then write nothing."""
 
     def __init__(self, stage: str, *, shown: bool = True) -> None:
         self.stage, self.shown = stage, shown
         self._bar: tqdm | None = None
-        self._first: tuple[int, float] | None = None  # (done, when): a resumed stage does not begin at 0
+        self._first: tuple[int, float] | None = (
+            None  # steps done, and the time then: a resumed stage does not begin at 0
+        )
         self._last_line = time.monotonic()
 
     def update(self, done: int, total: int, **figures: float) -> None:
-        """`done` of `total` steps; figures are shown beside them."""
+        """Show that `done` of `total` steps are done, with the figures beside them."""
         if not self.shown:
             return
-        shown = {name: f"{value:.4g}" for name, value in figures.items()}
+        texts = {name: f"{value:.4g}" for name, value in figures.items()}
         if sys.stderr.isatty():
-            self._draw(done, total, shown)
+            self._draw(done, total, texts)
             return
         now = time.monotonic()
         self._first = self._first or (done, now)
         if now - self._last_line >= EVERY or done >= total:
             self._last_line = now
-            words = [f"{self.stage} {done:,}/{total:,}", *(f"{name} {value}" for name, value in shown.items())]
+            words = [f"{self.stage} {done:,}/{total:,}", *(f"{name} {value}" for name, value in texts.items())]
             steps, seconds = done - self._first[0], now - self._first[1]
             if steps and done < total:
                 words.append(f"{(total - done) * seconds / steps:.0f} s left")
             print(", ".join(words), file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        """One line now, above the bar if there is one."""
+        """Print a line at once, above the bar if there is one."""
         if self.shown:
             tqdm.write(f"{self.stage}: {line}", file=sys.stderr)
             sys.stderr.flush()
 
-    def _draw(self, done: int, total: int, shown: dict[str, str]) -> None:
+    def _draw(self, done: int, total: int, figures: dict[str, str]) -> None:
         if self._bar is None:
             self._bar = tqdm(total=total, initial=done, desc=self.stage, dynamic_ncols=True, file=sys.stderr)
         self._bar.total = total
-        self._bar.set_postfix(shown, refresh=False)
+        self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._bar.close()

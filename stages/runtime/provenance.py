@@ -1,4 +1,4 @@
-"""What a process says of the result that it made: code, versions, device, duration and cost."""
+"""Describe the process that made a result: code, versions, device, duration and cost."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
 
 def describe_process(config: Config, seconds: float) -> Provenance:
-    """What the record says of the process that made a result in `seconds`."""
+    """The provenance of a result that this process made in `seconds`."""
     return Provenance(
-        code=code_versions(),
+        code=list_versions(),
         device=pick_device(config),
         duration_s=round(seconds, 3),
-        cost=process_cost(),
+        cost=measure_cost(),
         teacher=teacher_name(config.teacher.path),
-        processes=None if ranks.own_rank() is None else int(os.environ["WORLD_SIZE"]),
+        processes=None if ranks.read_rank() is None else int(os.environ["WORLD_SIZE"]),
     )
 
 
-def code_versions() -> dict[str, str]:
-    """Versions of the libraries, and a digest of our own sources, which may differ from the released version's."""
+def list_versions() -> dict[str, str]:
+    """Versions of DMDR and its libraries, and a digest of DMDR's sources, which may differ from the released ones."""
     root = Path(__file__).parents[2]
     files = sorted(path for package in ("dmdr", "stages") for path in (root / package).rglob("*.py"))
     sources = {path.relative_to(root).as_posix(): digest(path).sha256 for path in files}
@@ -41,8 +41,8 @@ def code_versions() -> dict[str, str]:
     return {"version": metadata.version("dmdr"), "sources": fingerprint(sources), **versions}
 
 
-def process_cost() -> Cost:
-    """Of this attempt: seconds of CPU, and the most memory it held, in MiB."""
+def measure_cost() -> Cost:
+    """The CPU time of this attempt in seconds, and its peak memory in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return Cost(cpu_s=round(time.process_time(), 3), peak_memory_mib=round(peak / 2**20, 1))

@@ -1,10 +1,12 @@
-"""A stage in several processes (ranks), one a GPU, of this machine or of several.
+"""Run a stage in several processes (ranks), one for each GPU, on one machine or on several.
 
-1. `python -m stages` starts them itself. torchrun turns every exit code into 1, kills ranks 30 s after a SIGTERM, even
-   if their checkpoint needs longer, and prints a report of its own over the one line that says what was wrong.
-2. They read the environment variables that torchrun would set, so torchrun can start them too.
-3. On several machines each gets NNODES, its NODE_RANK, and the address of the first in MASTER_ADDR and MASTER_PORT.
-4. SIGTERM is passed on to all ranks and only raises flags. They compare these before each update and leave together.
+1. `python -m stages` starts the ranks itself. torchrun would turn every exit code into 1, kill the ranks 30 s after a
+   SIGTERM even if their checkpoint needs longer, and hide the one line that says what is wrong behind its own report.
+2. The ranks read the environment variables that torchrun sets, so torchrun can start them too.
+3. On several machines, each machine gets NNODES, its NODE_RANK, and the address of the first machine in MASTER_ADDR and
+   MASTER_PORT.
+4. SIGTERM is passed on to all ranks, where it only raises a flag. The ranks compare their flags before each update, so
+   that all of them stop at the same step.
 """
 
 from __future__ import annotations
@@ -22,64 +24,69 @@ from dmdr.config.run import Config
 from dmdr.config.stages import TABLE, StageName
 from dmdr.errors import MOST_TELLING, ConfigError, Stopped
 
-GRACE = 60  # seconds for a rank to end after another has failed; one that waits for a sum never looks at its flag
+GRACE = 60  # seconds; then the ranks left after a failure are killed: one that waits for a sum never sees its flag
 POLL = 0.05  # seconds
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def own_rank() -> int | None:
-    """Which of several ranks this process is; None if it was started alone."""
+def read_rank() -> int | None:
+    """The rank of this process; None if it was started alone."""
     return int(os.environ["RANK"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
 
 
 def count_processes(config: Config, stage: StageName) -> int:
-    """How many ranks this process has to start for this stage; 0 if it is a rank itself or does the work alone.
+    """Count the ranks that this process has to start for a stage; 0 if it is a rank itself or works alone.
 
     Raises:
-        ConfigError: torchrun started a stage that runs in one process, or another number than the config asks for.
+        ConfigError: torchrun started several ranks of a stage that runs in one process, or another number of ranks than
+            the config asks for.
     """
-    if own_rank() is None:
+    if read_rank() is None:
         here = _count_here(config, stage)
         alone = not TABLE[stage].in_ranks or here * count_nodes() == 1
         return 0 if alone else here
     if not TABLE[stage].in_ranks and int(os.environ["WORLD_SIZE"]) > 1:
-        raise ConfigError(f"{stage} runs in one process, torchrun started {os.environ['WORLD_SIZE']}; start it alone")
-    here, asked = int(os.environ["LOCAL_WORLD_SIZE"]), config.execution.processes
-    if asked not in (1, here):
         raise ConfigError(
-            f"execution.processes is {asked}, and torchrun started {here} on this machine; give --nproc-per-node "
-            f"{asked}, or leave execution.processes out"
+            f"{stage} runs in one process, but torchrun started {os.environ['WORLD_SIZE']}; start it without torchrun"
+        )
+    started, wanted = int(os.environ["LOCAL_WORLD_SIZE"]), config.execution.processes
+    if wanted not in (1, started):
+        raise ConfigError(
+            f"execution.processes is {wanted}, but torchrun started {started} on this machine; give --nproc-per-node "
+            f"{wanted}, or leave execution.processes out"
         )
     return 0
 
 
 def _count_here(config: Config, stage: StageName) -> int:
-    """execution.processes; of an evaluation, whose result does not depend on it, no more than there are GPUs."""
-    asked = config.execution.processes
-    if stage != "evaluate" or asked == 1 or config.execution.device == "cpu":
-        return asked
-    import torch  # late: a training stage that is started in ranks has no use for it here
+    """The ranks on this machine: execution.processes. An evaluation on GPUs starts no more ranks than there are GPUs,
+    because its result does not depend on their number.
+    """
+    wanted = config.execution.processes
+    if stage != "evaluate" or wanted == 1 or config.execution.device == "cpu":
+        return wanted
+    import torch  # late: the process that starts the ranks of a training stage does not need it
 
-    return min(asked, torch.cuda.device_count() or asked)
+    return min(wanted, torch.cuda.device_count() or wanted)
 
 
 def count_nodes() -> int:
-    """How many machines share the stage."""
+    """Count the machines that share the stage."""
     return int(os.environ.get("NNODES", "1"))
 
 
 def join_ranks(device: str) -> None:
-    """Make this process one of the ranks, if it is one."""
-    if own_rank() is not None:
+    """Join the process group, if this process is one of several ranks."""
+    if read_rank() is not None:
         from dmdr import distributed
 
         distributed.join(device, int(os.environ["LOCAL_RANK"]))
 
 
-def run_ranks(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int:
-    """Run `python -m stages` with these arguments as so many ranks; returns the exit code that tells most.
+def run_ranks(ranks: int, arguments: list[str], stop_signals: list[int]) -> int:
+    """Run `python -m stages` with these arguments in `ranks` processes; returns the most telling exit code.
 
-    asked_to_stop: grows with each signal that this process receives.
+    stop_signals: grows with each signal that this process receives.
     """
     shared = _build_environment(ranks)
     before = ranks * int(os.environ.get("NODE_RANK", "0"))  # ranks of the machines before this one
@@ -98,17 +105,17 @@ def run_ranks(ranks: int, arguments: list[str], asked_to_stop: list[int]) -> int
         failed = deadline is None and any(child.poll() for child in children)
         if failed:
             deadline = time.monotonic() + GRACE
-        if failed or len(asked_to_stop) > passed_on:
-            passed_on = len(asked_to_stop)
+        if failed or len(stop_signals) > passed_on:
+            passed_on = len(stop_signals)
             _signal(children, signal.SIGTERM)
         if deadline is not None and time.monotonic() > deadline:
             _signal(children, signal.SIGKILL)
         time.sleep(POLL)
-    return worst_exit_code([child.returncode for child in children])
+    return pick_exit_code([child.returncode for child in children])
 
 
 def _build_environment(ranks: int) -> dict[str, str]:
-    """What all ranks of this machine find in their environment."""
+    """The environment that all ranks of this machine share."""
     threads = max(1, (os.cpu_count() or 1) // ranks)
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -132,22 +139,22 @@ def _signal(children: list[subprocess.Popen[bytes]], number: signal.Signals) -> 
             child.send_signal(number)
 
 
-def worst_exit_code(codes: list[int]) -> int:
-    """One exit code of many; 128 + n where signal n ended a rank and nothing tells more."""
+def pick_exit_code(codes: list[int]) -> int:
+    """The most telling of the ranks' exit codes; 128 + n if signal n ended a rank and no other code tells more."""
     bad = [code for code in codes if code]
     for code in MOST_TELLING:
         if code in bad:
             return code
-    # the second: our own signal met a rank that was ending already
-    told_to_end = (Stopped.exit_code, -signal.SIGTERM)
-    code = next((code for code in bad if code not in told_to_end), max(bad, default=0))
+    # -SIGTERM: our own signal reached a rank that had no handler any more, because it was ending
+    stopped = (Stopped.exit_code, -signal.SIGTERM)
+    code = next((code for code in bad if code not in stopped), max(bad, default=0))
     return code if code >= 0 else 128 - code
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """A function for a child to run before exec: the kernel will send it SIGTERM when this process dies.
+    """A function that a child runs before exec, so that the kernel sends it SIGTERM when this process dies.
 
-    libc is loaded before the fork: after it nothing may take a lock.
+    libc is loaded here, before the fork, because nothing may take a lock after the fork.
     """
     if sys.platform != "linux":
         return None

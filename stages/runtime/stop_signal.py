@@ -1,7 +1,7 @@
-"""Whether this process was told to stop. The handler only raises a flag, which a stage reads after each step.
+"""Remember SIGTERM and SIGINT as a flag, which a stage reads after each step.
 
-Nothing is installed on import. `python -m stages` installs the handler before it imports anything heavy: the kernel
-drops a signal to process 1 of a container that has no handler for it.
+Importing this file installs nothing. `python -m stages` installs the handler before it imports anything heavy: the
+kernel drops a signal to process 1 of a container if that process has no handler for it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ def install() -> None:
 
 
 def is_set() -> bool:
+    """Whether a signal to stop has arrived."""
     return bool(received)
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
-    """A second Ctrl-C ends the process at once. A second SIGTERM does not: the kernel may send more than one when the
-    flow dies, and the checkpoint must not be lost."""
+    """Record the signal. A second Ctrl-C ends the process at once. A second SIGTERM does not, because the kernel may
+    send several when the flow dies, and the checkpoint must not be lost.
+    """
     received.append(number)
     if number == signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)

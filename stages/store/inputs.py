@@ -31,9 +31,9 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
         )
     found = {"teacher": digest_teacher(source)}
     if stage == "prompts":
-        sets = sources.public_sets_of(config.prompts)
+        sets = sources.select_public_sets(config.prompts)
         found |= {
-            name: sources.digest_source(source, sets) for name, source in sources.named_inputs(config.prompts).items()
+            name: sources.digest_source(source, sets) for name, source in sources.list_inputs(config.prompts).items()
         }
     read = (
         weights.digest_weights_or_missing if stage == "evaluate" else weights.digest_weights

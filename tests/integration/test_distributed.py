@@ -94,7 +94,7 @@ def test_torchrun_may_start_the_ranks(tiny_config, tmp_path, monkeypatch):
     assert record["processes"] == 2
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():  # as torchrun sets them
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="export runs in one process, torchrun started 2"):
+    with pytest.raises(ConfigError, match="export runs in one process, but torchrun started 2"):
         ranks.count_processes(load_config(config), "export")
 
 

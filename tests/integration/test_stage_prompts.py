@@ -240,7 +240,7 @@ def test_a_quote_that_never_closes_costs_one_field(tmp_path: Path) -> None:
             "kind.docx",
             b"",
             ConfigError,
-            "must be lab:train, lab:held-out, fashion:train, fashion:held-out or end in .txt",
+            "has an unknown format; give lab:train, lab:held-out, fashion:train, fashion:held-out, set:NAME or a file",
         ),
         ("gone.txt", None, InputMissing, "is not a file"),
     ],
@@ -263,7 +263,7 @@ def test_broken_parquet(tmp_path: Path) -> None:
         selected(sources=[str(path)], column="text")
     for data in (b"", b"PAR1", path.read_bytes()[:-100], b"PAR1" + path.read_bytes()[100:]):
         path.write_bytes(data)
-        with pytest.raises(DataError, match=r"p\.parquet is not whole Parquet"):
+        with pytest.raises(DataError, match=r"p\.parquet is not a complete Parquet file"):
             selected(sources=[str(path)])
 
 

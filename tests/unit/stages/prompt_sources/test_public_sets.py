@@ -239,8 +239,8 @@ def not_root() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("of_file", "of_folder", "told"),
     [
-        (0o000, 0o755, "cannot read {}: Permission denied; let this user read it"),
-        (0o644, 0o600, "{} .*its folder is closed to this user"),
+        (0o000, 0o755, "cannot read {}: Permission denied; make it readable for this user"),
+        (0o644, 0o600, "{} .*this user may not open its folder"),
     ],
 )
 def test_what_this_user_may_not_read_is_named(of_file: int, of_folder: int, told: str, sets: Sets) -> None:
@@ -297,7 +297,7 @@ def test_no_network(sets: Sets, site: Site) -> None:
 
 def test_a_cache_that_cannot_be_written(sets: Sets, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match="set:geneval: cannot write .* let HF_HOME be a folder"):
+    with pytest.raises(StoreError, match="set:geneval: cannot write .* set HF_HOME to a writable folder"):
         selected(replace(sets, cache=tmp_path / "file"), sources=["set:geneval"])
 
 
@@ -324,11 +324,11 @@ def test_another_count_than_is_promised(known: bool, sets: Sets, site: Site) -> 
     broken = others(sets, "geneval", files=(file if known else replace(file, sha256=None),))
     said: list[str] = []
     with pytest.raises(
-        DataError, match="set:geneval promises 3 prompts and 2 were found in .*; replace what is not as"
+        DataError, match="set:geneval should have 3 prompts, but 2 were found in .*; replace each file that differs"
     ):
         list(prompts.select_records(Prompts(sources=["set:geneval"]), Tally(), said.append, broken))
     assert said == ["set:geneval (evaluation_metadata.jsonl), line 2, is not JSON; skipped"]
-    with pytest.raises(DataError, match="set:parti promises 3 prompts and 2 were found"):
+    with pytest.raises(DataError, match="set:parti should have 3 prompts, but 2 were found"):
         selected(others(sets, "parti", rows=3), sources=["set:parti"])
     site.files["photo.json"] = b'["cut off'
     with pytest.raises(DataError, match=r"set:hpdv2 \(photo\.json\) is not JSON"):
@@ -341,7 +341,7 @@ from pathlib import Path
 from stages.prompt_sources.public_sets import File, NamedSet
 from stages.prompt_sources.public_set_files import Sets
 table = {"slow": NamedSet("evaluation", "MIT", None, (File(sys.argv[1], None),))}
-print(Sets(table=table, cache=Path(sys.argv[2])).files("set:slow")[0].path)
+print(Sets(table=table, cache=Path(sys.argv[2])).find_files("set:slow")[0].path)
 """
 
 

@@ -23,4 +23,4 @@ from stages.runtime import ranks
     ],
 )
 def test_the_exit_code_that_tells_most(codes, code):
-    assert ranks.worst_exit_code(codes) == code
+    assert ranks.pick_exit_code(codes) == code
