@@ -1,4 +1,4 @@
-"""What the stages of a run ask of a Kubernetes cluster: plain settings, which `flows` turns into manifests."""
+"""What a run needs of a Kubernetes cluster: plain settings, which `flows` turns into manifests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dmdr.config.section import Positive, Section
 from dmdr.config.stages import STAGES, TRAINING_STAGES, StageName
 
 Amount = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?$")]  # a Kubernetes quantity
-Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]  # the name of an object there
+Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]  # the name of a Kubernetes object
 IMAGE = r"^[^\s@]+@sha256:[0-9a-f]{64}$"
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 class Toleration(Section):
-    """A taint that pods do not mind; Kubernetes' own words."""
+    """A node taint that the pods tolerate. The fields are those of Kubernetes."""
 
     key: str | None = None
     operator: Literal["Exists", "Equal"] = "Exists"
@@ -26,72 +26,75 @@ class Toleration(Section):
 
 
 class Pods(Section):
-    """The pods of a stage, one a node."""
+    """The pods of a stage, one on each node."""
 
-    image: str = Field(pattern=IMAGE)  # by digest: a tag may mean another image tomorrow
-    nodes: Positive = 1  # above 1 a JobSet, and execution.processes ranks on each
-    # of a pod; None: execution.processes in training and evaluation, else 1, and 0 on device: cpu
+    image: str = Field(pattern=IMAGE)  # by digest, because a tag may point to another image tomorrow
+    nodes: Positive = 1  # above 1 the stage is a JobSet, with execution.processes ranks on each node
+    # GPUs in each pod. None: execution.processes for training and evaluation, 1 for other stages, 0 on device: cpu
     gpus: int | None = Field(None, ge=0)
     gpu_resource: str = Field("nvidia.com/gpu", min_length=1)
     cpu: Amount = "8"
-    memory: Amount = "64Gi"  # shared memory counts
+    memory: Amount = "64Gi"  # includes shared memory
     shared_memory: Amount = "8Gi"
-    scratch: Amount = "100Gi"  # of the node's disk: downloads, checkpoints before they are uploaded
+    scratch: Amount = "100Gi"  # on the node's disk, for downloads and for checkpoints before their upload
     node_selector: dict[str, str] = Field({})
     tolerations: tuple[Toleration, ...] = Field((Toleration(key="nvidia.com/gpu"),), strict=False)
     priority_class: Label | None = None
-    retries: int = Field(
-        3, ge=0
-    )  # pods that fail; evictions do not count on one node; a bad config or input ends it at once
-    deadline: Positive | None = None  # seconds from the start, all retries together
-    patience: Positive = 1800  # seconds that a pod may wait for a node, an image or a secret; queued is not waiting
-    grace: Positive = 300  # seconds from SIGTERM on, for the last step and its checkpoint
+    # How many pods may fail before the stage fails. With one node, an evicted pod does not count. A bad config or a bad
+    # input is not retried.
+    retries: int = Field(3, ge=0)
+    deadline: Positive | None = None  # seconds from the Job's start until it fails, including all retries
+    # seconds that a pod may wait for a node, an image or a secret; time in Kueue's queue does not count
+    patience: Positive = 1800
+    grace: Positive = 300  # seconds between SIGTERM and SIGKILL, to finish a step and save its checkpoint
 
 
 class Cluster(Pods):
-    """Where the stages run as Jobs; `stages` changes what is asked for one of them."""
+    """The cluster where the stages run as Jobs. `stages` overrides the settings of the pods for single stages."""
 
     namespace: Label = "dmdr"
     service_account: Label = "dmdr-stage"
-    queue: Label | None = None  # a LocalQueue of Kueue
+    queue: Label | None = None  # the name of a Kueue LocalQueue
     pull_secret: Label | None = None
-    environment: dict[str, str] = Field({})  # no secrets: it is read by whoever may read Jobs
-    secrets: tuple[Label, ...] = Field((), strict=False)  # whose keys become environment variables
-    claims: dict[str, Label] = Field({})  # folder in the pod -> PersistentVolumeClaim, read-only: models, prompts
-    ttl: Positive = 86400  # seconds that a finished Job stays to be looked at
+    environment: dict[str, str] = Field({})  # no secrets: everybody who may read Jobs can read it
+    secrets: tuple[Label, ...] = Field((), strict=False)  # names of Secrets; their keys become environment variables
+    # folder in the pod -> PersistentVolumeClaim, mounted read-only: models, prompts
+    claims: dict[str, Label] = Field({})
+    ttl: Positive = 86400  # seconds until Kubernetes deletes a finished Job
     stages: dict[StageName, Pods] = Field({})
 
     @model_validator(mode="before")
     @classmethod
-    def _stages_change_what_is_asked_for_all(cls, data: object) -> object:
+    def _fill_stages(cls, data: object) -> object:
+        """Add to each entry of `stages` the settings that it does not override."""
         if not isinstance(data, dict) or not isinstance(data.get("stages"), dict):
             return data
-        for_all = {name: value for name, value in data.items() if name in Pods.model_fields}
-        changed = {
-            stage: {**for_all, **asked} if isinstance(asked, dict) else asked for stage, asked in data["stages"].items()
+        defaults = {name: value for name, value in data.items() if name in Pods.model_fields}
+        stages = {
+            stage: {**defaults, **overrides} if isinstance(overrides, dict) else overrides
+            for stage, overrides in data["stages"].items()
         }
-        return {**data, "stages": changed}
+        return {**data, "stages": stages}
 
     @model_validator(mode="after")
-    def _pods_are_possible(self) -> Cluster:
+    def _check_pods(self) -> Cluster:
         for name in self.environment:
             if SECRET.search(name):
                 raise ValueError(
-                    f"execution.cluster.environment has {name}, which reads like a secret, and whoever may read Jobs "
-                    "would read it; put it into a Kubernetes Secret and name that in execution.cluster.secrets"
+                    f"execution.cluster.environment has {name}, which looks like a secret, and everybody who may read "
+                    "Jobs could read it; put it into a Kubernetes Secret and list that in execution.cluster.secrets"
                 )
         for folder in self.claims:
             if not re.fullmatch(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+", folder):
-                raise ValueError(f"execution.cluster.claims has {folder!r}, which is no absolute folder; mend it")
+                raise ValueError(f"execution.cluster.claims has {folder!r}, which is not an absolute path; give one")
         for stage in STAGES:
             if stage not in TRAINING_STAGES and (nodes := self.of(stage).nodes) > 1:
                 raise ValueError(
-                    f"execution.cluster asks for {nodes} nodes for {stage}, which runs in one process; set nodes under "
-                    "execution.cluster.stages.{"
-                    and ".join(TRAINING_STAGES)}"
+                    f"execution.cluster asks for {nodes} nodes for {stage}, which runs on one node; set nodes under "
+                    f"execution.cluster.stages.{' and '.join(TRAINING_STAGES)}"
                 )
         return self
 
     def of(self, stage: StageName) -> Pods:
-        """What one stage asks for."""
+        """The settings of the pods of one stage."""
         return self.stages.get(stage, self)

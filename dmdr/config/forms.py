@@ -1,4 +1,4 @@
-"""The forms in which a student is exported. Without pydantic, so that help texts read them quickly."""
+"""The forms in which a student can be exported. No pydantic here, because help texts need this file quickly."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What names a stage's result: the settings that it reads, together with the digests of its inputs.
+"""The identity of a stage's result: the settings that the stage reads. The digests of its inputs complete it.
 
-Addresses say where an input lies, not what it is; its digest stands for it. `execution` never changes a result.
+An address says where an input lies, not what it contains. The digest of the input replaces it. The settings under
+`execution` never change a result.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from dmdr.config.run import Config
 from dmdr.config.stages import TABLE, TRAINING_STAGES, StageName
 
-# the digests of what lies there count instead
+# Settings left out of the identity, because the digest of what lies there replaces them.
 ADDRESSES = (
     "teacher.path",
     "teacher.parts",
@@ -21,9 +22,10 @@ ADDRESSES = (
     "prompts.folder",
     "joint.rl.tiny_decoder",
 )
-PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # and of each of these
+PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # left out as well
 
-# Settings that came after results had been sealed without them. At this value, which those results had, they stay out.
+# Settings that are younger than some sealed results, each with the value that those results had. At this value a
+# setting is left out, so that the old results keep their identity.
 LATER: dict[str, object] = {
     "precision": "float32",
     "export.forms": None,
@@ -34,19 +36,20 @@ LATER: dict[str, object] = {
 
 
 def identity(config: Config, stage: StageName) -> dict[str, object]:
-    """The settings that name a stage's result, flat ("student.steps": 4), without ADDRESSES and execution."""
+    """The settings that identify a stage's result, flat ("student.steps": 4), without ADDRESSES and execution."""
     flat = _flatten("", config.model_dump(mode="json"))
-    needed = {key for key in flat for need in TABLE[stage].settings if key == need or key.startswith(f"{need}.")}
-    needed = {key for key in needed.difference(ADDRESSES) if not PIPELINE.fullmatch(key)}
-    return {key: flat[key] for key in sorted(needed) if key not in LATER or LATER[key] != flat[key]}
+    settings = {key for key in flat for name in TABLE[stage].settings if key == name or key.startswith(f"{name}.")}
+    keys = [key for key in sorted(settings.difference(ADDRESSES)) if not PIPELINE.fullmatch(key)]
+    return {key: flat[key] for key in keys if key not in LATER or LATER[key] != flat[key]}
 
 
 def _flatten(prefix: str, value: object) -> dict[str, object]:
+    """Nested mappings as one, whose keys join the names with dots. An empty mapping stays a value."""
     if isinstance(value, dict) and value:
         return {k: v for key, inner in value.items() for k, v in _flatten(f"{prefix}.{key}".strip("."), inner).items()}
     return {prefix: value}
 
 
 def fingerprint(data: object) -> str:
-    """sha256 of canonical JSON; equal data, equal fingerprint, on any machine."""
+    """The sha256 of the data as canonical JSON. Equal data have equal fingerprints on every machine."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Read a config file strictly and check it as a whole: each complaint is one line that names the key and the remedy."""
+"""Read a config file and check all of it. An error message is one line that names the key and says what to do."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dmdr.config.run import DPO, GRPO, Config, ReFL
 from dmdr.config.section import Section
 from dmdr.errors import ConfigError, InputMissing
 
-S = TypeVar("S", bound=Section)
+SectionType = TypeVar("SectionType", bound=Section)
 Mapping = dict[str, object]
-ALGORITHMS: dict[str, type[BaseModel]] = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}  # joint.rl is one of them, by its tag
+ALGORITHMS: dict[str, type[BaseModel]] = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}  # the types of joint.rl
 
 
 def load_config(path: str | Path) -> Config:
@@ -28,20 +28,20 @@ def load_config(path: str | Path) -> Config:
 
     Raises:
         InputMissing: there is no such file.
-        ConfigError: it is not YAML, has an unknown key, a value out of range or an impossible combination.
+        ConfigError: it is not YAML, has an unknown key, a value out of range or settings that contradict each other.
     """
     data = read_mapping(path, "config", "the ones that come with DMDR are in configs/")
     return validate(data, Config, f"config {path}")
 
 
 def read_mapping(path: str | Path, what: str, where: str) -> Mapping:
-    """The mapping in a YAML file.
+    """Read the mapping in a YAML file.
 
-    what, where: for complaints, what the file is and where to find others.
+    what, where: for error messages: what the file is, and where such files are.
 
     Raises:
         InputMissing: there is no such file.
-        ConfigError: it is not YAML, holds no mapping, or gives a key twice.
+        ConfigError: it is not YAML, is not a mapping, or has a key twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,9 +50,8 @@ def read_mapping(path: str | Path, what: str, where: str) -> Mapping:
     yaml.version = (1, 1)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", MantissaNoDotYAML1_1Warning
-            )  # 1e-4 is a number here, whatever YAML 1.1 says
+            # ruamel reads 1e-4 as a number, as we want, and warns that YAML 1.1 reads it as text
+            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)
             data = yaml.load(path.read_text(encoding="utf-8"))
     except DuplicateKeyError as error:
         raise ConfigError(f"{what} {path}: {_explain_duplicate(error)}") from error
@@ -63,11 +62,11 @@ def read_mapping(path: str | Path, what: str, where: str) -> Mapping:
     return data
 
 
-def validate(data: Mapping, kind: type[S], name: str) -> S:
-    """Turn a mapping into a section; every complaint begins with `name`.
+def validate(data: Mapping, kind: type[SectionType], name: str) -> SectionType:
+    """Turn a mapping into a section. `name` is the beginning of the error message.
 
     Raises:
-        ConfigError: the mapping is no such section.
+        ConfigError: the mapping is not a valid section of this kind.
     """
     try:
         return kind.model_validate(data)
@@ -76,14 +75,14 @@ def validate(data: Mapping, kind: type[S], name: str) -> S:
 
 
 def _explain_duplicate(error: DuplicateKeyError) -> str:
-    """A key that a YAML file gives twice, as one clause."""
+    """Say in one clause which key a YAML file has twice."""
     key = re.search(r'found duplicate key "(.*?)"', str(error.problem))
     line = "" if error.problem_mark is None else f", again on line {error.problem_mark.line + 1}"
-    return f"key {key[1] if key else ''!r} is given twice{line}; keep one"
+    return f"key {key[1] if key else ''!r} is given twice{line}; keep one of them"
 
 
 def _explain_error(error: ErrorDetails, root: type[BaseModel]) -> str:
-    """One pydantic error as one clause; an unknown key names the nearest known one."""
+    """Say in one clause what pydantic found wrong. For an unknown key, suggest the most similar known key."""
     loc = [part for part in error["loc"] if part not in ALGORITHMS]
     where = ".".join(map(str, loc))
     match error["type"]:
@@ -93,9 +92,9 @@ def _explain_error(error: ErrorDetails, root: type[BaseModel]) -> str:
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
             return f"unknown key {where}; {hint}"
         case "union_tag_not_found":
-            return f"{where}.algorithm is missing; one of {', '.join(ALGORITHMS)}"
+            return f"{where}.algorithm is missing; set one of {', '.join(ALGORITHMS)}"
         case "union_tag_invalid":
-            return f"{where}.algorithm is {error['ctx']['tag']}; one of {', '.join(ALGORITHMS)}"
+            return f"{where}.algorithm is {error['ctx']['tag']}; set one of {', '.join(ALGORITHMS)}"
         case "missing":
             return f"{where} is missing"
         case "value_error":
@@ -104,7 +103,7 @@ def _explain_error(error: ErrorDetails, root: type[BaseModel]) -> str:
 
 
 def _find_section(keys: tuple[str | int, ...], root: type[BaseModel]) -> type[BaseModel]:
-    """The section that a path of keys leads to; the last one known on the way where it leads nowhere."""
+    """The section that a path of keys leads to. Where the path leads nowhere, the last section on its way."""
     section = root
     for key in map(str, keys):
         if key in ALGORITHMS:

@@ -1,8 +1,8 @@
-"""Every reward and judge by name, the sets of weights that each reads, and the commits that DMDR pins. No torch."""
+"""The names of all rewards and judges, the sets of weights that each reads, and the pinned commits. No torch."""
 
 from __future__ import annotations
 
-PINNED = {  # set of weights -> its address when the config names no other
+PINNED = {  # set of weights -> its address, unless the config gives another
     "dfn-clip": "hub:apple/DFN5B-CLIP-ViT-H-14@5c8f2637bc994346b98cc52a3f752b8abc632ca7/open_clip_pytorch_model.bin",
     "hpsv2.1": "hub:xswu/HPSv2@697403c78157020a1ae59d23f111aa58ced35b0a/HPS_v2.1_compressed.pt",
     "pickscore": "hub:yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800",
@@ -14,7 +14,7 @@ PINNED = {  # set of weights -> its address when the config names no other
     "open_clip_pytorch_model.bin",
 }
 LAB, FASHION = ("lab-conv", "lab-mixer"), ("fashion-conv", "fashion-mixer")
-OF_REWARD = {  # every reward -> the sets of weights that it reads; those of the lab's worlds ship with DMDR
+OF_REWARD = {  # reward -> the sets of weights that it reads; the lab's rewards come with DMDR
     "dfn-clip": ("dfn-clip",),
     "hpsv2.1": ("hpsv2.1",),
     "pickscore": ("pickscore",),
@@ -24,7 +24,7 @@ OF_REWARD = {  # every reward -> the sets of weights that it reads; those of the
     "clip-score-dmd2": ("clip-score",),
     **dict.fromkeys((*LAB, *FASHION), ()),
 }
-OF_JUDGE = {  # the metrics that are no reward and have weights, or a file of questions, which the config has to name
+OF_JUDGE = {  # metric that is not a reward -> what it reads: weights or a file of questions, which the config must name
     "geneval": ("mask2former", "clip-vit-l-14"),
     "dpg-bench": ("dpg-questions", "vqa"),
     "lpips": ("lpips-vgg16",),

@@ -1,4 +1,4 @@
-"""What every section of a config is, and the kinds of values that sections share."""
+"""The base class of all config sections, and the types of values that sections share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, no unknown keys, no number given as text."""
+    """A part of the config. It is immutable, refuses unknown keys, and does not convert text to numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""The stages of a run, once: their order, what each reads, and which settings name its result. No torch."""
+"""The stages of a run: their order, what each reads, and which settings identify its result. No torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal, get_args
 StageName = Literal["prompts", "cold_start", "joint", "export", "evaluate"]
 ModelName = Literal["student", "teacher", "naive teacher", "cold start"]
 STAGES: tuple[StageName, ...] = get_args(StageName)  # in data order
-MODELS: tuple[ModelName, ...] = get_args(ModelName)  # that a scorecard compares
+MODELS: tuple[ModelName, ...] = get_args(ModelName)  # the models that a scorecard compares
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage.
 
-    reads: the stages whose results it reads; `evaluate` reads also what its models are drawn from.
-    settings: the settings that name its result, each with everything below it.
-    trains: it trains the student. in_ranks: several processes may share its work.
+    reads: the stages whose results it reads. `evaluate` also reads the results that hold the models it compares.
+    settings: the settings that identify its result; a section stands for all settings in it.
+    trains: whether it trains the student. in_ranks: whether several processes can share its work.
     """
 
     reads: tuple[StageName, ...]
@@ -39,19 +39,20 @@ TABLE: dict[StageName, Stage] = {
         in_ranks=True,
     ),
 }
-DRAWN_FROM: dict[ModelName, StageName] = {"student": "export", "cold start": "cold_start"}  # the teacher needs no stage
+# model -> the stage whose result holds it; the teacher needs no stage
+DRAWN_FROM: dict[ModelName, StageName] = {"student": "export", "cold start": "cold_start"}
 TRAINING_STAGES = tuple(name for name, stage in TABLE.items() if stage.trains)
 
 
 def list_reads(stage: StageName, models: Iterable[str]) -> tuple[StageName, ...]:
-    """The stages whose results a stage reads; `models` are those that `evaluate` compares."""
+    """The stages whose results a stage reads. models: those that `evaluate` compares."""
     if stage != "evaluate":
         return TABLE[stage].reads
     return (*TABLE[stage].reads, *(origin for model, origin in DRAWN_FROM.items() if model in models))
 
 
 def list_needed(stage: StageName, models: Iterable[str]) -> tuple[StageName, ...]:
-    """Every stage that has to be sealed before this one runs, in data order."""
+    """All stages that must be sealed before this one can run, in data order."""
     needed = set(list_reads(stage, models))
     for earlier in reversed(STAGES):
         if earlier in needed:

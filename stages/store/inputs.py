@@ -38,7 +38,7 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
     read = (
         weights.digest_weights_or_missing if stage == "evaluate" else weights.digest_weights
     )  # a card says what it lacks
-    found |= read(config.weighed(stage), config.weights)
+    found |= read(config.metrics_with_weights(stage), config.weights)
     if stage == "evaluate":
         for name, pipeline in config.evaluate.pipelines.items():
             folder = find_diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)

@@ -17,6 +17,7 @@ REFL = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}
 GRPO = {**REFL, "algorithm": "grpo"}
 DPO = {**REFL, "algorithm": "dpo"}
 WATCH = {"reward": "lab-mixer"}
+IMAGE = f"images.example.org/dmdr-train@sha256:{'1' * 64}"
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("joint", "sections", "message"),
     [
-        ({"rl": {"weight": 1.0, "rewards": {"lab-conv": 1.0}}}, {}, "joint.rl.algorithm is missing; one of refl, dpo"),
-        ({"rl": {**REFL, "algorithm": "ppo"}}, {}, "joint.rl.algorithm is ppo; one of refl, dpo, grpo"),
+        ({"rl": {"weight": 1.0, "rewards": {"lab-conv": 1.0}}}, {}, "joint.rl.algorithm is missing; set one of refl"),
+        ({"rl": {**REFL, "algorithm": "ppo"}}, {}, "joint.rl.algorithm is ppo; set one of refl, dpo, grpo"),
         ({"rl": {**GRPO, "group_size": 1}}, {}, "joint.rl.group_size: .*greater than or equal to 2, got 1"),
         ({"rl": {**DPO, "group_size": 1}}, {}, "joint.rl.group_size: .*greater than or equal to 2, got 1"),
         ({"rl": {**GRPO, "grup_size": 4}}, {}, "unknown key joint.rl.grup_size; did you mean group_size"),
@@ -51,18 +52,28 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
         ({"rl": DPO}, {"student": {"steps": 1}}, "dpo learns from the renoising steps and student.steps 1 has none"),
         ({"rl": None, "distribution_matching": False}, {}, "joint.rl is missing: nothing would be trained"),
         ({"rl": {**REFL, "weight_is": "matched"}, "distribution_matching": False}, {}, "needs distribution_matching"),
-        ({"rl": REFL, "watch": {"reward": "lab-conv"}}, {}, "lab-conv is trained on; watch one that is held out"),
+        ({"rl": REFL, "watch": {"reward": "lab-conv"}}, {}, "lab-conv is trained on; watch one that is not in"),
         ({"rl": REFL, "watch": {**WATCH, "on_alarm": "cry"}}, {}, "joint.watch.on_alarm: .*off.*warn.*stop"),
-        ({"rl": REFL}, {"evaluate": {"models": ["student", "student"]}}, "evaluate.models names one twice"),
+        ({"rl": REFL}, {"evaluate": {"models": ["student", "student"]}}, "evaluate.models names a model twice"),
         ({"rl": REFL}, {"evaluate": {"models": ["pupil"]}}, "evaluate.models.0: .*'pupil'"),
         ({}, {"export": {"forms": ["lora", "pipeline"]}}, "lora but student.form is full; take lora out, or set form"),
-        ({}, {"export": {"forms": ["weights"]}}, "lacks pipeline, which evaluate draws the student from; add it, or"),
+        ({}, {"export": {"forms": ["weights"]}}, "lacks pipeline, which evaluate samples the student from; add it"),
         ({}, {"export": {"forms": ["single-file"]}}, "single-file without pipeline.*; add it"),
-        ({}, {"export": {"forms": ["pipeline", "pipeline"]}}, "export.forms names one twice"),
+        ({}, {"export": {"forms": ["pipeline", "pipeline"]}}, "export.forms names a form twice"),
         ({}, {"export": {"forms": ["onnx"]}}, "export.forms.0: .*'onnx'"),
         ({}, {"export": {"forms": []}}, "export.forms: .*at least 1"),
         ({}, {"teacher": {"path": "x.safetensors"}}, "is one file and teacher.parts is missing; name the diffusers"),
-        ({}, {"teacher": {"parts": "lab:flow"}}, "teacher.parts is set but teacher.path is no .safetensors file"),
+        (
+            {},
+            {"execution": {"cluster": {"image": IMAGE, "nodes": 2}}},
+            "2 nodes for prompts.*stages.cold_start and joint$",
+        ),
+        (
+            {},
+            {"execution": {"cluster": {"image": IMAGE, "claims": {"x": "models"}}}},
+            "claims has 'x', which is not an abs",
+        ),
+        ({}, {"teacher": {"parts": "lab:flow"}}, "teacher.parts is set but teacher.path is not a .safetensors"),
     ],
 )
 def test_refused_in_one_line(changed, joint, sections, message):
