@@ -1,12 +1,12 @@
-"""The networks of the real teachers without their weights: from their published configs, on the meta device.
+"""The networks of published teachers, built from their configs on the meta device, without their weights.
 
-Shapes are computed there and numbers are not, so that parameters and work are exact and cost nothing.
+The meta device computes shapes but no numbers, so parameters and work are exact and cost nothing.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmdr.planning.shapes import KnownShapes
 
+SD3_MEDIUM_LAYERS = 24
+SD35_LARGE_LAYERS = 38
+SDXL_LAYERS = (1, 2, 10)  # transformer layers in a block of each of the UNet's three levels
+
 SD3_COMMON = {
     "sample_size": 128,
     "patch_size": 2,
@@ -40,10 +44,10 @@ SD3_COMMON = {
     "pooled_projection_dim": 2048,
     "pos_embed_max_size": 192,
 }
-SD3_MEDIUM = {**SD3_COMMON, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
+SD3_MEDIUM = {**SD3_COMMON, "num_layers": SD3_MEDIUM_LAYERS, "num_attention_heads": 24, "caption_projection_dim": 1536}
 SD35_LARGE = {
     **SD3_COMMON,
-    "num_layers": 38,
+    "num_layers": SD35_LARGE_LAYERS,
     "num_attention_heads": 38,
     "caption_projection_dim": 2432,
     "qk_norm": "rms_norm",
@@ -57,15 +61,15 @@ SDXL = {
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 2,
     "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
+    "transformer_layers_per_block": SDXL_LAYERS,
     "cross_attention_dim": 2048,
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-Z_IMAGE: dict = {}  # diffusers' defaults are its config
-FLUX_DEV = {"guidance_embeds": True}  # the rest of it are diffusers' defaults
+Z_IMAGE: dict[str, object] = {}  # the published config equals diffusers' defaults
+FLUX_DEV = {"guidance_embeds": True}  # all other values of the published config are diffusers' defaults
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -95,40 +99,49 @@ EULER = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A published teacher. inputs: (latent side, text tokens) -> what its network's forward takes for one image."""
+    """A published teacher: how its network, its autoencoder and its pipeline are built without weights.
 
-    hub: str  # OWNER/NAME
+    hub: its repository, OWNER/NAME.
+    config, vae: arguments of the network and of its AutoencoderKL.
+    build_inputs: latent side, number of text tokens -> the arguments of the network's forward for one image.
+    tokens: the length to which the pipeline pads a prompt. Z-Image pads to a multiple of 32; 96 is a medium prompt.
+    """
+
+    hub: str
     pipeline: type[DiffusionPipeline]
-    network: type[ModelMixin]
-    config: dict
-    inputs: Callable[[int, int], dict]
-    tokens: int  # of a prompt, as its pipeline pads it; of Z-Image's, which pads to 32s, a middling prompt
-    vae: dict
+    network: Callable[..., ModelMixin]
+    config: Mapping[str, object]
+    build_inputs: Callable[[int, int], dict[str, object]]
+    tokens: int
+    vae: Mapping[str, object]
     scheduler: SchedulerMixin
 
-    def on_meta(self, **changes: object) -> ModelMixin:
-        """The network, frozen, without weights; `changes` to its config."""
+    def build_network(self, **changes: object) -> ModelMixin:
+        """The network on meta, frozen. changes: values that replace those of its config."""
         with torch.device("meta"):
             return self.network(**{**self.config, **changes}).requires_grad_(False)
 
-    def pipe(self) -> DiffusionPipeline:
-        """The whole pipeline without weights and without text encoders."""
+    def build_pipeline(self, **changes: object) -> DiffusionPipeline:
+        """The whole pipeline on meta, without text encoders. changes: as for `build_network`."""
         with torch.device("meta"):
             vae = AutoencoderKL(**self.vae)
-        return assemble_pipeline(self.pipeline, self.on_meta(), vae, self.scheduler)
+        return assemble_pipeline(self.pipeline, self.build_network(**changes), vae, self.scheduler)
 
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.on_meta().parameters())
+    def count_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.build_network().parameters())
 
-    def flops(self, side: int = 128) -> int:
-        """Of one forward of one image, attention counted; 128 is the latent side of 1,024 pixels."""
-        network = self.on_meta()
+    def count_flops(self, side: int = 128) -> int:
+        """FLOPs of one forward of one image, attention included.
+
+        side: of the latent; 128 for an image of 1,024 x 1,024 pixels.
+        """
+        network = self.build_network()
         with torch.device("meta"), KnownShapes(), FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(**self.inputs(side, self.tokens))
+            network(**self.build_inputs(side, self.tokens))
         return counter.get_total_flops()
 
 
-def _sd3(side: int, tokens: int) -> dict:
+def _build_sd3_inputs(side: int, tokens: int) -> dict[str, object]:
     return {
         "hidden_states": torch.empty(1, 16, side, side),
         "timestep": torch.empty(1),
@@ -137,7 +150,7 @@ def _sd3(side: int, tokens: int) -> dict:
     }
 
 
-def _sdxl(side: int, tokens: int) -> dict:
+def _build_sdxl_inputs(side: int, tokens: int) -> dict[str, object]:
     added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
     return {
         "sample": torch.empty(1, 4, side, side),
@@ -147,7 +160,7 @@ def _sdxl(side: int, tokens: int) -> dict:
     }
 
 
-def _flux(side: int, tokens: int) -> dict:
+def _build_flux_inputs(side: int, tokens: int) -> dict[str, object]:
     patches = (side // 2) ** 2
     return {
         "hidden_states": torch.empty(1, patches, 64),
@@ -160,7 +173,7 @@ def _flux(side: int, tokens: int) -> dict:
     }
 
 
-def _z_image(side: int, tokens: int) -> dict:
+def _build_z_image_inputs(side: int, tokens: int) -> dict[str, object]:
     return {
         "x": [torch.empty(16, 1, side, side)],
         "t": torch.empty(1),
@@ -171,11 +184,11 @@ def _z_image(side: int, tokens: int) -> dict:
 def assemble_pipeline(
     pipeline: type[DiffusionPipeline], network: ModelMixin, vae: AutoencoderKL, scheduler: SchedulerMixin
 ) -> DiffusionPipeline:
-    """A pipeline of these parts and nothing that reads text."""
-    parts = inspect.signature(pipeline.__init__).parameters.keys() - {"self"}
-    given = {"vae": vae, "scheduler": scheduler, "unet" if "unet" in parts else "transformer": network}
-    wanted = {name for name in parts if name.startswith(("text_encoder", "tokenizer"))}
-    return pipeline(**dict.fromkeys(wanted), **given)
+    """A pipeline with these parts and without text encoders and tokenizers."""
+    names = inspect.signature(pipeline.__init__).parameters.keys() - {"self"}
+    text_parts = dict.fromkeys(name for name in names if name.startswith(("text_encoder", "tokenizer")))
+    parts = {"vae": vae, "scheduler": scheduler, "unet" if "unet" in names else "transformer": network}
+    return pipeline(**text_parts, **parts)
 
 
 ARCHITECTURES = {
@@ -184,7 +197,7 @@ ARCHITECTURES = {
         StableDiffusionXLPipeline,
         UNet2DConditionModel,
         SDXL,
-        _sdxl,
+        _build_sdxl_inputs,
         77,
         VAE_4,
         EulerDiscreteScheduler(**EULER),
@@ -194,7 +207,7 @@ ARCHITECTURES = {
         StableDiffusion3Pipeline,
         SD3Transformer2DModel,
         SD3_MEDIUM,
-        _sd3,
+        _build_sd3_inputs,
         77 + 256,
         VAE_16,
         FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -204,7 +217,7 @@ ARCHITECTURES = {
         StableDiffusion3Pipeline,
         SD3Transformer2DModel,
         SD35_LARGE,
-        _sd3,
+        _build_sd3_inputs,
         77 + 256,
         VAE_16,
         FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -214,7 +227,7 @@ ARCHITECTURES = {
         ZImagePipeline,
         ZImageTransformer2DModel,
         Z_IMAGE,
-        _z_image,
+        _build_z_image_inputs,
         96,
         VAE_16,
         FlowMatchEulerDiscreteScheduler(shift=6.0),
@@ -224,7 +237,7 @@ ARCHITECTURES = {
         FluxPipeline,
         FluxTransformer2DModel,
         FLUX_DEV,
-        _flux,
+        _build_flux_inputs,
         512,
         VAE_16,
         FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),

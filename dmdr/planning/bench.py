@@ -1,72 +1,46 @@
-"""`python -m dmdr.planning.bench`: what an update costs, counted and timed, beside the structures of three others.
+"""`python -m dmdr.planning.bench`: counts and times one update of ours and of three other code bases.
 
-Unit F: one forward of the bare base, no gradient, at the training batch. Counted with torch.utils.flop_counter over
-the real update code (optimizer steps, decoder and reward excluded), for the lab's teacher and for the shapes of real
-ones, on the meta device: shapes are computed there and numbers are not, and torch counts no attention on a CPU.
+The unit F is one forward of the bare base on the training batch, without gradients. torch.utils.flop_counter counts the
+real update code, without optimizer steps, decoder and reward. It counts the lab's teacher and the published networks on
+the meta device, which computes shapes but no numbers; on a CPU, torch would not count attention.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmdr.backbones.null_tokens import NullTokenAttention
-from dmdr.backbones.sd3 import SD3
-from dmdr.backbones.sdxl import SDXL
-from dmdr.path import VPPath
-from dmdr.planning.architectures import ARCHITECTURES, SD3_MEDIUM, SD35_LARGE
-from dmdr.planning.architectures import SDXL as SDXL_BASE
+from dmdr.planning.architectures import ARCHITECTURES, SD3_MEDIUM_LAYERS, SD35_LARGE_LAYERS, SDXL_LAYERS
 from dmdr.planning.shapes import KnownShapes
 from dmdr.planning.structures import STRUCTURES, Case, build_updates
-from dmdr.teacher.load import find_teacher, load_teacher
+from dmdr.teacher.load import build_backbone, find_teacher, load_teacher
 
-DEPTHS = {
-    "SDXL": SDXL_BASE["transformer_layers_per_block"][-1],
-    "SD3-Medium": SD3_MEDIUM["num_layers"],
-    "SD3.5-Large": SD35_LARGE["num_layers"],
-}
+DEPTHS = {"SDXL": SDXL_LAYERS[-1], "SD3-Medium": SD3_MEDIUM_LAYERS, "SD3.5-Large": SD35_LARGE_LAYERS}
 
 
 def build_lab_case(steps: int, k: int, student_rank: int | None, *, device: str) -> Case:
-    """The lab's teacher with the fake score of configs/lab-flow.yaml: on meta to be counted, on the CPU to be timed."""
+    """The lab's teacher with the fake score of configs/lab-flow.yaml, on meta for counting or on the CPU for timing."""
     backbone = load_teacher(find_teacher("lab:flow"))
-    item = backbone.encode(["a photo of a red circle left of a blue square"])[0][0]
-    context, pooled = tuple(item["context"].shape), item["pooled"].shape[1]
-    backbone.network.to(device)
-    return Case(backbone, context, pooled, batch=32, steps=steps, k=k, fake_rank=16, student_rank=student_rank)
-
-
-class _SD3OnMeta(SD3):
-    """The transformer without weights, text encoders or VAE: enough to count its work."""
-
-    def __init__(self, name: str, depth: int) -> None:
-        self.network = ARCHITECTURES[name].on_meta(num_layers=depth)
-        self.network.set_attn_processor(NullTokenAttention())
-        self.latent_shape = (16, 128, 128)
-        self.context_tokens = 77 + 256
-
-
-class _SDXLOnMeta(SDXL):
-    """The UNet likewise; depth is that of its innermost transformers."""
-
-    def __init__(self, depth: int) -> None:
-        blocks = (*SDXL_BASE["transformer_layers_per_block"][:-1], depth)
-        self.network = ARCHITECTURES["SDXL"].on_meta(transformer_layers_per_block=blocks)
-        self.latent_shape, self.resolution = (4, 128, 128), 1024
-        self.path = VPPath(torch.ones(1000))
+    prompt = backbone.encode(["a photo of a red circle left of a blue square"])[0][0]
+    network: torch.nn.Module = backbone.network
+    network.to(device)
+    return Case(backbone, prompt, batch=32, steps=steps, k=k, fake_rank=16, student_rank=student_rank)
 
 
 def build_meta_case(
     name: str, steps: int, k: int, student_rank: int | None, *, depth: int, fake_rank: int | None = 32
 ) -> Case:
-    """A real network at 1,024 x 1,024, `depth` of its equal blocks in a row, with the official demo's fake score."""
-    backbone = _SDXLOnMeta(depth) if name == "SDXL" else _SD3OnMeta(name, depth)
-    context, pooled = ((77, 2048), 1280) if name == "SDXL" else ((77 + 256, 4096), 2048)
-    return Case(backbone, context, pooled, batch=2, steps=steps, k=k, fake_rank=fake_rank, student_rank=student_rank)
+    """A published network at 1,024 x 1,024 pixels with the official demo's fake score.
+
+    depth: number of transformer layers; for SDXL, of those in a block of the innermost level.
+    """
+    layers = {"transformer_layers_per_block": (*SDXL_LAYERS[:-1], depth)} if name == "SDXL" else {"num_layers": depth}
+    backbone = build_backbone(ARCHITECTURES[name].build_pipeline(**layers), resolution=1024)
+    return Case(backbone, backbone.blank(), batch=2, steps=steps, k=k, fake_rank=fake_rank, student_rank=student_rank)
 
 
 def count_flops(work: Callable[[], None]) -> int:
@@ -76,32 +50,48 @@ def count_flops(work: Callable[[], None]) -> int:
 
 
 def count_structures(case: Case, names: Iterable[str] = STRUCTURES) -> dict[str, float]:
-    """FLOPs of F and of a student update by each structure, the mean over what it draws."""
-    work = {"F": float(count_flops(case.forward))}
+    """FLOPs of F and of one student update by each structure, on average over its forms."""
+    work = {"F": float(count_flops(case.run_forward))}
     for name in names:
-        found = [count_flops(update) for update in build_updates(case, name)]
-        work[name] = sum(found) / len(found)
+        work[name] = compute_mean([count_flops(update) for update in build_updates(case, name)])
     return work
 
 
-def extrapolate_depth(make: Callable[[int], Case], depth: int, names: Iterable[str] = STRUCTURES) -> dict[str, float]:
-    """`counted` of make(depth), from depths 2 and 3: between the first and the last block, each adds the same work."""
-    two, three = (count_structures(make(few), names) for few in (2, 3))
+def extrapolate_depth(
+    build_case: Callable[[int], Case], depth: int, names: Iterable[str] = STRUCTURES
+) -> dict[str, float]:
+    """`count_structures(build_case(depth))`, computed from depths 2 and 3.
+
+    The layers between the first and the last all add the same work.
+    """
+    two, three = (count_structures(build_case(few), names) for few in (2, 3))
     return {name: two[name] + (depth - 2) * (three[name] - two[name]) for name in two}
 
 
 def time_structures(case: Case, repeats: int = 3) -> dict[str, float]:
-    """Best of `repeats` after one to warm up, the mean over what is drawn; in turns, so that a busy moment hits all."""
-    runs = {name: build_updates(case, name) for name in STRUCTURES}
-    best = {name: [float("inf")] * len(found) for name, found in runs.items()}
+    """Seconds of one student update by each structure, on average over its forms: the best of `repeats` runs.
+
+    One run before them warms up. The structures take turns, so that a busy moment of the machine slows all of them.
+    """
+    forms = {name: build_updates(case, name) for name in STRUCTURES}
+    best = {name: [float("inf")] * len(updates) for name, updates in forms.items()}
     for repeat in range(repeats + 1):
-        for name, found in runs.items():
-            for index, update in enumerate(found):
+        for name, updates in forms.items():
+            for index, update in enumerate(updates):
                 started = time.perf_counter()
                 update()
                 if repeat > 0:
                     best[name][index] = min(best[name][index], time.perf_counter() - started)
-    return {name: sum(found) / len(found) for name, found in best.items()}
+    return {name: compute_mean(seconds) for name, seconds in best.items()}
+
+
+def compute_mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def to_forwards(work: dict[str, float]) -> dict[str, float]:
+    """FLOPs of structures as multiples of F."""
+    return {name: flops / work["F"] for name, flops in work.items() if name != "F"}
 
 
 def describe_form(rank: int | None) -> str:
@@ -109,7 +99,7 @@ def describe_form(rank: int | None) -> str:
 
 
 def format_row(label: str, figures: dict[str, float]) -> str:
-    """Each structure's figure, and as a multiple of ours where ours was measured."""
+    """A row of a table: the figure of each structure, and that figure as a multiple of ours if both are there."""
     cells = []
     for name in STRUCTURES:
         cell = f"{figures[name]:.2f}" if name in figures else "-"
@@ -119,48 +109,50 @@ def format_row(label: str, figures: dict[str, float]) -> str:
     return f"{label:<34}" + "".join(cells)
 
 
-def in_forwards(work: dict[str, float]) -> dict[str, float]:
-    return {name: value / work["F"] for name, value in work.items() if name != "F"}
-
-
 def print_networks() -> None:
     print(f"{'network':<14}{'parameters':>16}{'TFLOP a forward, 1,024 px':>28}")
-    for name, each in ARCHITECTURES.items():
-        print(f"{name:<14}{each.parameters():>16,}{each.flops() / 1e12:>28.2f}", flush=True)
+    for name, architecture in ARCHITECTURES.items():
+        tflop = architecture.count_flops() / 1e12
+        print(f"{name:<14}{architecture.count_parameters():>16,}{tflop:>28.2f}", flush=True)
 
 
 def print_structures(k: int) -> None:
     print(f"\nforward-equivalents per student update, K={k}, CFG on (F = one forward at the training batch)")
     for name, structure in STRUCTURES.items():
-        print(f"  {name:<10}{structure.__doc__.splitlines()[0]}")
-    heading = f"{'network':<13}{'student':<9}{'fake':<9}{'N':<3}"
-    print(heading + "".join(f"{name:>16}" for name in STRUCTURES))
-
-    def label(name: str, student: int | None, fake: int | None, steps: int) -> str:
-        return f"{name:<13}{describe_form(student):<9}{describe_form(fake):<9}{steps:<3}"
-
-    for rank, steps in ((None, 1), (None, 2), (None, 4), (None, 8), (64, 4)):
-        figures = in_forwards(count_structures(build_lab_case(steps, k, rank, device="meta")))
-        print(format_row(label("lab", rank, 16, steps), figures), flush=True)
-
-    def real(name: str, student: int | None, fake: int | None, names: Iterable[str]) -> None:
-        work = extrapolate_depth(
-            lambda depth: build_meta_case(name, 4, k, student, depth=depth, fake_rank=fake), DEPTHS[name], names
-        )
-        print(format_row(label(name, student, fake, 4), in_forwards(work)), flush=True)
-
+        print(f"  {name:<10}{(structure.__doc__ or '').partition(chr(10))[0]}")
+    print(f"{'network':<13}{'student':<9}{'fake':<9}{'N':<3}" + "".join(f"{name:>16}" for name in STRUCTURES))
+    for student_rank, steps in ((None, 1), (None, 2), (None, 4), (None, 8), (64, 4)):
+        work = count_structures(build_lab_case(steps, k, student_rank, device="meta"))
+        print(format_row(format_label("lab", student_rank, 16, steps), to_forwards(work)), flush=True)
     for name in ("SD3-Medium", "SD3.5-Large"):
-        for rank in (None, 64):
-            real(name, rank, 32, STRUCTURES)
-        real(name, None, None, ("dmd2", "fastvideo"))  # the fake score as they train it
-    for rank in (None, 64):
-        real("SDXL", rank, 32, ("ours",))  # a UNet is slow to count
+        for student_rank in (None, 64):
+            print_published(name, k, student_rank, 32, STRUCTURES)
+        print_published(name, k, None, None, ("dmd2", "fastvideo"))  # the fake score in the form in which they train it
+    for student_rank in (None, 64):
+        print_published("SDXL", k, student_rank, 32, ("ours",))  # ours alone: a UNet is slow to count
+
+
+def print_published(name: str, k: int, student_rank: int | None, fake_rank: int | None, names: Iterable[str]) -> None:
+    """Print the row of a published network at its full depth, for 4 steps."""
+
+    def build_case(depth: int) -> Case:
+        return build_meta_case(name, 4, k, student_rank, depth=depth, fake_rank=fake_rank)
+
+    work = extrapolate_depth(build_case, DEPTHS[name], names)
+    print(format_row(format_label(name, student_rank, fake_rank, 4), to_forwards(work)), flush=True)
+
+
+def format_label(network: str, student_rank: int | None, fake_rank: int | None, steps: int) -> str:
+    return f"{network:<13}{describe_form(student_rank):<9}{describe_form(fake_rank):<9}{steps:<3}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dmdr.planning.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dmdr.planning.bench",
+        description="Count and time one update of ours and of three other code bases.",
+    )
     parser.add_argument("--k", type=int, default=5, help="fake-score updates per student update")
-    parser.add_argument("--no-time", action="store_true", help="count only")
+    parser.add_argument("--no-time", action="store_true", help="only count")
     arguments = parser.parse_args()
     print_networks()
     print_structures(arguments.k)

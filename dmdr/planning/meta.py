@@ -42,7 +42,7 @@ def build_meta_backbone(teacher: Teacher) -> Backbone:
     published = hub.is_hub(teacher.path) and hub.ADDRESS.fullmatch(teacher.path)
     for each in ARCHITECTURES.values():
         if published and published["repo"] == each.hub:
-            return build_backbone(each.pipe(), teacher.resolution)
+            return build_backbone(each.build_pipeline(), teacher.resolution)
     return build_from_configs(find_configs(teacher), teacher.resolution)
 
 

@@ -1,117 +1,169 @@
-"""What an operator returns on the meta device, worked out once for the same shapes.
+"""Remembers the shapes that operators return on the meta device, so that torch works each of them out only once.
 
-torch works it out in Python, anew each time, in a few tenths of a millisecond; a network's blocks ask for the same over
-and over. Remembered are operators that return new tensors, and those that change their first argument in place, which
-on meta do nothing but check the shapes. A view is torch's own affair.
+torch computes these shapes in Python, which takes a few tenths of a millisecond a call, and the blocks of a network
+repeat the same calls many times. We remember two kinds of operators: those that return new tensors, and those that
+change their first argument in place, which on meta do nothing but check the shapes. torch itself still makes all views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple, TypeGuard
 
 import torch
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NEW, IN_PLACE, OTHER = "returns new tensors", "changes its first argument", "anything else"
+
+class Effect(Enum):
+    """What an operator does with memory, by its schema."""
+
+    NEW = "returns new tensors"
+    IN_PLACE = "changes its first argument and returns it"
+    OTHER = "anything else"
 
 
 class Shape(NamedTuple):
-    """All there is to a tensor on meta that has memory of its own."""
+    """Everything that describes a tensor on meta that has memory of its own."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
 
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Shape:
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
     def empty(self) -> torch.Tensor:
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
 
 
+class Call(NamedTuple):
+    """An operator and the description of its arguments. Equal calls return equal shapes."""
+
+    operator: OpOverload
+    args: object
+    kwargs: object
+
+
+Replay = Callable[[Sequence[object]], object]  # takes a call's arguments and returns what torch would return
+
+_replays: dict[Call, Replay | None] = {}  # None: torch has to run this call each time
+_effects: dict[OpOverload, Effect] = {}
+
+
 class KnownShapes(TorchDispatchMode):
-    """Inside it, operators on meta tensors are remembered, until the process ends. A counter that is to see them is
-    entered after it."""
+    """Inside this context, operators on meta tensors are remembered until the process ends.
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    A counter that should see the remembered operators, too, must be entered after this context.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
-        key = _key(function, args, kwargs)
-        if key is not None and (answer := _answers.get(key)) is not None:
-            return answer(args)
-        found = function(*args, **kwargs)
-        if key is not None and key not in _answers:
-            _answers[key] = _answer(_effect(function), found, args, kwargs, key)
-        return found
+        call = _describe_call(func, args, kwargs)
+        if call is None:
+            return func(*args, **kwargs)
+        replay = _replays.get(call)
+        if replay is not None:
+            return replay(args)
+        result = func(*args, **kwargs)
+        if call not in _replays:
+            _replays[call] = _build_replay(call, result, args, kwargs)
+        return result
 
 
-_answers: dict[tuple, Callable[[tuple], object] | None] = {}  # to the same arguments; None: ask torch
-_effects: dict[Callable, str] = {}
-
-
-def _effect(function: Callable) -> str:
-    """By the operator's schema."""
-    if (known := _effects.get(function)) is None:
-        schema = function._schema
+def _find_effect(operator: OpOverload) -> Effect:
+    effect = _effects.get(operator)
+    if effect is None:
+        schema = operator._schema
         written = [each.alias_info is not None and each.alias_info.is_write for each in schema.arguments]
         if schema.returns and not schema.is_mutable and not any(each.alias_info for each in schema.returns):
-            known = NEW
+            effect = Effect.NEW
         elif written[:1] == [True] and sum(written) == len(schema.returns) == 1 and schema.returns[0].alias_info:
-            known = IN_PLACE
+            effect = Effect.IN_PLACE
         else:
-            known = OTHER
-        _effects[function] = known
-    return known
+            effect = Effect.OTHER
+        _effects[operator] = effect
+    return effect
 
 
-def _key(function: Callable, args: tuple, kwargs: dict) -> tuple | None:
-    """What an answer depends on; None where that is more than this can tell."""
-    if _effect(function) == OTHER:
+def _describe_call(operator: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> Call | None:
+    """The call as a key, or None if its result may depend on more than the description of its arguments."""
+    if _find_effect(operator) is Effect.OTHER:
         return None
     try:
-        key = (function, _describe(args), tuple((name, _describe(value)) for name, value in kwargs.items()))
-        hash(key)
+        call = Call(operator, _describe(args), tuple((name, _describe(value)) for name, value in kwargs.items()))
+        hash(call)
     except TypeError:
         return None
-    return key
+    return call
 
 
 def _describe(value: object) -> object:
+    """An argument as a part of a key.
+
+    Raises:
+        TypeError: the argument is a tensor with numbers, or a subclass of a tensor.
+    """
     if isinstance(value, torch.Tensor):
         if value.device.type != "meta" or type(value) not in (torch.Tensor, torch.nn.Parameter):
-            raise TypeError("it has numbers, or is more than a tensor")
+            raise TypeError(f"a {type(value).__name__} on {value.device} has more to it than its shape")
         return value.shape, value.stride(), value.dtype, value.is_conj(), value.is_neg()
     if isinstance(value, (tuple, list)):
         return type(value), *map(_describe, value)
-    return type(value), value  # 1, 1.0 and True are equal
+    return type(value), value  # the type as well, because 1, 1.0 and True are equal
 
 
-def _answer(effect: str, found: object, args: tuple, kwargs: dict, key: tuple) -> Callable[[tuple], object] | None:
-    """What gives the same again; None if what was returned is not what the schema promised, or no plain tensors."""
-    if effect == IN_PLACE:
-        same = found is args[0] and _describe(args) == key[1]
-        return (lambda given: given[0]) if same else None
-    kind = type(found)
-    several = [found] if kind is torch.Tensor else found
-    if kind not in (torch.Tensor, tuple, list) or not all(each is None or _is_plain(each) for each in several):
+def _build_replay(call: Call, result: object, args: Sequence[object], kwargs: Mapping[str, object]) -> Replay | None:
+    """A function that repeats this call's result.
+
+    None if the result is not what the operator's schema promised, or is more than plain tensors.
+    """
+    if _find_effect(call.operator) is Effect.IN_PLACE:
+        unchanged = result is args[0] and _describe(args) == call.args
+        return (lambda arguments: arguments[0]) if unchanged else None
+    inputs = [*_list_tensors((args, tuple(kwargs.values())))]
+    if isinstance(result, torch.Tensor):
+        if not _is_plain(result) or not _have_own_memory([result], inputs):
+            return None
+        shape = Shape.of(result)
+        return lambda _: shape.empty()
+    if not isinstance(result, (tuple, list)) or type(result) not in (tuple, list):
         return None
-    own = [each.untyped_storage()._cdata for each in several if each is not None]
-    given = {each.untyped_storage()._cdata for each in _tensors((args, tuple(kwargs.values())))}
-    if len({*own} - given) < len(own):  # memory that is shared after all
+    tensors = [each for each in result if each is not None]
+    if not all(_is_plain(each) for each in tensors) or not _have_own_memory(tensors, inputs):
         return None
-    shapes = [None if each is None else Shape(tuple(each.shape), each.stride(), each.dtype) for each in several]
-    if kind is torch.Tensor:
-        return lambda _: shapes[0].empty()
+    kind, shapes = type(result), [None if each is None else Shape.of(each) for each in result]
     return lambda _: kind([None if each is None else each.empty() for each in shapes])
 
 
-def _is_plain(found: object) -> bool:
-    if type(found) is not torch.Tensor or found.device.type != "meta" or found.is_conj() or found.is_neg():
+def _is_plain(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether a value is a tensor on meta that its `Shape` describes completely."""
+    if type(value) is not torch.Tensor or value.device.type != "meta" or value.is_conj() or value.is_neg():
         return False
-    like = Shape(tuple(found.shape), found.stride(), found.dtype).empty()
-    return found.untyped_storage().nbytes() == like.untyped_storage().nbytes()
+    return value.untyped_storage().nbytes() == Shape.of(value).empty().untyped_storage().nbytes()
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
+def _have_own_memory(tensors: Sequence[torch.Tensor], inputs: Iterable[torch.Tensor]) -> bool:
+    """Whether no two of the tensors share memory, and none shares memory with an input.
+
+    Some operators return a view although their schema does not say so.
+    """
+    storages = [each.untyped_storage()._cdata for each in tensors]
+    return len({*storages} - {each.untyped_storage()._cdata for each in inputs}) == len(storages)
+
+
+def _list_tensors(value: object) -> Iterator[torch.Tensor]:
+    """All tensors in a value of nested tuples and lists."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _tensors(part)
+            yield from _list_tensors(part)

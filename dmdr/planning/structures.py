@@ -1,10 +1,12 @@
-"""One student update as four code bases build it, over one SharedBase and on stand-in data: what `bench.py` measures.
+"""One student update as four code bases build it, on stand-in data. `bench.py` counts and times them.
 
-Written from what their code does, not taken from it. Networks, losses, optimizers and LoRA (PEFT's) are the same for
-all, so that they differ in which calls they make, and in these points from what they are named for:
-1. Reward, decoder and text encoders are left out of all four, and DMD2's GAN with them.
-2. DMD2 and FastVideo train a full copy of the teacher as the fake score: `fake_rank=None`. A rank is ours and official.
-3. The official demo multiplies the two matrices of each LoRA in every call; PEFT does not.
+We wrote these structures after reading the code; nothing is copied. Networks, losses, optimizers and LoRA (PEFT's) are
+the same in all four, so that the structures differ only in the calls that they make. They depart from the code that
+they are named for:
+1. None of the four contains a reward, a decoder or text encoders, and `dmd2` has no GAN.
+2. DMD2 and FastVideo train a full copy of the teacher as the fake score: `fake_rank=None` measures that. With a rank,
+   the fake score is a LoRA, as in our code and in the official demo.
+3. The official demo multiplies the two matrices of each LoRA in every call. PEFT does not.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from itertools import pairwise
 import torch
 
 from dmdr import losses
-from dmdr.backbones.protocol import Backbone, Conditioning
+from dmdr.backbones.protocol import Backbone, Conditioning, Item
 from dmdr.optimizers import Trainable
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.update import (
@@ -34,7 +36,7 @@ GUIDANCE = 7.0
 
 
 class FullFakeScore(SharedBase):
-    """The fake score as a full copy of the teacher, as DMD2 and FastVideo have it; the base keeps a LoRA, unused."""
+    """A fake score that is a full copy of the teacher, as in DMD2 and FastVideo. The base's own LoRA stays unused."""
 
     def __init__(self, backbone: Backbone, *, student_rank: int | None, seed: int) -> None:
         self.fake_network = copy.deepcopy(backbone.network).requires_grad_(True)
@@ -46,19 +48,20 @@ class FullFakeScore(SharedBase):
 
 
 class Case:
-    """One network with K, N and the batch B at which its update is measured, and stand-in data for it.
+    """A network, the settings at which one update of it is measured, and stand-in data for that update.
 
     Args:
-        context, pooled: shapes of one prompt's conditioning.
-        steps, k: N, K.
-        fake_rank, student_rank: of their LoRAs; None is a full copy.
+        prompt: one prompt's conditioning, of which only the shapes matter.
+        batch: B, images in a batch.
+        steps: N, steps of the student.
+        k: K, fake-score updates for each student update.
+        fake_rank, student_rank: ranks of their LoRAs. None: a full copy of the teacher.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        context: tuple[int, int],
-        pooled: int,
+        prompt: Item,
         *,
         batch: int,
         steps: int,
@@ -66,165 +69,183 @@ class Case:
         fake_rank: int | None,
         student_rank: int | None,
     ) -> None:
-        self.like = next(backbone.network.parameters())
-        with torch.device(self.like.device):
+        self.weight = next(backbone.network.parameters())  # data follow its device and dtype
+        with torch.device(self.weight.device):
             self.base = (
                 FullFakeScore(backbone, student_rank=student_rank, seed=0)
                 if fake_rank is None
                 else SharedBase(backbone, fake_rank=fake_rank, fake_scale=2.0, student_rank=student_rank, seed=0)
             )
-        self.batch, self.steps, self.k = batch, steps, k
-        self.context, self.pooled = context, pooled
-        still = {"lr": 0.0, "foreach": False}
-        self.optimizers = (
-            torch.optim.SGD(self.base.student_parameters.values(), **still),
-            torch.optim.SGD(self.base.fake_parameters.values(), **still),
-        )
-        self.times = torch.linspace(1, 0, steps + 1).to(self.like)
+        self.prompt, self.batch, self.steps, self.k = prompt, batch, steps, k
+        self.student_optimizer = torch.optim.SGD(self.base.student_parameters.values(), lr=0.0, foreach=False)
+        self.fake_optimizer = torch.optim.SGD(self.base.fake_parameters.values(), lr=0.0, foreach=False)
+        self.times = torch.linspace(1, 0, steps + 1).to(self.weight)
 
-    def conditioning(self, count: int) -> Conditioning:
-        return {"context": self.like.new_zeros(count, *self.context), "pooled": self.like.new_zeros(count, self.pooled)}
+    def build_conditioning(self, count: int) -> Conditioning:
+        """Zeros in the shape of the conditioning of `count` prompts."""
+        context, pooled = self.prompt["context"], self.prompt["pooled"]
+        return {
+            "context": self.weight.new_zeros(count, *context.shape),
+            "pooled": self.weight.new_zeros(count, *pooled.shape[1:]),
+        }
 
-    def latents(self, *shape: int) -> torch.Tensor:
-        return torch.randn(*shape, *self.base.backbone.latent_shape, device=self.like.device)
+    def draw_latents(self, *shape: int) -> torch.Tensor:
+        """Noise (*shape, C, H, W)."""
+        return torch.randn(*shape, *self.base.backbone.latent_shape, device=self.weight.device)
 
-    def renoise(self) -> Levels:
-        return Levels(torch.rand(self.batch, device=self.like.device), self.latents(self.batch))
+    def draw_levels(self) -> Levels:
+        """A renoise level and noise for each image of a batch."""
+        return Levels(torch.rand(self.batch, device=self.weight.device), self.draw_latents(self.batch))
 
-    def forward(self) -> None:
-        """F itself: the bare base."""
-        c, t = self.conditioning(self.batch), self.renoise().t
+    def run_forward(self) -> None:
+        """F, the unit of work: one forward of the bare base on one batch, without gradients."""
+        c, t = self.build_conditioning(self.batch), self.draw_levels().t
         with torch.no_grad(), self.base.use_adapter(FAKE, 0.0) as network:
-            self.base.backbone.predict(network, self.latents(self.batch), t, c)
+            self.base.backbone.predict(network, self.draw_latents(self.batch), t, c)
 
 
 def run_ours(case: Case) -> None:
-    """dmdr.train: one rollout a window, every state of it used; the student's step and a fake step share a forward."""
+    """dmdr.train: one rollout serves all K batches; the student's update and the K-th fake update share a forward."""
     base, count = case.base, count_trajectories(case.batch, case.k, case.steps)
-    c = case.conditioning(count)
-    states = roll_out(base, c, case.times, case.latents(case.steps, count))
-    student = Trainable(base.student_parameters, case.optimizers[0], clip=1.0)
-    fake_score = Trainable(base.fake_parameters, case.optimizers[1], clip=1.0)
-    for part in range(case.k):
-        pairs = (torch.arange(case.batch) + part * case.batch) % (count * case.steps)
-        chosen = select_states(states, c, pairs)
-        if part < case.k - 1:
-            update_fake_score(base, chosen, case.renoise(), fake_score)
-    real_score = RealScore(case.conditioning(1), GUIDANCE, lora_scale=0.5)
-    update_student(base, chosen, case.renoise(), real_score, student=student, fake_score=fake_score)
+    c = case.build_conditioning(count)
+    states = roll_out(base, c, case.times, case.draw_latents(case.steps, count))
+    student = Trainable(base.student_parameters, case.student_optimizer, clip=1.0)
+    fake_score = Trainable(base.fake_parameters, case.fake_optimizer, clip=1.0)
+    pairs = (torch.arange(case.k * case.batch) % (count * case.steps)).view(case.k, case.batch)
+    for row in pairs[:-1]:
+        update_fake_score(base, select_states(states, c, row), case.draw_levels(), fake_score)
+    batch = select_states(states, c, pairs[-1])
+    real_score = RealScore(case.build_conditioning(1), GUIDANCE, lora_scale=0.5)
+    update_student(base, batch, case.draw_levels(), real_score, student=student, fake_score=fake_score)
 
 
 def run_official(case: Case) -> None:
     """Official DMDR (vvvvvjdy/dmdr, train_cc/sit): K rollouts of N steps, a fake step after each, one student step.
 
-    A sample's x0 at a drawn step is what the fake score learns. Renoised to the time that it was predicted at, it is
-    also the student's input: one prediction ahead of the sampler's.
+    The fake score learns from the x0 of one random step of each sample. The student's input is the last of these x0,
+    renoised to the time at which it was predicted. The sampler would have renoised the previous step's x0 to that time.
     """
-    base, c = case.base, case.conditioning(case.batch)
+    base, c = case.base, case.build_conditioning(case.batch)
     for _ in range(case.k):
-        states = roll_out(base, c, case.times, case.latents(case.steps, case.batch))
+        states = roll_out(base, c, case.times, case.draw_latents(case.steps, case.batch))
         pairs = torch.randint(case.steps, (case.batch,)) * case.batch + torch.arange(case.batch)
-        (chosen,) = select_states(states, c, pairs)
-        _fake_step(case, chosen.x0, c)
-    x_t = base.backbone.path.renoise(chosen.x0, case.latents(case.batch), chosen.t)
-    _student_step(case, x_t, chosen.t, c, partial(_real, case, c, lora_scale=0.5))
+        (batch,) = select_states(states, c, pairs)
+        _update_fake_score(case, batch.x0, c)
+    x_t = base.backbone.path.renoise(batch.x0, case.draw_latents(case.batch), batch.t)
+    _update_student(case, x_t, batch.t, c, partial(_predict_real, case, c, lora_scale=0.5))
 
 
-def run_dmd2(case: Case, left: int) -> None:
+def run_dmd2(case: Case, last: int) -> None:
     """DMD2 (tianweiy/DMD2, main/train_sd.py), no GAN: K rollouts to a random step, the student there, a fake step.
 
-    One in K is with a gradient and descends before that fake step, which learns the same x0. All rollouts of this
-    update leave at step `left`, so that the mean over 0 .. N - 1 is the expectation.
+    One of the K predictions has a gradient and updates the student. The fake score then learns from the same x0. All
+    rollouts of this update end at step `last`, so the mean over 0 .. N - 1 is the expected cost.
     """
-    c, t = case.conditioning(case.batch), case.times[left].expand(case.batch)
-    for part in range(case.k):
-        x_t = _inputs(case, c, forwards=left)[left]
-        if part == 0:
-            x0 = _student_step(case, x_t, t, c, partial(_real, case, c, lora_scale=0.0))
+    c, t = case.build_conditioning(case.batch), case.times[last].expand(case.batch)
+    for rollout in range(case.k):
+        x_t = _roll_out_inputs(case, c, forwards=last)[last]
+        if rollout == 0:
+            x0 = _update_student(case, x_t, t, c, partial(_predict_real, case, c, lora_scale=0.0))
         else:
-            x0 = _predicted(case, x_t, t, c)
-        _fake_step(case, x0, c)
+            x0 = _predict_student(case, x_t, t, c)
+        _update_fake_score(case, x0, c)
 
 
 def run_fastvideo(case: Case) -> None:
     """FastVideo (hao-ai-lab/FastVideo, fastvideo/train): K rollouts of N - 1 steps, then a drawn step, a fake step.
 
-    The student's step has one rollout more, and real with and without the prompt are two calls.
+    The student's update has a rollout of its own. Real with the prompt and without it are two calls.
     """
-    c = case.conditioning(case.batch)
+    c = case.build_conditioning(case.batch)
 
-    def drawn() -> tuple[torch.Tensor, torch.Tensor]:  # whichever step it is, all N - 1 forwards were run
+    def draw_input() -> tuple[torch.Tensor, torch.Tensor]:
+        """x_t and t of a random step. All N - 1 forwards run, whichever step it is."""
         step = int(torch.randint(case.steps, ()))
-        return _inputs(case, c, forwards=case.steps - 1)[step], case.times[step].expand(case.batch)
+        x_t = _roll_out_inputs(case, c, forwards=case.steps - 1)[step]
+        return x_t, case.times[step].expand(case.batch)
 
-    for part in range(case.k):
-        if part == 0:
-            _student_step(case, *drawn(), c, partial(_real_in_two, case, c))
-        _fake_step(case, _predicted(case, *drawn(), c), c)
+    for rollout in range(case.k):
+        if rollout == 0:
+            x_t, t = draw_input()
+            _update_student(case, x_t, t, c, partial(_predict_real_in_two_calls, case, c))
+        x_t, t = draw_input()
+        _update_fake_score(case, _predict_student(case, x_t, t, c), c)
 
 
-STRUCTURES = {"ours": run_ours, "official": run_official, "dmd2": run_dmd2, "fastvideo": run_fastvideo}
+STRUCTURES: dict[str, Callable[..., None]] = {
+    "ours": run_ours,
+    "official": run_official,
+    "dmd2": run_dmd2,
+    "fastvideo": run_fastvideo,
+}
 
 
 def build_updates(case: Case, name: str) -> list[Callable[[], None]]:
-    """The equally likely forms of one student update; more than one where its cost is drawn."""
+    """One student update of a structure, in all its forms that differ in cost. All forms are equally likely."""
     if name == "dmd2":
-        return [partial(run_dmd2, case, left) for left in range(case.steps)]
+        return [partial(run_dmd2, case, last) for last in range(case.steps)]
     return [partial(STRUCTURES[name], case)]
 
 
 @torch.no_grad()
-def _predicted(case: Case, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+def _predict_student(case: Case, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
+    """The student's x0, without gradients."""
     return case.base.student(x_t, t, c)
 
 
-def _inputs(case: Case, c: Conditioning, *, forwards: int) -> list[torch.Tensor]:
-    """What the sampler sees at steps 0 .. forwards: noise, then what one forward of the student more leads to."""
-    inputs = [case.latents(case.batch)]
+def _roll_out_inputs(case: Case, c: Conditioning, *, forwards: int) -> list[torch.Tensor]:
+    """The student's inputs x_t at steps 0 .. forwards: noise, then the renoised x0 of the step before."""
+    inputs = [case.draw_latents(case.batch)]
     for t, t_next in pairwise(case.times[: forwards + 1]):
-        x0 = _predicted(case, inputs[-1], t.expand(case.batch), c)
-        inputs.append(case.base.backbone.path.renoise(x0, case.latents(case.batch), t_next.expand(case.batch)))
+        x0 = _predict_student(case, inputs[-1], t.expand(case.batch), c)
+        inputs.append(case.base.backbone.path.renoise(x0, case.draw_latents(case.batch), t_next.expand(case.batch)))
     return inputs
 
 
-def _real(case: Case, c: Conditioning, x_t: torch.Tensor, t: torch.Tensor, *, lora_scale: float) -> torch.Tensor:
-    """x0 with CFG, with and without the prompt in one call of 2 B."""
-    return case.base.real_x0(x_t, t, c, case.conditioning(1), guidance_scale=GUIDANCE, lora_scale=lora_scale)
+def _predict_real(
+    case: Case, c: Conditioning, x_t: torch.Tensor, t: torch.Tensor, *, lora_scale: float
+) -> torch.Tensor:
+    """The real score's x0 with CFG: one call of 2 B, with the prompt and without it."""
+    empty = case.build_conditioning(1)
+    return case.base.real_x0(x_t, t, c, empty, guidance_scale=GUIDANCE, lora_scale=lora_scale)
 
 
-def _real_in_two(case: Case, c: Conditioning, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The same in two calls of B."""
-    empty = case.conditioning(case.batch)
-    with_prompt, without = (
-        case.base.real_x0(x_t, t, each, empty, guidance_scale=1.0, lora_scale=0.0) for each in (c, empty)
-    )
+def _predict_real_in_two_calls(case: Case, c: Conditioning, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The real score's x0 with CFG: two calls of B."""
+    empty = case.build_conditioning(case.batch)
+    with_prompt = case.base.real_x0(x_t, t, c, empty, guidance_scale=1.0, lora_scale=0.0)
+    without = case.base.real_x0(x_t, t, empty, empty, guidance_scale=1.0, lora_scale=0.0)
     return without + GUIDANCE * (with_prompt - without)
 
 
-def _student_step(
+def _update_student(
     case: Case,
     x_t: torch.Tensor,
     t: torch.Tensor,
     c: Conditioning,
-    real: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    predict_real: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Distribution matching as all three do it, the fake score once and without a graph; returns x0."""
-    base, path, renoise = case.base, case.base.backbone.path, case.renoise()
+    """Update the student by distribution matching as all three do it, and return its x0.
+
+    The fake score runs once for it, without gradients.
+    """
+    base, path, levels = case.base, case.base.backbone.path, case.draw_levels()
     x0 = base.student(x_t, t, c)
-    sample = path.renoise(x0.detach(), renoise.noise, renoise.t)
+    sample = path.renoise(x0.detach(), levels.noise, levels.t)
     with torch.no_grad():
-        x0_fake = path.to_x0(sample, base.fake(sample, renoise.t, c), renoise.t)
-    loss = losses.distribution_matching(x0, real(sample, renoise.t), x0_fake)
+        x0_fake = path.to_x0(sample, base.fake(sample, levels.t, c), levels.t)
+    loss = losses.distribution_matching(x0, predict_real(sample, levels.t), x0_fake)
     with base.use_adapter(STUDENT, float(base.student_is_lora)):
-        _descend(loss, base.student_parameters, case.optimizers[0])
+        _descend(loss, base.student_parameters, case.student_optimizer)
     return x0.detach()
 
 
-def _fake_step(case: Case, x0: torch.Tensor, c: Conditioning) -> None:
-    base, path, renoise = case.base, case.base.backbone.path, case.renoise()
-    prediction = base.fake(path.renoise(x0, renoise.noise, renoise.t), renoise.t, c)
-    loss = losses.fake_score(prediction, path.target(x0, renoise.noise))
-    _descend(loss, base.fake_parameters, case.optimizers[1])
+def _update_fake_score(case: Case, x0: torch.Tensor, c: Conditioning) -> None:
+    """Update the fake score by its denoising loss on x0."""
+    base, path, levels = case.base, case.base.backbone.path, case.draw_levels()
+    prediction = base.fake(path.renoise(x0, levels.noise, levels.t), levels.t, c)
+    loss = losses.fake_score(prediction, path.target(x0, levels.noise))
+    _descend(loss, base.fake_parameters, case.fake_optimizer)
 
 
 def _descend(loss: torch.Tensor, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

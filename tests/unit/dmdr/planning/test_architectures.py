@@ -11,7 +11,7 @@ PUBLISHED = {"SDXL": 2.567, "SD3-Medium": 2.03, "SD3.5-Large": 8.06, "Z-Image": 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_parameters_are_the_published_ones(name):
-    assert ARCHITECTURES[name].parameters() / 1e9 == pytest.approx(PUBLISHED[name], abs=0.006)
+    assert ARCHITECTURES[name].count_parameters() / 1e9 == pytest.approx(PUBLISHED[name], abs=0.006)
 
 
 @pytest.mark.parametrize(("name", "width", "layers"), [("SD3-Medium", 1536, 24), ("SD3.5-Large", 2432, 38)])
@@ -25,4 +25,4 @@ def test_flops_are_those_of_the_joint_transformer(name, width, layers, side):
     ends = image * width * (64 + 64) + text * width * 4096
     modulation = (layers * 6 + (layers - 1) * 6 + 2 + 2) * width**2
     by_hand = 2 * (blocks + attention + ends + modulation)
-    assert ARCHITECTURES[name].flops(side) == pytest.approx(by_hand, rel=2e-3)
+    assert ARCHITECTURES[name].count_flops(side) == pytest.approx(by_hand, rel=2e-3)

@@ -16,11 +16,11 @@ FULL, LORA = None, 64
 
 def parts(case: Case) -> dict[str, float]:
     """In F: one forward of each role at the batch, real with CFG, and a forward and backward of what is trained."""
-    base, c, empty = case.base, case.conditioning(case.batch), case.conditioning(1)
+    base, c, empty = case.base, case.build_conditioning(case.batch), case.build_conditioning(1)
 
     def call(role: Callable, backward: bool = False) -> None:
         with torch.set_grad_enabled(backward):
-            out = role(case.latents(case.batch), case.renoise().t, c)
+            out = role(case.draw_latents(case.batch), case.draw_levels().t, c)
         if backward:
             out.sum().backward()
 
@@ -35,7 +35,7 @@ def parts(case: Case) -> dict[str, float]:
         "bare real": partial(call, real(0.0)),
         "real": partial(call, real(0.5)),
     }
-    forward = bench.count_flops(case.forward)
+    forward = bench.count_flops(case.run_forward)
     return {name: bench.count_flops(each) / forward for name, each in work.items()}
 
 
@@ -59,7 +59,7 @@ def test_the_structures_cost_what_their_parts_add_up_to(steps, k, student_rank, 
         + scores,
     }
     assert p["fake"] > 0.99 and p["bare real"] == pytest.approx(2, rel=1e-3), "F is not the bare base's"
-    assert bench.in_forwards(bench.count_structures(case, by_hand)) == pytest.approx(by_hand, rel=0.01)
+    assert bench.to_forwards(bench.count_structures(case, by_hand)) == pytest.approx(by_hand, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_structures_cost_what_was_counted_of_their_code(name, fake_rank, the
     work = bench.extrapolate_depth(
         lambda depth: bench.build_meta_case("SD3-Medium", 4, 5, FULL, depth=depth, fake_rank=fake_rank), 24, [name]
     )
-    assert bench.in_forwards(work)[name] == pytest.approx(theirs, rel=0.03)
+    assert bench.to_forwards(work)[name] == pytest.approx(theirs, rel=0.03)
 
 
 @pytest.mark.parametrize(("student_rank", "floor"), [(FULL, 21.5), (LORA, 20.5)], ids=["full", "lora"])
@@ -81,7 +81,7 @@ def test_an_update_of_ours_costs_the_floor(student_rank, floor):
     work = bench.extrapolate_depth(
         lambda depth: bench.build_meta_case("SD3-Medium", 4, 5, student_rank, depth=depth), 24, ["ours", "official"]
     )
-    found = bench.in_forwards(work)
+    found = bench.to_forwards(work)
     assert found["ours"] <= floor and found["ours"] < 0.6 * found["official"]
 
 
@@ -103,7 +103,7 @@ def test_every_structure_trains_student_and_fake_score(name, student_rank):
         for parameter in case.base.fake_parameters.values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     for update in structures.build_updates(case, name):
-        for optimizer in case.optimizers:
+        for optimizer in (case.student_optimizer, case.fake_optimizer):
             optimizer.zero_grad()
         update()
         for trained in (case.base.student_parameters, case.base.fake_parameters):
@@ -115,7 +115,7 @@ def test_every_structure_trains_student_and_fake_score(name, student_rank):
 def test_dmd2_leaves_at_its_step_and_fastvideo_runs_on():
     """The random exit as forwards: left F a rollout, where FastVideo's is N - 1 F whichever step it draws."""
     case = bench.build_meta_case("SD3-Medium", 4, 1, FULL, depth=2)
-    forward = bench.count_flops(case.forward)
+    forward = bench.count_flops(case.run_forward)
     costs = [bench.count_flops(update) / forward for update in structures.build_updates(case, "dmd2")]
     assert [b - a for a, b in zip(costs, costs[1:], strict=False)] == pytest.approx([1.0] * 3, rel=1e-3)
     assert len({bench.count_flops(partial(structures.run_fastvideo, case)) for _ in range(4)}) == 1

@@ -108,7 +108,7 @@ def clip_g() -> dict[str, torch.Tensor]:
 )
 def test_the_published_networks_are_recognised_and_found_whole(name, family, part, kind):
     """By names and shapes, without weights."""
-    network = ARCHITECTURES[name].on_meta()
+    network = ARCHITECTURES[name].build_network()
     weights = {key: weight.to("meta") for key, weight in network.state_dict().items()}
     found = to_original(family, {part: weights, "text_encoder_2": clip_g()})
     assert infer_diffusers_model_type(found) == kind
