@@ -1,7 +1,7 @@
 """The losses: pure functions of tensors. Every x0 and prediction is (B, C, H, W); every loss is a scalar.
 
-Suffixes in RL: P prompts or pairs, G images of a prompt, A actions. Log-likelihoods are averaged over C, H, W before
-their difference, the log ratio, is taken.
+Suffixes in RL: P prompts or pairs, G images of a prompt, A actions. A log ratio is a difference of log-likelihoods,
+which are means over C, H, W.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dmdr.path import per_sample
 
 
 def distribution_matching(x0: torch.Tensor, x0_real: torch.Tensor, x0_fake: torch.Tensor) -> torch.Tensor:
-    """The loss whose gradient in x0 is the difference of the two scores (DMDR, equation 1; weight of DMD, equation 8).
+    """The loss whose gradient in x0 is the difference of the scores (DMDR, equation 1), weighted as in DMD, equation 8.
 
     grad = (x0_fake - x0_real) / mean |x0 - x0_real|, the mean over C, H, W of each sample;
     L = 0.5 |x0 - stop_gradient(x0 - grad)|^2, averaged over all elements.
@@ -25,49 +25,51 @@ def distribution_matching(x0: torch.Tensor, x0_real: torch.Tensor, x0_fake: torc
 
 
 def fake_score(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L_diff = |prediction - target|^2; the target is the velocity or noise of renoised student samples (DMDR, 3.1)."""
+    """L_diff = |prediction - target|^2. The target is the velocity or noise of renoised student samples (DMDR, 3.1)."""
     return F.mse_loss(prediction, target)
 
 
 def refl(rewards: torch.Tensor) -> torch.Tensor:
-    """L = -mean reward, differentiated through reward, decoder and student (ReFL, algorithm 1; linear map)."""
+    """L = -mean reward, differentiated through reward, decoder and student (ReFL, algorithm 1; map phi = identity)."""
     return -rewards.mean()
 
 
 def refl_log(rewards: torch.Tensor) -> torch.Tensor:
-    """L = -mean log reward, of rewards above 0 (ReFL, algorithm 1; the log as its map phi)."""
+    """L = -mean log reward, for rewards above 0 (ReFL, algorithm 1; map phi = log)."""
     return -rewards.clamp(min=torch.finfo(rewards.dtype).tiny).log().mean()
 
 
 def pretraining(x0: torch.Tensor, x0_reference: torch.Tensor) -> torch.Tensor:
-    """|x0 - x0_reference|^2: predict what the reference predicts (ReFL's regulariser, on the reference's images)."""
+    """L = |x0 - x0_reference|^2: the student should predict what the reference predicts (ReFL's pretraining loss)."""
     return F.mse_loss(x0, x0_reference)
 
 
 def advantages(rewards_PG: torch.Tensor) -> torch.Tensor:
-    """(r - mean) / (standard deviation + 1e-4) within each group: (P, G); exactly 0 where all are equal (GRPO, 4.1)."""
+    """(r - mean) / (standard deviation + 1e-4) in each group: (P, G). Exactly 0 if all are equal (GRPO, 4.1)."""
     r = rewards_PG.double()  # the mean of equal float32 numbers is exactly that number only in float64
     centred = r - r.mean(dim=1, keepdim=True)
     return (centred / (centred.square().mean(dim=1, keepdim=True).sqrt() + 1e-4)).to(rewards_PG.dtype)
 
 
 def grpo(log_ratio_A: torch.Tensor, advantages_A: torch.Tensor, clip_range: float) -> torch.Tensor:
-    """L = -mean min(r A, clip(r, 1 - e, 1 + e) A), r = exp(log ratio to the student that rolled out) (GRPO, eq. 3)."""
+    """L = -mean min(r A, clip(r, 1 - e, 1 + e) A), r = exp(log ratio to the student of the rollout) (GRPO, eq. 3)."""
     ratio = log_ratio_A.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return -torch.minimum(ratio * advantages_A, clipped * advantages_A).sum() / max(len(ratio), 1)
 
 
 def gaussian_kl(x0: torch.Tensor, x0_reference: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
-    """KL of N(signal x0, spread^2) from the reference's, ratio (B,) = signal / spread; the mean over all elements.
+    """KL of N(signal x0, spread^2) from N(signal x0_reference, spread^2), averaged over all elements.
 
-    0.5 ratio^2 |x0 - x0_reference|^2 (Flow-GRPO, section 3.2, for equal variances).
+    0.5 ratio^2 |x0 - x0_reference|^2 with ratio (B,) = signal / spread (Flow-GRPO, section 3.2, for equal variances).
     """
     return (0.5 * (per_sample(ratio, x0) * (x0 - x0_reference)).square()).sum() / max(x0.numel(), 1)
 
 
 def dpo(gain_w_P: torch.Tensor, gain_l_P: torch.Tensor, beta: float, ranked_P: torch.Tensor) -> torch.Tensor:
-    """L = -mean log sigmoid(beta (gain of the winner - gain of the loser)), gain = log ratio to the reference
-    (DPO, equation 7). A pair with ranked_P = 0 is a tie and counts 0."""
+    """L = -mean log sigmoid(beta (gain of the winner - gain of the loser)), gain = log ratio to the reference.
+
+    DPO, equation 7. A pair with ranked_P = 0 is a tie, and its loss is 0.
+    """
     losses_P = -F.logsigmoid(beta * (gain_w_P - gain_l_P)) * ranked_P
     return losses_P.sum() / max(len(losses_P), 1)

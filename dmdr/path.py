@@ -1,8 +1,9 @@
 """The time convention: t = 0 is data, t = 1 is noise. Every x0, x_t and noise is (B, C, H, W); every t is (B,).
 
-Both paths are Gaussian, x_t = signal(t) x0 + spread(t) noise. They differ in what the network predicts:
-flow (SD3, rectified flow): signal 1 - t, spread t; the velocity noise - x0.
-variance preserving (SDXL, DDPM): signal sqrt(alpha_bar), spread sqrt(1 - alpha_bar); the noise.
+Both paths are Gaussian: x_t = signal(t) x0 + spread(t) noise. They differ in these functions and in what the network
+predicts:
+1. Flow (SD3, rectified flow): signal 1 - t, spread t. The network predicts the velocity, noise - x0.
+2. Variance preserving (SDXL, DDPM): signal sqrt(alpha_bar), spread sqrt(1 - alpha_bar). The network predicts the noise.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ def per_sample(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class Path(ABC):
-    """The way from data to noise, and back by the network's predictions."""
+    """A path from data to noise, and back with the network's predictions."""
 
     @abstractmethod
     def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both (B,): x_t given x0 is a Gaussian of mean signal x0 and standard deviation spread."""
+        """Both (B,). Given x0, x_t is a Gaussian with mean signal x0 and standard deviation spread."""
 
     @abstractmethod
     def to_x0(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -30,7 +31,7 @@ class Path(ABC):
 
     @abstractmethod
     def target(self, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The prediction that the network learns."""
+        """What the network learns to predict."""
 
     @abstractmethod
     def step(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
@@ -57,14 +58,14 @@ class FlowPath(Path):
         return noise - x0
 
     def step(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
-        """Euler on the probability flow ODE, dx = v dt."""
+        """An Euler step of the probability flow ODE, dx = v dt."""
         return x_t + per_sample(t_next - t, x_t) * prediction
 
 
 class VPPath(Path):
     """The diffusion of DDPM (Ho et al. 2020) under its discrete schedule: t = (k + 1) / K for timestep k of K.
 
-    A level between two timesteps counts as the nearer one, so that the network only sees timesteps of its training.
+    A level between two timesteps is rounded to the nearest, so that the network only sees timesteps of its training.
     alphas_cumprod: (K,), descending.
     """
 
@@ -74,7 +75,7 @@ class VPPath(Path):
         self._signal, self._spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
-        """k (B,) int64, the network's own unit of time; -1 at t = 0."""
+        """The timestep k (B,) int64, as the network takes it; -1 at t = 0."""
         return (t.double() * self.timesteps).round().long() - 1
 
     def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,5 +94,5 @@ class VPPath(Path):
         return noise
 
     def step(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
-        """DDIM (Song et al. 2021), which is Euler in spread / signal."""
+        """A step of DDIM (Song et al. 2021), which is an Euler step in spread / signal."""
         return self.renoise(self.to_x0(x_t, prediction, t), prediction, t_next)

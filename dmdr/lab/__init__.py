@@ -1,1 +1,1 @@
-"""A small world for a CPU: a renderer, an exact checker, tiny teachers and rewards, and how they were built."""
+"""A small world for experiments on a CPU: a renderer, an exact checker, tiny teachers, rewards and their recipes."""

@@ -1,67 +1,102 @@
-"""`dmdr lab build WHAT --out DIR`: make again, from their recipes, what ships in dmdr/lab."""
+"""`dmdr lab build WHAT --out DIR`: build the models of dmdr/lab again from their recipes."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from dmdr.errors import InputMissing
+import typer
+from typer.exceptions import TyperException
 
-if TYPE_CHECKING:  # without it, the help would wait for torch
+from dmdr.errors import ConfigError, InputMissing
+
+if TYPE_CHECKING:  # importing it would make the help wait for torch
     from dmdr.lab.fitting import Log
 
-TEACHERS = ("flow", "denoising", "fashion")
-OTHERS = ("rewards", "fashion-rewards", "fashion-judge")
+PROGRAM = "dmdr lab build"
+TeacherName = Literal["flow", "denoising", "fashion"]
+OtherName = Literal["rewards", "fashion-rewards", "fashion-judge"]
+DESCRIPTION = """Train models of the lab again, on two idle CPU cores.
+
+A teacher takes about 50 minutes (fashion 10), the rewards of a world 20 (fashion 8), the classifier of fashion's judge
+3. All models of fashion need the Debian package dataset-fashion-mnist.
+"""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Build, printing a line every hundred steps; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="dmdr lab build",
-        description="Train anew, on two idle cores, a teacher of the lab (about 50 minutes, fashion 10), the rewards "
-        "of a world (20, fashion 8) or the classifier of fashion's judge (3). All of fashion needs the Debian package "
-        "dataset-fashion-mnist.",
-    )
-    parser.add_argument("what", choices=(*TEACHERS, *OTHERS))
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    arguments = parser.parse_args(argv)
+@dataclass(frozen=True)
+class Options:
+    """What to build, and the folder to write to."""
+
+    what: TeacherName | OtherName
+    out: Path
+
+
+_app = typer.Typer(
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@_app.command(help=DESCRIPTION)
+def _collect(
+    what: Annotated[Literal[TeacherName, OtherName], typer.Argument(metavar="WHAT", help="the models to build")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to write to")],
+) -> Options:
+    return Options(what, out)
+
+
+def main(arguments: list[str]) -> int:
+    """Build what the command line names, print a line every hundred steps, and return the exit code."""
 
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     try:
-        if arguments.what in TEACHERS:
-            build_teacher(arguments.what, arguments.out, log)
-        else:
-            build_other(arguments.what, arguments.out, log)
+        options = _app(arguments, prog_name=PROGRAM, standalone_mode=False)
+    except TyperException as error:
+        message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+        log(f"{PROGRAM}: {message}; see {PROGRAM} --help")
+        return ConfigError.exit_code
+    if not isinstance(options, Options):  # --help
+        return 0
+    try:
+        build(options.what, options.out, log)
     except InputMissing as error:
-        log(f"dmdr lab build {arguments.what}: {error}")
-        return os.EX_NOINPUT
+        log(f"{PROGRAM} {options.what}: {error}")
+        return InputMissing.exit_code
     return 0
 
 
-def build_other(name: str, folder: Path, log: Log) -> None:
-    """One of OTHERS into `folder`."""
+def build(name: TeacherName | OtherName, folder: Path, log: Log) -> None:
+    """Build a teacher or the other models of this name into `folder`.
+
+    Raises:
+        InputMissing: Fashion-MNIST is not installed, and the models need it.
+    """
     from dmdr.lab import reward
     from dmdr.lab.fashion import reward as fashion_reward
     from dmdr.lab.fashion.classifier import build_classifier
 
-    if name == "rewards":
-        for each in reward.RECIPES:
-            reward.build_reward(each, folder, log)
-    elif name == "fashion-rewards":
-        for each in fashion_reward.RECIPES:
-            fashion_reward.build_fashion_reward(each, folder, log)
-    else:
-        build_classifier(folder, log)
+    match name:
+        case "rewards":
+            for recipe_name in reward.RECIPES:
+                reward.build_reward(recipe_name, folder, log)
+        case "fashion-rewards":
+            for recipe_name in fashion_reward.RECIPES:
+                fashion_reward.build_fashion_reward(recipe_name, folder, log)
+        case "fashion-judge":
+            build_classifier(folder, log)
+        case teacher:
+            build_teacher(teacher, folder, log)
 
 
-def build_teacher(name: str, folder: Path, log: Log) -> None:
-    """One of TEACHERS into `folder`, with its scores beside it."""
+def build_teacher(name: TeacherName, folder: Path, log: Log) -> None:
+    """Build a teacher into `folder`, and write its scores to scores.json there."""
     from dmdr.lab.checker_metric import LabChecker
     from dmdr.lab.denoising import build_denoising
     from dmdr.lab.fashion.judge_metric import FashionJudge
@@ -72,7 +107,7 @@ def build_teacher(name: str, folder: Path, log: Log) -> None:
     from dmdr.lab.scores import score_teacher
 
     {"flow": build_flow, "denoising": build_denoising, "fashion": build_fashion}[name](folder, log)
-    if name == "fashion":  # four images a prompt: it has few prompts
+    if name == "fashion":  # this world has few prompts, so each gets four images
         scores = score_teacher(folder, FashionJudge(), 4 * fashion_prompts("held-out"), guidance_scale=3.0)
     else:
         scores = score_teacher(folder, LabChecker(), lab_prompts("held-out"), guidance_scale=3.0)

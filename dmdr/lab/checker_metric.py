@@ -1,4 +1,4 @@
-"""The lab's exact checker as a metric: `strict` and `soft`, and a line of GenEval's results.jsonl for every image."""
+"""The metric lab-checker: the scores `strict` and `soft`, and a line of GenEval's results.jsonl for each image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dmdr.lab.world import SHAPES, SIZE
 
 
 class LabChecker:
-    """Judges the prompts that carry GenEval metadata of the lab's world."""
+    """Judges images of the prompts that have GenEval metadata of the world of shapes."""
 
     figures = ("strict", "soft")
     writes = "results"
@@ -23,10 +23,10 @@ class LabChecker:
         return "tag" in record and "include" in record
 
     def check_prompts(self, records: list[PromptRecord]) -> None:
-        """Refuse prompts it can say nothing about.
+        """Refuse prompts that it cannot judge.
 
         Raises:
-            ConfigError: no prompt has metadata, or some of it is not of this world.
+            ConfigError: no prompt has metadata, or some metadata names a class of another world.
         """
         judged = [record for record in records if self.judges(record)]
         if not judged:
@@ -37,21 +37,21 @@ class LabChecker:
         foreign = {need["class"] for record in judged for need in record["include"]}.difference(SHAPES)
         if foreign:
             raise ConfigError(
-                f"lab-checker knows {', '.join(SHAPES)}; the evaluation prompts ask for "
+                f"lab-checker knows {', '.join(SHAPES)}, but the evaluation prompts ask for "
                 f"{', '.join(sorted(foreign)[:5])}; evaluate on lab:held-out, or drop lab-checker"
             )
 
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
     ) -> tuple[dict[str, np.ndarray], list[GenEvalLine]]:
-        """Scores (B,) by figure and lines of images (B, 3, SIZE, SIZE) in [0, 1].
+        """The scores (B,) by name, and a line for each of the images (B, 3, SIZE, SIZE) in [0, 1].
 
         Raises:
             ConfigError: the images are not of the lab's size.
         """
         if images.shape[1:] != (3, SIZE, SIZE):
             raise ConfigError(
-                f"lab-checker judges {SIZE}x{SIZE} images; these are {images.shape[3]}x{images.shape[2]}; "
+                f"lab-checker judges {SIZE}x{SIZE} images, but these are {images.shape[3]}x{images.shape[2]}; "
                 "drop lab-checker from evaluate.metrics"
             )
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -60,13 +60,13 @@ class LabChecker:
             "strict": np.array([float(verdict.strict) for verdict in verdicts]),
             "soft": np.array([verdict.soft for verdict in verdicts]),
         }
-        return figures, [build_line(*pair) for pair in zip(records, verdicts, strict=True)]
+        return figures, [build_line(record, verdict) for record, verdict in zip(records, verdicts, strict=True)]
 
 
 def build_line(record: PromptRecord, verdict: Verdict) -> GenEvalLine:
-    """The line of an image; an object of no known shape is not on it."""
+    """The line of an image. It leaves out objects of no known shape."""
     boxes: dict[str, list[list[float]]] = {}
-    for seen in verdict.seen:
-        if seen.shape is not None:
-            boxes.setdefault(seen.shape, []).append([*seen.box, seen.overlap])
+    for each in verdict.objects:
+        if each.shape is not None:
+            boxes.setdefault(each.shape, []).append([*each.box, each.overlap])
     return GenEvalLine.build(record, verdict.reason, boxes)

@@ -1,9 +1,9 @@
-"""How the lab's denoising teacher was built: a complete, tiny StableDiffusionXLPipeline on the flow teacher's parts.
+"""Build the lab's denoising teacher: a complete, tiny StableDiffusionXLPipeline.
 
-1. Text encoders and autoencoder are the flow teacher's, so that the two families differ in the network alone. Their
-   contexts stand side by side as in SDXL, the pooled state is the second's.
-2. SDXL's pipeline knows no shift of the latents: the shift moves into the 1x1 convolutions around them.
-3. UNet2DConditionModel by noise prediction under SDXL's own schedule, at uniform timesteps (DDPM, Ho et al. 2020).
+1. The text encoders and the autoencoder are those of the flow teacher, so that the two model families differ only in
+   the network. As in SDXL, the contexts of the encoders are concatenated, and the second gives the pooled state.
+2. SDXL's pipeline does not support a shift of the latents. The 1x1 convolutions around the latents apply it instead.
+3. A UNet2DConditionModel learns to predict noise in SDXL's own schedule, at uniform timesteps (DDPM, Ho et al. 2020).
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ PARTS = "lab:flow"
 
 
 class DenoisingRecipe(TypedDict):
-    """The denoising teacher's recipe. parts: the teacher whose text encoders and autoencoder it has. renders: how many
-    images it learns from."""
+    """The recipe of the denoising teacher.
+
+    parts: the teacher that gives the text encoders and the autoencoder. renders: number of training images.
+    """
 
     seed: int
     parts: str
@@ -56,8 +58,11 @@ RECIPE: DenoisingRecipe = {
 
 
 def build_unet(context: int, pooled: int) -> UNet2DConditionModel:
-    """2.5 M parameters, two levels (8x8 and 4x4), attention on both. context, pooled: widths of the conditioning."""
-    size_width = 8  # of each of the six numbers of size conditioning
+    """An untrained UNet: 2.5 M parameters, two levels (8x8 and 4x4) with attention.
+
+    context, pooled: widths of the conditioning.
+    """
+    size_width = 8  # of the embedding of each of the six numbers of size conditioning
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=8,
@@ -78,12 +83,12 @@ def build_unet(context: int, pooled: int) -> UNet2DConditionModel:
 
 @torch.no_grad()
 def remove_shift(vae: AutoencoderKL) -> AutoencoderKL:
-    """The same autoencoder whose latents need a scaling factor only."""
+    """The same autoencoder, but its latents need only a scaling factor and no shift."""
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     moved = AutoencoderKL(**{**config, "use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None})
     channels, shift = config["latent_channels"], config["shift_factor"]
     before, after = torch.zeros(2 * channels), torch.full((channels,), shift)
-    before[:channels] = -shift  # of the means; the log variances stay
+    before[:channels] = -shift  # shifts the means, leaves the log variances
     moved.load_state_dict(
         {
             **vae.state_dict(),
@@ -97,14 +102,14 @@ def remove_shift(vae: AutoencoderKL) -> AutoencoderKL:
 
 
 def remove_projection(encoder: CLIPTextModelWithProjection) -> CLIPTextModel:
-    """The same encoder as the class that SDXL's first one has."""
+    """The same encoder, as the class that SDXL's first text encoder has."""
     plain = CLIPTextModel(encoder.config)
     plain.load_state_dict(encoder.text_model.state_dict())
     return plain.eval()
 
 
 def build_denoising(folder: Path, log: Log, recipe: DenoisingRecipe = RECIPE) -> None:
-    """Train the UNet from the recipe and save the pipeline as float16 safetensors under `folder`."""
+    """Train the UNet by the recipe and save the pipeline as float16 safetensors in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe["seed"])
     parts = load_teacher(find_teacher(recipe["parts"])).pipe
@@ -127,11 +132,11 @@ def build_denoising(folder: Path, log: Log, recipe: DenoisingRecipe = RECIPE) ->
     records, images = sample_renders("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
     x0 = encode_images(pipe.vae, images) * pipe.vae.config.scaling_factor
 
-    def levels(count: int) -> torch.Tensor:
+    def sample_levels(count: int) -> torch.Tensor:
         return torch.randint(1, 1001, (count,)) / 1000
 
     prompts = [record["prompt"] for record in records]
-    fit_network(SDXL(pipe), prompts, x0, recipe["unet"], log, levels=levels)
+    fit_network(SDXL(pipe), prompts, x0, recipe["unet"], log, sample_levels=sample_levels)
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("text_encoder*/config.json"):  # transformers would load float16, diffusers float32
         config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))

@@ -1,6 +1,6 @@
-"""What every lab teacher is trained by: a learning-rate schedule, and denoising on encoded images.
+"""Train the network of a lab teacher: a learning-rate schedule, and denoising on encoded images.
 
-Text and latents are encoded once: a step costs the network alone. Prompts are dropped one time in ten, for CFG.
+Prompts and images are encoded once, so that a step runs only the network. One prompt in ten is dropped, for CFG.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ Log = Callable[[str], None]
 
 
 class Schedule(TypedDict):
-    """How long a network learns and at which learning rates; as part of a recipe, it is written as JSON.
+    """The number of steps, the batch size and the learning rate; a part of a recipe, which is saved as JSON.
 
-    stop: the step after which training ends; without it, after all `steps`. warmup: in steps.
+    lr: the highest learning rate. stop: the number of steps after which training ends, if not after all `steps`.
+    warmup: in steps.
     """
 
     steps: int
@@ -33,8 +34,11 @@ class Schedule(TypedDict):
 
 
 class NetworkRecipe(Schedule):
-    """How a teacher's network is trained. ema: decay of the moving average. drop_prompt: how often CFG's empty prompt
-    replaces the prompt. dtype: "bfloat16" for autocast; without it, float32."""
+    """The recipe of a teacher's network.
+
+    clip: largest gradient norm. ema: decay of the moving average. drop_prompt: probability that CFG's empty prompt
+    replaces the prompt. dtype: "bfloat16" for autocast; without it, float32.
+    """
 
     betas: list[float]
     weight_decay: float
@@ -45,9 +49,10 @@ class NetworkRecipe(Schedule):
 
 
 def iterate_schedule(recipe: Schedule, count: int) -> Iterator[tuple[int, float, torch.Tensor]]:
-    """(step, learning rate, indices (batch,) into `count` images): a linear warm-up, then a cosine down to 0.
+    """For each step: (step, learning rate, indices (batch,) into `count` images).
 
-    `stop` ends it early: a teacher is imperfect on purpose, so that its student has something to gain.
+    The learning rate warms up linearly and follows a cosine down to 0. `stop` ends it early: a teacher is imperfect on
+    purpose, so that its student has something to gain.
     """
     for step in range(recipe.get("stop", recipe["steps"])):
         factor = min((step + 1) / recipe["warmup"], 0.5 * (1 + math.cos(math.pi * step / recipe["steps"])))
@@ -61,29 +66,29 @@ def fit_network(
     recipe: NetworkRecipe,
     log: Log,
     *,
-    levels: Callable[[int], torch.Tensor],
+    sample_levels: Callable[[int], torch.Tensor],
 ) -> None:
-    """Train the backbone's network in place; afterwards it holds its exponential moving average.
+    """Train the backbone's network in place. At the end it holds the exponential moving average of its weights.
 
-    prompts, x0_all (R, C, H, W): the images and what they show. levels: B -> noise levels t (B,).
+    prompts, x0_all (R, C, H, W): the captions and latents of the images. sample_levels: B -> noise levels t (B,).
     """
     captions = ["", *sorted(set(prompts))]
     items = [item for start in range(0, len(captions), 64) for item in backbone.encode(captions[start : start + 64])[0]]
-    number = {prompt: index for index, prompt in enumerate(captions)}
-    prompt_of = torch.tensor([number[prompt] for prompt in prompts])
+    item_index = {caption: index for index, caption in enumerate(captions)}
+    item_of = torch.tensor([item_index[prompt] for prompt in prompts])  # for each image; 0 is the empty prompt
 
     network, path = backbone.network.requires_grad_(True).train(), backbone.path
-    first, second = recipe["betas"]
+    beta1, beta2 = recipe["betas"]
     optimizer = torch.optim.AdamW(
-        network.parameters(), betas=(first, second), weight_decay=recipe["weight_decay"], fused=True
+        network.parameters(), betas=(beta1, beta2), weight_decay=recipe["weight_decay"], fused=True
     )
     ema = EMAModel(network.parameters(), decay=recipe["ema"], foreach=True)
     started = time.monotonic()
-    for step, rate, chosen in iterate_schedule(recipe, len(prompts)):
+    for step, rate, indices in iterate_schedule(recipe, len(prompts)):
         optimizer.param_groups[0]["lr"] = rate
-        kept = torch.rand(len(chosen)) >= recipe["drop_prompt"]
-        c = backbone.collate([items[index] for index in prompt_of[chosen] * kept])
-        t, x0 = levels(len(chosen)), x0_all[chosen]
+        kept = torch.rand(len(indices)) >= recipe["drop_prompt"]
+        c = backbone.collate([items[index] for index in item_of[indices] * kept])
+        t, x0 = sample_levels(len(indices)), x0_all[indices]
         noise = torch.randn_like(x0)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.get("dtype") == "bfloat16"):
             prediction = backbone.predict(network, path.renoise(x0, noise, t), t, c)
@@ -94,7 +99,7 @@ def fit_network(
         optimizer.step()
         ema.step(network.parameters())
         if step % 100 == 0:
-            pace = (time.monotonic() - started) / (step + 1)
-            log(f"network {step}/{recipe['steps']} loss {loss.item():.4f} {pace:.2f} s/step")
+            seconds = (time.monotonic() - started) / (step + 1)
+            log(f"network {step}/{recipe['steps']} loss {loss.item():.4f} {seconds:.2f} s/step")
     ema.copy_to(network.parameters())
     network.requires_grad_(False).eval()

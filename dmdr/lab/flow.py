@@ -1,9 +1,9 @@
-"""How the lab's flow teacher was built: a complete, tiny StableDiffusion3Pipeline, trained on renders of the world.
+"""Build the lab's flow teacher: a complete, tiny StableDiffusion3Pipeline, trained on renders of the world of shapes.
 
-1. Tokenizer and text encoders that already understand the captions, as Stable Diffusion 3's do (`captions.py`).
+1. A tokenizer and text encoders that already understand captions, as those of Stable Diffusion 3 do (`captions.py`).
 2. An AutoencoderKL (`autoencoder.py`).
-3. SD3Transformer2DModel by conditional flow matching on a fixed set of encoded renders of training prompts.
-4. A silent T5, because plain `from_pretrained` refuses a folder without one.
+3. An SD3Transformer2DModel, by conditional flow matching on a fixed set of encoded renders of training prompts.
+4. A T5 whose states are all zero, because plain `from_pretrained` refuses a folder without a T5.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from dmdr.backbones.sd3 import SD3
 from dmdr.backbones.zero_t5 import build_zero_t5
 from dmdr.lab.autoencoder import VaeRecipe, encode_images, train_vae
-from dmdr.lab.captions import Captions, TextRecipe, build_tokenizer, lab_captions, train_text_encoders
+from dmdr.lab.captions import Captions, TextRecipe, build_lab_captions, build_tokenizer, train_text_encoders
 from dmdr.lab.fitting import Log, NetworkRecipe, fit_network
 from dmdr.lab.renders import sample_renders
 
@@ -28,7 +28,7 @@ WIDTH = 96  # of the text states
 
 
 class TransformerRecipe(NetworkRecipe):
-    """How the transformer is trained: its width, and the logit-normal distribution of the noise levels."""
+    """The recipe of the transformer: also its width, and the logit-normal distribution of the noise levels."""
 
     width: int
     t_logit_mean: float
@@ -36,7 +36,7 @@ class TransformerRecipe(NetworkRecipe):
 
 
 class PipelineRecipe(TypedDict):
-    """How a pipeline of the flow family is trained. shift: of the scheduler's times."""
+    """The recipe of a pipeline of the flow family. shift: of the scheduler's times."""
 
     seed: int
     shift: float
@@ -46,7 +46,7 @@ class PipelineRecipe(TypedDict):
 
 
 class FlowRecipe(PipelineRecipe):
-    """The flow teacher's recipe. renders: how many images it learns from."""
+    """The recipe of the flow teacher. renders: number of training images."""
 
     renders: int
 
@@ -54,7 +54,8 @@ class FlowRecipe(PipelineRecipe):
 RECIPE: FlowRecipe = {
     "seed": 0,
     "renders": 65536,
-    "shift": 1.0,  # four steps at 1, 0.75, 0.5, 0.25: students scored 0.457 to 0.477, with 3 0.430 (398 prompts)
+    # Four steps are then at 1, 0.75, 0.5, 0.25. Students scored 0.457 to 0.477; with shift 3, 0.430 (398 prompts).
+    "shift": 1.0,
     "text": {"steps": 800, "batch": 128, "lr": 3e-3},
     "vae": {"steps": 3000, "batch": 32, "lr": 3e-3, "warmup": 100, "kl": 1e-5},
     "transformer": {
@@ -78,8 +79,10 @@ RECIPE: FlowRecipe = {
 
 @torch.no_grad()
 def build_transformer(width: int) -> SD3Transformer2DModel:
-    """2.3 M parameters at width 128; blocks and output start at zero (adaLN-Zero, Peebles & Xie 2023), not as in
-    diffusers."""
+    """An untrained transformer, 2.3 M parameters at width 128.
+
+    Unlike in diffusers, blocks and output start at zero (adaLN-Zero, Peebles & Xie 2023).
+    """
     network = SD3Transformer2DModel(
         sample_size=8,
         patch_size=1,
@@ -104,27 +107,30 @@ def build_transformer(width: int) -> SD3Transformer2DModel:
 def fit_transformer(
     pipe: StableDiffusion3Pipeline, prompts: list[str], images: torch.Tensor, recipe: TransformerRecipe, log: Log
 ) -> None:
-    """Flow matching with logit-normal levels; images (R, 3, 32, 32) uint8."""
+    """Train the transformer by flow matching with logit-normal levels, on images (R, 3, 32, 32) uint8."""
     config = pipe.vae.config
     x0 = (encode_images(pipe.vae, images) - config.shift_factor) * config.scaling_factor
 
-    def levels(count: int) -> torch.Tensor:
+    def sample_levels(count: int) -> torch.Tensor:
         return torch.sigmoid(torch.randn(count) * recipe["t_logit_std"] + recipe["t_logit_mean"])
 
-    fit_network(SD3(pipe), prompts, x0, recipe, log, levels=levels)
+    fit_network(SD3(pipe), prompts, x0, recipe, log, sample_levels=sample_levels)
 
 
 def build_flow(folder: Path, log: Log, recipe: FlowRecipe = RECIPE) -> None:
-    """Train everything from the recipe and save the pipeline as float16 safetensors under `folder`."""
+    """Train all parts by the recipe and save the pipeline as float16 safetensors in `folder`."""
     log(f"drawing {recipe['renders']} renders")
     records, images = sample_renders("train", recipe["renders"], np.random.default_rng(recipe["seed"]))
-    build_pipeline(folder, [record["prompt"] for record in records], images, lab_captions(), recipe, log)
+    build_pipeline(folder, [record["prompt"] for record in records], images, build_lab_captions(), recipe, log)
 
 
 def build_pipeline(
     folder: Path, prompts: list[str], images: torch.Tensor, captions: Captions, recipe: PipelineRecipe, log: Log
 ) -> None:
-    """Train on images (R, 3, 32, 32) uint8 and what each shows, in a world of these captions; save under `folder`."""
+    """Train all parts of a pipeline and save it in `folder`.
+
+    prompts, images (R, 3, 32, 32) uint8: the training images and their prompts. captions: those of their world.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe["seed"])
     tokenizer = build_tokenizer(folder / "tokenizer", captions.records)
@@ -137,7 +143,7 @@ def build_pipeline(
         tokenizer=tokenizer,
         text_encoder_2=encoders[1],
         tokenizer_2=copy.deepcopy(tokenizer),
-        text_encoder_3=None,  # type: ignore[arg-type]  # optional, as its loader has it
+        text_encoder_3=None,  # type: ignore[arg-type]  # None is allowed, as its loader says
         tokenizer_3=None,
     )
     fit_transformer(pipe, prompts, images, recipe["transformer"], log)

@@ -1,4 +1,4 @@
-"""A line of GenEval's results file: how GenEval and the lab's judges say whether an image is correct."""
+"""A line of GenEval's results file. GenEval and the lab's judges use it to report whether an image is correct."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dmdr.config.prompt_record import PromptRecord
 
 @dataclass(frozen=True)
 class GenEvalLine:
-    """What GenEval's evaluate_images.py writes for an image, but for the file name; summary_scores.py reads it.
+    """What GenEval's evaluate_images.py writes for an image, without the file name. summary_scores.py reads it.
 
-    tag: the task. reason: why the image is not correct, empty if it is. metadata: the prompt record, as JSON. details:
-    class -> its objects as [x1, y1, x2, y2, score], as JSON.
+    tag: the task. reason: why the image is not correct, empty if it is correct. metadata: the prompt record as JSON.
+    details: class -> its objects as [x1, y1, x2, y2, score], as JSON.
     """
 
     tag: str
@@ -26,7 +26,7 @@ class GenEvalLine:
 
     @classmethod
     def build(cls, record: PromptRecord, reason: str, objects: Mapping[str, Sequence[Sequence[float]]]) -> GenEvalLine:
-        """The line of an image of this prompt. reason and objects: as `reason` and `details` above."""
+        """The line of an image of this prompt. reason, objects: the fields `reason` and `details`."""
         return cls(
             tag=record["tag"],
             prompt=record["prompt"],
@@ -37,9 +37,9 @@ class GenEvalLine:
         )
 
     def mark_broken(self) -> GenEvalLine:
-        """The line of an image that has values which are no numbers."""
+        """The same line for an image with NaN or infinite values: not correct, no objects."""
         return replace(self, correct=False, reason="the image is not a number", details="{}")
 
     def to_json(self) -> dict[str, object]:
-        """As the results file has it."""
+        """The line as a JSON object of the results file."""
         return asdict(self)

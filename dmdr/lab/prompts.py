@@ -1,7 +1,7 @@
-"""The lab's prompts: every caption of the world in ten phrasings, split into a training list and 1,200 held-out ones.
+"""The prompts of the world of shapes: all captions in ten phrasings, split into training and 1,200 held-out prompts.
 
-The two lists share no prompt. Four colour-shape pairs are held out entirely: no training prompt names them together,
-so that a good score on them is not a memorised caption (as geneval_unseen_objects does for objects).
+The two lists share no prompt. No training prompt names any of four pairs of colour and shape, so that a good score on
+them does not come from a memorised caption (geneval_unseen_objects does the same for objects).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEMPLATES = (
 )
 HELD_OUT_PAIRS = frozenset({("red", "cross"), ("green", "triangle"), ("blue", "square"), ("purple", "circle")})
 HELD_OUT = {"single_object": 20, "two_object": 60, "counting": 260, "colors": 140, "position": 360, "color_attr": 360}
-TRAIN_LIMIT = 1500  # prompts a tag in the training list
+TRAIN_LIMIT = 1500  # largest number of training prompts with the same tag
 
 
 def build_need(shape: str, color: str | None = None, count: int = 1) -> Need:
@@ -37,7 +37,7 @@ def build_need(shape: str, color: str | None = None, count: int = 1) -> Need:
 
 
 def iterate_needs(tag: str) -> Iterator[list[Need]]:
-    """What the captions of a tag ask for, in a fixed order."""
+    """What the captions of a tag ask for: one list of clauses for each caption, in a fixed order."""
     pairs = list(itertools.permutations(SHAPES, 2))
     colors = (None, *COLORS)
     if tag == "single_object":
@@ -58,8 +58,8 @@ def iterate_needs(tag: str) -> Iterator[list[Need]]:
             yield [build_need(a, c), build_need(b, d)]
 
 
-def iterate_contents(tag: str) -> Iterator[Metadata]:
-    """All the metadata of a tag, in a fixed order. Where things are to be counted, one more is too many."""
+def iterate_metadata(tag: str) -> Iterator[Metadata]:
+    """All metadata of a tag, in a fixed order. In counting, one object more is too many."""
     for needs in iterate_needs(tag):
         if tag == "counting":
             (need,) = needs
@@ -68,41 +68,41 @@ def iterate_contents(tag: str) -> Iterator[Metadata]:
             yield {"tag": tag, "include": needs}
 
 
-def unseen_pairs(metadata: Metadata) -> set[tuple[str, str]]:
-    """The held-out colour-shape pairs that it names."""
+def find_held_out_pairs(metadata: Metadata) -> set[tuple[str, str]]:
+    """The held-out pairs of colour and shape that the metadata names."""
     named = {(need["color"], need["class"]) for need in metadata["include"] if "color" in need}
     return named & HELD_OUT_PAIRS
 
 
 def build_record(metadata: Metadata, template: str) -> PromptRecord:
-    """One prompt: {prompt, tag, include, exclude?, unseen}."""
-    return {"prompt": template.format(caption(metadata)), **metadata, "unseen": bool(unseen_pairs(metadata))}
+    """The record of a prompt: {prompt, tag, include, exclude?, unseen}. unseen: whether it names a held-out pair."""
+    return {"prompt": template.format(caption(metadata)), **metadata, "unseen": bool(find_held_out_pairs(metadata))}
 
 
 @cache
 def split_prompts() -> dict[str, tuple[PromptRecord, ...]]:
-    """{"train": ..., "held-out": ...}: GenEval records, a pure function of this file."""
+    """{"train": ..., "held-out": ...}: the records of both lists, which depend on nothing but this file."""
     rng = random.Random("dmdr lab prompts, first edition")
     lists: dict[str, list[PromptRecord]] = {"train": [], "held-out": []}
-    for tag, wanted in HELD_OUT.items():
-        everything = [build_record(m, t) for m in iterate_contents(tag) for t in TEMPLATES]
-        rng.shuffle(everything)
-        never_seen = [r for r in everything if r["unseen"]]
-        others = [r for r in everything if not r["unseen"]]
-        quota = min(len(never_seen), wanted // 4)  # a quarter of the held-out prompts name a held-out pair
-        lists["held-out"] += never_seen[:quota] + others[: wanted - quota]
-        lists["train"] += others[wanted - quota :][:TRAIN_LIMIT]
+    for tag, count in HELD_OUT.items():
+        candidates = [build_record(m, t) for m in iterate_metadata(tag) for t in TEMPLATES]
+        rng.shuffle(candidates)
+        unseen = [record for record in candidates if record["unseen"]]
+        seen = [record for record in candidates if not record["unseen"]]
+        quota = min(len(unseen), count // 4)  # at most a quarter of the held-out prompts name a held-out pair
+        lists["held-out"] += unseen[:quota] + seen[: count - quota]
+        lists["train"] += seen[count - quota :][:TRAIN_LIMIT]
     for records in lists.values():
         rng.shuffle(records)
     return {name: tuple(records) for name, records in lists.items()}
 
 
 def lab_prompts(name: str) -> tuple[PromptRecord, ...]:
-    """The list called "train" or "held-out".
+    """The list named "train" or "held-out".
 
     Raises:
         ValueError: there is no such list.
     """
     if name not in split_prompts():
-        raise ValueError(f"the lab has no prompt list {name!r}; it has lab:train and lab:held-out")
+        raise ValueError(f"there is no prompt list lab:{name}; use lab:train or lab:held-out")
     return split_prompts()[name]

@@ -1,4 +1,4 @@
-"""Captioned renders: records drawn evenly over GenEval's tasks, each with an image of what it asks for."""
+"""Renders with captions: random records of all GenEval tasks, each with an image of what it asks for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dmdr.lab.world import render_images
 
 
 def sample_renders(split: str, count: int, rng: np.random.Generator) -> tuple[list[PromptRecord], torch.Tensor]:
-    """Records drawn evenly over the tags, and their renders (count, 3, 32, 32) uint8."""
+    """Random records, each tag equally often, and their renders (count, 3, 32, 32) uint8."""
     by_tag: dict[str, list[PromptRecord]] = {}
     for record in lab_prompts(split):
         by_tag.setdefault(record["tag"], []).append(record)

@@ -1,4 +1,4 @@
-"""How good a lab teacher is: its world's judge on held-out prompts, with CFG at 25 steps, without, and naively at 4."""
+"""Score a lab teacher with the judge of its world, on held-out prompts: with CFG, without CFG, and in 4 steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 100
 
 
 class Judge(Protocol):
-    """What says how good an image is: the lab's own metrics."""
+    """A metric of the lab that judges images."""
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -27,14 +27,14 @@ class Judge(Protocol):
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
     ) -> tuple[dict[str, np.ndarray], Sequence[object]]:
-        """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and a line of results for each image."""
+        """The scores (B,) by name of images (B, 3, H, W) in [0, 1], and a line of results for each image."""
 
 
 def measure(
     backbone: Backbone, judge: Judge, records: Sequence[PromptRecord], steps: int, guidance_scale: float
 ) -> dict[str, float]:
-    """Mean of each of the judge's figures over one image a record."""
-    found: dict[str, list[np.ndarray]] = {figure: [] for figure in judge.figures}
+    """Sample one image for each record, and average each of the judge's scores over the images."""
+    scores_of: dict[str, list[np.ndarray]] = {figure: [] for figure in judge.figures}
     empty = backbone.collate(backbone.encode([""])[0])
     for start in range(0, len(records), BATCH):
         part = list(records[start : start + BATCH])
@@ -45,8 +45,8 @@ def measure(
         with torch.no_grad():
             images = backbone.decode(x0)
         for figure, scores in judge(images, part)[0].items():
-            found[figure].append(scores)
-    means = {figure: float(np.concatenate(scores).mean()) for figure, scores in found.items()}
+            scores_of[figure].append(scores)
+    means = {figure: float(np.concatenate(scores).mean()) for figure, scores in scores_of.items()}
     prompts = len({record["prompt"] for record in records})
     return {"steps": steps, "guidance_scale": guidance_scale, "prompts": prompts, "images": len(records), **means}
 
@@ -54,7 +54,7 @@ def measure(
 def score_teacher(
     folder: Path, judge: Judge, records: Sequence[PromptRecord], *, guidance_scale: float
 ) -> dict[str, dict[str, float]]:
-    """What the recipe's record says of a teacher folder."""
+    """Score the teacher in `folder`, as scores.json records it: with CFG and without at 25 steps, and without at 4."""
     backbone = load_teacher(folder)
     return {
         "teacher": measure(backbone, judge, records, 25, guidance_scale),

@@ -1,7 +1,7 @@
-"""The lab's world: coloured shapes on a grey 32x32 canvas, captioned in GenEval's six tasks, rendered without limit.
+"""The world of shapes: coloured shapes on a grey 32x32 canvas, with captions of GenEval's six tasks.
 
-A `Thing` is one shape; a scene is a list of them; `metadata` is GenEval's own record of what a caption asks for
-(tag, include, exclude), so that its official summary script can read our results.
+A `Thing` is one shape, and a scene is a list of things. `metadata` is GenEval's own description of what a caption asks
+for (tag, include, exclude), so that GenEval's official summary script can read our results.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = {2: "two", 3: "three", 4: "four"}
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 RADIUS = (3.9, 6.0)  # pixels
-GAP = 1.5  # least distance between two things, pixels: what touches cannot be counted
-TRIES = 20  # to find room for one thing before the scene is begun anew
-SUBSAMPLES = 4  # antialiasing: 4x4 samples a pixel
+GAP = 1.5  # pixels, the least distance between two things: things that touch cannot be counted
+TRIES = 20  # to place one thing before the scene starts again
+SUBSAMPLES = 4  # antialiasing: 4x4 samples in each pixel
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape at (x, y) in pixels from the top left corner; radius in pixels."""
+    """One shape. x, y: its centre, in pixels from the top left corner. radius: in pixels."""
 
     shape: str
     color: str
@@ -48,8 +48,14 @@ class Thing:
     radius: float = 5.0
 
 
-def inside(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """Which offsets (dx, dy) from its centre a shape covers. All four are about as large as a circle of that radius."""
+def covers(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
+    """Whether a shape covers the points at offsets (dx, dy) from its centre.
+
+    All four shapes have about the area of a circle of this radius.
+
+    Raises:
+        ValueError: there is no such shape.
+    """
     if shape == "circle":
         return dx * dx + dy * dy <= radius * radius
     if shape == "square":
@@ -61,18 +67,18 @@ def inside(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndar
     if shape == "cross":
         long, short = 1.2 * radius, 0.42 * radius
         return ((abs(dx) <= long) & (abs(dy) <= short)) | ((abs(dx) <= short) & (abs(dy) <= long))
-    raise ValueError(f"unknown shape {shape!r}; the lab has {', '.join(SHAPES)}")
+    raise ValueError(f"unknown shape {shape!r}; use one of {', '.join(SHAPES)}")
 
 
 def compute_coverage(shape: str, x: float, y: float, radius: float) -> np.ndarray:
-    """Antialiased mask, (SIZE, SIZE) in [0, 1]."""
-    at = (np.arange(SIZE * SUBSAMPLES) + 0.5) / SUBSAMPLES
-    mask = inside(shape, at[None, :] - x, at[:, None] - y, radius)
+    """The antialiased mask of a shape, (SIZE, SIZE) in [0, 1]."""
+    samples = (np.arange(SIZE * SUBSAMPLES) + 0.5) / SUBSAMPLES
+    mask = covers(shape, samples[None, :] - x, samples[:, None] - y, radius)
     return mask.reshape(SIZE, SUBSAMPLES, SIZE, SUBSAMPLES).mean(axis=(1, 3))
 
 
 def render(scene: list[Thing]) -> np.ndarray:
-    """(SIZE, SIZE, 3) uint8."""
+    """Draw a scene: (SIZE, SIZE, 3) uint8. Later things cover earlier ones."""
     image = np.broadcast_to(np.array(BACKGROUND, np.float64), (SIZE, SIZE, 3))
     for thing in scene:
         alpha = compute_coverage(thing.shape, thing.x, thing.y, thing.radius)[..., None]
@@ -80,8 +86,8 @@ def render(scene: list[Thing]) -> np.ndarray:
     return image.round().astype(np.uint8)
 
 
-def extent(thing: Thing) -> Box:
-    """Bounding box (x0, y0, x1, y1) in pixels."""
+def bounding_box(thing: Thing) -> Box:
+    """(x0, y0, x1, y1) in pixels."""
     left, up, down = {
         "circle": (1, 1, 1),
         "square": (0.886,) * 3,
@@ -93,10 +99,10 @@ def extent(thing: Thing) -> Box:
 
 
 def relative_position(box: Box, other: Box) -> set[str]:
-    """GenEval's rule: where `box` is as seen from `other`; a diagonal neighbour can be two things at once.
+    """The relations of `box` to `other` by GenEval's rule. A diagonal neighbour can have two.
 
-    Centre offset, less 0.1 of the summed sizes towards zero, divided by its length; a component above 0.5 counts
-    (djghosh13/geneval, evaluate_images.py).
+    The offset between the centres is moved towards zero by 0.1 of the summed sizes, then divided by its length. A
+    component above 0.5 counts as a relation (djghosh13/geneval, evaluate_images.py).
     """
     center = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     center_other = np.array([(other[0] + other[2]) / 2, (other[1] + other[3]) / 2])
@@ -106,14 +112,15 @@ def relative_position(box: Box, other: Box) -> set[str]:
     if not offset.any():
         return set()
     dx, dy = offset / np.linalg.norm(offset)
-    found = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {name for name, holds in found.items() if holds}
+    holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {relation for relation, is_true in holds.items() if is_true}
 
 
 def place_things(rng: np.random.Generator, kinds: list[tuple[str, str]], relation: str | None = None) -> list[Thing]:
-    """A scene of the (shape, color) kinds, apart from each other and inside the canvas, by rejection.
+    """Draw a random scene by rejection. kinds: (shape, color) of each thing.
 
-    With `relation`, the first thing stands so to the second by GenEval's rule, and in no other relation to it.
+    The things lie inside the canvas and do not touch. With `relation`, the first thing has this relation to the second
+    by GenEval's rule, and no other.
     """
     while True:
         scene: list[Thing] = []
@@ -121,26 +128,26 @@ def place_things(rng: np.random.Generator, kinds: list[tuple[str, str]], relatio
             for _ in range(TRIES):
                 x, y = rng.uniform(5, SIZE - 5, size=2)
                 thing = Thing(shape, color, x, y, rng.uniform(*RADIUS))
-                x0, y0, x1, y1 = extent(thing)
+                x0, y0, x1, y1 = bounding_box(thing)
                 fits = x0 >= 0.5 and y0 >= 0.5 and x1 <= SIZE - 0.5 and y1 <= SIZE - 0.5
-                if fits and not any(overlap(thing, other) for other in scene):
+                if fits and not any(are_too_close(thing, other) for other in scene):
                     scene.append(thing)
                     break
         if len(scene) < len(kinds):
             continue
-        if relation is None or relative_position(extent(scene[0]), extent(scene[1])) == {relation}:
+        if relation is None or relative_position(bounding_box(scene[0]), bounding_box(scene[1])) == {relation}:
             return scene
 
 
-def overlap(a: Thing, b: Thing) -> bool:
-    """Whether two bounding boxes come closer than GAP."""
-    ax0, ay0, ax1, ay1 = extent(a)
-    bx0, by0, bx1, by1 = extent(b)
+def are_too_close(a: Thing, b: Thing) -> bool:
+    """Whether the bounding boxes are closer than GAP."""
+    ax0, ay0, ax1, ay1 = bounding_box(a)
+    bx0, by0, bx1, by1 = bounding_box(b)
     return ax0 - GAP < bx1 and bx0 - GAP < ax1 and ay0 - GAP < by1 and by0 - GAP < ay1
 
 
 def sample_scene(metadata: Metadata, rng: np.random.Generator) -> list[Thing]:
-    """A random scene that satisfies GenEval metadata; what it leaves open (colour, size, place) is drawn."""
+    """Draw a random scene that satisfies the metadata. What it leaves open (colour, size, position) is random."""
     kinds, relation = [], None
     for need in metadata["include"]:
         color = need.get("color") or str(rng.choice(list(COLORS)))
@@ -155,16 +162,17 @@ def sample_scene(metadata: Metadata, rng: np.random.Generator) -> list[Thing]:
 
 
 def render_images(metadata: Sequence[Metadata], rng: np.random.Generator) -> np.ndarray:
-    """One render for each caption: (B, SIZE, SIZE, 3) uint8."""
+    """Draw and render a random scene for each metadata: (B, SIZE, SIZE, 3) uint8."""
     return np.stack([render(sample_scene(each, rng)) for each in metadata])
 
 
 def article(word: str) -> str:
+    """The indefinite article of a word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
 def phrase(need: Need) -> str:
-    """ "a red circle", "three circles"."""
+    """The words for one clause, for example "a red circle" or "three circles"."""
     color = need.get("color", "")
     if need["count"] > 1:
         return " ".join(filter(None, (COUNTS[need["count"]], color, PLURALS[need["class"]])))
@@ -173,7 +181,7 @@ def phrase(need: Need) -> str:
 
 
 def caption(metadata: Metadata) -> str:
-    """The plain caption of GenEval metadata, without a template around it."""
+    """The caption of GenEval metadata, without a template."""
     needs = metadata["include"]
     if len(needs) == 1:
         return phrase(needs[0])
@@ -183,6 +191,6 @@ def caption(metadata: Metadata) -> str:
 
 
 def jitter(thing: Thing, rng: np.random.Generator, amount: float) -> Thing:
-    """The same thing, moved and scaled a little: what a good but imprecise drawing of it looks like."""
+    """Move and scale a thing a little, as in a good but imprecise drawing. amount: pixels, the standard deviation."""
     dx, dy = rng.normal(0, amount, size=2)
     return replace(thing, x=thing.x + dx, y=thing.y + dy, radius=thing.radius * math.exp(rng.normal(0, amount / 10)))

@@ -71,6 +71,9 @@ def sealed(store: Path, stage: str, tmp_path: Path) -> Artifact:
         (["tables", "t.yaml", "--seeds", "0", "one"], "'one'"),
         (["teachers", "publish", "lab:flow", "--as", "flow"], "--to"),
         (["lab", "bulid"], "dmdr lab build"),
+        (["lab", "build", "flow"], "--out"),
+        (["lab", "build", "flwo", "--out", "x"], "'flwo' is not one of 'flow'"),
+        (["lab", "build", "flow", "--uot", "x"], "--uot"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exits_with_64(

@@ -1,1 +1,1 @@
-"""A second world of the lab: tinted Fashion-MNIST garments."""
+"""The second world of the lab: tinted garments from Fashion-MNIST."""

@@ -1,6 +1,6 @@
-"""What garment a grey picture shows: a small CNN, and how it was trained, on Fashion-MNIST's train split alone.
+"""A small CNN that classifies grey garments, and its training on the train split of Fashion-MNIST.
 
-It is a part of the judge. No teacher, no reward and no student ever meets it.
+It is a part of the judge. It is never used to train a teacher, a reward or a student.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dmdr.lab.fashion.world import CLASSES
 from dmdr.lab.fitting import Log
 
 FOLDER = Path(__file__).parent
-NAME = "classifier"  # of its files: NAME.safetensors (float16) and NAME.json (recipe, accuracy)
+NAME = "classifier"  # its files are NAME.safetensors (float16) and NAME.json (recipe, accuracy)
 
 
 class ClassifierRecipe(TypedDict):
-    """How the classifier is trained. smoothing: of the labels. noise: the largest standard deviation of pixel noise."""
+    """The recipe of the classifier. smoothing: of the labels. noise: largest standard deviation of the pixel noise."""
 
     seed: int
     epochs: int
@@ -61,7 +61,7 @@ class Classifier(nn.Module):
 
 
 def load_classifier(folder: Path = FOLDER) -> Classifier:
-    """The shipped classifier, frozen, in float32."""
+    """Load a classifier, frozen, in float32; by default the one that comes with DMDR."""
     classifier = Classifier()
     state = load_file(folder / f"{NAME}.safetensors")
     classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -69,25 +69,26 @@ def load_classifier(folder: Path = FOLDER) -> Classifier:
 
 
 def build_classifier(folder: Path, log: Log, recipe: ClassifierRecipe = RECIPE) -> None:
-    """Train from the recipe; saves NAME.safetensors and NAME.json with the accuracy on the 10,000 test images.
+    """Train by the recipe, and save NAME.safetensors and NAME.json, with the accuracy on the 10,000 test images.
 
-    Generated garments are smoother or rougher than real ones: half of the images are blurred, all get some noise.
+    Generated garments are smoother or rougher than real ones. So half of the images are blurred, and all get noise.
 
     Raises:
         InputMissing: Fashion-MNIST is not installed.
     """
     torch.manual_seed(recipe["seed"])
-    (images, labels), classifier = map(torch.from_numpy, read_garments("train")), Classifier()
+    images, labels = map(torch.from_numpy, read_garments("train"))
+    classifier = Classifier()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])
     steps = recipe["epochs"] * (len(images) // recipe["batch"])
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], steps, pct_start=0.2)
     order = torch.cat([torch.randperm(len(images)) for _ in range(recipe["epochs"])])
-    for step, chosen in enumerate(order.split(recipe["batch"])[:steps]):
-        batch = images[chosen, None].float() / 255
+    for step, indices in enumerate(order.split(recipe["batch"])[:steps]):
+        batch = images[indices, None].float() / 255
         blurred = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1)), 3, 1)
         batch = torch.lerp(batch, blurred, (2 * torch.rand(len(batch), 1, 1, 1) - 1).clamp(min=0))
         batch = batch + torch.randn_like(batch) * recipe["noise"] * torch.rand(len(batch), 1, 1, 1)
-        loss = F.cross_entropy(classifier(batch), labels[chosen].long(), label_smoothing=recipe["smoothing"])
+        loss = F.cross_entropy(classifier(batch), labels[indices].long(), label_smoothing=recipe["smoothing"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -97,14 +98,14 @@ def build_classifier(folder: Path, log: Log, recipe: ClassifierRecipe = RECIPE) 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in classifier.state_dict().items()}
     save_file({key: value.contiguous() for key, value in weights.items()}, folder / f"{NAME}.safetensors")
-    card = {"recipe": recipe, "test_accuracy": measure_accuracy(load_classifier(folder))}
-    (folder / f"{NAME}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    log(f"{NAME}: {card['test_accuracy']:.4f} of the test images right")
+    report = {"recipe": recipe, "test_accuracy": measure_accuracy(load_classifier(folder))}
+    (folder / f"{NAME}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    log(f"{NAME}: {report['test_accuracy']:.4f} of the test images are classified correctly")
 
 
 @torch.no_grad()
 def measure_accuracy(classifier: Classifier) -> float:
-    """Share of Fashion-MNIST's test images named right."""
+    """The share of Fashion-MNIST's test images that are classified correctly."""
     images, labels = map(torch.from_numpy, read_garments("test"))
-    named = torch.cat([classifier(part[:, None].float() / 255).argmax(1) for part in images.split(500)])
-    return float((named == labels).float().mean())
+    predicted = torch.cat([classifier(part[:, None].float() / 255).argmax(1) for part in images.split(500)])
+    return float((predicted == labels).float().mean())

@@ -1,6 +1,6 @@
-"""Fashion-MNIST as Debian packages it: 70,000 grey photographs of garments, 28x28 (Xiao et al. 2017; licence: Expat).
+"""Read Fashion-MNIST from its Debian package: 70,000 grey photos of garments, 28x28 (Xiao et al. 2017; licence: Expat).
 
-The package is needed to build the teacher, the rewards and the judge's classifier anew, never to run them.
+The package is needed to build the teacher, the rewards and the judge's classifier again, but not to use them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from dmdr.errors import DataError, InputMissing
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FILES = {"train": "train", "test": "t10k"}
-IMAGES, LABELS = 3, 1  # dimensions of the two kinds of file
-PAD = 2  # pixels on each side: 28 -> 32
+IMAGES, LABELS = 3, 1  # number of dimensions in the two kinds of file
+PAD = 2  # pixels added on each side: 28 -> 32
 
 
 def read_garments(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 32, 32) uint8, 0 where there is no garment, and classes (N,) uint8 of "train" or "test".
+    """Images (N, 32, 32) uint8, 0 where there is no garment, and classes (N,) uint8.
+
+    split: "train" or "test".
 
     Raises:
         InputMissing: the Debian package is not installed.
@@ -32,11 +34,11 @@ def read_garments(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """A gzipped idx file of unsigned bytes: 0, 0, 8, the number of dimensions, their sizes big-endian, the values.
+    """Read a gzipped idx file of unsigned bytes: 0, 0, 8, the number of dimensions, their big-endian sizes, the values.
 
     Raises:
-        InputMissing: no such file.
-        DataError: it is cut short, or something else.
+        InputMissing: there is no such file.
+        DataError: the file is cut short, or is not such an idx file.
     """
     if not path.is_file():
         raise InputMissing(f"Fashion-MNIST file {path} does not exist; apt-get install dataset-fashion-mnist")
@@ -44,8 +46,10 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:
-        raise DataError(f"{path} is not whole gzip: {error}; install dataset-fashion-mnist again") from error
+        raise DataError(f"{path} is not a complete gzip file: {error}; install dataset-fashion-mnist again") from error
     shape = tuple(int(size) for size in np.frombuffer(raw[4 : min(start, len(raw) // 4 * 4)], ">u4"))
     if raw[:4] != bytes((0, 0, 8, dimensions)) or len(raw) != start + math.prod(shape):
-        raise DataError(f"{path} is not an idx file of bytes in {dimensions} dimensions; install the package again")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()  # writable, as torch wants it
+        raise DataError(f"{path} is not an idx file of {dimensions} dimensions; install dataset-fashion-mnist again")
+    return (
+        np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+    )  # a copy, because torch needs writable memory

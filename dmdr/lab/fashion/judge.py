@@ -1,4 +1,4 @@
-"""The judge of tinted garments: the colour in closed form, the class by the classifier. Nothing is trained on it."""
+"""Judge images of tinted garments: the colour by a formula, the class by the classifier. Nothing is trained on it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from dmdr.config.prompt_record import PromptRecord
 from dmdr.lab.fashion.classifier import Classifier
 from dmdr.lab.fashion.world import CLASSES, untint
 
-FAINT = 0.15  # brightness of a garment below which a pixel is background, for the box
+FAINT = 0.15  # pixels of a garment that are darker than this do not count for its bounding box
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was asked and what is seen. color: None for a motley image; name: None for a blank one.
+    """What an image should show and what it shows.
 
-    box: (x0, y0, x1, y1) in pixels; certainty: the classifier's, of the class it sees.
+    color: None if the image has several colours or none. name: the class, None if the image is blank. box: (x0, y0, x1,
+    y1) in pixels. certainty: the probability that the classifier gives to the class.
     """
 
-    asked_color: str
-    asked_name: str
+    expected_color: str
+    expected_name: str
     color: str | None
     name: str | None
     box: tuple[float, float, float, float]
@@ -31,36 +32,36 @@ class Verdict:
 
     @property
     def color_right(self) -> bool:
-        return self.color == self.asked_color
+        return self.color == self.expected_color
 
     @property
     def name_right(self) -> bool:
-        return self.name == self.asked_name
+        return self.name == self.expected_name
 
     @property
     def reason(self) -> str:
-        """GenEval's: empty when all is right, else the first thing that is wrong."""
+        """The first thing that is wrong, in GenEval's words; empty if all is right."""
         if not self.name_right:
-            return f"expected {self.asked_name}>=1, found {self.name or 'nothing'}"
+            return f"expected {self.expected_name}>=1, found {self.name or 'nothing'}"
         if not self.color_right:
-            return f"expected {self.asked_color} {self.asked_name}>=1, found {self.color or 'several colours'}"
+            return f"expected {self.expected_color} {self.expected_name}>=1, found {self.color or 'several colours'}"
         return ""
 
 
 @torch.no_grad()
 def judge_images(classifier: Classifier, records: Sequence[PromptRecord], images: np.ndarray) -> list[Verdict]:
-    """One for each image (B, SIZE, SIZE, 3) uint8."""
-    found = [untint(image) for image in images]
-    garments = torch.from_numpy(np.stack([each.garment for each in found])).float()
-    chances = classifier(garments[:, None]).softmax(1)
-    result = []
-    for record, seen, chance in zip(records, found, chances, strict=True):
+    """The verdict on each of the images (B, SIZE, SIZE, 3) uint8."""
+    untinted = [untint(image) for image in images]
+    garments = torch.from_numpy(np.stack([each.garment for each in untinted])).float()
+    probabilities = classifier(garments[:, None]).softmax(1)
+    verdicts = []
+    for record, content, probability in zip(records, untinted, probabilities, strict=True):
         (need,) = record["include"]
-        rows, columns = np.nonzero(seen.garment >= FAINT)
-        blank = seen.share == 0 or not len(rows)
+        rows, columns = np.nonzero(content.garment >= FAINT)
+        blank = content.share == 0 or not len(rows)
         box = (0.0, 0.0, 0.0, 0.0)
         if not blank:
             box = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
-        name = None if blank else CLASSES[int(chance.argmax())]
-        result.append(Verdict(need["color"], need["class"], seen.color, name, box, float(chance.max())))
-    return result
+        name = None if blank else CLASSES[int(probability.argmax())]
+        verdicts.append(Verdict(need["color"], need["class"], content.color, name, box, float(probability.max())))
+    return verdicts

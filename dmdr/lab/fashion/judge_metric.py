@@ -1,4 +1,4 @@
-"""The judge of tinted garments as a metric: `strict`, `color` and `class`, and GenEval's results.jsonl lines."""
+"""The metric fashion-judge: the scores `strict`, `color` and `class`, and lines of GenEval's results.jsonl."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from dmdr.lab.world import COLORS, SIZE
 
 
 class FashionJudge:
-    """Judges the prompts that carry GenEval metadata of the world of garments. strict: colour and class are right."""
+    """Judges images of the prompts that have GenEval metadata of the world of garments.
+
+    strict: whether colour and class are both right.
+    """
 
     figures = ("strict", "color", "class")
     writes = "results"
@@ -28,10 +31,10 @@ class FashionJudge:
         return "tag" in record and "include" in record
 
     def check_prompts(self, records: list[PromptRecord]) -> None:
-        """Refuse prompts it can say nothing about.
+        """Refuse prompts that it cannot judge.
 
         Raises:
-            ConfigError: no prompt has metadata, or some of it is not of this world.
+            ConfigError: no prompt has metadata, or some metadata asks for something of another world.
         """
         judged = [record for record in records if self.judges(record)]
         if not judged:
@@ -39,37 +42,37 @@ class FashionJudge:
                 f"evaluate.metrics asks for fashion-judge, but none of the {len(records)} evaluation prompts has "
                 "GenEval metadata (tag, include); evaluate on fashion:held-out, or drop fashion-judge"
             )
-        foreign = [record["prompt"] for record in judged if not one_garment(record)]
+        foreign = [record["prompt"] for record in judged if not asks_for_one_garment(record)]
         if foreign:
             raise ConfigError(
-                f"fashion-judge knows one garment of {', '.join(CLASSES)} in {', '.join(COLORS)}; {len(foreign)} "
-                f"evaluation prompts ask for something else, first {foreign[0]!r}; evaluate on fashion:held-out, or "
-                "drop fashion-judge"
+                f"fashion-judge knows one garment of {', '.join(CLASSES)} in {', '.join(COLORS)}, but {len(foreign)} "
+                f"evaluation prompts ask for something else, for example {foreign[0]!r}; evaluate on fashion:held-out, "
+                "or drop fashion-judge"
             )
 
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
     ) -> tuple[dict[str, np.ndarray], list[GenEvalLine]]:
-        """Scores (B,) by figure and lines of images (B, 3, SIZE, SIZE) in [0, 1].
+        """The scores (B,) by name, and a line for each of the images (B, 3, SIZE, SIZE) in [0, 1].
 
         Raises:
             ConfigError: the images are not of the lab's size.
         """
         if images.shape[1:] != (3, SIZE, SIZE):
             raise ConfigError(
-                f"fashion-judge judges {SIZE}x{SIZE} images; these are {images.shape[3]}x{images.shape[2]}; "
+                f"fashion-judge judges {SIZE}x{SIZE} images, but these are {images.shape[3]}x{images.shape[2]}; "
                 "drop fashion-judge from evaluate.metrics"
             )
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        found = judge_images(self.classifier, records, pixels)
-        color = np.array([float(verdict.color_right) for verdict in found])
-        name = np.array([float(verdict.name_right) for verdict in found])
+        verdicts = judge_images(self.classifier, records, pixels)
+        color = np.array([float(verdict.color_right) for verdict in verdicts])
+        name = np.array([float(verdict.name_right) for verdict in verdicts])
         figures = {"strict": color * name, "color": color, "class": name}
-        return figures, [build_line(*pair) for pair in zip(records, found, strict=True)]
+        return figures, [build_line(record, verdict) for record, verdict in zip(records, verdicts, strict=True)]
 
 
-def one_garment(record: PromptRecord) -> bool:
-    """Whether metadata asks for one garment of this world, in one of its colours."""
+def asks_for_one_garment(record: PromptRecord) -> bool:
+    """Whether the metadata asks for one garment of this world, in one of its colours."""
     if len(record["include"]) != 1:
         return False
     (need,) = record["include"]

@@ -1,4 +1,4 @@
-"""How the rewards of tinted garments were built: as the lab's (`dmdr.lab.reward`), on garments of the train split."""
+"""Build the rewards of the world of garments: as `dmdr.lab.reward`, on garments of the train split."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ RECIPES: dict[str, RewardRecipe] = {
 }
 
 
-def spoil_caption(metadata: Metadata, rng: np.random.Generator) -> str:
-    """A caption with another colour or another class, as often the one as the other, and never a held-out pair."""
+def write_wrong_caption(metadata: Metadata, rng: np.random.Generator) -> str:
+    """A caption with another colour or another class, each half of the time. It never names a held-out pair."""
     (need,) = metadata["include"]
     others: list[Need]
     if rng.integers(2) == 0:
         others = [{**need, "color": color} for color in COLORS if color != need["color"]]
     else:
         others = [{**need, "class": name} for name in CLASSES if name != need["class"]]
-    seen = [each for each in others if (each["color"], each["class"]) not in HELD_OUT_PAIRS]
-    wrong = seen[rng.integers(len(seen))]
+    allowed = [each for each in others if (each["color"], each["class"]) not in HELD_OUT_PAIRS]
+    wrong = allowed[rng.integers(len(allowed))]
     return str(rng.choice(TEMPLATES)).format(caption({"include": [wrong]}))
 
 
 def build_fashion_reward(name: str, folder: Path, log: Log) -> None:
-    """One of RECIPES.
+    """Build the reward `name`, one of RECIPES, and save it in `folder`.
 
     Raises:
         InputMissing: Fashion-MNIST is not installed.
     """
-    fit_reward(name, RECIPES[name], World(fashion_prompts, sample_garments, spoil_caption), folder, log)
+    fit_reward(name, RECIPES[name], World(fashion_prompts, sample_garments, write_wrong_caption), folder, log)

@@ -1,7 +1,7 @@
-"""How the lab's fashion teacher was built: the flow teacher's pipeline (`dmdr.lab.flow`) on tinted garments.
+"""Build the lab's fashion teacher: the flow teacher's pipeline (`dmdr.lab.flow`), trained on tinted garments.
 
-It is stopped early on purpose. After 5,000 steps such a teacher scores 0.905 strict at CFG 3 (200 held-out prompts), of
-the 0.917 that the judge gives real garments: a student would have nothing left to gain.
+Training stops early on purpose, so that a student has something to gain. After 5,000 steps a teacher scores 0.905
+(strict, CFG 3, 200 held-out prompts). The judge gives 0.917 to real garments, so hardly anything would be left.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dmdr.lab.fitting import Log
 from dmdr.lab.flow import PipelineRecipe, build_pipeline
 from dmdr.lab.world import COLORS
 
-GARMENT = (len(CLASSES), len(COLORS))
+GARMENT = (len(CLASSES), len(COLORS))  # number of classes of garment and colour
 
 
 class FashionRecipe(PipelineRecipe):
-    """The fashion teacher's recipe. images: how many garments it learns from."""
+    """The recipe of the fashion teacher. images: number of garments that it is trained on."""
 
     images: int
 
@@ -51,25 +51,30 @@ RECIPE: FashionRecipe = {
 }
 
 
-def garment_classes(record: PromptRecord) -> list[int]:
-    """A record as classes of GARMENT."""
+def encode_garment(record: PromptRecord) -> list[int]:
+    """The classes of a record, one for each number of GARMENT."""
     (need,) = record["include"]
     return [CLASSES.index(need["class"]), list(COLORS).index(need["color"])]
 
 
-def fashion_captions() -> Captions:
-    """One garment a caption: the scene and its only thing are the same."""
+def build_fashion_captions() -> Captions:
+    """The captions of the world of garments. Each names one garment, which is the scene and its only thing."""
     return Captions(
-        fashion_prompts("train"), GARMENT, garment_classes, GARMENT, lambda record: [garment_classes(record)], CLASSES
+        records=fashion_prompts("train"),
+        scene=GARMENT,
+        encode_scene=encode_garment,
+        thing=GARMENT,
+        encode_things=lambda record: [encode_garment(record)],
+        nouns=CLASSES,
     )
 
 
 def build_fashion(folder: Path, log: Log, recipe: FashionRecipe = RECIPE) -> None:
-    """Train everything from the recipe and save the pipeline as float16 safetensors under `folder`.
+    """Train all parts by the recipe and save the pipeline as float16 safetensors in `folder`.
 
     Raises:
         InputMissing: Fashion-MNIST is not installed.
     """
     log(f"tinting {recipe['images']} garments")
     records, images = sample_garments("train", recipe["images"], np.random.default_rng(recipe["seed"]))
-    build_pipeline(folder, [record["prompt"] for record in records], images, fashion_captions(), recipe, log)
+    build_pipeline(folder, [record["prompt"] for record in records], images, build_fashion_captions(), recipe, log)

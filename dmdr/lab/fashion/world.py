@@ -1,7 +1,7 @@
-"""The second world of the lab: real garments, tinted, on the grey of the first one.
+"""The second world of the lab: real garments, tinted, on the grey background of the first world.
 
-A garment's brightness says how much of the tint covers the background. So each pixel lies on the straight line from
-the background to the tint, the colours are told apart by direction alone, and `untint` gets the garment back.
+The brightness of a garment is the opacity of the tint. So each pixel lies on the straight line from the background to
+the tint. The direction of that line identifies the colour, and `untint` recovers the garment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from dmdr.config.prompt_record import Metadata
 from dmdr.lab.world import BACKGROUND, COLORS, SIZE, article
 
-CLASSES = (  # in the order of Fashion-MNIST's labels, which call them T-shirt/top, Trouser, ..., Ankle boot
+CLASSES = (  # in the order of Fashion-MNIST's labels: T-shirt/top, Trouser, ..., Ankle boot
     "tee",
     "trousers",
     "pullover",
@@ -26,16 +26,19 @@ CLASSES = (  # in the order of Fashion-MNIST's labels, which call them T-shirt/t
     "boot",
 )
 PLURAL = "trousers"  # takes no article
-FAINTEST = 24.0  # distance from the background in RGB; what is nearer shows no colour
-LEAST_SHARE = 0.7  # of all colour in an image that the main one must have
+FAINTEST = 24.0  # distance from the background in RGB; nearer pixels have no colour
+LEAST_SHARE = 0.7  # the least share of all colour in an image that its main colour must have
 
 ARROWS = np.array(list(COLORS.values()), dtype=np.float64) - BACKGROUND  # from the background to each tint
 LENGTHS = np.linalg.norm(ARROWS, axis=1)
 
 
 class Untinted(NamedTuple):
-    """color: the main one, None when the image is blank or motley; share: the main one's, of all colour in the image;
-    garment: (SIZE, SIZE) in [0, 1], brightness as far as the main colour explains it."""
+    """What an image shows.
+
+    color: the main colour, None if there is no colour or no main one. share: the part of the main colour in all colour
+    of the image. garment: (SIZE, SIZE) in [0, 1], its brightness, computed from the main colour alone.
+    """
 
     color: str | None
     share: float
@@ -43,20 +46,22 @@ class Untinted(NamedTuple):
 
 
 def tint(garments: np.ndarray, colors: list[str]) -> np.ndarray:
-    """Garments (N, SIZE, SIZE) uint8 in their colours: (N, SIZE, SIZE, 3) uint8."""
+    """Give garments (N, SIZE, SIZE) uint8 their colours: (N, SIZE, SIZE, 3) uint8."""
     arrows = ARROWS[[list(COLORS).index(color) for color in colors]]
     alpha = garments[..., None] / 255.0
     return (BACKGROUND + alpha * arrows[:, None, None]).round().astype(np.uint8)
 
 
 def untint(image: np.ndarray) -> Untinted:
-    """What is in an image (SIZE, SIZE, 3) uint8: each pixel votes for the tint in whose direction it lies.
+    """The colour and the garment in an image (SIZE, SIZE, 3) uint8. Each pixel votes for the tint of its direction.
 
     Raises:
-        ValueError: not such an image.
+        ValueError: the image has another shape or dtype.
     """
     if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
-        raise ValueError(f"garments are ({SIZE}, {SIZE}, 3) uint8 images; got {image.shape} {image.dtype}")
+        raise ValueError(
+            f"untint needs an image ({SIZE}, {SIZE}, 3) uint8, got {image.shape} {image.dtype}; convert it"
+        )
     offset = image.astype(np.float64) - BACKGROUND
     along = offset @ (ARROWS / LENGTHS[:, None]).T
     strength = np.linalg.norm(offset, axis=-1)
@@ -68,7 +73,7 @@ def untint(image: np.ndarray) -> Untinted:
 
 
 def caption(metadata: Metadata) -> str:
-    """ "a red sneaker", without a template around it."""
+    """The caption without a template, for example "a red sneaker"."""
     (need,) = metadata["include"]
     words = f"{need['color']} {need['class']}"
     return words if need["class"] == PLURAL else f"{article(words)} {words}"

@@ -21,8 +21,8 @@ from dmdr.lab import build
 from dmdr.lab.fashion import classifier, garments
 from dmdr.lab.fashion.judge_metric import FashionJudge
 from dmdr.lab.fashion.prompts import HELD_OUT_PAIRS, fashion_prompts
-from dmdr.lab.fashion.reward import spoil_caption
-from dmdr.lab.fashion.teacher import RECIPE, build_fashion, garment_classes
+from dmdr.lab.fashion.reward import write_wrong_caption
+from dmdr.lab.fashion.teacher import RECIPE, build_fashion, encode_garment
 from dmdr.lab.fashion.wardrobe import sample_garments
 from dmdr.lab.fashion.world import CLASSES, PLURAL, caption, tint, untint
 from dmdr.lab.prompts import lab_prompts
@@ -151,7 +151,7 @@ def test_the_judge_says_what_is_wrong():
     [
         ([{"prompt": "a dog"}], "none of the 1 evaluation prompts"),
         (list(lab_prompts("held-out")[:20]), "evaluate on fashion:held-out"),
-        ([asked("dog", "red")], "ask for something else, first 'red dog'"),
+        ([asked("dog", "red")], "ask for something else, for example 'red dog'"),
         ([asked("bag", "pink")], "in red, green"),
     ],
 )
@@ -200,7 +200,7 @@ def test_the_lists_are_prompt_sources():
 def test_wrong_captions_are_wrong_in_one_thing():
     rng = np.random.default_rng(4)
     for record in fashion_prompts("held-out"):
-        words = set(spoil_caption(record, rng).split())
+        words = set(write_wrong_caption(record, rng).split())
         need = record["include"][0]
         assert ((need["color"] in words) + (need["class"] in words)) == 1
         assert len(words & set(COLORS)) == 1 == len(words & set(CLASSES))
@@ -225,7 +225,7 @@ def test_rewards_tell_right_from_wrong_captions(name):
     reward, rng = load_reward(name), np.random.default_rng(7)
     records, images = sample_garments("held-out", 300, rng)
     right = reward(images.float() / 255, [record["prompt"] for record in records])
-    wrong = reward(images.float() / 255, [spoil_caption(record, rng) for record in records])
+    wrong = reward(images.float() / 255, [write_wrong_caption(record, rng) for record in records])
     assert right.shape == (300,) and (right > wrong).float().mean() > 0.9
 
 
@@ -257,7 +257,7 @@ def test_text_encoders_name_colour_and_class():
 
     def states_and_classes(records) -> tuple[torch.Tensor, torch.Tensor]:
         pooled = torch.cat([item["pooled"] for item in backbone.encode([r["prompt"] for r in records])[0]])
-        return torch.cat([pooled, torch.ones(len(pooled), 1)], 1), torch.tensor([garment_classes(r) for r in records])
+        return torch.cat([pooled, torch.ones(len(pooled), 1)], 1), torch.tensor([encode_garment(r) for r in records])
 
     states, classes = states_and_classes(fashion_prompts("train"))
     asked_for, right = states_and_classes(fashion_prompts("held-out"))

@@ -16,12 +16,12 @@ import dmdr
 from dmdr.config.reward_weights import LAB
 from dmdr.errors import ConfigError
 from dmdr.lab import denoising, flow
-from dmdr.lab.captions import list_things, scene_classes
-from dmdr.lab.checker import check, detect
+from dmdr.lab.captions import encode_scene, list_things
+from dmdr.lab.checker import check, detect_objects
 from dmdr.lab.denoising import build_denoising
 from dmdr.lab.flow import build_flow
 from dmdr.lab.prompts import HELD_OUT_PAIRS, lab_prompts
-from dmdr.lab.reward import attack, contrastive_loss, spoil_caption
+from dmdr.lab.reward import attack, contrastive_loss, write_wrong_caption
 from dmdr.lab.world import PLURALS, Thing, relative_position, render, render_images
 from dmdr.rewards.load import load_reward
 from dmdr.teacher.load import find_teacher, load_teacher
@@ -55,7 +55,7 @@ def test_checker_passes_renders_and_fails_the_neighbours_image():
 def test_checker_knows_what_was_drawn():
     """Against the scene itself: every thing found once, in its place, with its shape and colour."""
     scene = [Thing("circle", "red", 8, 8, 5), Thing("cross", "blue", 23, 9, 5.5), Thing("triangle", "white", 15, 24, 5)]
-    seen = detect(render(scene))
+    seen = detect_objects(render(scene))
     assert {(s.shape, s.color) for s in seen} == {(t.shape, t.color) for t in scene}
     for thing in scene:
         box = next(s.box for s in seen if s.color == thing.color)
@@ -163,7 +163,7 @@ def test_text_encoders_name_what_captions_ask_for():
 
     def states_and_classes(records) -> tuple[torch.Tensor, torch.Tensor]:
         pooled = torch.cat([item["pooled"] for item in backbone.encode([r["prompt"] for r in records])[0]])
-        return torch.cat([pooled, torch.ones(len(pooled), 1)], dim=1), torch.tensor([scene_classes(r) for r in records])
+        return torch.cat([pooled, torch.ones(len(pooled), 1)], dim=1), torch.tensor([encode_scene(r) for r in records])
 
     states, classes = states_and_classes(lab_prompts("train")[:1500])
     held_out = [record for record in lab_prompts("held-out") if record["tag"] in ("position", "color_attr")]
@@ -178,7 +178,7 @@ def test_wrong_captions_bring_in_no_held_out_pair():
     """A reward that met those as wrong captions alone would learn that they are always wrong."""
     rng = np.random.default_rng(5)
     for record in lab_prompts("train")[:1500]:
-        words = spoil_caption(record, rng).split()
+        words = write_wrong_caption(record, rng).split()
         pairs = {(color, noun) for color, noun in itertools.pairwise(words)}
         assert not pairs & {(c, form) for c, s in HELD_OUT_PAIRS for form in (s, PLURALS[s])}, " ".join(words)
         assert " ".join(words) != record["prompt"]
@@ -188,7 +188,7 @@ def test_attacks_stay_within_their_radius_and_raise_the_loss():
     reward = load_reward("lab-conv")
     rng, records = np.random.default_rng(6), list(lab_prompts("train"))[:24]
     images = torch.from_numpy(render_images(records, rng)).permute(0, 3, 1, 2).float() / 255
-    asked = [[r["prompt"], *(spoil_caption(r, rng) for _ in range(5))] for r in records]
+    asked = [[r["prompt"], *(write_wrong_caption(r, rng) for _ in range(5))] for r in records]
     captions = torch.stack([reward.embed_captions(each) for each in asked])
     moved = attack(reward, images, captions, radius=0.3)
     assert (moved - images).flatten(1).norm(dim=1).max() <= 0.3 + 1e-5
@@ -202,7 +202,7 @@ def test_rewards_tell_right_from_wrong_captions(name):
     records = list(lab_prompts("held-out"))[:300]
     images = torch.from_numpy(render_images(records, rng)).permute(0, 3, 1, 2).float() / 255
     right = reward(images, [record["prompt"] for record in records])
-    wrong = reward(images, [spoil_caption(record, rng) for record in records])
+    wrong = reward(images, [write_wrong_caption(record, rng) for record in records])
     assert right.shape == (300,) and (right > wrong).float().mean() > 0.8
     images.requires_grad_(True)
     reward(images, [record["prompt"] for record in records]).sum().backward()
