@@ -1,1 +1,1 @@
-"""What a scorecard is made of, one file a metric."""
+"""The metrics of a scorecard, one file a metric."""

@@ -1,4 +1,4 @@
-"""Scores of all models on the same prompts -> the scorecard: means, intervals, paired differences, means by tag."""
+"""Build the scorecard from the scores of all models: means, intervals, paired differences and means by tag."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METHOD = "percentile bootstrap over prompts, 95 %"
 class Scores:
     """The scores of every model in one figure.
 
-    by_model: name -> (prompts,) in the same order. tags: of the prompts, GenEval's tasks; None for a prompt without.
+    by_model: name -> scores (prompts,), in the same order for all models. tags: GenEval's task of each prompt, or None.
     """
 
     by_model: dict[str, np.ndarray]
@@ -42,11 +42,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a scorecard says besides the scores.
+    """The conditions under which the scores were measured.
 
-    prompts: how many were sampled, `images_per_prompt` of each, over which a score is the mean. seed: of the resamples.
-    trained_on: figures that a compared model was trained to raise. missing: metric -> why it was not measured.
-    about: figure -> what it is. truncated: evaluation prompts that are longer than the text encoder reads.
+    prompts: number of prompts, with `images_per_prompt` images each; a score is the mean over them. seed: of the
+    resamples. trained_on: figures that a compared model was trained to raise. missing: metric -> why it was not
+    measured. about: figure -> description. truncated: evaluation prompts that are longer than the text encoder reads.
     """
 
     run: str
@@ -65,11 +65,11 @@ def build_scorecard(
     scores: Mapping[str, Scores],
     categories: Mapping[str, Mapping[str, TagMeans]] | None = None,
 ) -> Scorecard:
-    """The scorecard. A number that is not finite is None on it.
+    """Build the scorecard. Numbers that are not finite become None.
 
-    scores: figure -> its Scores, whose models are `models` in their order; the first is compared with all others. The
-    prompts of a figure are those that it judges. categories: figure -> model -> means by tag, of metrics that compute
-    these themselves; they replace the means over `tags`.
+    scores: figure -> its Scores on the prompts that it judges, with the models in the order of `models`. The first
+    model is compared with all others. categories: figure -> model -> means by tag, from metrics that compute these
+    themselves; they replace the means over `tags`.
     """
     metrics: list[MetricRow] = []
     paired: list[PairedDifference] = []
@@ -121,7 +121,7 @@ def _build_differences(figure: str, models: list[Model], scores: Scores, seed: i
 
 
 def build_difference(metric: str, a: str, b: str, interval: Interval) -> PairedDifference:
-    """The interval of a difference as the scorecard has it."""
+    """Convert the interval of a difference for the scorecard."""
     return PairedDifference(
         metric=metric,
         a=a,

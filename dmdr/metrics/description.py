@@ -26,11 +26,11 @@ SCALES = {"geneval": 1.0, "dpg-bench": 100.0}
 
 @dataclass(frozen=True)
 class MetricDescription:
-    """What a figure measures.
+    """The description of a figure.
 
-    weights: the sets of weights that it reads, with their addresses. scale: what a perfect score or, of a cosine, its
-    factor is; None where there is none. prefix: what a CLIP score puts before each prompt, or "none"; None for all
-    other figures, whose JSON form lacks the key.
+    weights: the sets of weights that it reads, with their addresses. scale: the perfect score or, for a cosine, its
+    factor; None if there is none. prefix: the text that a CLIP score puts before each prompt, or "none"; None for
+    all other figures, whose JSON lacks the key.
     """
 
     model: str
@@ -39,7 +39,7 @@ class MetricDescription:
     prefix: str | None = None
 
     def to_facts(self) -> MetricFacts:
-        """As the scorecard has it."""
+        """The description as JSON, for the scorecard."""
         facts: MetricFacts = {"model": self.model, "weights": self.weights, "scale": self.scale}
         return facts if self.prefix is None else {**facts, "prefix": self.prefix}
 
@@ -68,7 +68,7 @@ def _describe_clip(kind: str) -> str:
 
 
 def _describe_weights(weights: str, addresses: Mapping[str, str]) -> str:
-    """A folder or file is called by its name alone, because its path means nothing on another machine."""
+    """Name a set of weights. Of a local path only the last part is shown, because the rest differs between machines."""
     try:
         address = find_address(weights, addresses)
     except InputMissing:

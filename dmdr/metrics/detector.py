@@ -1,11 +1,11 @@
 """Detect objects for GenEval, by Mask2Former with a Swin-S backbone, trained on COCO's instances.
 
-1. The network is that of transformers (facebook/mask2former-swin-small-coco-instance). GenEval's mmdet 2 checkpoint is
-   the same network from another training run. A few detections differ, so a score says which detector it comes from.
+1. The network comes from transformers (facebook/mask2former-swin-small-coco-instance). GenEval's mmdet 2 checkpoint is
+   the same network from another training run. A few detections differ, so the scorecard names the detector.
 2. Boxes are drawn around the masks, as in mmdet's Mask2Former.
-3. Images are resized as the processor says, for this checkpoint to 384 x 384. mmdet fits them into 1333 x 800, so
+3. The processor resizes images, for this checkpoint to 384 x 384. mmdet fits them into 1333 x 800, so
    GenEval's detector finds smaller things. Masks are cut at 384 x 384 and enlarged; mmdet cuts them at full size.
-4. Scores have six digits. Which of two equal scores comes first is chance, there and here.
+4. Scores have six digits. The order of two equal scores is arbitrary, in mmdet and here.
 """
 
 from __future__ import annotations
@@ -125,14 +125,14 @@ class Detector:
             self.network = Mask2FormerForUniversalSegmentation.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(
-                f"weights.mask2former {folder} cannot be loaded ({shorten(error)}); fetch them again"
+                f"weights.mask2former {folder} cannot be loaded ({shorten(error)}); fetch the folder again"
             ) from error
         self.network.requires_grad_(False).eval().to(device)
         labels = {int(number): label for number, label in (self.network.config.id2label or {}).items()}
         first, last = labels.get(0), labels.get(len(NAMES) - 1)
         if (len(labels), first, last) != (len(NAMES), NAMES[0], NAMES[-1]):
             raise DataError(
-                f"weights.mask2former {folder} detects {len(labels)} classes from {first} on, GenEval needs "
+                f"weights.mask2former {folder} detects {len(labels)} classes from {first} on, but GenEval needs "
                 f"COCO's {len(NAMES)} from person to toothbrush; give facebook/mask2former-swin-small-coco-instance"
             )
 
@@ -150,7 +150,7 @@ class Detector:
 
 
 class Segment(TypedDict):
-    """What transformers says about a mask."""
+    """The facts that transformers returns with a mask."""
 
     label_id: int
     score: float

@@ -1,4 +1,4 @@
-"""How much the images of one prompt differ: the mean distance over their pairs. Neither figure here is LPIPS.
+"""Measure how much the images of one prompt differ, by the mean distance over their pairs; lpips.py has LPIPS.
 
 diversity/pixels     root mean square difference of RGB values in [0, 1]
 diversity/<reward>   cosine distance, 1 - cos, of the image embeddings of a held-out lab reward

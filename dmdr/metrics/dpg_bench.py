@@ -1,6 +1,7 @@
-"""DPG-Bench: how many of the questions about a dense prompt a model answers with yes, in 0 to 100.
+"""DPG-Bench: the share of questions about an image that a VQA model answers with yes, in 0 to 100.
 
-An image here is one of the four that the official layout puts in a grid. A prompt's score is the mean over its images.
+The official layout puts four images in a grid; here each of them is an image of its own. A prompt's score is the mean
+over its images.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ FIGURE, OFFICIAL = "dpg-bench", "dpg-bench (official)"
 
 @dataclass(frozen=True)
 class AnswersLine:
-    """What was answered about an image. answers: number of the question -> text; None if the image is broken."""
+    """The answers about one image. answers: number of the question -> text; None if the image is broken."""
 
     item_id: str
     answers: Mapping[str, str] | None
 
     def mark_broken(self) -> AnswersLine:
-        """The line of an image that has values which are no numbers: nobody can answer questions about it."""
+        """The line of an image with values that are not numbers, about which no question can be answered."""
         return replace(self, answers=None)
 
     def to_json(self) -> dict[str, object]:
-        """As the file of answers has it."""
+        """The line as JSON, for the file of answers."""
         return asdict(self)
 
 
@@ -82,9 +83,9 @@ class DPGBench:
         return {FIGURE: np.array(scores)}, lines
 
     def average_by_category(self, lines: Sequence[AnswersLine]) -> dict[str, TagMeans]:
-        """Figure -> means by category of all lines of a model, computed correctly and as the official script does.
+        """Average all lines of a model by category: correctly, and as the official script does.
 
-        All means are None if an image was broken.
+        Returns figure -> means. All means are None if an image was broken.
         """
         images: dict[str, list[dict[int, bool]]] = {}
         for line in lines:

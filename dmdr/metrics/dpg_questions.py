@@ -1,4 +1,4 @@
-"""Read DPG-Bench's questions about the image of each prompt. A question counts only if its parents have a yes.
+"""Read DPG-Bench's questions about the image of each prompt. A yes counts only if all parents have a yes.
 
 The file is dpg_bench.csv of the ELLA repository (Apache-2.0), which DMDR does not ship.
 """
@@ -32,7 +32,7 @@ class Question:
 
 
 class QuestionKey(NamedTuple):
-    """Which question of which prompt."""
+    """Identifies a question: its prompt, and its number there."""
 
     item_id: str
     number: int
@@ -40,7 +40,7 @@ class QuestionKey(NamedTuple):
 
 @dataclass(frozen=True)
 class QuestionTable:
-    """The file of questions. questions: item_id -> its questions, in the file's order. first: that of the first row."""
+    """The file of questions. questions: item_id -> questions in the file's order. first: that of row 1."""
 
     questions: dict[str, list[Question]]
     first: QuestionKey
@@ -50,13 +50,13 @@ def read_questions(path: Path) -> QuestionTable:
     """Read the file of questions.
 
     Raises:
-        DataError: a column is missing, a row does not parse, a question stands twice, a parent is no question of its
-            prompt, questions depend on each other in a circle, or there are no questions.
+        DataError: a column is missing, a row does not parse, a question appears twice, a parent is no question of the
+            same prompt, questions depend on each other in a circle, or there are no questions.
     """
     try:
         table = _read_rows(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:  # a folder, another encoding, a quote that never closes
-        raise DataError(f"{path} does not read as CSV ({error}); give DPG-Bench's dpg_bench.csv") from error
+        raise DataError(f"{path} cannot be read as CSV ({error}); give DPG-Bench's dpg_bench.csv") from error
     _check(path, table)
     return table
 

@@ -1,4 +1,4 @@
-"""DPG-Bench's arithmetic from answers to scores: the correct one, and that of its compute_dpg_bench.py (at 025f650).
+"""Compute DPG-Bench's scores from answers: correctly, and as its compute_dpg_bench.py does (at 025f650).
 
 The official script departs from the correct arithmetic:
 1. It drops the file's first row. That prompt then fails if another of its questions depends on the dropped one.
@@ -23,7 +23,7 @@ CROPS = 4  # images of the script's grid
 
 
 def zero_dependents(questions: Sequence[Question], answers: Answers) -> dict[int, float]:
-    """Each question's score: 1 for yes, but 0 if its parent, or a parent of its parent, has 0."""
+    """The score of each question: 1 for yes, but 0 if the score of any of its parents is 0."""
     by_number = {each.number: each for each in questions}
     scores: dict[int, float] = {}
 
@@ -43,7 +43,7 @@ def score_image(questions: Sequence[Question], answers: Answers) -> float:
 def score_correctly(questions: Mapping[str, Sequence[Question]], images: Mapping[str, Sequence[Answers]]) -> TagMeans:
     """Means by category in 0 to 100, over all prompts and all of their images.
 
-    images: item -> the answers about each of its images. n of a category: the prompts with a question of it.
+    images: item -> the answers about each of its images. n of a category: the number of prompts with a question in it.
     """
     values: dict[str, list[float]] = {}
     prompts: dict[str, set[str]] = {}
@@ -81,9 +81,9 @@ def score_as_published(
 
 
 def _score_image_as_published(questions: Sequence[Question], answers: Answers) -> float | None:
-    """One image's score, in the script's one pass in the file's order.
+    """The score of one image, from one pass in the file's order, as in the script.
 
-    None where the script fails, at a question whose parent it dropped.
+    None if the script fails, at a question whose parent it dropped.
     """
     scores = {each.number: float(answers[each.number]) for each in questions}
     for each in questions:
@@ -97,7 +97,7 @@ def _score_image_as_published(questions: Sequence[Question], answers: Answers) -
 
 
 def name_broad_category(category: str) -> str:
-    """DPG-Bench's first level: what stands before the dash."""
+    """The first level of a DPG-Bench category: the text before the dash."""
     return category.split("-")[0].strip()
 
 

@@ -1,4 +1,4 @@
-"""GenEval: whether an image shows the objects, counts, colours and positions of its prompt, by a detector and CLIP."""
+"""GenEval: check the objects, counts, colours and positions in an image against its prompt, by a detector and CLIP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GenEval:
 
     @staticmethod
     def judges(record: PromptRecord) -> bool:
-        """Whether the prompt says what its image must show (tag and include)."""
+        """Whether the prompt has GenEval's metadata (tag and include)."""
         return "tag" in record and "include" in record
 
     @classmethod
@@ -40,7 +40,8 @@ class GenEval:
         """Refuse prompts that it cannot judge.
 
         Raises:
-            ConfigError: no prompt has metadata, or a row of it does not parse or needs what the detector never finds.
+            ConfigError: no prompt has metadata, or some metadata does not parse or asks for something that the detector
+                does not know.
         """
         judged = [record for record in records if cls.judges(record)]
         if not judged:
@@ -66,18 +67,18 @@ class GenEval:
 
 
 def build_line(record: PromptRecord, reason: str, objects: Detections) -> GenEvalLine:
-    """The line of an image. reason: of `judge_detections`; objects: those that count."""
+    """Build the line of an image. reason: from `judge_detections`; objects: the detections that count."""
     return GenEvalLine.build(
         record, reason, {name: [[*each.box, each.score] for each in detections] for name, detections in objects.items()}
     )
 
 
 def find_fault(record: PromptRecord) -> str:
-    """What is wrong with a row of metadata, as the end of a sentence; empty if nothing is."""
+    """Say what is wrong with the metadata of a prompt, as the end of a sentence; empty if nothing is."""
     for key in ("include", "exclude"):
         clauses = record.get(key, [])
         if not isinstance(clauses, list) or not all(isinstance(each, dict) for each in clauses):
-            return f"has {key} that is no list of clauses"
+            return f"has {key} that is not a list of clauses"
         for number, clause in enumerate(clauses):
             count = clause.get("count")
             if not isinstance(clause.get("class"), str) or type(count) is not int or count < 1:

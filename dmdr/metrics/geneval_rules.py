@@ -1,10 +1,10 @@
-"""Whether detected objects are what a GenEval prompt asks for, by the rules of its evaluate_images.py (at 16f1681).
+"""Judge detected objects by GenEval's rules, from its evaluate_images.py (at 16f1681).
 
 1. An object counts if its confidence is above 0.3, in counting prompts above 0.9. Of each class the 16 most confident
    objects count.
-2. If a class must be there `count` times, its `count` most confident objects are judged. All of them must have the
-   right colour, and each must have the right position to each object of the clause that the position refers to.
-3. `exclude` says how many objects of a class are too many.
+2. A clause of `include` asks for `count` objects of a class, so its `count` most confident objects are judged. All of
+   them must have the right colour. Each must be in the right position to each object of the clause that is referred to.
+3. A clause of `exclude` gives the number of objects of a class that is too many.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NameColours = Callable[[str, Sequence[Detection]], list[str]]  # a class and obj
 
 
 def count_detections(detected: Detections, tag: str) -> dict[str, list[Detection]]:
-    """The objects that count in a prompt of that task, the most confident first; a class without any is left out."""
+    """Keep the objects that count in a task, the most confident first. Classes without any are left out."""
     least = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     kept = {
         name: sorted((each for each in objects if each.score > least), key=lambda each: -each.score)[:MOST]
@@ -47,7 +47,7 @@ def count_detections(detected: Detections, tag: str) -> dict[str, list[Detection
 
 
 def judge_detections(record: Metadata, detections: Detections, name_colours: NameColours) -> str:
-    """Why the image of this prompt is not correct; empty if it is. detections: of `count_detections`."""
+    """Say why the image of a prompt is not correct; empty if it is. detections: from `count_detections`."""
     reasons: list[str] = []
     groups: list[list[Detection] | None] = []  # the objects that fulfil each clause; None: they do not
     for clause in record.get("include", []):
@@ -66,7 +66,7 @@ def judge_detections(record: Metadata, detections: Detections, name_colours: Nam
 def _judge_clause(
     clause: Need, objects: list[Detection], groups: list[list[Detection] | None], name_colours: NameColours
 ) -> str:
-    """Why the objects do not fulfil a clause; empty if they do. groups: the objects of the clauses before."""
+    """Say why the objects do not fulfil a clause; empty if they do. groups: the objects of the clauses before."""
     name, count = clause["class"], clause["count"]
     if len(objects) < count:
         return f"expected {name}>={count}, found {len(objects)}"
@@ -90,7 +90,10 @@ def _judge_clause(
 
 
 def find_positions(a: Sequence[float], b: Sequence[float]) -> set[str]:
-    """Where box a lies of box b: along the unit vector between their centres, less a margin, more than half."""
+    """The positions of box a relative to box b.
+
+    A position holds if the offset between the centres, less a margin, has a share above half in its direction.
+    """
     corners_a, corners_b = np.reshape(a, (2, 2)), np.reshape(b, (2, 2))
     offset = corners_a.mean(axis=0) - corners_b.mean(axis=0)
     sizes = np.abs(corners_a[1] - corners_a[0]) + np.abs(corners_b[1] - corners_b[0])

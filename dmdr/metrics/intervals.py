@@ -1,8 +1,8 @@
 """95 % intervals of means, over the prompts of one run or over several runs that differ by their seed.
 
-Over the prompts of one run it is a percentile bootstrap, in which all models have the same resamples. Over several runs
-it is Student's t, on the variance between seeds and between prompts. What is resampled are prompts, because a claim is
-about prompts. The models share them, so a difference between two models is far more certain than their two means.
+For one run the interval is a percentile bootstrap over prompts, with the same resamples for all models. For several
+runs it is Student's t, from the variance between seeds and between prompts. Prompts are resampled because a claim is
+about prompts. All models share them, so a difference between two models is far more certain than their two means.
 
 M models, P prompts, S seeds, R resamples.
 """
@@ -20,7 +20,7 @@ DRAWS_AT_ONCE = 2**16  # limits the memory; the result does not depend on it
 
 
 class Interval(NamedTuple):
-    """A mean over prompts and the ends of its 95 % interval; all three NaN where a score is not a number."""
+    """A mean over prompts and the ends of its 95 % interval; all three are NaN if a score is not a number."""
 
     mean: float
     low: float
@@ -37,8 +37,8 @@ def resample_means(scores_MP: np.ndarray, seed: int) -> np.ndarray:
     at_once = max(1, DRAWS_AT_ONCE // prompts)
     parts = []
     for first in range(0, RESAMPLES, at_once):
-        drawn_RP = rng.integers(prompts, size=(min(at_once, RESAMPLES - first), prompts))
-        parts.append(scores_MP[:, drawn_RP].mean(axis=2).T)
+        indices_RP = rng.integers(prompts, size=(min(at_once, RESAMPLES - first), prompts))
+        parts.append(scores_MP[:, indices_RP].mean(axis=2).T)
     return np.concatenate(parts)
 
 

@@ -30,8 +30,8 @@ JUDGES = {*WITHOUT_WEIGHTS, *WITH_WEIGHTS, "lpips"}
 class LoadedMetrics:
     """The metrics of `evaluate.metrics`.
 
-    lpips: apart, because it judges several images at once; None if it is not named. missing: name -> why the metric
-    was not loaded, where its weights are missing.
+    lpips: separate, because it judges several images at once; None if the config does not name it. missing: name -> why
+    the weights of a metric are missing, so that it was not loaded.
     """
 
     metrics: list[Metric]
@@ -40,10 +40,10 @@ class LoadedMetrics:
 
 
 def check_metrics(names: tuple[str, ...], records: list[PromptRecord]) -> None:
-    """Check that the metrics can judge these prompts, as far as that shows without weights, before anything is drawn.
+    """Check before any image is drawn that the metrics can judge these prompts, as far as no weights are needed.
 
     Raises:
-        ConfigError: one of them cannot.
+        ConfigError: a metric cannot judge them.
     """
     for name in names:
         if name in WITHOUT_WEIGHTS:
@@ -58,12 +58,12 @@ def load_metrics(
     device: str = "cpu",
     addresses: Mapping[str, str] | None = None,
 ) -> LoadedMetrics:
-    """Load metrics, each one of JUDGES or the name of a reward, that can judge these prompts.
+    """Load metrics, and check that they can judge these prompts. names: of JUDGES or of rewards.
 
     addresses: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 
     Raises:
-        ConfigError: a name is unknown or stands twice, or a metric cannot judge the prompts.
+        ConfigError: a name is unknown or appears twice, or a metric cannot judge the prompts.
         InputMissing: the weights of all metrics are missing.
     """
     metrics: list[Metric] = []
@@ -102,10 +102,10 @@ def _load_metric(name: str, device: str, addresses: Mapping[str, str]) -> Metric
 def judge_images(
     metric: Metric, images: torch.Tensor, records: list[PromptRecord]
 ) -> tuple[dict[str, np.ndarray], Sequence[Line | None]]:
-    """Scores (B,) by figure and B lines; NaN and None for prompts that the metric does not judge.
+    """Judge B images. Returns figure -> scores (B,), and B lines; NaN and None for prompts that are not judged.
 
-    An image with a value that is no number scores NaN under every figure, and its line says so: a broken model must not
-    look like one that merely drew the wrong thing.
+    An image with a value that is not a number scores NaN in every figure, and its line is marked as broken: a broken
+    model must not look like one that merely drew the wrong thing.
     """
     figures = {figure: np.full(len(records), np.nan) for figure in metric.figures}
     lines: list[Line | None] = [None] * len(records)

@@ -1,4 +1,4 @@
-"""What every metric is: it gives each image one number under the name of each of its figures."""
+"""The protocol of a metric, which gives each image one number for each of its figures."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dmdr.config.prompt_record import PromptRecord
 
 
 class Line(Protocol):
-    """What a metric says of one image, as a line of its file."""
+    """The result of a metric for one image, as a line of its file."""
 
     def mark_broken(self) -> Line:
-        """The line of an image that has values which are no numbers."""
+        """The line of an image with values that are not numbers."""
 
     def to_json(self) -> dict[str, object]:
-        """As the file has it."""
+        """The line as JSON, for the file."""
 
 
 class Metric(Protocol):
@@ -30,19 +30,19 @@ class Metric(Protocol):
 
     @property
     def writes(self) -> str | None:
-        """The file that its lines go to is <writes>-<model>.jsonl; None if it writes no lines."""
+        """Its lines are written to <writes>-<model>.jsonl; None if it writes no lines."""
 
     def judges(self, record: PromptRecord) -> bool:
-        """Whether it can judge images of this prompt."""
+        """Whether the metric can judge images of this prompt."""
 
     def check_prompts(self, records: list[PromptRecord]) -> None:
         """Refuse prompts that it cannot judge.
 
         Raises:
-            ConfigError: it can judge none of the prompts, or one is written wrongly.
+            ConfigError: it can judge none of the prompts, or the metadata of one is wrong.
         """
 
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
     ) -> tuple[dict[str, np.ndarray], Sequence[Line | None]]:
-        """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and the line of each image; None without a file."""
+        """Scores (B,) by figure of images (B, 3, H, W) in [0, 1], and a line (or None) for each."""

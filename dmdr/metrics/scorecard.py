@@ -1,6 +1,6 @@
 """The types of scorecard.json, and of speed.json beside it. aggregate.py builds a scorecard from scores.
 
-They need neither numpy nor scipy, so that a command which only shows a scorecard starts fast.
+They need neither numpy nor scipy, so that a command that only shows a scorecard starts fast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEYS = (  # of scorecard.json, in the file's order
     "truncated",
 )
 
-MetricFacts = dict[str, str | int | float | None]  # what a figure is, by name: model, weights, scale, prefix
+MetricFacts = dict[str, str | int | float | None]  # the description of a figure: model, weights, scale, prefix
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class MissingMetric(_Part):
 
 
 class IntervalMethod(_Part):
-    """How the intervals were computed. seed: of the resamples."""
+    """The method that computed the intervals. seed: of the resamples."""
 
     method: str
     resamples: int
@@ -117,10 +117,10 @@ class IntervalMethod(_Part):
 
 
 class Figures(_Part):
-    """What tables and charts show: of one run, or of several runs that are compared.
+    """The numbers that tables and charts show, from one run or from several runs that are compared.
 
     The first model is compared with the others. metrics: one row for each figure and model. tags: figure -> model ->
-    its means by tag. about: figure -> what it is.
+    its means by tag. about: figure -> its description.
     """
 
     models: tuple[ModelOnCard, ...]
@@ -134,7 +134,7 @@ class Figures(_Part):
 class Scorecard(Figures):
     """scorecard.json: the figures of one run and the conditions under which they were measured.
 
-    prompts: how many were sampled, `images_per_prompt` images of each. truncated: evaluation prompts that are longer
+    prompts: number of prompts, with `images_per_prompt` images each. truncated: evaluation prompts that are longer
     than the text encoder reads.
     """
 
@@ -152,7 +152,7 @@ class Scorecard(Figures):
 
 
 class Speed(_Part):
-    """speed.json: how fast the models drew, apart from the scorecard because time is no result.
+    """speed.json: how fast the models drew, in a file of its own because time is no part of the result.
 
     seconds_per_image: by model, measured in batches of `batch_size` images on `device`.
     """

@@ -1,8 +1,8 @@
 """Answer questions about images, for DPG-Bench.
 
 1. DPG-Bench's script asks mPLUG-large (damo/mplug_visual-question-answering_coco_large_en) through modelscope. Here a
-   BLIP of transformers answers: Salesforce/blip-vqa-base or Salesforce/blip-vqa-capfilt-large. Figures compare only
-   within one VQA model, whose weights stand beside them; they do not compare with figures by mPLUG.
+   BLIP of transformers answers: Salesforce/blip-vqa-base or Salesforce/blip-vqa-capfilt-large. Compare figures only if
+   they come from the same VQA model, whose weights the scorecard names, and never with figures from mPLUG.
 2. Decoding is greedy and the weights are float32, so an image gets the same answers each time.
 3. Only questions with the same number of tokens are asked together. BLIP's cross-attention in transformers takes no
    mask, so the answer to a padded question depends on what else is in the batch.
@@ -18,7 +18,7 @@ from PIL import Image
 from dmdr.errors import InputMissing
 from dmdr.rewards.checkpoint import load_pretrained, refuse_unreadable
 
-LONGEST = 10  # tokens of an answer; one that is cut is no yes
+LONGEST = 10  # tokens of an answer; a longer one is cut and does not count as yes
 AT_ONCE = 64  # questions
 
 
@@ -72,7 +72,7 @@ class BlipVQA:
         return self.model.vision_model(pixel_values=values.to(self.model.device)).last_hidden_state
 
     def _generate(self, image_states: torch.Tensor, questions: torch.Tensor) -> list[str]:
-        """What BlipForQuestionAnswering.generate does after the image encoder. questions: (B, tokens), no padding."""
+        """Do what BlipForQuestionAnswering.generate does after the image encoder. questions: (B, tokens), unpadded."""
         states = self.model.text_encoder(input_ids=questions, encoder_hidden_states=image_states).last_hidden_state
         begin = torch.full((len(questions), 1), self.model.decoder_start_token_id, device=questions.device)
         tokens = self.model.text_decoder.generate(  # type: ignore[misc]  # its `self` is annotated with a wrong protocol

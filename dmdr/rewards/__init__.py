@@ -1,1 +1,1 @@
-"""Rewards behind one small protocol, one file a reward."""
+"""Reward models with one small protocol, one file a reward."""

@@ -35,8 +35,8 @@ class Aesthetic:
             weight, bias = read_linear(read_tensors(head), "layers.", head)
         if len(weight) != clip.width:
             raise DataError(
-                f"weights {head} take {len(weight)} features, the CLIP gives {clip.width}; give the weights that were "
-                "trained on this CLIP"
+                f"weights {head} take {len(weight)} features, but the CLIP gives {clip.width}; give the weights that "
+                "were trained on this CLIP"
             )
         self.weight, self.bias = weight.float().to(device), bias.float().to(device)
 

@@ -1,9 +1,9 @@
-"""A reward that compares an image with its prompt by two encoders; it keeps the features of prompts.
+"""A reward that compares the features of an image and its prompt, from two encoders, and caches those of prompts.
 
 1. The features of a prompt are computed once. Those of the last KEPT_PROMPTS prompts stay on the device: 4 KiB each at
    width 1024.
-2. On a GPU the image encoder runs in bfloat16 where a gradient is wanted: training follows the reward and does not
-   report it. Scores that are compared are float32.
+2. On a GPU the image encoder runs in bfloat16 if a gradient is computed, because training does not report these scores.
+   Scores that are reported are float32.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ImageReward (Xu et al. 2023): a BLIP whose text encoder looks at the image, and an MLP on its first token.
 
-1. The authors' package needs functions that transformers no longer has. transformers has the same BLIP itself, so only
-   the names of the tensors change here (`make parity-imagereward` compares the two on shared weights).
+1. The authors' package needs functions that transformers no longer has. transformers has the same BLIP, so this file
+   only renames the tensors (`make parity-imagereward` compares the two on shared weights).
 2. The MLP has no activations and its dropouts are off, so it is one affine map. The published mean and standard
    deviation of the scores are multiplied into it: scores lie in about -2 to 2.
 3. Image and prompt meet in every layer of the text encoder, so no features of a prompt can be kept.
@@ -138,7 +138,7 @@ class ImageReward:
     def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """images (B, 3, H, W) in [0, 1] -> (B,) float32. A prompt is cut after LONGEST tokens."""
         ids, mask = self.tokenize(prompts)
-        half = images.is_cuda and torch.is_grad_enabled()  # training follows the reward and does not report it
+        half = images.is_cuda and torch.is_grad_enabled()  # training does not report these scores
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
             features = self.blip(normalize(resize_and_crop(images, VISION.image_size)), ids, mask)
         return features.float() @ self.weight + self.bias
@@ -164,7 +164,7 @@ def build_tokenizer(vocabulary: Path) -> BertTokenizer:
         raise DataError(f"weights {vocabulary} are not a vocabulary of BERT ({len(words):,} lines); fetch them again")
     if len(words) > TEXT.vocab_size:
         raise DataError(
-            f"weights {vocabulary} have {len(words):,} words, ImageReward knows {TEXT.vocab_size:,}; give "
+            f"weights {vocabulary} have {len(words):,} words, but ImageReward knows {TEXT.vocab_size:,}; give "
             "bert-base-uncased's vocab.txt"
         )
     return BertTokenizer(vocab={word: number for number, word in enumerate(words)})

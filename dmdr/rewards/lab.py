@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 FOLDER = Path(__file__).parents[1] / "lab" / "rewards"
-SIZE, LENGTH = 32, 14  # pixels a side; the words of a caption that are read
+SIZE, LENGTH = 32, 14  # side of an image in pixels; words of a caption, the rest is cut
 PAD, UNKNOWN = 0, 1
 
 
@@ -107,7 +107,7 @@ class WindowText(nn.Module):
 class LabReward(nn.Module):
     """sigmoid(scale cos(image, caption) + bias) in [0, 1]. Images of any size are resized to 32x32, differentiably.
 
-    name: it ends in the architecture, -conv or -mixer.
+    name: ends in the architecture, -conv or -mixer.
     """
 
     differentiable = True

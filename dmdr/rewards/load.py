@@ -16,7 +16,7 @@ from dmdr.rewards.weights import find_weights
 
 
 def load_reward(name: str, device: str = "cpu", addresses: Mapping[str, str] | None = None) -> Reward:
-    """The reward of that name, frozen. On the device "meta" its weights are neither read nor looked for.
+    """Load a reward by name, frozen. On the device "meta" no weights are needed or read.
 
     addresses: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 

@@ -1,4 +1,4 @@
-"""The weighted sum of the rewards that a run trains on; they are checked before the first step."""
+"""The weighted sum of the rewards that a run trains on. They are checked before the first step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ PROBES = ["a red circle", "two blue squares", ""]  # prompts of the plain images
 class Mixture:
     """The sum of share times reward.
 
-    differentiable: every reward must have a gradient. positive: every reward and share must be above 0, to have a log.
+    differentiable: require a gradient of every reward. positive: require rewards and shares above 0, for their log.
     weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 
     Raises:
-        ConfigError: a reward is unknown, lacks what is required, or does not give each plain image one finite number.
+        ConfigError: a reward is unknown, does not meet these requirements, or does not give each plain image one finite
+            number.
         InputMissing, DataError: the weights of a reward are missing, or damaged.
     """
 
@@ -39,7 +40,7 @@ class Mixture:
         without_gradient = [name for name, reward in self.rewards.items() if not reward.differentiable]
         if differentiable and without_gradient:
             raise ConfigError(
-                f"joint.rl.rewards: ReFL needs a gradient and {', '.join(without_gradient)} has none; use another "
+                f"joint.rl.rewards: ReFL needs a gradient, but {', '.join(without_gradient)} has none; use another "
                 "reward, or algorithm: grpo or dpo"
             )
         if device.type == "meta":  # no numbers to check
@@ -69,7 +70,7 @@ class Mixture:
 
 
 def check_scores(name: str, scores: torch.Tensor, *, share: float, positive: bool) -> None:
-    """Refuse a reward by its scores of the PROBES.
+    """Refuse a reward whose scores of the PROBES are unusable.
 
     Raises:
         ConfigError: the scores are not one finite number each or, where `positive`, do not have a log.

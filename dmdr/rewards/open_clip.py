@@ -1,12 +1,12 @@
-"""Rewards that are open_clip models: DFN-CLIP and HPSv2.1, which DMDR trains on, and the CLIP score of its tables.
+"""Rewards by open_clip models: DFN-CLIP and HPSv2.1, on which DMDR trains, and the CLIP score of its tables.
 
-1. Each is 100 times a cosine, which is the scale of the paper's tables.
+1. Each score is 100 times a cosine, as in the paper's tables.
 2. Plain open_clip reads HPSv2.1. The images are preprocessed as HPSv2 does it, not as open_clip does. The hpsv2 package
    is not needed; its pinned requirements break others.
 3. clip-score is the score of ViT-g/14 trained on LAION-2B, on the prompt itself. clip-score-dmd2 has the same weights
    and puts "A photo depicts " before the prompt, as DMD2's compute_clip_score (read at 4e54501) does. That function
    also cuts images to a square and resizes them by LANCZOS to 256x256 before 224x224; neither figure here does.
-4. A folder in open_clip's own layout (open_clip_config.json beside the weights) says itself which architecture it has.
+4. For a folder in open_clip's own layout, the architecture is read from the open_clip_config.json beside the weights.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 @dataclass(frozen=True)
 class Kind:
-    """What an open_clip reward is made of.
+    """The architecture and the preprocessing of an open_clip reward.
 
-    architecture: its name in open_clip's list. resize: (images, size) -> square images of that size. resizing: what
-    `resize` does, in a word that scorecards print.
+    architecture: its name in open_clip's list. resize: (images, size) -> square images of that size. resizing: a word
+    for `resize` that scorecards print.
     """
 
     architecture: str
@@ -58,7 +58,7 @@ PREFIXED = {"clip-score-dmd2": Prefixed("clip-score", "A photo depicts ")}
 
 
 class ImageTextModel(Protocol):
-    """What is used of open_clip.CLIP, which has no type annotations of its own for mypy."""
+    """The methods of open_clip.CLIP that are called here; open_clip has no type annotations for mypy."""
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W), normalised -> (B, D)."""
@@ -101,7 +101,7 @@ def load_open_clip(name: str, path: Path | None, device: str) -> DualEncoder:
 
 
 def build_clip(name: str, architecture: str, path: Path | None, device: str) -> OpenClip:
-    """An open_clip model, frozen. name: what error messages call it. path, device, errors: as for `load_open_clip`."""
+    """Build an open_clip model, frozen. path, device and errors are as for `load_open_clip`; name: for the messages."""
     import open_clip
 
     if path is None:

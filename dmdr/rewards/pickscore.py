@@ -1,4 +1,4 @@
-"""PickScore (Kirstain et al. 2023): CLIP ViT-H/14, fine-tuned on which of two images people picked.
+"""PickScore (Kirstain et al. 2023): CLIP ViT-H/14, fine-tuned on the choices of people between two images.
 
 Its score is logit_scale times the cosine, about 20 to 23.
 """

@@ -1,8 +1,7 @@
 """Preprocess images for reward models, on tensors, so that ReFL's gradient flows: (B, 3, H, W) in [0, 1] -> a square.
 
-1. The models' own libraries resize 8-bit PIL images. Here the same antialiased bicubic resizes float32, without
-   rounding in between. Nothing is clamped afterwards: a bicubic overshoots by a few hundredths, as the tensors of HPSv2
-   do.
+1. The models' own libraries resize 8-bit PIL images. Here float32 tensors are resized by the same antialiased bicubic
+   filter, without rounding. The result is not clamped: the filter overshoots by a few hundredths, also in HPSv2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every reward is: a score of images under their prompts."""
+"""The protocol of a reward, which scores images under their prompts."""
 
 from __future__ import annotations
 

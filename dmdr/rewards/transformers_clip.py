@@ -1,4 +1,4 @@
-"""A CLIP as transformers saves it, for the rewards whose authors published theirs that way."""
+"""A CLIP in the format of transformers, for the rewards that were published in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EncoderSizes:
 
 @dataclass(frozen=True)
 class CLIPSizes:
-    """The sizes of a CLIP that was published, on images of 224 pixels in patches of 14.
+    """The sizes of a published CLIP, on images of 224 pixels in patches of 14.
 
     The features are as wide as the text encoder. The inner layer of an MLP is four times as wide as its encoder.
     """

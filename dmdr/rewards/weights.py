@@ -1,4 +1,4 @@
-"""Where the weights of a reward lie: at a pinned address on a model hub, or where the config says. Without torch."""
+"""Find the weights of rewards: at the address in the config, or else at a pinned one on a hub. Without torch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def digest_weights(metrics: set[str], addresses: Mapping[str, str]) -> dict[str,
 
 
 def digest_weights_or_missing(metrics: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
-    """As `digest_weights`, with MISSING for a set that does not exist: its metrics are left out of the scorecard."""
+    """Like `digest_weights`, but MISSING stands for a set that does not exist. Its metrics are not on the scorecard."""
     digests = {}
     for metric in sorted(metrics):
         for name in OF[metric]:

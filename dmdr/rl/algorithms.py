@@ -1,4 +1,4 @@
-"""The RL algorithm that a config asks for."""
+"""Build the RL algorithm that a config names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmdr.shared_base import SharedBase
 def build_algorithm(config: AnyRL, base: SharedBase, weights: Mapping[str, str] | None = None) -> Algorithm:
     """ReFL, DPO or GRPO over one SharedBase.
 
-    weights: where those of the rewards lie, if not at their pinned addresses.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 
     Raises:
         ConfigError: a reward is unknown or broken.

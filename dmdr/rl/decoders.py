@@ -1,11 +1,12 @@
-"""The decoder between a latent and ReFL's reward: the teacher's, whole or in tiles, or a small one distilled from it.
+"""Decode latents for ReFL's reward, by the teacher's decoder, whole or in tiles, or by a tiny one distilled from it.
 
-1. Tiles alone save no memory where a gradient is wanted, because all of them stay in the graph. So each tile is
-   computed again in the backward pass, and only one tile's activations are held at a time. Norms and attention then see
-   one tile and not the image; diffusers blends the seams. Tiles are for large latents: on the lab's latents of 8 x 8,
-   tiles of 4 x 4 see so little that the gradient of lab-conv is at right angles to the whole decoder's (cosine -0.05).
-2. A tiny decoder (AutoencoderTiny, as TAESD) draws nearly the same image with another gradient.
-   `python -m dmdr.rl.decoders` measures how far apart the gradients are. The hacking alarm, evaluation and export
+1. Tiles alone save no memory if a gradient is computed, because the graph keeps the activations of all tiles. So each
+   tile is computed again in the backward pass, and only one tile's activations are in memory at a time. Norms and
+   attention then see one tile instead of the image; diffusers blends the seams. Tiles are for large latents: on the
+   lab's latents of 8 x 8, tiles of 4 x 4 are so small that the gradient of lab-conv is orthogonal to the one through
+   the whole decoder (cosine -0.05).
+2. A tiny decoder (AutoencoderTiny, such as TAESD) draws nearly the same image but has another gradient.
+   `python -m dmdr.rl.decoders` measures the cosine between the gradients. The hacking alarm, evaluation and export
    always use the teacher's own decoder.
 """
 
@@ -50,7 +51,7 @@ def load_decoder(config: ReFL, backbone: Backbone) -> Decoder:
 
 
 class RecomputedDecoder(torch.nn.Module):
-    """A decoder whose activations are not kept but computed again in the backward pass."""
+    """A decoder that does not keep its activations, and computes them again in the backward pass."""
 
     def __init__(self, decoder: torch.nn.Module) -> None:
         super().__init__()
@@ -83,16 +84,16 @@ def load_tiny_decoder(address: str, backbone: Backbone) -> Decoder:
     channels, side = backbone.latent_shape[0], backbone.resolution
     if vae.config.latent_channels != channels:
         raise DataError(
-            f"{KEY} {address} decodes latents of {vae.config.latent_channels} channels, the teacher's have {channels}; "
-            "give the one made for this teacher's family"
+            f"{KEY} {address} decodes latents of {vae.config.latent_channels} channels, but the teacher's have "
+            f"{channels}; give the one made for this teacher's family"
         )
     with torch.no_grad():
         images = backbone.decode_by(vae, torch.zeros(1, *backbone.latent_shape, device=device))
     height, width = images.shape[2:]
     if (height, width) != (side, side):
         raise DataError(
-            f"{KEY} {address} draws images of {width} x {height}, the teacher's are {side} x {side}; give the one made "
-            "for this teacher's family"
+            f"{KEY} {address} draws images of {width} x {height}, but the teacher's are {side} x {side}; give the one "
+            "made for this teacher's family"
         )
     return partial(backbone.decode_by, vae)
 

@@ -28,7 +28,7 @@ from dmdr.update import Batch
 class DPO:
     """The RL loss of a batch of pairs: states 2i and 2i + 1 belong to one step, the winner's state first.
 
-    weights: the config's `weights`, where those of the rewards lie.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 
     Raises:
         ConfigError: a reward is unknown or broken.

@@ -3,8 +3,8 @@
 1. Flow-GRPO (Liu et al. 2025) turns an ODE into an SDE to have a policy; the few-step sampler is a policy already.
 2. As in the code of Flow-GRPO, log likelihoods are averaged over the elements of a latent before the ratio is taken. A
    real model has 262,144 of them; the ratio of the likelihoods themselves is 0 or infinite after one update.
-3. The student that is updated drew the rollout itself, so the ratio is 1 in the first of `inner_updates`. It clips in
-   later ones.
+3. The rollout comes from the very student that is updated. So in the first of `inner_updates` the ratio is 1; only in
+   later ones it can be clipped.
 4. Distribution matching takes the place of the KL to the reference (DMDR, 3.2). The KL remains for RL alone.
 
 P prompts, G images of each, M = P G trajectories, B states of which A were followed by an action.
@@ -28,7 +28,7 @@ from dmdr.update import Batch
 class GRPO:
     """The RL loss of a batch: the clipped surrogate over the actions of its states.
 
-    weights: the config's `weights`, where those of the rewards lie.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 
     Raises:
         ConfigError: a reward is unknown or broken.

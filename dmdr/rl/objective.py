@@ -1,4 +1,4 @@
-"""The seam between reinforcement learning and distribution matching; refl, dpo and grpo each have a file.
+"""The interface between reinforcement learning and distribution matching. ReFL, DPO and GRPO implement it.
 
 Once per training step an algorithm sees the rollout (States) and its prompts, without a graph, and builds an Objective.
 The student's update calls the objective's loss with the x0 that it has just predicted, graph attached, and with the
@@ -71,19 +71,26 @@ def log_prob(path: Path, x_next: torch.Tensor, x0: torch.Tensor, t_next: torch.T
 
 
 def find_actions(states: States, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Which states (B,) a renoising step followed, and what it drew: x_next and t_next of those."""
+    """Find the actions of a batch.
+
+    Returns a mask (B,) of the states that a renoising step followed and, for these states alone, the x_next that the
+    step drew and its time t_next.
+    """
     acts = batch.step < len(states.times) - 1
     after = batch.step[acts] + 1
     return acts, states.x_t[after, batch.trajectory[acts]], states.times[after]
 
 
 def action_share(acts: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Times this, the mean over these actions (B,) is their part of the mean over the actions of the global batch."""
+    """The share of the global batch's actions that lie in this batch. acts: mask (B,) from `find_actions`.
+
+    The mean over this batch's actions, times the share, is its part of the mean over the global batch.
+    """
     return acts.sum() / max(batch.acting, 1)
 
 
 def reward_groups(reward: Mixture, states: States, prompts: list[str], group_size: int) -> tuple[torch.Tensor, Figures]:
-    """Score all samples in their groups: rewards (P, G) and their figures. One rank scores each group."""
+    """Score all samples: rewards (P, G) by group, and their figures. Each group is scored by one rank."""
     groups = distributed.split_evenly(len(prompts) // group_size)
     mine = slice(groups.start * group_size, groups.stop * group_size)
     scores_M = {

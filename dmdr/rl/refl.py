@@ -29,10 +29,10 @@ from dmdr.update import Batch
 class ReFL:
     """The RL loss of a batch: minus the mean mapped reward of the decoded x0.
 
-    weights: the config's `weights`, where those of the rewards lie.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
 
     Raises:
-        ConfigError: a reward is unknown, broken or without a gradient, or has no log and the config wants it.
+        ConfigError: a reward is unknown, broken or without a gradient, or has no log although the config takes it.
         DataError, InputMissing: weights of a reward or the tiny decoder are missing or damaged, or it does not fit the
             teacher.
     """
@@ -61,7 +61,7 @@ class ReFL:
 
 
 def compute_moments(scores_B: dict[str, torch.Tensor]) -> Figures:
-    """The mean and the mean square of each reward's scores, in float64. Those of a batch's parts can be added up."""
+    """The mean and the mean square of each reward's scores, in float64, which add up over the parts of a batch."""
     exact = {name: each.detach().double() for name, each in scores_B.items()}
     squares = {f"reward_square/{name}": each.square().mean() for name, each in exact.items()}
     return {f"reward/{name}": each.mean() for name, each in exact.items()} | squares

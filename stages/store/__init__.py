@@ -1,1 +1,1 @@
-"""The artifact store: addresses, records, seals, checkpoints; a folder or an object store."""
+"""The artifact store, in a folder or an object store: addresses, records, seals and checkpoints."""

@@ -1,8 +1,8 @@
-"""An address of a store: who may write there, what its record says, and its files, verified.
+"""One address of a store: claim it, seal it, read its record, and fetch its files, verified.
 
-{store}/{run}/{stage}/claim.json    first: which settings and inputs this address belongs to
+{store}/{run}/{stage}/claim.json    written first: the settings and inputs that this address belongs to
                        ...          the files
-                       record.json  last, and only if there is none: the seal. Without it nothing is there for readers
+                       record.json  written last and never replaced: the seal. Without it, readers find nothing here
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from stages.store.layout import CLAIM, RECORD, is_intact
 from stages.store.records import SCHEMA, Claim, Document, Json, Seal
 from stages.store.remote import Remote
 
-SHORT_DIGEST = 12  # hex digits of a digest that are shown to people
+SHORT_DIGEST = 12  # hex digits of a digest in messages
 SealT = TypeVar("SealT", bound=Seal)
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 
 def shorten(digest: str) -> str:
-    """A digest as people are shown it."""
+    """The beginning of a digest, for messages."""
     return f"{digest[:SHORT_DIGEST]}…"
 
 
 def open_place(address: str) -> Folder | Remote:
-    """The files of any address, of a stage or above it."""
+    """Open the files of an address: that of a stage, or a folder above it."""
     if "://" in address.removeprefix("file://"):
         return Remote(address)
     return Folder(Path(address.removeprefix("file://")).expanduser().absolute())
 
 
 class Address(Generic[SealT]):
-    """One stage of one run in a store, or one revision of one published teacher. kind: of its record.
+    """One stage of one run in a store, or one revision of one published teacher. kind: the type of its record.
 
     Raises:
         ConfigError: the run's name cannot stand in an address, or the store is of an unknown kind.
-        StoreError, Refused, InputMissing: from every method, as the store does not answer, refuses, or has no bucket.
+        StoreError, Refused, InputMissing: any method: the store does not answer, refuses the request, or has no bucket.
     """
 
     def __init__(self, store: str, run: str, stage: str, kind: type[SealT]) -> None:
@@ -60,18 +60,18 @@ class Address(Generic[SealT]):
         self._kind = kind
 
     def record(self) -> SealT | None:
-        """What the seal says; None when nothing is sealed here.
+        """The record that seals this address; None if nothing is sealed here.
 
         Raises:
-            DataError: it is not JSON, was not written by DMDR, or has another schema.
+            DataError: the record is not JSON, was not written by DMDR, or has another schema.
         """
         data = self.place.read(RECORD)
         return None if data is None else self._parse_record(data)
 
     def claim(self, identity: Json, inputs: dict[str, str]) -> SealT | None:
-        """Take the address for these settings and inputs, or see that it has them already.
+        """Claim the address for these settings and inputs, or check that it is already claimed for them.
 
-        Returns the record if the address is sealed with them, None if the stage has to run.
+        Returns the record if the address is sealed, None if the stage has to run.
 
         Raises:
             ConfigError: the address belongs to other settings or inputs.
@@ -89,7 +89,7 @@ class Address(Generic[SealT]):
         if differences:
             raise ConfigError(
                 f"run {self.run} has another {self.stage} at {self.address}: {'; '.join(differences)}; "
-                f"give this run another name with --run, or delete {self.address} and what was made from it"
+                f"give this run another name with --run, or delete {self.address} and the stages that were made from it"
             )
         return record
 
@@ -99,7 +99,7 @@ class Address(Generic[SealT]):
         return None if data is None else self._parse_claim(data)
 
     def sealed(self) -> SealT:
-        """The record, for a reader of the files.
+        """The record of a sealed address, for readers of its files.
 
         Raises:
             InputMissing: nothing is sealed here.
@@ -114,19 +114,20 @@ class Address(Generic[SealT]):
         for name in record.files:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise DataError(
-                    f"{self.address}/{RECORD} names {name!r}, which is outside this address; do not trust this store"
+                    f"{self.address}/{RECORD} names {name!r}, a file outside this address; do not trust this store"
                 )
         return record
 
     def fetch(self, cache: Path, only: Callable[[str], bool] = lambda name: True) -> Path:
         """A local folder with the sealed files, each verified.
 
-        A local store returns its own folder, so never write there; a remote one's files are downloaded into `cache`.
-        only: which files are wanted, by name; the others are neither downloaded nor verified.
+        For a local store this is the store's own folder: never write there. Files of a remote store are downloaded
+        into `cache`.
+        only: tells by its name whether a file is wanted. Other files are neither downloaded nor verified.
 
         Raises:
             InputMissing: nothing is sealed here.
-            DataError: a file is missing, or is not what the record says.
+            DataError: a file is missing, or differs from the record.
         """
         for name, expected in self.sealed().files.items():
             if not only(name):
@@ -138,18 +139,18 @@ class Address(Generic[SealT]):
         return self.place.root if isinstance(self.place, Folder) else cache
 
     def workspace(self) -> Path:
-        """A new folder for this attempt, gone when the process ends; on a local store it lies on the store's disk."""
+        """A new folder for this attempt, deleted when the process ends. For a local store it is on the store's disk."""
         return Path(tempfile.mkdtemp(prefix="work-", dir=self.place.scratch()))
 
     def write_record(self, record: SealT) -> SealT:
-        """Seal the address unless it is sealed; returns the record that stands there now."""
+        """Seal the address unless it is already sealed; returns the record that is there now."""
         return self._parse_record(self.place.create(RECORD, record.to_json()))
 
     def _parse_record(self, data: bytes) -> SealT:
         parsed = self._parse_json(RECORD, data)
         if parsed["schema"] != SCHEMA:
             raise DataError(
-                f"{self.address} was sealed with schema {parsed['schema']}, this code reads {SCHEMA}; "
+                f"{self.address} was sealed with schema {parsed['schema']}, but this DMDR reads {SCHEMA}; "
                 "use the DMDR that sealed it, or give this run another name with --run"
             )
         return self._parse(RECORD, parsed, self._kind)
@@ -161,7 +162,9 @@ class Address(Generic[SealT]):
         try:
             parsed = json.loads(data)
         except ValueError as error:
-            raise DataError(f"{self.address}/{name} is not JSON; delete {self.address}, run the stage again") from error
+            raise DataError(
+                f"{self.address}/{name} is not JSON; delete {self.address} and run the stage again"
+            ) from error
         if not isinstance(parsed, dict) or not {"schema", "identity", "inputs"} <= parsed.keys():
             raise DataError(self._describe_foreign(name))
         return parsed
@@ -177,25 +180,28 @@ class Address(Generic[SealT]):
 
 
 def normalise_json(data: Json) -> Json:
-    """The data as it is read back from JSON: tuples as lists."""
+    """The data as JSON gives it back, with lists for tuples."""
     normalised: Json = json.loads(json.dumps(data, allow_nan=False))
     return normalised
 
 
 def find_differing_keys(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
-    """The keys that only one of them has, or that have another value in each; in alphabetical order."""
+    """The keys that are missing on one side or have different values, in alphabetical order."""
     keys = sorted({*one, *other})
     return [key for key in keys if (key in one, one.get(key)) != (key in other, other.get(key))]
 
 
 def _list_differences(owner: Mapping[str, object], wanted: Mapping[str, object], kind: str = "") -> list[str]:
-    """For each key that differs, the value at the address and the wanted one. kind: "" of settings, "input "."""
+    """For each key that differs, say the value at the address and the wanted one.
+
+    kind: "" for settings; "input " for inputs, whose values are digests and are shortened.
+    """
 
     def show(values: Mapping[str, object], key: str) -> str:
         if key not in values:
             return "not set"
         text = json.dumps(values[key])
-        return f"{text[1 : SHORT_DIGEST + 1]}…" if kind else text  # inputs are digests
+        return f"{text[1 : SHORT_DIGEST + 1]}…" if kind else text
 
     differing = find_differing_keys(owner, wanted)
     return [f"{kind}{key} is {show(owner, key)} there, {show(wanted, key)} here" for key in differing]

@@ -1,15 +1,15 @@
-"""The artifact of a stage: sealing it, and taking over one that another run has sealed.
+"""The artifact of a stage: seal it, or adopt one that another run has sealed.
 
-{store}/{run}/{stage}/claim.json    first: which settings and inputs this address belongs to
-                       checkpoints/ while the stage is open
+{store}/{run}/{stage}/claim.json    written first: the settings and inputs that this address belongs to
+                       checkpoints/ only while the stage is open
                        ...          the files of the artifact
-                       record.json  last, and only if there is none: the seal. No record, no artifact
+                       record.json  written last and never replaced: the seal. Without a record there is no artifact
 
-A record's fingerprint is over what the result is made from and its files, except those that tell how long it took.
+The fingerprint of a record covers the settings, the inputs and the files of the result, except files that tell how long
+something took.
 
-Two processes may try to seal the same stage. In a folder one waits for the other, by a lock. On S3 an object is never
-overwritten: the later process stores its file under another name. So the record that stands always describes files that
-still stand.
+Two processes may try to seal the same stage. In a folder a lock makes one wait for the other. On S3 an object is never
+overwritten: the later process stores its file under another name. So the record always describes files that exist.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Artifact(Address[Record]):
         super().__init__(store, run, stage, Record)
 
     def seal(self, folder: Path, *, facts: Json, provenance: Provenance) -> Record:
-        """Move the files of `folder` in, then write the record; returns it. `claim` came before.
+        """Move the files of `folder` into the store, then write the record and return it. Call `claim` before.
 
-        facts: what the stage says about its result.
-        If another process has sealed the stage in the meantime, its record is returned and ours is dropped.
+        facts: the stage's own description of its result.
+        If another process has sealed the stage in the meantime, returns its record and writes none.
         """
         claim = self.read_claim()
         if claim is None:
-            raise StoreError(f"{self.address}/{CLAIM} is gone: somebody deleted the address; repeat the command")
+            raise StoreError(f"{self.address}/{CLAIM} is gone, so somebody deleted the address; repeat the command")
         with self.place.alone():
             record = self.record() or self._seal(folder, claim, facts, provenance)
             kept = {CLAIM, RECORD, *(file.stored_as or name for name, file in record.files.items())}
@@ -51,35 +51,36 @@ class Artifact(Address[Record]):
         return record
 
     def adopt(self, other: Artifact, identity: Json, inputs: dict[str, str]) -> Record | None:
-        """Take over what another run sealed with these very settings and inputs: it is the same artifact.
+        """Copy an artifact that another run sealed with the same settings and inputs.
 
-        Its files are verified there, copied and verified again. Then it is claimed and sealed here as if it had been
-        made here, so that the record comes last. The record says in `adopted_from` which run made it.
-        Returns the record of this address; None if the other is not sealed, or is another result.
+        The files are verified, copied and verified again. Then this address is claimed and sealed as usual, so the
+        record comes last. Its `adopted_from` names the run that made the artifact.
+        Returns the record of this address; None if the other is not sealed, or has other settings or inputs.
 
         Raises:
             ConfigError: this address belongs to other settings or inputs.
             DataError: a file of the other is missing or damaged, or the copy is.
         """
-        theirs = other.record()
-        if theirs is None or other.stage != self.stage or theirs.inputs != inputs:
+        source = other.record()
+        if source is None or other.stage != self.stage or source.inputs != inputs:
             return None
-        if theirs.identity != normalise_json(identity):
+        if source.identity != normalise_json(identity):
             return None
-        if (ours := self.claim(identity, inputs)) is not None:
-            return ours
+        sealed = self.claim(identity, inputs)
+        if sealed is not None:
+            return sealed
         folder = self.workspace()
-        fetched = other.fetch(folder / "theirs")
-        for name, expected in theirs.files.items():
-            copy = folder / "ours" / name
+        fetched, copies = other.fetch(folder / "fetched"), folder / "copies"
+        for name, expected in source.files.items():
+            copy = copies / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(fetched / name, copy)
             if not is_intact(copy, expected):
                 raise DataError(f"{other.address}/{name} changed while it was copied; repeat the command")
-        provenance = theirs.provenance
+        provenance = source.provenance
         if provenance.adopted_from is None:
             provenance = provenance.model_copy(update={"adopted_from": other.run})
-        return self.seal(folder / "ours", facts=theirs.facts, provenance=provenance)
+        return self.seal(copies, facts=source.facts, provenance=provenance)
 
     def _seal(self, folder: Path, claim: Claim, facts: Json, provenance: Provenance) -> Record:
         files = {}
@@ -108,7 +109,7 @@ class Artifact(Address[Record]):
         )
 
     def checkpoints(self, keep: int) -> Checkpoints:
-        """The checkpoints of the open stage, of which `keep` (at least 2) stay."""
-        from stages.store.checkpoints import Checkpoints  # torch, which a sealed stage need not wait for
+        """The checkpoints of the open stage. keep: how many of the newest are kept, at least 2."""
+        from stages.store.checkpoints import Checkpoints  # late: it imports torch, which a sealed stage does not need
 
         return Checkpoints(self.place, f"{self.address}/{CHECKPOINTS}", keep)

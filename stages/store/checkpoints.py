@@ -1,11 +1,12 @@
-"""Checkpoints of an open stage: whole or invisible, damage detected, the one before used instead.
+"""Save and load the checkpoints of an open stage. If the newest is damaged, the one before it is loaded.
 
-step-00000100/state.safetensors     tensors
-              state.1.safetensors   where there are several ranks, what the second holds of them, and so on
-              state.json            the rest
-              manifest.json         last: sha256 of all. Without it the checkpoint does not exist
+step-00000100/state.safetensors     the tensors, or the rows of them that rank 0 holds
+              state.1.safetensors   the rows that rank 1 holds, and so on
+              state.json            everything else
+              manifest.json         written last: sha256 of all files. Without it the checkpoint does not exist
 
-The files hold a tensor's rows under its name, one rank's rows after another's. So any number of ranks can read it.
+Each file holds rows of a tensor under the tensor's name. Joined in the order of ranks they are the whole tensor, so any
+number of ranks can read the checkpoint.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """Made by Artifact.checkpoints. Every method raises StoreError when the store refuses."""
+    """The checkpoints of one stage, from Artifact.checkpoints. Every method raises StoreError if the store fails."""
 
     def __init__(self, place: Folder | Remote, address: str, keep: int) -> None:
         assert keep >= 2, "the newest may turn out to be damaged"
         self.place, self.address, self.keep = place, address, keep
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], info: Mapping[str, object]) -> None:
-        """Store the state after `step`, then delete all but the newest `keep` up to this one. All ranks call it.
+        """Store the state after `step`, then delete all but the newest `keep` checkpoints. All ranks call it.
 
-        info: JSON, the same on all ranks. tensors: each rank gives its own rows; the first also gives the tensors that
-        are not split. They must not share storage; safetensors moves them to the CPU.
+        info: JSON, the same on all ranks. tensors: the rows of this rank; rank 0 also passes the tensors that are not
+        split. Tensors must not share storage; safetensors moves them to the CPU.
         """
         folder, first = _folder_name(step), distributed.rank() == 0
         written: dict[str, FileDigest] = {}
@@ -61,7 +62,7 @@ class Checkpoints:
         def write_tensors(file: Path) -> None:
             try:
                 save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
-            except SafetensorError as error:  # safetensors' own name for a full disk
+            except SafetensorError as error:  # safetensors raises it for a full disk
                 raise OSError(str(error)) from error
             written[mine] = digest(file)
 
@@ -70,7 +71,7 @@ class Checkpoints:
             written[INFO] = digest(file)
 
         if first:
-            self._forget(step)  # damaged, or another process's: its manifest must not vouch for our files
+            self._forget(step)  # an old checkpoint of this step: its manifest must not vouch for our files
         distributed.barrier()
         if tensors:
             self.place.publish(f"{folder}/{mine}", write_tensors)
@@ -84,9 +85,9 @@ class Checkpoints:
         distributed.barrier()  # nobody leaves before the checkpoint is whole
 
     def newest(self) -> Checkpoint | None:
-        """The newest undamaged checkpoint, None if there is none. Damaged ones are named on stderr.
+        """The newest undamaged checkpoint; None if there is none. Damaged ones are reported on stderr.
 
-        All ranks call it, and each gets the whole tensors.
+        All ranks call it, and each rank gets the whole tensors.
         """
         checkpoint = self._find_newest()
         steps = distributed.all_gather(torch.tensor([checkpoint.step if checkpoint else -1])).tolist()
@@ -104,7 +105,7 @@ class Checkpoints:
         for step in sorted(self._steps(), reverse=True):
             manifest = self.place.read(f"{_folder_name(step)}/{MANIFEST}")
             if manifest is None:
-                continue  # its writer was killed
+                continue  # its writer was killed before it was complete
             try:
                 return self._load(step, manifest)
             except (ValueError, SafetensorError) as error:
@@ -118,7 +119,7 @@ class Checkpoints:
     def _load(self, step: int, manifest: bytes) -> Checkpoint:
         expected = parse_manifest(manifest)
         if not {TENSORS, INFO} <= expected.keys():
-            raise ValueError(f"{MANIFEST} does not name its files")
+            raise ValueError(f"{MANIFEST} lacks {TENSORS} or {INFO}")
         others = [name for name in expected if name not in (TENSORS, INFO)]
         if not all(map(OF_RANK.fullmatch, others)):
             raise ValueError(f"{MANIFEST} names a file that no checkpoint has")
@@ -135,17 +136,21 @@ class Checkpoints:
         return Checkpoint(step, parts[0] if len(parts) == 1 else Joined(parts), info)
 
     def _rotate(self, newest: int) -> None:
-        """Delete old checkpoints; `newest` is whole. A higher step is damaged, or this attempt had begun after it."""
+        """Delete old checkpoints. `newest` was just saved.
+
+        Higher steps are deleted too: they are damaged, or another attempt wrote them.
+        """
         whole = {step for step in self._steps(MANIFEST) if step <= newest}
         for step in self._steps() - set(sorted(whole)[-self.keep :]):
             self._forget(step)
 
     def _forget(self, step: int) -> None:
-        # The manifest first, so that a deletion that was cut off does not look like damage.
+        # The manifest goes first, so that an interrupted deletion does not look like damage.
         self.place.remove(f"{_folder_name(step)}/{MANIFEST}")
         self.place.remove(_folder_name(step))
 
     def _steps(self, having: str = "") -> set[int]:
+        """The steps that have a checkpoint. having: only those with this file."""
         names = (name.split("/", 2) for name in self.place.names() if name.startswith(f"{CHECKPOINTS}/"))
         return {
             int(name[1].removeprefix("step-"))
@@ -155,7 +160,7 @@ class Checkpoints:
 
 
 def _rank_of(name: str) -> int:
-    """The rank in the name of a file of tensors."""
+    """The rank that wrote a file of tensors."""
     return int(name.split(".")[1])
 
 
@@ -164,7 +169,7 @@ def _folder_name(step: int) -> str:
 
 
 class Joined(Mapping[str, torch.Tensor]):
-    """Tensors whose rows lie in several files. Each is joined when it is read, so they are never all in memory."""
+    """Tensors whose rows lie in several files. A tensor is joined when it is read, so they are never all in memory."""
 
     def __init__(self, parts: list[dict[str, torch.Tensor]]) -> None:
         self.parts = parts
@@ -183,7 +188,7 @@ class Joined(Mapping[str, torch.Tensor]):
 
 
 def _gather_digests(mine: FileDigest | None) -> dict[str, FileDigest]:
-    """File name -> digest of each rank that wrote a file; all ranks exchange theirs."""
+    """File name -> digest, for the files of all ranks. mine: the digest of this rank's file, if it wrote one."""
     row = [-1] * 33 if mine is None else [mine.size, *bytes.fromhex(mine.sha256)]
     rows = distributed.all_gather(torch.tensor([row])).tolist()
     return {

@@ -1,9 +1,9 @@
-"""Whether a store honours conditional writes, which refuse to replace an object: claims and seals rest on them.
+"""Test whether a store honours conditional writes, which refuse to replace an object.
 
-S3 does (If-None-Match: *), but some servers ignore the condition. There two processes of one stage could replace each
-other's files. Such a store is refused, unless DMDR_STORE_CONDITIONAL=ignored says that the user knows it. Then an
-object is looked for before it is written and read again afterwards, and files get names that hold their digest. The
-user has to see to it that no stage runs twice at once.
+Claims and seals rely on them. S3 honours them (If-None-Match: *), but some servers ignore the condition. There, two
+processes of one stage could replace each other's files. Such a store is refused, unless the user sets
+DMDR_STORE_CONDITIONAL=ignored. Then DMDR looks for an object before writing it and reads it afterwards, and file names
+contain the files' digests. The user must make sure that no stage runs twice at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stages.store.s3_errors import Refused, error_code, is_taken, retry
 
 VARIABLE = "DMDR_STORE_CONDITIONAL"
 HONOURED, IGNORED = "honoured", "ignored"
-_honouring: set[str] = set()  # stores that were tested by this process
+_honouring: set[str] = set()  # stores that passed the test in this process
 
 
 def is_ignored() -> bool:
@@ -28,21 +28,22 @@ def is_ignored() -> bool:
 
 
 def ensure_honoured(store: str, writes: Iterable[Callable[[], object]], clean: Callable[[], object]) -> None:
-    """Test once in a process whether the store honours conditions.
+    """Test whether the store honours conditions, once in each process.
 
-    writes: each creates the same object, so all but the first have to be refused. clean: deletes it.
+    writes: each creates the same object, so the store must refuse all but the first. clean: deletes the object.
 
     Raises:
-        Refused: the store accepted another one.
+        Refused: the store accepted a second write.
     """
     if store in _honouring:
         return
     try:
-        if not all([_is_refused(write) for write in writes][1:]):
+        refused = [_is_refused(write) for write in writes]
+        if not all(refused[1:]):
             raise Refused(
                 f"store {store} replaces an object although the request forbids it (If-None-Match), so two processes "
-                f"of one stage could spoil each other's files; choose another store, or set {VARIABLE}={IGNORED} and "
-                "see to it that no stage runs twice at once"
+                f"of one stage could replace each other's files; choose another store, or set {VARIABLE}={IGNORED} and "
+                "make sure that no stage runs twice at once"
             )
     finally:
         clean()

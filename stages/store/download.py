@@ -1,4 +1,4 @@
-"""Copying files of a sealed artifact, so that a download that was cut off goes on where it stopped."""
+"""Download files of a sealed artifact. An interrupted download continues where it stopped."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CHUNK = 2**23  # bytes of one request
 
 
 def download(artifact: Address[SealT], names: Iterable[str], folder: Path, report: Callable[[int], None]) -> None:
-    """Make `folder` have the files, each as the record says; what it has of them already is kept.
+    """Complete the files in `folder`, each verified against the record. Bytes that are there already are kept.
 
-    report: called with the number of bytes that are here, now and then and after each file.
+    report: called during and after each file, with the number of bytes that are complete.
 
     Raises:
         InputMissing: the artifact is not sealed.
-        DataError: a file is missing in the store, or is not what the record says.
+        DataError: a file is missing in the store, or differs from the record.
     """
     files, before = artifact.sealed().files, 0
     for name in names:
@@ -45,7 +45,7 @@ def _complete_file(
         target.unlink()
     continues = target.is_file()
     _continue_file(artifact, name, expected, target, report)
-    if continues and not _matches(target, expected):  # what was there was the beginning of another file
+    if continues and not _matches(target, expected):  # it was the beginning of another file
         target.unlink()
         _continue_file(artifact, name, expected, target, report)
     if not _matches(target, expected):
@@ -63,7 +63,7 @@ def _matches(file: Path, expected: StoredFile) -> bool:
 def _continue_file(
     artifact: Address[SealT], name: str, expected: StoredFile, target: Path, report: Callable[[int], None]
 ) -> None:
-    """Append to `target` what it lacks, or as much of it as the store has."""
+    """Append the missing bytes to `target`, as far as the store has them."""
 
     def read_chunk(start: int) -> bytes:
         end = min(start + CHUNK, expected.size)

@@ -1,7 +1,8 @@
-"""A folder as an artifact store: every file is whole or invisible, whatever kills its writer.
+"""A folder as an artifact store. A file appears only when it is complete, even if its writer is killed.
 
 A file is written in the attempt's own `.attempt-*` folder, flushed to the disk and renamed into place. The attempt
-holds a lock on that folder. The lock ends with the process, so the folder of a killed attempt is known by having none.
+holds a lock on that folder. The lock ends with the process, so an `.attempt-*` folder without a lock is left over from
+a killed attempt.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def translate_errors(action: str, where: object) -> Iterator[None]:
         raise
     except OSError as error:
         raise StoreError(
-            f"cannot {action} {where}: {error.strerror or error}; see that the store is writable and has space left, "
-            "or choose another with --store, then repeat the command"
+            f"cannot {action} {where}: {error.strerror or error}; make sure that the store is writable and has free "
+            "space, or choose another with --store, then repeat the command"
         ) from error
 
 
@@ -42,10 +43,10 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._lock: int | None = None  # open for as long as this object lives
+        self._lock: int | None = None  # a file handle, open as long as this object exists
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file, None where there is none."""
+        """The bytes of a file; None if there is none."""
         with translate_errors("read", self.root / name):
             try:
                 return (self.root / name).read_bytes()
@@ -53,7 +54,7 @@ class Folder:
                 return None
 
     def create(self, name: str, data: bytes) -> bytes:
-        """Write a file unless there is one; returns its content now, ours or the earlier one."""
+        """Write a file unless there is one already; returns the content that the file has now."""
         target = self.root / name
         with translate_errors("write", target):
             temporary = self._write_temporary(lambda file: file.write_bytes(data))
@@ -68,21 +69,21 @@ class Folder:
         return data
 
     def publish(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let `write` fill a new file, then replace the old one by it."""
+        """Let `write` fill a new file, then put it in place of the old one."""
         with translate_errors("write", self.root / name):
             self._place(self._write_temporary(write), name)
 
     def add(self, name: str, source: Path, digest: str) -> str:
-        """Move a file in; call it inside `alone()`. Returns the name it is stored under."""
+        """Move a file into the store, and return the name under which it is stored. Call it inside `alone()`."""
         self.publish(name, lambda file: shutil.move(source, file))
         return name
 
     def fetch(self, name: str, target: Path) -> Path | None:
-        """The file's own path (nothing is copied to `target`), None where there is none."""
+        """The file's path in the store (nothing is copied to `target`); None if there is no file."""
         return self.root / name if (self.root / name).is_file() else None
 
     def read_range(self, name: str, start: int, end: int) -> bytes | None:
-        """The bytes from start on and before end, fewer where the file ends; None where there is no file."""
+        """The bytes from `start` on and before `end`; fewer if the file ends earlier. None if there is no file."""
         with translate_errors("read", self.root / name):
             try:
                 with (self.root / name).open("rb") as file:
@@ -92,6 +93,7 @@ class Folder:
                 return None
 
     def names(self) -> list[str]:
+        """The names of all files, sorted."""
         with translate_errors("list", self.root):
             names: list[str] = []
             for folder, below, files in os.walk(self.root):
@@ -100,7 +102,7 @@ class Folder:
             return sorted(names)
 
     def folders(self) -> list[str]:
-        """The names of the folders right below; none where there is no address yet."""
+        """The names of the folders directly below; empty if the address does not exist yet."""
         with translate_errors("list", self.root):
             try:
                 return sorted(path.name for path in self.root.iterdir() if path.is_dir())
@@ -108,7 +110,7 @@ class Folder:
                 return []
 
     def remove(self, name: str) -> None:
-        """Delete a file or a folder; it may be gone already."""
+        """Delete a file or a folder, if it exists."""
         target = self.root / name
         with translate_errors("delete", target):
             if target.is_dir():
@@ -133,15 +135,15 @@ class Folder:
             return Path(self._scratch.name)
 
     def tidy(self) -> None:
-        """Delete what killed attempts left behind."""
+        """Delete the folders of killed attempts."""
         with translate_errors("delete in", self.root):
             for folder in self.root.glob(f"{ATTEMPT}*"):
-                with suppress(FileNotFoundError):  # its attempt ended, or another one tidies up too
+                with suppress(FileNotFoundError):  # its attempt ended, or another process deleted it
                     _delete_unless_locked(folder)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Lock the address: no other process is inside at the same time."""
+        """Lock the address, so that only one process at a time is inside the `with` block."""
         with translate_errors("lock", self.root):
             handle = os.open(self.root, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -151,7 +153,7 @@ class Folder:
             os.close(handle)
 
     def _write_temporary(self, write: Callable[[Path], object]) -> Path:
-        """A new file in our scratch folder, flushed to the disk and readable by whoever may read the store."""
+        """Write a new file in the scratch folder and flush it to the disk. All who may read the store may read it."""
         handle, name = tempfile.mkstemp(dir=self.scratch())
         os.close(handle)
         try:
@@ -171,13 +173,13 @@ class Folder:
 
 
 def _delete_unless_locked(folder: Path) -> None:
-    """Delete the folder of an attempt that is dead."""
+    """Delete the folder of an attempt, unless the attempt still runs."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder)
     except BlockingIOError:
-        pass  # its attempt is alive
+        pass  # its attempt still runs
     finally:
         os.close(handle)
 

@@ -1,4 +1,4 @@
-"""The fingerprints of a stage's inputs: what its result is made from. Cheap, and without torch."""
+"""Fingerprint the inputs from which a stage makes its result. Fast, because it imports no torch."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from dmdr.teacher.load import ONE_FILE, digest_teacher, family_of, find_diffuser
 from stages.prompt_sources import sources
 from stages.store.address import shorten
 from stages.store.artifacts import Artifact
+from stages.store.records import Record
 
 
 def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -> dict[str, str]:
-    """name -> fingerprint: the teacher, the prompt sources of the stage prompts, weights of rewards, other pipelines on
-    the scorecard, the stages before.
+    """Name of each input -> its fingerprint.
+
+    Inputs are the teacher, the prompt sources of the stage prompts, the weights of rewards, the tiny decoder, other
+    pipelines on the scorecard, and the stages before.
 
     Raises:
         ConfigError: the teacher's family does not have a form of export.forms, or a stage before was made from another
             teacher, or from another result than this run's.
         InputMissing: the teacher, a prompt file or a tiny decoder does not exist, or a stage before is not sealed.
     """
-    source = find_teacher_of(config.teacher)
-    if "single-file" in config.forms and (family := family_of(source)) not in ONE_FILE:
+    teacher = find_teacher_of(config.teacher)
+    if "single-file" in config.forms and (family := family_of(teacher)) not in ONE_FILE:
         raise ConfigError(
             f"export.forms has single-file, but the teacher is of the family {family}; only "
             f"{' and '.join(ONE_FILE)} have that form: take it out"
         )
-    found = {"teacher": digest_teacher(source)}
+    inputs = {"teacher": digest_teacher(teacher)}
     if stage == "prompts":
         sets = sources.select_public_sets(config.prompts)
-        found |= {
-            name: sources.digest_source(source, sets) for name, source in sources.list_inputs(config.prompts).items()
-        }
-    read = (
-        weights.digest_weights_or_missing if stage == "evaluate" else weights.digest_weights
-    )  # a card says what it lacks
-    found |= read(config.metrics_with_weights(stage), config.weights)
-    if stage == "evaluate":
+        for name, source in sources.list_inputs(config.prompts).items():
+            inputs[name] = sources.digest_source(source, sets)
+    if stage == "evaluate":  # a scorecard is made even if some weights are missing, and says so
+        inputs |= weights.digest_weights_or_missing(config.metrics_with_weights(stage), config.weights)
         for name, pipeline in config.evaluate.pipelines.items():
             folder = find_diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)
-            found[f"pipeline:{name}"] = digests.digest(folder)
+            inputs[f"pipeline:{name}"] = digests.digest(folder)
+    else:
+        inputs |= weights.digest_weights(config.metrics_with_weights(stage), config.weights)
     if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
-        found["tiny_decoder"] = digests.digest(find_tiny_decoder(config.joint.rl.tiny_decoder))
+        inputs["tiny_decoder"] = digests.digest(find_tiny_decoder(config.joint.rl.tiny_decoder))
     for before in list_reads(stage, config.evaluate.models):
         artifact = Artifact(store, run, before)
         record = artifact.record()
@@ -53,19 +54,29 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
                 f"it needs {before}, which is not sealed at {artifact.address}; run python -m stages {before} "
                 "with the same config, run and store first"
             )
-        theirs = record.inputs["teacher"]
-        if theirs != found["teacher"]:
+        _check_teacher(artifact, record, inputs["teacher"], config.teacher.path)
+        _check_stages_before(artifact, record)
+        inputs[before] = record.fingerprint
+    return inputs
+
+
+def _check_teacher(artifact: Artifact, record: Record, teacher: str, path: str) -> None:
+    """Raises ConfigError if a stage was made with another teacher. teacher, path: digest and path of the config's."""
+    recorded = record.inputs["teacher"]
+    if recorded != teacher:
+        raise ConfigError(
+            f"{artifact.stage} of run {artifact.run} was made with another teacher (sha256 {shorten(recorded)}) than "
+            f"teacher.path {path} ({shorten(teacher)}), and a student fits only its own teacher; give the teacher it "
+            "was made with, or begin another run with --run"
+        )
+
+
+def _check_stages_before(artifact: Artifact, record: Record) -> None:
+    """Raises ConfigError if a stage was made from other results than those that are sealed in its run now."""
+    for earlier in set(STAGES) & record.inputs.keys():
+        present = Artifact(artifact.store, artifact.run, earlier).record()
+        if present is not None and present.fingerprint != record.inputs[earlier]:
             raise ConfigError(
-                f"{before} of run {run} was made with another teacher (sha256 {shorten(theirs)}) than teacher.path "
-                f"{config.teacher.path} ({shorten(found['teacher'])}), and a student fits no other; give the teacher "
-                "it was made with, or begin another run with --run"
+                f"{artifact.address} was made from another {earlier} than this run's: it was copied there, or "
+                f"{earlier} was made anew; delete it and run {artifact.stage} again"
             )
-        for earlier in set(STAGES) & record.inputs.keys():
-            made = Artifact(store, run, earlier).record()
-            if made is not None and made.fingerprint != record.inputs[earlier]:
-                raise ConfigError(
-                    f"{artifact.address} was made from another {earlier} than this run's: it was copied there, or "
-                    f"{earlier} was made anew; delete it and run {before} again"
-                )
-        found[before] = record.fingerprint
-    return found

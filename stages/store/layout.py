@@ -1,4 +1,4 @@
-"""The names at an address, which of these files tell the time, and the digest by which a file is known."""
+"""The fixed names of files at an address, the files that tell how long something took, and digests of files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 from stages.store.records import FileDigest
 
 RECORD, CLAIM, CHECKPOINTS = "record.json", "claim.json", "checkpoints"
-TIMED = {"provenance.json", "README.md", "SHA256SUMS", "report.html", "speed.json"}  # each in whatever folder
+TIMED = {"provenance.json", "README.md", "SHA256SUMS", "report.html", "speed.json"}  # in any folder
 
 
 def tells_time(name: str) -> bool:
-    """Whether a file also says how long something took. No two runs agree on that, so it is no part of a result.
+    """Whether a file tells how long something took. That differs in every run, so the fingerprint leaves it out.
 
-    SHA256SUMS is one of them, because it holds the digests of the others.
+    SHA256SUMS is one of these files, because it holds the digests of the others.
     """
     return PurePosixPath(name).name in TIMED
 

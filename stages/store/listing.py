@@ -1,6 +1,6 @@
-"""Listing an S3 bucket page by page; each page is requested again on its own if that may help.
+"""List an S3 bucket page by page, and retry each page on its own.
 
-s3fs sends up to three requests about one path and follows all pages in one go. Repeated as a whole, that often fails.
+s3fs sends up to three requests about one path and follows all pages in one call. A retry of the whole call often fails.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from stages.store.s3_requests import S3Call
 
 
 def list_names(call: S3Call, bucket: str, prefix: str, *, folders: bool = False) -> list[str]:
-    """The keys that begin with the prefix, or with `folders` the next level below it: "a/b/" of the key "a/b/c" for the
-    prefix "a/".
+    """The keys that begin with the prefix.
+
+    folders: return the next level of names below the prefix instead. For the prefix "a/", the key "a/b/c" gives "a/b/".
     """
     request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/" if folders else ""}
     names: list[str] = []

@@ -1,11 +1,11 @@
-"""Publishing teachers in a store: each revision is published once and never changed.
+"""Publish teachers in a store. Each revision is published once and never changed.
 
-{teachers}/{name}/{revision}/claim.json          which teacher the address belongs to, by its digest
+{teachers}/{name}/{revision}/claim.json          written first: the digest of the teacher that the address belongs to
                             /{name}@{revision}/  its files: a folder that can be a teacher.path as it is
-                            /record.json         last: the seal. No record, no teacher
+                            /record.json         written last: the seal. Without a record there is no teacher
 
-The protocol is that of artifacts.py, with two differences: files are copied, and a whole file that is there already is
-kept.
+The protocol is the one of artifacts.py, with two differences: files are copied instead of moved, and a complete file
+that is there already is kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from stages.store.s3_errors import Refused
 
 @dataclass(frozen=True)
 class Revision:
-    """One teacher that never changes. digest: as `dmdr.teacher.digest`; None: not known before it is fetched."""
+    """One revision of a teacher, which never changes. digest: sha256 over its files; None if it is unknown."""
 
     name: str
     revision: str
@@ -59,23 +59,23 @@ class TeacherAddress(Address[TeacherRecord]):
 
     def _describe_foreign(self, name: str) -> str:
         return (
-            f"{self.address}/{name} is not of a published teacher; give an address that dmdr teachers list --at "
-            f"{self.store} names"
+            f"{self.address}/{name} does not belong to a published teacher; give an address that "
+            f"dmdr teachers list --at {self.store} names"
         )
 
 
 def publish_teacher(
     folder: str, name: str, revision: str | None, to: str, report: Callable[[int, int], None]
 ) -> PublishedTeacher:
-    """Copy a teacher into a store, each file verified there. A repeated call goes on, or finds it published.
+    """Copy a teacher into a store and verify each file there. A repeated call continues an interrupted copy.
 
-    folder: what teacher.path can be, but no single file. revision: None for the beginning of its digest.
-    report: called now and then with the number of bytes that are there, and that there will be.
+    folder: as teacher.path, but no single file. revision: None for the beginning of the teacher's digest.
+    report: called after each file with the number of bytes that are copied, and of all bytes.
 
     Raises:
-        ConfigError: a name that cannot stand in an address, or one that another teacher has.
-        InputMissing, DataError: there is no whole teacher of a family that DMDR knows.
-        StoreError: the store refuses, or gives back other bytes than it got.
+        ConfigError: a name cannot stand in an address, or another teacher has it already.
+        InputMissing, DataError: there is no complete teacher of a family that DMDR knows.
+        StoreError: the store fails, or returns other bytes than were written.
     """
     _require_name("--as", name)
     if revision is not None:
@@ -113,8 +113,10 @@ def publish_teacher(
 
 
 def list_published(prefix: str) -> list[PublishedTeacher]:
-    """Every teacher that is published below a prefix, by name and then by time; one that is still being copied is not
-    there yet."""
+    """Every teacher that is published below a prefix, ordered by name and then by time.
+
+    A teacher that is still being copied is left out.
+    """
     teachers = []
     for name in filter(is_name, open_place(prefix).folders()):
         below = open_place(f"{prefix.rstrip('/')}/{name}")
@@ -129,14 +131,15 @@ def list_published(prefix: str) -> list[PublishedTeacher]:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be the name or the revision of a teacher."""
+    """Whether a text may be the name or the revision of a teacher."""
     return re.fullmatch(NAME, text) is not None
 
 
 def teacher_name(path: str) -> str:
-    """A teacher by a name that means something elsewhere.
+    """The name of a teacher, which means the same on every machine.
 
-    lab:flow and hub:OWNER/NAME@COMMIT stay; a folder gives its own name, a published teacher NAME@REVISION.
+    It is lab:flow or hub:OWNER/NAME@COMMIT as given, the last part of a folder's path, or NAME@REVISION of a published
+    teacher.
     """
     if "://" in path:
         return "@".join(path.rstrip("/").split("/")[-2:])
@@ -144,7 +147,7 @@ def teacher_name(path: str) -> str:
 
 
 def _require_whole(folder: Path) -> str:
-    """The class of a pipeline whose parts are there; of its weights only the headers are read."""
+    """Check that a pipeline has all its parts, and return its class. Of the weights only the headers are read."""
     from safetensors import SafetensorError, safe_open
 
     files, index = digests.list_files(folder), read_index(folder)
@@ -171,7 +174,7 @@ def _require_name(option: str, text: str) -> None:
 
 
 def _copy_files(source: Path, address: TeacherAddress, report: Callable[[int, int], None]) -> dict[str, StoredFile]:
-    """The files as the record describes them, once each of them is in the store and was read there."""
+    """Copy the files into the store and verify each by reading it there. Returns them as the record lists them."""
     files = digests.list_files(source)
     total, here = sum(path.stat().st_size for path in files), 0
     copied = {}
@@ -181,7 +184,9 @@ def _copy_files(source: Path, address: TeacherAddress, report: Callable[[int, in
         if not _holds(address.place, name, expected):
             address.place.publish(name, partial(_copy, path, expected))
             if not _holds(address.place, name, expected):
-                raise StoreError(f"{address.address}/{name} is not what was written there; repeat the command")
+                raise StoreError(
+                    f"{address.address}/{name} has other bytes than were written there; repeat the command"
+                )
         copied[name] = expected
         here += expected.size
         report(here, total)
@@ -191,11 +196,13 @@ def _copy_files(source: Path, address: TeacherAddress, report: Callable[[int, in
 def _copy(source: Path, expected: StoredFile, target: Path) -> None:
     shutil.copyfile(source, target)
     if digest(target).sha256 != expected.sha256:
-        raise DataError(f"{source} changed while it was published; let it rest, then repeat the command")
+        raise DataError(
+            f"{source} changed while it was published; wait until nothing writes to it, then repeat the command"
+        )
 
 
 def _holds(place: Folder | Remote, name: str, expected: StoredFile) -> bool:
-    """Whether the store gives back exactly these bytes."""
+    """Whether the store has the file with exactly the expected bytes."""
     if expected.size == 0:
         return place.read(name) == b""
     content, start = hashlib.sha256(), 0

@@ -1,7 +1,7 @@
-"""The JSON documents of a store: claims, records, promoted names and the manifests of finished parts.
+"""The JSON documents of a store: claims, records, promoted names, and the manifests of checkpoints and shards.
 
-Each is built in one place and never changed. Keys that this code does not know, as an earlier or a later DMDR may have
-written them, are kept.
+Each document is built in one place and never changed. Unknown keys, which an earlier or a later DMDR may have written,
+are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Json = dict[str, object]  # a JSON object whose keys its writer defines
 
 
 class Document(BaseModel):
-    """What all of them share."""
+    """The base of all documents: frozen, strict, and read from JSON."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
@@ -29,7 +29,7 @@ class Document(BaseModel):
         return cls.model_validate(data)
 
     def to_dict(self) -> Json:
-        """JSON without the keys that have no value."""
+        """The JSON object, without the keys whose value is the default."""
         return self.model_dump(by_alias=True, exclude_defaults=True)
 
     def to_json(self) -> bytes:
@@ -37,7 +37,7 @@ class Document(BaseModel):
 
 
 class FileDigest(Document):
-    """By what a file is known."""
+    """The size and the digest of a file, by which its content is recognised."""
 
     size: int  # bytes
     sha256: str  # 64 hex digits
@@ -46,40 +46,40 @@ class FileDigest(Document):
 class StoredFile(FileDigest):
     """A file of an artifact."""
 
-    stored_as: str | None = None  # its name at the address, where another copy of the stage had taken its own
+    stored_as: str | None = None  # its name at the address, if another process had taken the usual one
 
 
 class Cost(Document):
-    """What the last attempt of a stage used."""
+    """The CPU time and memory that the last attempt of a stage used."""
 
     cpu_s: float  # seconds of CPU
     peak_memory_mib: float
 
 
 class Provenance(Document):
-    """How a result was made."""
+    """The code, device, time and cost that made a result."""
 
     code: dict[str, str]  # dmdr's version, a digest of its sources, and the versions of the libraries
     device: str
     duration_s: float
     cost: Cost
     teacher: str | None = None  # its name; early records have none
-    processes: int | None = None  # of a training stage that ran as several
-    adopted_from: str | None = None  # the run that made it, if not this one
+    processes: int | None = None  # number of ranks, if a training stage ran in several
+    adopted_from: str | None = None  # the run that made the result, if it was another one
 
 
 class Claim(Document):
-    """Which settings and inputs an address belongs to."""
+    """claim.json: the settings and inputs that an address belongs to."""
 
     version: int = Field(alias="schema")
     run: str
     stage: str
-    identity: Json  # the settings that name the result, flat: "student.steps": 4
+    identity: Json  # the settings that determine the result, flat: "student.steps": 4
     inputs: dict[str, str]  # name -> fingerprint
 
 
 class Seal(Claim):
-    """What every record.json says."""
+    """The keys that every record.json has."""
 
     files: dict[str, StoredFile]  # by name, relative to the address
     fingerprint: str  # of stage, identity, inputs and files
@@ -88,7 +88,7 @@ class Seal(Claim):
 class Record(Seal):
     """The seal of a stage. In its JSON the provenance's keys stand beside the others."""
 
-    facts: Json  # what the stage says about its result
+    facts: Json  # the stage's own description of its result
     provenance: Provenance
 
     @classmethod
@@ -109,7 +109,7 @@ class TeacherRecord(Seal):
 
 
 class Promotion(Document):
-    """Which result a promoted name meant at some time."""
+    """A result that a promoted name pointed at, and since when."""
 
     run: str
     fingerprint: str
@@ -117,7 +117,7 @@ class Promotion(Document):
 
 
 class Pointer(Document):
-    """Which result a promoted name means, and which one it meant before."""
+    """The result that a promoted name points at, and the one that it pointed at before."""
 
     version: int = Field(alias="schema")
     run: str
@@ -134,7 +134,7 @@ class Pointer(Document):
 
 
 class ShardManifest(FileDigest):
-    """A finished part of an open stage, and what its writer says about it."""
+    """The manifest of a finished shard. about: figures that its writer stored beside it."""
 
     about: dict[str, int | float]
 
@@ -148,10 +148,10 @@ def parse_manifest(data: bytes) -> dict[str, FileDigest]:
     try:
         return {name: FileDigest.from_json(digest) for name, digest in manifest.items()}
     except (AttributeError, ValueError) as error:
-        raise ValueError("its manifest does not say size and sha256 of each file") from error
+        raise ValueError("its manifest lacks the size or sha256 of a file") from error
 
 
 def fingerprint_result(claim: Claim, files: Mapping[str, FileDigest]) -> str:
-    """What a result is known by: the settings and inputs that it is made from, and the contents of its files."""
+    """A digest of a result: of its stage, its settings and inputs, and the contents of its files."""
     contents = {name: file.sha256 for name, file in files.items()}
     return fingerprint({"stage": claim.stage, "identity": claim.identity, "inputs": claim.inputs, "files": contents})

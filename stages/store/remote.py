@@ -1,7 +1,7 @@
-"""An artifact store on S3, or on any other fsspec filesystem but the local one; the only file that knows fsspec.
+"""An artifact store on S3, or on any other fsspec filesystem but the local one. Only this file imports fsspec.
 
-There an object is whole or invisible by itself. `create` and `add` never overwrite one. Listings are never cached:
-whether an object exists is read from the object itself.
+These stores show an object only when it is complete. `create` and `add` never overwrite an object. Listings are never
+cached, because another process may have written an object since.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Remote:
         except (ValueError, ImportError) as error:
             raise ConfigError(f"store {url}: {error}; give a folder or s3://BUCKET/PREFIX") from error
         if self.is_s3:
-            self.fs.retries = 1  # see s3_errors.py
+            self.fs.retries = 1  # s3_errors.py repeats failed requests
         self.url = url
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
@@ -58,7 +58,10 @@ class Remote:
             raise build_error(error, action, f"{self.url}/{name}") from error
 
     def _with_renewal(self, request: Callable[P, T]) -> Callable[P, T]:
-        """The request, sent once more with new credentials if ours have expired: files and identities renew them."""
+        """Wrap a request so that it is repeated once with new credentials if ours have expired.
+
+        Credentials that come from files or identities are renewed that way.
+        """
 
         def send(*values: P.args, **named: P.kwargs) -> T:
             try:
@@ -75,7 +78,7 @@ class Remote:
         return retry(self._with_renewal(request), *values, **named)
 
     def _call(self, operation: str, **parameters: object) -> S3Answer:
-        """Send an operation of S3, by name."""
+        """Send a request to S3. operation: its name in the S3 client."""
         answer: S3Answer = self._with_renewal(self.fs.call_s3)(operation, **parameters)
         return answer
 
@@ -94,7 +97,7 @@ class Remote:
             try:
                 self._retry(self.fs.pipe_file, self._path(name), data, mode="create")
             except Exception as error:
-                # Somebody has written it, or we have and the answer got lost: the content decides.
+                # Another process wrote it, or this one did and the answer got lost. Return the content that is there.
                 if not is_taken(error) or (present := self.read(name)) is None:
                     raise
                 return present
@@ -107,16 +110,18 @@ class Remote:
         self._retry(self.fs.pipe_file, self._path(name), data)
         written = self.read(name)
         if written is None:
-            raise FileNotFoundError("it was gone right after it was written")
+            raise FileNotFoundError("it disappeared right after it was written")
         return written
 
     def _ensure_conditions(self) -> None:
-        path = f"{self.root.rpartition('/')[0]}/probe-{uuid.uuid4().hex}"  # where no stage tidies up
+        path = (
+            f"{self.root.rpartition('/')[0]}/probe-{uuid.uuid4().hex}"  # above the address, where no stage deletes it
+        )
         with tempfile.NamedTemporaryFile() as file:
             file.write(b"?")
             file.flush()
             writes = [lambda: self._with_renewal(self.fs.pipe_file)(path, b"?", mode="create")] * 2
-            if self.is_s3:  # some honour the condition on plain writes only
+            if self.is_s3:  # some stores honour the condition only on plain writes
                 writes.append(lambda: self._upload(path, Path(file.name), create=True))
             store = "/".join(self.url.split("/")[:3])
             conditional_writes.ensure_honoured(store, writes, lambda: self._delete(path))
@@ -141,7 +146,7 @@ class Remote:
                         raise
                     if self._holds(self._path(stored), source):
                         return stored
-            raise FileExistsError(f"other bytes stand there and at {second_name}; delete both")
+            raise FileExistsError(f"it and {second_name} exist with other contents; delete both")
 
     def _put(self, path: str, source: Path, *, create: bool) -> None:
         size = source.stat().st_size
@@ -152,12 +157,12 @@ class Remote:
         try:
             self._upload(path, source, create=create)
         except FileNotFoundError as error:
-            # The upload was completed, the answer got lost, and the repeated request met no upload.
+            # The upload succeeded but its answer got lost, so the repeated request found no upload.
             if error_code(error) != "NoSuchUpload" or not self._holds(path, source):
                 raise
         stored = self._size(path)
         if stored != size:
-            raise OSError(f"it has {stored} bytes, and {size} were sent")
+            raise OSError(f"it has {stored} bytes, but {size} were sent")
 
     def _upload(self, path: str, source: Path, *, create: bool) -> None:
         bucket, key, _ = self.fs.split_path(path)
@@ -174,7 +179,7 @@ class Remote:
             try:
                 return self._retry(self.fs.cat_file, path, start=start, end=end)
             except OSError as error:
-                if error_code(error) == "InvalidRange":  # the object ends before it
+                if error_code(error) == "InvalidRange":  # the object ends before this range
                     return b""
                 raise
 
@@ -205,12 +210,12 @@ class Remote:
             return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def remove(self, name: str) -> None:
-        """Delete object by object: for a request about many, s3fs does not tell which ones the store kept."""
+        """Delete object by object, because s3fs does not report which of many objects the store failed to delete."""
         with self._translate_errors("delete", name):
             transfer.map_in_parallel(self._delete, self._list_below(self._path(name)))
 
     def _list_below(self, path: str) -> list[str]:
-        """The object of that path, if there is one, and all below it."""
+        """The paths of the object at `path`, if there is one, and of all objects below it."""
         if not self.is_s3:
             return self._retry(self.fs.find, path)
         bucket, key, _ = self.fs.split_path(path)
@@ -226,15 +231,15 @@ class Remote:
         return Path(self._scratch.name)
 
     def tidy(self) -> None:
-        """Nothing to do: an upload that was cut off is not visible."""
+        """Do nothing, because an interrupted upload is not visible."""
 
     def alone(self) -> nullcontext[None]:
-        """No lock is needed where nothing is overwritten."""
+        """Lock nothing, because no object is ever overwritten."""
         return nullcontext()
 
 
 def _unless_missing(request: Callable[P, T], *values: P.args, **named: P.kwargs) -> T | None:
-    """The result of `request`; None where there is no object. A missing bucket is an error."""
+    """The result of `request`; None if the object does not exist. A missing bucket is an error."""
     try:
         return request(*values, **named)
     except FileNotFoundError as error:

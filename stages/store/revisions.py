@@ -1,7 +1,7 @@
-"""The teachers that a run can start from, each revision once: those published below a prefix, or those of a hub.
+"""List the revisions of teachers that a run can start from: published below a prefix, or on a model hub.
 
-On a hub, each commit that a branch or a tag points at is a revision. Its name comes from the digests of the files that
-a teacher consists of, so a commit that changes only a README is no new revision.
+On a hub, each commit that a branch or a tag points at is a revision. Its name is a digest of the teacher's files, so a
+commit that changes only a README is no new revision.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ DIGITS = 8  # of that digest
 
 
 def list_revisions(where: str) -> Sequence[Revision]:
-    """Every revision at a prefix, or of hub:OWNER/NAME.
+    """List every revision below a prefix, or of hub:OWNER/NAME.
 
     Raises:
-        ConfigError: not such an address.
+        ConfigError: the address is neither.
         InputMissing: the hub does not answer, or has no such model.
-        StoreError: the store refuses.
+        StoreError: the store fails.
     """
     return _list_hub_revisions(where) if hub.is_hub(where) else list_published(where)
 
 
 def run_name(config: str, revision: Revision) -> str:
-    """The name of the run of a config on a revision: a function of the config's run name, the teacher and its revision.
+    """The name of the run that distils a revision. config: the run's name in the config.
 
-    Two triples that read the same once they are joined still differ in the digest at the end.
+    Joined names can be equal although their parts differ; the digest of the parts at the end still tells them apart.
     """
     parts = [config, revision.name, revision.revision]
     return f"{'-'.join(parts)[:LONGEST]}-{fingerprint(parts)[:DIGITS]}"
@@ -44,7 +44,9 @@ def run_name(config: str, revision: Revision) -> str:
 def _list_hub_revisions(address: str) -> list[Revision]:
     match = REPOSITORY.fullmatch(address)
     if match is None:
-        raise ConfigError(f"teachers {address} is not hub:OWNER/NAME; give that, without a commit, or a prefix")
+        raise ConfigError(
+            f"teachers {address} is not hub:OWNER/NAME; give a model of a hub without a commit, or a prefix"
+        )
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import filter_repo_objects
@@ -58,14 +60,14 @@ def _list_hub_revisions(address: str) -> list[Revision]:
             files = api.model_info(repo, revision=commit, files_metadata=True).siblings or []
             blobs = {file.rfilename: file.blob_id for file in files}
             read = filter_repo_objects(blobs, allow_patterns=list(PIPELINE_FILES), ignore_patterns=list(OTHER_FORMS))
-            made_of = {file: blobs[file] for file in read}
-            revision = fingerprint(made_of)[:SHORT_DIGEST]
-            if "model_index.json" in made_of:
+            pipeline_files = {file: blobs[file] for file in read}
+            revision = fingerprint(pipeline_files)[:SHORT_DIGEST]
+            if "model_index.json" in pipeline_files:
                 revisions.setdefault(revision, Revision(name, revision, f"hub:{repo}@{commit}", None))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputMissing(
             f"teachers {address} cannot be listed ({type(error).__name__}: {reason}); check the name and the network, "
-            "and set HF_TOKEN if it is gated"
+            "and set HF_TOKEN if the model is gated"
         ) from error
     return list(revisions.values())

@@ -1,10 +1,10 @@
-"""The runs of a store, and the names that people give to the ones they use.
+"""List the runs of a store, and promote runs under names that other programs use.
 
 {store}/{run}/...                  see artifacts.py
        /_promoted/{name}.json      points at the export of a run; the only file of a store that may change
 
-A promoted name holds the fingerprint of its result, so it never comes to mean another result by itself: a run that was
-deleted and made anew under its old name has to be promoted again.
+The file holds the fingerprint of the result. So if a run is deleted and made again under its old name, it must be
+promoted again before the promoted name means the new result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stages.store.folder import Folder
 from stages.store.records import Pointer, Record
 from stages.store.remote import Remote
 
-PROMOTED = "_promoted"  # no run can be called so
+PROMOTED = "_promoted"  # no run can have this name
 SCHEMA, STAGE = 1, "export"
 
 
@@ -32,6 +32,7 @@ def list_runs(store: str) -> list[str]:
 
 
 def is_run(store: str, name: str) -> bool:
+    """Whether the store has a folder of that name with a stage in it."""
     return not set(STAGES).isdisjoint(open_place(f"{store.rstrip('/')}/{name}").folders())
 
 
@@ -47,15 +48,15 @@ def list_promoted(store: str) -> dict[str, Pointer]:
     """Every promoted name and what it points at."""
     place = _open_pointers(store)
     names = [name.removesuffix(".json") for name in place.names() if name.endswith(".json")]
-    found = {name: _read_pointer(store, name) for name in names if re.fullmatch(NAME, name)}
-    return {name: pointer for name, pointer in found.items() if pointer is not None}
+    pointers = {name: _read_pointer(store, name) for name in names if re.fullmatch(NAME, name)}
+    return {name: pointer for name, pointer in pointers.items() if pointer is not None}
 
 
 def promote_run(store: str, run: str, name: str) -> Pointer:
-    """Let `name` mean the sealed export of `run` from now on; returns the pointer, with what it was before.
+    """Make `name` point at the sealed export of `run`; returns the pointer, which includes the one before.
 
     Raises:
-        ConfigError: the name cannot stand in an address, or a run has it.
+        ConfigError: the name cannot stand in an address, or is the name of a run.
         InputMissing: the export is not sealed.
     """
     if not re.fullmatch(NAME, name):
@@ -77,27 +78,27 @@ def promote_run(store: str, run: str, name: str) -> Pointer:
 
 
 def follow_name(store: str, name: str) -> str:
-    """The run that a promoted name points at; any other name is taken for the name of a run.
+    """The run that a promoted name points at. Any other name is returned as the name of a run.
 
     Raises:
-        ConfigError: a run has the promoted name as well.
-        InputMissing: what it points at is gone.
-        DataError: another result stands there now.
+        ConfigError: the promoted name is also the name of a run.
+        InputMissing: the result that it points at is gone.
+        DataError: the run has another result now.
     """
     if not re.fullmatch(NAME, name) or (pointer := _read_pointer(store, name)) is None:
         return name
     run, remedy = pointer.run, f"dmdr promote RUN --as {name}"
     if is_run(store, name):
         raise ConfigError(
-            f"{name} is a run at {store} and was promoted to mean run {run}; delete {store}/{PROMOTED}/{name}.json or "
-            "the run"
+            f"{name} is the name of a run at {store} and also points at run {run}; delete "
+            f"{store}/{PROMOTED}/{name}.json or the run"
         )
     record = Artifact(store, run, STAGE).record()
     if record is None:
         raise InputMissing(f"{name} points at the {STAGE} of run {run}, which is gone from {store}; {remedy}")
     if record.fingerprint != pointer.fingerprint:
         wanted, present = shorten(pointer.fingerprint), shorten(record.fingerprint)
-        raise DataError(f"{name} points at result {wanted} of run {run}, where {present} stands now; {remedy}")
+        raise DataError(f"{name} points at result {wanted} of run {run}, whose result is {present} now; {remedy}")
     return run
 
 

@@ -1,9 +1,9 @@
-"""S3's errors: which of them pass, so that the request is repeated, and what to tell the user about the others.
+"""Handle errors of S3: repeat the request after a transient error, and explain every other error to the user.
 
-An error that passes after a while is a StoreError, and the flow runs the stage again. A missing bucket is a missing
-input, and refused credentials are wrong settings: neither gets better by itself.
+A transient error that lasts too long becomes a StoreError, and the flow runs the stage again. A missing bucket is a
+missing input, and refused credentials are wrong settings: repeating the request would not help.
 
-Failed requests are repeated only here: the S3 client repeats none by itself. Errors are known by the names of their
+Failed requests are repeated only here; the S3 client itself repeats none. Errors are recognised by the names of their
 classes, because their libraries are slow to import and a store that is a folder needs none of them.
 """
 
@@ -22,9 +22,9 @@ from dmdr.errors import ConfigError, InputMissing, StoreError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TRIES = 12  # with three requests in ten refused, one in two million is given up
-PATIENCE = 90.0  # seconds, then nothing is tried again: a store that does not answer is given up within two minutes
-SHORTEST, LONGEST = 0.2, 4.0  # seconds; the longest pauses after the first failure and after any
+TRIES = 12  # if three requests in ten fail, one request in two million fails every time
+PATIENCE = 90.0  # seconds, then no new try: a store that does not answer is given up within two minutes
+SHORTEST, LONGEST = 0.2, 4.0  # seconds; upper limits of the pause after the first failure and after any later one
 JITTER = random.SystemRandom()  # the pauses must not move the generator that a stage may have seeded
 
 PASSING = {
@@ -36,7 +36,7 @@ PASSING = {
     "IncompleteReadError",
     "ResponseParserError",
 }
-LASTING = {"SSLError", "ProxyConnectionError"}  # though they are among the ones above
+LASTING = {"SSLError", "ProxyConnectionError"}  # not transient, although they are subclasses of the ones above
 PASSING_CODES = {
     "SlowDown",
     "RequestTimeout",
@@ -55,8 +55,8 @@ UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "Inval
 DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
 SKEWED, NO_BUCKET = "RequestTimeTooSkewed", "NoSuchBucket"
 ABSENT = {"NoCredentialsError", "PartialCredentialsError"}
-UNOBTAINED = {"CredentialRetrievalError", "TokenRetrievalError"}  # of an identity that may answer in a while
-PERMISSION = {  # the name of an operation's permission, where it is not the operation's own
+UNOBTAINED = {"CredentialRetrievalError", "TokenRetrievalError"}  # an identity that may answer later
+PERMISSION = {  # operation -> its permission, if that has another name
     "GetObject": "GetObject and s3:ListBucket",
     "HeadObject": "GetObject and s3:ListBucket",
     "ListObjectsV2": "ListBucket",
@@ -67,12 +67,12 @@ PERMISSION = {  # the name of an operation's permission, where it is not the ope
 
 
 class Refused(ConfigError):
-    """The store refuses, and would again: credentials, permissions, a clock, conditional writes."""
+    """The store refuses a request and would refuse it again: credentials, permissions, clock, conditional writes."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """S3's answer to a failed request. code: its word for the error, empty if the error does not come from S3."""
+    """S3's answer to a failed request. code: S3's name of the error, empty if the error does not come from S3."""
 
     code: str = ""
     status: int = 0  # of HTTP
@@ -97,7 +97,7 @@ class _ClientError(Protocol):
 
 
 def retry(request: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
-    """The result of `request`. After an error that passes it is sent again, after growing random pauses."""
+    """The result of `request`. After a transient error it is repeated, with growing random pauses in between."""
     policy = Retrying(
         retry=retry_if_exception(is_transient),
         stop=stop_after_attempt(TRIES) | stop_after_delay(PATIENCE),
@@ -108,12 +108,12 @@ def retry(request: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
 
 
 def _draw_pause(state: RetryCallState) -> float:
-    """Seconds. tenacity's own random pauses would draw from the global generator."""
+    """Draw a pause in seconds. tenacity's own random pauses would use the global generator."""
     return JITTER.uniform(0, min(LONGEST, SHORTEST * 2 ** (state.attempt_number - 1)))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed in a moment: no answer, half an answer, or a server in trouble."""
+    """Whether the same request may succeed if repeated: no answer, an incomplete one, or an error of the server."""
     answer = _read_answer(error)
     if answer.code:
         server_error = answer.status >= 500 and answer.status != 501
@@ -122,7 +122,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_expired(error: BaseException) -> bool:
-    """Whether new credentials may help, which an identity or a file may have by now."""
+    """Whether the credentials have expired. An identity or a file may have new ones by now."""
     return error_code(error) in EXPIRED
 
 
@@ -137,17 +137,17 @@ def build_error(error: BaseException, action: str, url: str) -> StoreError | Ref
 
 
 def error_code(error: BaseException) -> str:
-    """S3's own word for the error, such as NoSuchBucket; empty if it does not come from S3."""
+    """S3's name of the error, such as NoSuchBucket; empty if the error does not come from S3."""
     return _read_answer(error).code
 
 
 def is_taken(error: BaseException) -> bool:
-    """Whether a conditional write was refused because there is an object; some servers do not say which condition."""
+    """Whether a conditional write was refused because the object exists already."""
     return isinstance(error, FileExistsError) or error_code(error) == "PreconditionFailed"
 
 
 def explain(error: BaseException, url: str) -> str:
-    """What happened and what to do, in one line."""
+    """Say on one line what happened and what to do."""
     answer = _read_answer(error)
     if answer.code == NO_BUCKET:
         return f"the bucket {url.split('/')[2]} does not exist; create it, or correct the address"
@@ -164,17 +164,17 @@ def explain(error: BaseException, url: str) -> str:
         return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run under an identity"
     if _error_names(error) & UNOBTAINED:
         return (
-            f"the credentials of this identity cannot be obtained ({error}); see that it may be assumed, then repeat "
-            "the command"
+            f"the credentials of this identity cannot be obtained ({error}); check that it may be assumed, then "
+            "repeat the command"
         )
     text = " ".join(f"{error}".split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{text}; free some space on the local disk, then repeat the command"
-    return f"{text}; see that the store can be reached and written to, then repeat the command"
+    return f"{text}; check that the store can be reached and written to, then repeat the command"
 
 
 def _read_answer(error: BaseException) -> Answer:
-    """S3's answer, which s3fs keeps as the cause of its error."""
+    """S3's answer, which s3fs attaches to its own error as the cause."""
     cause = error.__cause__
     if cause is None or "ClientError" not in _error_names(cause):
         return Answer()

@@ -15,7 +15,7 @@ class ObjectEntry(TypedDict):
 
 
 class S3Answer(TypedDict, total=False):
-    """The keys of S3's answers that are read here; which of them are there depends on the operation."""
+    """The keys of S3's answers that DMDR reads. The operation decides which of them an answer has."""
 
     UploadId: str
     ETag: str

@@ -1,4 +1,4 @@
-"""The local folder behind any teacher's address; a published teacher is fetched from its store once a machine."""
+"""Resolve a teacher's address to a local folder. A published teacher is fetched once to each machine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from stages.store.records import TeacherRecord
 
 
 def resolve_teacher(config: Config, address: str | None, report: Callable[[int], None]) -> Config:
-    """The config with another teacher, if an address is given, and with a local folder instead of a published teacher.
+    """Replace the config's teacher by the one at `address`, if given, and a published teacher by its local folder.
 
-    report: called with the number of bytes that have been fetched; may raise to stop.
+    report: called with the number of bytes that have been fetched. It may raise an error to stop.
 
     Raises:
-        ConfigError: the address cannot mean anything.
+        ConfigError: the address has a wrong form.
         InputMissing: no teacher is published there.
         DataError: a file of it is missing or damaged.
     """
@@ -41,12 +41,12 @@ def resolve_teacher(config: Config, address: str | None, report: Callable[[int],
 
 
 def cache_folder() -> Path:
-    """Where teachers of remote stores are kept between stages: a folder of the machine, DMDR_CACHE or ~/.cache/dmdr."""
+    """The folder of this machine that keeps teachers of remote stores: DMDR_CACHE or ~/.cache/dmdr, /teachers."""
     return Path(os.environ.get("DMDR_CACHE") or Path.home() / ".cache" / "dmdr").absolute() / "teachers"
 
 
 def _fetch_folder(url: str, report: Callable[[int], None]) -> Path:
-    """A local folder with a published teacher, verified."""
+    """The local folder of a published teacher, fetched if necessary and verified."""
     parts = url.rstrip("/").rsplit("/", 2)
     if len(parts) < 3 or not (is_name(parts[1]) and is_name(parts[2])):
         raise ConfigError(f"teacher {url} is not PREFIX/NAME/REVISION; dmdr teachers list --at PREFIX names them")
@@ -65,12 +65,15 @@ def _fetch_folder(url: str, report: Callable[[int], None]) -> Path:
 
 def _verify(folder: Path, digest: str, remedy: str) -> Path:
     if not folder.is_dir() or digests.digest(folder) != digest:
-        raise DataError(f"teacher {folder} is not sha256 {shorten(digest)}, as it was published; {remedy}")
+        raise DataError(f"teacher {folder} does not have the sha256 {shorten(digest)} of the published one; {remedy}")
     return folder
 
 
 def _fetch(address: TeacherAddress, record: TeacherRecord, target: Path, report: Callable[[int], None]) -> None:
-    """Make `target` appear, whole. Waits for another process that fetches it; keeps what a killed one downloaded."""
+    """Download a teacher to `target`, which appears only when it is complete.
+
+    Waits if another process is fetching it, and continues the download of a killed process.
+    """
     partial = target.parent / f".{target.name}.begun"
     with translate_errors("write", partial):
         partial.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Large files to and from S3: several parts at once, each repeated on its own if it fails, in bounded memory.
+"""Transfer large files to and from S3 in parallel parts, in bounded memory. A failed part is repeated on its own.
 
 s3fs alone has four faults. It gives up a whole download when one body is cut short. It waits for the slowest of ten
-parts before it begins the next ten. It holds 500 MB of them. And it takes a completed upload for a failed one if the
+parts before it begins the next ten. It holds 500 MB in memory. And it reports a completed upload as failed if the
 answer gets lost.
 """
 
@@ -22,17 +22,17 @@ from stages.store.s3_requests import S3Answer, S3Call
 
 T = TypeVar("T")
 R = TypeVar("R")
-Read = Callable[[int, int], bytes]  # (start, end) -> these bytes of an object, without the one at end; fewer at its end
+Read = Callable[[int, int], bytes]  # (start, end) -> the bytes start to end - 1 of an object, or fewer at its end
 
 PART = 16 * 2**20  # bytes
-AT_ONCE = 8  # parts; there are at most about two copies of each in memory
+AT_ONCE = 8  # parts in flight, each at most about twice in memory
 MOST_PARTS = 10_000  # of one object; S3's limit
 
 
 def map_in_parallel(do: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """The results of `do` for all items, in their order.
 
-    After the first error no other item is begun. The error is raised when the items under way have ended.
+    After the first error no new item is started. The error is raised when the running items have ended.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = [pool.submit(do, item) for item in items]
@@ -57,7 +57,7 @@ def download(read: Read, size: Callable[[], int], target: Path) -> Path:
 def is_same(read: Read, size: Callable[[], int], source: Path) -> bool:
     """Whether the object has the bytes of the file.
 
-    An upload may be refused because our own earlier one succeeded and its answer got lost.
+    If the answer to an upload got lost, the store refuses to write the same object again. Then the bytes are the same.
     """
     if size() != source.stat().st_size:
         return False
@@ -85,7 +85,7 @@ def upload(call: S3Call, bucket: str, key: str, source: Path, *, create: bool) -
 
             def send_part(number: int) -> dict[str, object]:
                 body = os.pread(file.fileno(), length, (number - 1) * length)
-                # The library would do this too, but in the one thread that all parts share.
+                # botocore would compute the checksum in the single thread that all parts share.
                 proof = {"ChecksumCRC32": base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()}
                 answer = send_request("upload_part", UploadId=upload_id, PartNumber=number, Body=body, **proof)
                 return {"PartNumber": number, "ETag": answer["ETag"], **proof}

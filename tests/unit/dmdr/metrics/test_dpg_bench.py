@@ -116,7 +116,7 @@ def test_the_arithmetic_beside_a_naive_one():
         (HEADER + "one,t,,1,none,e,w,e (x),q?\n", "line 2: invalid literal"),
         (HEADER + "one,t,,1,4,e,w,e (x),q?\n", "question 1 of one depends on 4"),
         (HEADER + "one,t,,1,0,e,w\n", "line 2: ends before tuple"),
-        (HEADER + 'one,t,,1,0,e,w,"e (x),q?\n', "does not read as CSV"),
+        (HEADER + 'one,t,,1,0,e,w,"e (x),q?\n', "cannot be read as CSV"),
         (HEADER + "one,t,,1,0,e,w,e (x),q?\n" * 2, "one has a question twice"),
         (HEADER + "one,t,,1,2,e,w,e (x),q?\none,t,,2,1,e,w,e (x),q?\n", "questions 1, 2 of one depend on each other"),
     ],
@@ -131,7 +131,7 @@ def test_what_is_no_text_file_of_questions_is_named(tmp_path):
     (tmp_path / "latin.csv").write_bytes((HEADER + "one,tö,,1,0,e,w,e (x),q?\n").encode("latin-1"))
     (tmp_path / "folder.csv").mkdir()
     for name in ("latin.csv", "folder.csv"):
-        with pytest.raises(DataError, match=rf"{name} does not read as CSV"):
+        with pytest.raises(DataError, match=rf"{name} cannot be read as CSV"):
             read_questions(tmp_path / name)
 
 

@@ -137,7 +137,7 @@ def test_results_sum_up_as_the_official_script_does(rng):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"include": {"class": "dog"}}, "include that is no list"),
+        ({"include": {"class": "dog"}}, "include that is not a list"),
         ({"include": [{"class": "dog"}]}, "without class and count"),
         ({"include": [{"class": "dog", "count": 0}]}, "without class and count"),
         ({"include": [{"class": "dog", "count": 1, "color": "mauve"}]}, "asks for mauve"),
@@ -145,7 +145,7 @@ def test_results_sum_up_as_the_official_script_does(rng):
         ({"include": [{"class": "dog", "count": 1}], "exclude": [{"class": "circle", "count": 1}]}, "asks for circle"),
         ({"include": [{"class": "dog", "count": 1, "position": ["left of", 0]}]}, "none of left of, right of"),
         ({"include": [{"class": "dog", "count": 1, "position": None}]}, "position None, which is none of left of"),
-        ({"include": [{"class": "dog", "count": 1}], "exclude": "cats"}, "exclude that is no list"),
+        ({"include": [{"class": "dog", "count": 1}], "exclude": "cats"}, "exclude that is not a list"),
     ],
 )
 def test_a_row_that_does_not_parse_is_named(change, says):

@@ -86,7 +86,7 @@ def test_broken_weights_of_imagereward_are_refused(tiny_imagereward, tmp_path):
         ("imagereward", {k: v for k, v in found.items() if "crossattention" not in k}, "lack text.encoder.*crossatt"),
         ("imagereward", {k: v for k, v in found.items() if "mlp.layers.4" not in k}, "lack the MLP's layers"),
         ("bert-vocabulary", "cat\ndog\n", "not a vocabulary of BERT"),
-        ("bert-vocabulary", "\n".join([*WORDS, "b", "c", "d"]), "have 16 words, ImageReward knows 15"),
+        ("bert-vocabulary", "\n".join([*WORDS, "b", "c", "d"]), "have 16 words, but ImageReward knows 15"),
     ):
         other.write_text(content) if isinstance(content, str) else torch.save(content, other)
         with pytest.raises(DataError, match=said):

@@ -202,7 +202,7 @@ def test_broken_weights_are_refused_in_one_line(tiny_open_clip, tiny_transformer
     hf, _ = tiny_transformers_clip()
     head = tmp_path / "head.pth"
     torch.save({f"layers.{k}": v for k, v in predictor(768).state_dict().items()}, head)
-    with pytest.raises(DataError, match="takes? 768 features, the CLIP gives 16"):
+    with pytest.raises(DataError, match="takes? 768 features, but the CLIP gives 16"):
         load_reward("aesthetic", addresses={"aesthetic": str(head), "clip-vit-large-patch14": str(hf)})
 
 

@@ -95,11 +95,11 @@ def test_a_name_never_comes_to_mean_another_result(store, tmp_path, capsys):
     assert "which is gone" in capsys.readouterr().err
     seal(store, "one", tmp_path, "export", content="second")
     assert cli.main(pull) == 65
-    assert "stands now; dmdr promote RUN --as production" in capsys.readouterr().err
+    assert "now; dmdr promote RUN --as production" in capsys.readouterr().err
     promote_run(store, "one", "production")
     seal(store, "production", tmp_path, "export")
     assert cli.main(pull) == 64
-    assert "production is a run" in capsys.readouterr().err
+    assert "production is the name of a run" in capsys.readouterr().err
     assert not (tmp_path / "here").exists()
 
 
