@@ -60,9 +60,9 @@ def test_another_networks_weights_are_refused(tmp_path):
 
 
 def test_one_image_a_prompt_has_no_pairs(tiny_config):
-    with pytest.raises(ConfigError, match="lpips, a distance between a prompt's images, and seeds is 1"):
+    with pytest.raises(ConfigError, match="lpips, a distance between images of one prompt, but seeds is 1"):
         load_config(tiny_config(evaluate={"metrics": ["lab-mixer", "lpips"]}))
-    with pytest.raises(ConfigError, match="nothing but lpips"):
+    with pytest.raises(ConfigError, match="has only lpips, which measures diversity"):
         load_config(tiny_config(evaluate={"metrics": ["lpips"], "seeds": 4}))
 
 

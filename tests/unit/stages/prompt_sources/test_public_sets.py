@@ -483,5 +483,5 @@ def test_the_folder_of_the_config_is_read(tmp_path: Path, tiny_config: Callable[
     with pytest.raises(DataError, match=r"has sha256 .* instead of fab29e41bb51…; put https://"):
         fingerprint_inputs(load_config(path), "prompts", str(tmp_path / "runs"), "tiny")
     idle = tiny_config(prompts={"sources": ["lab:train"], "folder": str(tmp_path)})
-    with pytest.raises(ConfigError, match="prompts.folder is set but no source is a set:NAME"):
+    with pytest.raises(ConfigError, match="prompts.folder is set but only sources named set:NAME are read"):
         load_config(idle)
