@@ -1,1 +1,1 @@
-"""What a config needs of memory, work and hours, before anyone pays."""
+"""How much memory, work and time a config needs, computed before anyone pays for it."""

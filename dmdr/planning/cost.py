@@ -1,25 +1,28 @@
-"""What a piece of code costs, operator by operator, on the meta device as well as on a real one: memory and work.
+"""Counts the memory and the work of a piece of code, operator by operator, on the meta device or on a real one.
 
-1. Memory is the storage of every tensor that an operator returns, from then until it is freed. An allocator's rounding,
-   kernels' workspaces and the CUDA context are not seen.
-2. Work is by torch's own formulas. Its FlopCounterMode follows modules, too, by hooks that keep activations alive where
-   they are to be recomputed, so that memory could not be counted beside it.
+1. Memory is the storage of every tensor that an operator returns, from that moment until the storage is freed. The
+   rounding of an allocator, the workspaces of kernels and the CUDA context are not counted.
+2. Work follows torch's own formulas. We cannot use its FlopCounterMode: it follows modules by hooks, and these keep
+   activations alive that should be freed and computed again, which would spoil the count of memory.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 
 class CostCounter(TorchDispatchMode):
-    """Inside it, `live` is what is held and `peak` the most that was, in bytes, and `flops` the work that was done;
-    `peak` may be set back to `live`. Memory is that of one kind of device."""
+    """Inside this context, counts the memory of one kind of device in bytes, and the work in FLOPs.
+
+    live: memory that is held now. peak: the most that was held since the last `reset_peak`. flops: work so far.
+    """
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -28,7 +31,7 @@ class CostCounter(TorchDispatchMode):
         self._known: set[int] = set()
 
     def hold(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Count tensors that were made before."""
+        """Count tensors that exist already."""
         for tensor in tensors:
             if tensor.device.type != self.device:
                 continue
@@ -39,21 +42,28 @@ class CostCounter(TorchDispatchMode):
             self._known.add(key)
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._freed, key, size)
+            weakref.finalize(storage, self._release, key, size)
 
     def reset_peak(self) -> int:
-        """Begin a new peak at what is held now, and return that."""
+        """Set `peak` back to `live`, and return it."""
         self.peak = self.live
         return self.live
 
-    def _freed(self, key: int, size: int) -> None:
+    def _release(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
-        found = function(*args, **kwargs)
-        if (count := flop_registry.get(function._overloadpacket)) is not None:
-            self.flops += count(*args, **kwargs, out_val=found)
-        self.hold(each for each in tree_iter(found) if isinstance(each, torch.Tensor))
-        return found
+        result = func(*args, **kwargs)
+        count_flops = flop_registry.get(func._overloadpacket)
+        if count_flops is not None:
+            self.flops += count_flops(*args, **kwargs, out_val=result)
+        self.hold(each for each in tree_iter(result) if isinstance(each, torch.Tensor))
+        return result

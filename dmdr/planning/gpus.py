@@ -1,4 +1,4 @@
-"""GPUs by name: what they hold, what they do, and whether a plan fits one. No torch."""
+"""GPUs by name, with their memory and speed, and whether a plan fits on one. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ if TYPE_CHECKING:
     from dmdr.config.run import Config
     from dmdr.planning.plan import StagePlan
 
-SHARE = 0.45  # of a GPU's FLOPs that a training run reaches, where its kernels are fused and its batches fill it
+SHARE = 0.45  # of its data sheet's FLOPs that a GPU reaches in training, with fused kernels and large enough batches
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU. memory: bytes that a process may use; flops: dense bfloat16 FLOPs a second, float32 ones a fraction."""
+    """A GPU.
+
+    memory: bytes that a process may use.
+    flops, flops_float32: dense FLOPs a second of its data sheet, in bfloat16 and in float32.
+    """
 
     name: str
     memory: float
@@ -24,19 +28,19 @@ class Gpu:
 
     @property
     def free(self) -> float:
-        """What tensors may take: less 1.5 GiB for CUDA and its libraries, and 7 % that fragments are lost to."""
+        """Bytes for tensors: all memory but 1.5 GiB for CUDA and its libraries and 7 % that fragmentation wastes."""
         return 0.93 * (self.memory - 1.5 * GIB)
 
     def rate(self, precision: str) -> float:
-        """FLOPs a second of its data sheet."""
+        """FLOPs a second in this precision, by its data sheet."""
         return self.flops if precision == "bfloat16" else self.flops_float32
 
-    def hours(self, found: StagePlan, precision: str) -> float:
-        """Of a whole stage on GPUs like this, where they reach SHARE of their FLOPs."""
-        return found.updates * found.flops / (found.ranks * SHARE * self.rate(precision)) / 3600
+    def hours(self, plan: StagePlan, precision: str) -> float:
+        """Hours of a whole stage on the plan's number of such GPUs, if each reaches SHARE of its FLOPs."""
+        return plan.updates * plan.flops / (plan.ranks * SHARE * self.rate(precision)) / 3600
 
 
-GPUS = {  # data sheets; float32 is TF32 where a matrix unit has it
+GPUS = {  # from data sheets; float32 is TF32, which these GPUs' matrix units compute
     "a100-40": Gpu("NVIDIA A100 40 GB", 39.4 * GIB, 312e12, 156e12),
     "a100-80": Gpu("NVIDIA A100 80 GB", 79.1 * GIB, 312e12, 156e12),
     "l40s": Gpu("NVIDIA L40S 48 GB", 44.4 * GIB, 362e12, 183e12),
@@ -47,41 +51,41 @@ GPUS = {  # data sheets; float32 is TF32 where a matrix unit has it
 
 
 def advise(config: Config, stages: list[StagePlan], gpu: Gpu) -> list[str]:
-    """Whether it fits, a line a stage, and if not, what to change, in the order in which it costs least."""
-    lines, short = [], False
-    for found in stages:
-        need, what = max((found.peak, "an update"), (found.load, "loading the teacher in float32"))
+    """One line for each stage that says whether it fits; if one does not fit, also what to change, cheapest first."""
+    lines, all_fit = [], True
+    for plan in stages:
+        need, moment = max((plan.peak, "an update"), (plan.load, "loading the teacher in float32"))
         fits = need <= gpu.free
-        short = short or not fits
-        said = f"{need / GIB:.1f} of {gpu.free / GIB:.1f} GiB, {what}"
-        lines.append(f"{found.stage}: {'fits' if fits else 'does not fit'} ({said})")
-    if short:
-        lines += [f"- {each}" for each in list_remedies(config, stages)]
+        all_fit = all_fit and fits
+        sizes = f"{need / GIB:.1f} of {gpu.free / GIB:.1f} GiB, {moment}"
+        lines.append(f"{plan.stage}: {'fits' if fits else 'does not fit'} ({sizes})")
+    if not all_fit:
+        lines += [f"- {remedy}" for remedy in list_remedies(config, stages)]
     return lines
 
 
 def list_remedies(config: Config, stages: list[StagePlan]) -> list[str]:
-    """What saves memory here, the cheapest first."""
-    execution, rl, precision = config.execution, config.joint.rl, config.precision
-    share = max(-(-getattr(config, found.stage).batch_size // found.ranks) for found in stages)
-    kinds = {getattr(getattr(config, found.stage), role).kind for found in stages for role in found.trained}
+    """The changes that would save memory for this config, the cheapest first."""
+    execution, rl = config.execution, config.joint.rl
+    share = max(-(-getattr(config, plan.stage).batch_size // plan.ranks) for plan in stages)
+    kinds = {getattr(getattr(config, plan.stage), role).kind for plan in stages for role in plan.trained}
     trained = sum(stages[0].trained.values())
-    found = []
-    if precision == "float32":
-        found.append("precision: bfloat16 halves the teacher and the activations")
+    remedies = []
+    if config.precision == "float32":
+        remedies.append("precision: bfloat16 halves the teacher and the activations")
     if (execution.micro_batch_size or share) > 1:
-        found.append("execution.micro_batch_size: 1 holds the activations of one sample; no more work")
+        remedies.append("execution.micro_batch_size: 1 holds the activations of one sample, for no more work")
     if kinds == {"adamw"}:
-        found.append(f"kind: fused for both optimizers saves up to {4 * trained / GIB:.1f} GiB in their step")
+        remedies.append(f"kind: fused for both optimizers saves up to {4 * trained / GIB:.1f} GiB in their step")
     if not execution.gradient_checkpointing:
-        found.append("execution.gradient_checkpointing: true keeps what enters each block, for a third more work")
+        remedies.append("execution.gradient_checkpointing: true keeps only each block's input, for a third more work")
     if rl is not None and rl.algorithm == "refl" and rl.decoder == "whole":
-        found.append("joint.rl.decoder: tiled holds one tile's activations, tiny (a TAESD) hardly any")
+        remedies.append("joint.rl.decoder: tiled holds the activations of one tile; tiny (a TAESD) holds hardly any")
     if "8bit" not in kinds:
-        found.append(f"kind: 8bit for both optimizers saves {6 * trained / GIB:.1f} GiB; it needs bitsandbytes")
+        remedies.append(f"kind: 8bit for both optimizers saves {6 * trained / GIB:.1f} GiB; it needs bitsandbytes")
     if config.student.form == "full":
-        found.append("student.form: lora trains a hundredth of the parameters beside the one shared teacher")
+        remedies.append("student.form: lora trains a hundredth of the parameters and shares the teacher's weights")
     if execution.sharding == "none" and execution.processes > 1:
-        found.append("execution.sharding: fsdp splits the weights over the GPUs, for messages between them")
-    found.append("teacher.resolution: half the side is a quarter of the activations; or a GPU with more memory")
-    return found
+        remedies.append("execution.sharding: fsdp splits the weights over the GPUs, which then exchange more messages")
+    remedies.append("teacher.resolution: half the side quarters the activations; or choose a GPU with more memory")
+    return remedies

@@ -1,9 +1,9 @@
-"""Whole runs on the meta device, where tensors have shapes and no numbers: a teacher that nobody has to fetch, and the
-arithmetic that a GPU would do.
+"""Builds a teacher on the meta device without its weights, and makes code on meta compute as a GPU would.
 
-1. torch.autocast does nothing on meta. `Arithmetic` casts what CUDA's autocast would, by the same rules, so that the
-   tensors kept for a backward pass have the sizes that they have on a GPU.
-2. On meta, attention falls back to the formula that keeps every weight; `Arithmetic` takes the fused kernel's.
+1. torch.autocast does nothing on meta. `Arithmetic` casts tensors by the rules of CUDA's autocast, so that the tensors
+   that the backward pass needs have the same sizes as on a GPU.
+2. On meta, attention falls back to a formula that keeps all attention weights. `Arithmetic` calls the fused kernel,
+   which does not keep them.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from dmdr.teacher.index import read_index
 from dmdr.teacher.load import build_backbone, find_diffusers_folder
 
 CONFIGS = ("model_index.json", "*/config.json", "scheduler/*.json")
-LOWERED = (F.linear, F.conv1d, F.conv2d)  # what autocast computes in the lower precision
-RAISED = (F.layer_norm, F.group_norm, F.rms_norm)  # and in float32
+LOWERED = (F.linear, F.conv1d, F.conv2d)  # autocast computes these in the lower precision
+RAISED = (F.layer_norm, F.group_norm, F.rms_norm)  # autocast computes these in float32
 
 
 def build_meta_backbone(teacher: Teacher) -> Backbone:
-    """The teacher of a config without weights and without text encoders.
+    """The teacher of a config on meta, without text encoders.
 
-    Nothing is fetched for a published one; for any other on a hub, only its configuration.
+    A teacher in ARCHITECTURES needs no files. Of any other teacher on a hub, only the configuration is fetched.
 
     Raises:
         ConfigError, InputMissing, DataError: as `find_teacher`.
     """
-    published = hub.is_hub(teacher.path) and hub.ADDRESS.fullmatch(teacher.path)
-    for each in ARCHITECTURES.values():
-        if published and published["repo"] == each.hub:
-            return build_backbone(each.build_pipeline(), teacher.resolution)
+    address = hub.ADDRESS.fullmatch(teacher.path) if hub.is_hub(teacher.path) else None
+    for architecture in ARCHITECTURES.values():
+        if address and address["repo"] == architecture.hub:
+            return build_backbone(architecture.build_pipeline(), teacher.resolution)
     return build_from_configs(find_configs(teacher), teacher.resolution)
 
 
 def find_configs(teacher: Teacher) -> Path:
-    """The folder whose configuration says how a teacher is built."""
+    """The folder with the configuration from which a teacher is built; errors as for `build_meta_backbone`."""
     address, key = (teacher.path, "teacher.path") if teacher.parts is None else (teacher.parts, "teacher.parts")
     return hub.fetch(key, address, files=CONFIGS) if hub.is_hub(address) else find_diffusers_folder(key, address)
 
 
 def build_from_configs(folder: Path, resolution: int | None = None) -> Backbone:
-    """A teacher's pipeline from the configuration in its folder alone."""
+    """The teacher that a folder's configuration describes, on meta, without reading weights."""
     index = read_index(folder)
     name = "unet" if "unet" in index.parts else "transformer"
     parts = {}
@@ -69,15 +69,15 @@ def build_from_configs(folder: Path, resolution: int | None = None) -> Backbone:
 
 
 class Arithmetic(TorchFunctionMode):
-    """Inside it, networks compute in `compute` as under CUDA's autocast, and attention is the fused kernel's.
+    """Inside this context, networks compute in the dtype `compute` as under CUDA's autocast, and attention is fused.
 
-    spared: parameters of networks that run outside of autocast.
+    exempt: parameters of networks that run outside of autocast.
     """
 
-    def __init__(self, compute: torch.dtype, spared: Iterable[torch.nn.Parameter]) -> None:
+    def __init__(self, compute: torch.dtype, exempt: Iterable[torch.nn.Parameter]) -> None:
         super().__init__()
-        self.compute, self.spared = compute, list(spared)
-        self._spared = {id(parameter) for parameter in self.spared}
+        self.compute, self.exempt = compute, list(exempt)
+        self._exempt = {id(parameter) for parameter in self.exempt}
 
     def __torch_function__(
         self,
@@ -90,7 +90,7 @@ class Arithmetic(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **named)  # type: ignore[arg-type]  # torch gives every call as objects
         if self.compute != torch.float32:
-            if func in LOWERED and id(args[1]) not in self._spared:
+            if func in LOWERED and id(args[1]) not in self._exempt:
                 args, named = self.cast(args, named, self.compute)
             elif func in RAISED and isinstance(args[0], torch.Tensor) and args[0].dtype == self.compute:
                 args, named = self.cast(args, named, torch.float32)
@@ -118,7 +118,7 @@ class Arithmetic(TorchFunctionMode):
         is_causal: bool = False,
         **options: object,
     ) -> torch.Tensor:
-        """scaled_dot_product_attention by the fused kernel, which keeps no weights. options: scale and enable_gqa."""
+        """scaled_dot_product_attention by the fused kernel. options: scale and enable_gqa."""
         if self.compute in (query.dtype, key.dtype, value.dtype):
             query, key, value = (each.to(self.compute) for each in (query, key, value))
         if options.get("enable_gqa"):
@@ -132,6 +132,9 @@ class Arithmetic(TorchFunctionMode):
         return kernel(query, key, value, attn_mask, keeps_graph, dropout_p, is_causal, scale=scale)[0]
 
     def recompute(self, module: torch.nn.Module, *args: object) -> object:
-        """Run a block whose backward pass runs it again, in the same arithmetic: a backward pass leaves this mode."""
-        again = Arithmetic(self.compute, self.spared)
+        """Run a block and compute its activations again in the backward pass.
+
+        The backward pass does not run inside this context, so the block enters an equal one for it.
+        """
+        again = Arithmetic(self.compute, self.exempt)
         return checkpoint(module, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))

@@ -1,12 +1,12 @@
-"""What a run needs, before anyone pays: its own updates, run on the meta device, where memory and work are exact.
+"""Plans a training stage: runs its code on the meta device and counts the memory and the work that it needs.
 
-1. A training stage's own code runs with the shapes of its config: `dmdr.assembly` builds networks, LoRAs, rewards,
-   decoder and optimizers, and one training step follows. Every tensor counts from its creation until it is freed.
-2. Not counted: the context of CUDA, workspaces of kernels, and memory that an allocator cannot use because no free
+1. The stage's own code runs with the shapes of its config. `dmdr.assembly` builds networks, LoRAs, rewards, decoder and
+   optimizers, and then one training step runs. Every tensor counts from its creation until it is freed.
+2. We do not count the CUDA context, workspaces of kernels, and memory that an allocator cannot use because no free
    piece has the right size. `dmdr.planning.gpus` leaves room for them.
-3. Parts of a batch are alike: two of them run, with two updates of the fake score, and the work is scaled up to all.
-4. Preferences and advantages choose by numbers, which meta does not have: DPO and GRPO run their rewards and their
-   reference, and a likelihood of every state.
+3. All parts of a batch cost the same. We run two parts and two fake-score updates, and scale the work up.
+4. DPO and GRPO select states by the values of rewards, and meta has no values. In their place we run the rewards, the
+   reference and the likelihood of every state.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -47,9 +48,16 @@ from dmdr.update import (
 
 @dataclass
 class StagePlan:
-    """One training stage on one GPU of `ranks`. Memory in bytes, work in FLOPs of one update of the whole run.
+    """What one training stage needs: memory in bytes on each of `ranks` GPUs, work in FLOPs of one update on all GPUs.
 
-    parts: what is held all the time, by name. update: the most that an update holds beside it.
+    parts: memory that the stage holds all the time, by name.
+    update: the most memory that an update holds beside the parts.
+    floor: what `equivalents` would be without gradient checkpointing.
+    forward: F, the work of one forward of the bare base on the whole batch, without gradients.
+    work: work of one update, by name.
+    load: memory that is held for a moment while the teacher is loaded in float32.
+    teacher: number of the teacher's parameters.
+    trained: number of trained parameters of the student and of the fake score.
     """
 
     stage: str
@@ -57,12 +65,12 @@ class StagePlan:
     ranks: int
     parts: dict[str, int] = field(default_factory=dict)
     update: int = 0
-    floor: float = 0.0  # `equivalents` if no activation were computed twice
-    forward: float = 0.0  # F: the bare base, no graph, on the whole batch
+    floor: float = 0.0
+    forward: float = 0.0
     work: dict[str, float] = field(default_factory=dict)
-    load: int = 0  # bytes that are held for a moment while the teacher is loaded, in float32
-    teacher: int = 0  # parameters
-    trained: dict[str, int] = field(default_factory=dict)  # parameters of student and fake_score
+    load: int = 0
+    teacher: int = 0
+    trained: dict[str, int] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
@@ -74,12 +82,12 @@ class StagePlan:
 
     @property
     def equivalents(self) -> float:
-        """Forward-equivalents of an update, reward aside."""
+        """Work of one update without the reward, in units of F."""
         return (self.flops - self.work.get("reward", 0.0)) / self.forward
 
 
 class BlankPrompts:
-    """As many prompts as are asked for, all alike."""
+    """A prompt set for a run on meta: all its prompts have the same, blank conditioning."""
 
     def __init__(self, item: Item) -> None:
         self.item = item
@@ -95,7 +103,9 @@ class BlankPrompts:
 
 
 def plan_stage(config: Config, name: str, *, say: Callable[[str], None] = lambda line: None) -> StagePlan:
-    """What a training stage needs on each of its GPUs. say: takes what is being worked out.
+    """Compute what a training stage needs on each of its GPUs.
+
+    say: called with the name of the part that is being counted, to show progress.
 
     Raises:
         ConfigError, InputMissing, DataError: the teacher's configuration is not available.
@@ -104,14 +114,14 @@ def plan_stage(config: Config, name: str, *, say: Callable[[str], None] = lambda
     plan.floor = plan.equivalents
     if config.execution.gradient_checkpointing:
         execution = config.execution.model_copy(update={"gradient_checkpointing": False})
-        keeping = config.model_copy(update={"execution": execution})
-        stage = _Stage(keeping, select_stage(keeping, name), lambda part: say(f"{part}, nothing computed twice"))
+        without = config.model_copy(update={"execution": execution})
+        stage = _Stage(without, select_stage(without, name), lambda part: say(f"{part}, nothing computed twice"))
         plan.floor = stage.fill().equivalents
     return plan
 
 
 class _Stage:
-    """A training stage in small, on meta: two parts of one rank's batch, two updates of the fake score."""
+    """A small form of a training stage on meta: two parts of one rank's batch, and two updates of the fake score."""
 
     def __init__(self, config: Config, stage: StageConfig, say: Callable[[str], None]) -> None:
         self.config, self.stage, self.say = config, stage, say
@@ -119,25 +129,25 @@ class _Stage:
         self.plan = StagePlan(stage.name, stage.training.updates, self.ranks)
 
     def fill(self) -> StagePlan:
-        """Assemble the stage, run one training step, and work out what each rank needs."""
+        """Assemble the stage, run one training step, and compute what each rank needs."""
         with KnownShapes(), CostCounter("meta") as cost:
             self.build(cost)
-            spared = [*self.base.backbone.vae.parameters(), *self.tiny_parameters()]
-            with Arithmetic(DTYPES[self.config.precision], spared) as arithmetic:
+            exempt = [*self.base.backbone.vae.parameters(), *self.list_tiny_decoder_parameters()]
+            with Arithmetic(DTYPES[self.config.precision], exempt) as arithmetic:
                 if self.config.execution.gradient_checkpointing:
                     self.base.recompute_activations(arithmetic.recompute)
                 self.measure(cost)
-        self.share_out()
+        self.account_for_ranks()
         return self.plan
 
     def build(self, cost: CostCounter) -> None:
-        """Everything that the stage holds, named in plan.parts."""
+        """Build everything that the stage holds, and fill plan.parts."""
         config, plan = self.config, self.plan
         backbone = build_meta_backbone(config.teacher)
         network, vae = backbone.network, backbone.vae
         cost.hold([*network.parameters(), *network.buffers(), *vae.parameters(), *vae.buffers()])
         plan.load = cost.live
-        # AdamW's plain kind: the others need a GPU or bitsandbytes, and only their moments differ
+        # plain AdamW: the other kinds need a GPU or bitsandbytes, and differ from it only in the size of their moments
         plain = {
             role: getattr(self.training, role).model_copy(update={"kind": "adamw"})
             for role in ("student", "fake_score")
@@ -154,14 +164,14 @@ class _Stage:
         self.name_parts(cost)
 
         self.block = 1 if self.algorithm is None else self.algorithm.block
-        mine = math.ceil(training.batch_size / self.ranks)
-        part = min(config.execution.micro_batch_size or mine, mine)
-        self.few = max(self.block, min(mine, 2 * part) // self.block * self.block)
-        few_updates = min(training.fake_updates, 2)
-        self.small = training.model_copy(update={"batch_size": self.few, "fake_updates": few_updates})
+        share = math.ceil(training.batch_size / self.ranks)
+        part = min(config.execution.micro_batch_size or share, share)
+        self.small_batch = max(self.block, min(share, 2 * part) // self.block * self.block)
+        fake_updates = min(training.fake_updates, 2)
+        self.small_training = training.model_copy(update={"batch_size": self.small_batch, "fake_updates": fake_updates})
 
     def name_parts(self, cost: CostCounter) -> None:
-        """Which part of the stage holds how many bytes; the rewards hold what no other part does."""
+        """Fill plan.parts with the bytes of each part. The rewards hold all bytes that no other part holds."""
         base, plan, student_part = self.base, self.plan, f"student ({self.config.student.form})"
         network, vae = base.backbone.network, base.backbone.vae
         teacher = [each for name, each in network.named_parameters() if ".lora_" not in name]
@@ -171,12 +181,12 @@ class _Stage:
             "autoencoder": count_bytes([*vae.parameters(), *vae.buffers()]),
             "fake score (LoRA)": count_bytes(base.fake_parameters.values()),
             student_part: count_bytes(base.student_parameters.values()) + count_bytes(buffers),
-            "reference": count_bytes(self.reference_parameters()),
+            "reference": count_bytes(self.list_reference_parameters()),
             "EMA": count_bytes(self.state.ema.values()),
         }
         rewards = cost.live - sum(plan.parts.values())
         roles = {"student": self.training.student.kind, "fake_score": self.training.fake_score.kind}
-        plan.parts["optimizers"] = sum(self.moments(role, kind) for role, kind in roles.items())
+        plan.parts["optimizers"] = sum(self.count_moments(role, kind) for role, kind in roles.items())
         plan.parts["rewards"] = rewards
         if self.stage.watch is not None and self.stage.watch.export == "best":
             plan.parts["best EMA"] = plan.parts["EMA"]
@@ -186,62 +196,68 @@ class _Stage:
         }
         plan.teacher = sum(each.numel() for each in teacher)
 
-    def reference_parameters(self) -> list[torch.Tensor]:
+    def list_reference_parameters(self) -> list[torch.Tensor]:
+        """The parameters and buffers of RL's reference, a network or a LoRA; none if RL needs no reference."""
         if self.base.reference_network is not None:
             return [*self.base.reference_network.parameters(), *self.base.reference_network.buffers()]
         return [each for name, each in self.base.backbone.network.named_parameters() if ".reference." in name]
 
-    def tiny_parameters(self) -> list[torch.nn.Parameter]:
-        decode = getattr(self.algorithm, "decode", None)
-        return [
-            parameter
-            for each in getattr(decode, "args", ())
-            if isinstance(each, torch.nn.Module)
-            for parameter in each.parameters()
-        ]
+    def list_tiny_decoder_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters of ReFL's tiny decoder; none if it decodes otherwise."""
+        if not isinstance(self.algorithm, ReFL) or not isinstance(self.algorithm.decode, partial):
+            return []
+        modules = [each for each in self.algorithm.decode.args if isinstance(each, torch.nn.Module)]
+        return [parameter for module in modules for parameter in module.parameters()]
 
-    def moments(self, role: str, kind: str) -> int:
-        """Bytes of an optimizer's state: two moments of 4 bytes, or with 8bit of 1 and a scale for each 256."""
+    def count_moments(self, role: str, kind: str) -> int:
+        """Bytes of an optimizer's state: two moments a parameter.
+
+        A moment takes 4 bytes. With 8bit it takes 1 byte, and 256 moments share a scale of 4 bytes; bitsandbytes keeps
+        4 bytes for tensors of fewer than 4,096 parameters.
+        """
         sizes = [parameter.numel() for parameter in self.state.trainables[role].parameters.values()]
         return sum(int(2 * size * (1 + 4 / 256)) if kind == "8bit" and size >= 4096 else 8 * size for size in sizes)
 
     def build_run(self, training: Training) -> Run:
+        """The run of this stage with other training settings and blank prompts."""
         blank = self.base.backbone.blank()
         stage = replace(self.stage, training=training)
         return build_run(self.config, stage, self.assembly, prompts=BlankPrompts(blank), empty_prompt=blank)
 
     def measure(self, cost: CostCounter) -> None:
-        """One training step: plan.update and plan.work."""
-        run, plan, batch_size = self.build_run(self.small), self.plan, self.training.batch_size
+        """Run one training step, and fill plan.update and plan.work."""
+        run, plan, batch_size = self.build_run(self.small_training), self.plan, self.training.batch_size
         trajectories = math.prod(count_groups(self.build_run(self.training)))
         plan.forward = self.count_flops(cost, lambda: self.run_bare_base(run)) * batch_size
         held = cost.reset_peak()
         self.say("rollout")
         before = cost.flops
         states, c, texts = roll_out_prompts(run, 0)
-        few = states.x0.shape[1]
-        plan.work["rollout"] = (cost.flops - before) / few * trajectories
+        count = states.x0.shape[1]  # trajectories that ran; the work is scaled up from them
+        plan.work["rollout"] = (cost.flops - before) / count * trajectories
         before = cost.flops
         objective = None if self.algorithm is None else self.build_objective(states, texts)
-        plan.work["reward"] = (cost.flops - before) / few * trajectories
-        rolling = cost.peak - held
+        plan.work["reward"] = (cost.flops - before) / count * trajectories
+        rollout_peak = cost.peak - held
         batches = select_batches(run, 0, states, c, objective)
-        rolled = cost.live - held  # the states, and the batches selected from them
+        rollout_live = cost.live - held  # the states, and the batches selected from them
 
-        first = 0
+        matched_peak = 0
         if self.matches_gradients() and objective is not None:
             self.say("first student update, whose weight is matched")
             cost.reset_peak()
             self.update_student(run, batches.student[0], objective, matched=True)
-            moments = 8 * sum(plan.trained.values())  # both are among plan.parts
-            first = cost.peak - held - moments
+            moments = 8 * sum(plan.trained.values())  # plan.parts already counts them
+            matched_peak = cost.peak - held - moments
         self.fill_moments()
-        cost.peak = held = cost.live - rolled
+        cost.peak = held = cost.live - rollout_live
         self.measure_updates(cost, run, batches, objective)
-        plan.update = max(first, rolling, cost.peak - held) + self.count_other_states(states, c, trajectories)
+        plan.update = max(matched_peak, rollout_peak, cost.peak - held) + self.count_other_states(
+            states, c, trajectories
+        )
 
     def measure_updates(self, cost: CostCounter, run: Run, batches: Batches, objective: Objective | None) -> None:
-        """The updates of fake score and student: their part of plan.work."""
+        """Run the updates of fake score and student, and add their work to plan.work."""
         plan, training = self.plan, self.training
         if self.stage.distribution_matching:
             for parts in batches.fake_score:
@@ -249,28 +265,30 @@ class _Stage:
                 before = cost.flops
                 update_fake_score(self.base, parts, self.blank_levels(parts), self.state.fake_score)
                 samples = training.batch_size * (training.fake_updates - 1)
-                plan.work["fake score"] = (cost.flops - before) / self.few * samples
+                plan.work["fake score"] = (cost.flops - before) / self.small_batch * samples
         self.say("student")
         parts = batches.student[0]
         before = cost.flops
         self.update_student(run, parts, objective)
         inner = self.algorithm.inner_updates if self.algorithm else 1
-        plan.work["student"] = (cost.flops - before) / self.few * training.batch_size * inner
+        plan.work["student"] = (cost.flops - before) / self.small_batch * training.batch_size * inner
         if isinstance(self.algorithm, ReFL) and objective is not None:
             reward = self.count_reward(cost, objective, parts[0]) / len(parts[0].t) * training.batch_size
             plan.work["reward"] += reward
             plan.work["student"] -= reward
 
     def matches_gradients(self) -> bool:
-        """Whether the first student update keeps the gradients of both losses apart, and whether that needs more room:
-        a LoRA's gradients are small."""
+        """Whether the first student update needs more memory, because it keeps the gradients of both losses apart.
+
+        A LoRA's gradients are too small to matter.
+        """
         rl = self.stage.rl
         return rl is not None and rl.weight_is == "matched" and not self.base.student_is_lora
 
     def update_student(
         self, run: Run, parts: list[Batch], objective: Objective | None, *, matched: bool = False
     ) -> None:
-        """One student update of the stage."""
+        """Run one student update of the stage."""
         state = self.state
         rl = None
         if objective is not None and self.stage.rl is not None:
@@ -291,25 +309,28 @@ class _Stage:
 
     @staticmethod
     def count_flops(cost: CostCounter, work: Callable[[], object]) -> float:
+        """FLOPs of a call of `work`, inside the counter."""
         before = cost.flops
         work()
         return cost.flops - before
 
     def run_bare_base(self, run: Run) -> None:
-        """One forward of the base without adapters, of one sample."""
+        """Run one forward of the base without adapters, for one sample."""
         backbone = self.base.backbone
         with torch.no_grad(), self.base.use_adapter(FAKE, 0.0) as network:
             x_t = torch.empty(1, *backbone.latent_shape, device="meta")
             backbone.predict(network, x_t, torch.empty(1, device="meta"), run.unconditional)
 
     def count_other_states(self, states: States, c: Conditioning, trajectories: int) -> int:
-        """Bytes of states and conditioning beyond those of the few that ran: every rank holds all of the rollout, and
-        copies of its own share of every batch."""
+        """Bytes of states and conditioning of the trajectories and batches that did not run.
+
+        Every rank holds the whole rollout, and a copy of its own share of every batch.
+        """
         latent, conditioning = states.x0[0, 0].nbytes, sum(each[0].nbytes for each in c.values())
         more = trajectories - states.x0.shape[1]
         batches = self.training.fake_updates if self.stage.distribution_matching else 1
-        mine = math.ceil(self.training.batch_size / self.ranks)
-        copies = batches * mine - min(batches, self.small.fake_updates) * self.few
+        share = math.ceil(self.training.batch_size / self.ranks)
+        copies = batches * share - min(batches, self.small_training.fake_updates) * self.small_batch
         return more * (2 * len(states.x0) * latent + conditioning) + copies * (2 * latent + conditioning)
 
     def fill_moments(self) -> None:
@@ -321,7 +342,7 @@ class _Stage:
             trainable.zero_grad()
 
     def build_objective(self, states: States, texts: list[str]) -> Objective:
-        """An algorithm's objective; for those that choose by numbers, one that costs the same."""
+        """The algorithm's objective; for DPO and GRPO, which select states by rewards, one that costs the same."""
         algorithm, base, path = self.algorithm, self.base, self.base.backbone.path
         if not isinstance(algorithm, DPO | GRPO):
             assert algorithm is not None
@@ -339,30 +360,30 @@ class _Stage:
         return Objective(loss, torch.arange(count // self.block * self.block).view(-1, self.block))
 
     def count_reward(self, cost: CostCounter, objective: Objective, batch: Batch) -> float:
-        """FLOPs of ReFL's reward of one part: decoder and rewards, forward and backward."""
+        """FLOPs of ReFL's reward for one part of a batch: decoder and rewards, forward and backward."""
         x0 = batch.x0.detach().requires_grad_(True)
         return self.count_flops(cost, lambda: objective.loss(x0, batch)[0].backward())
 
-    def share_out(self) -> None:
-        """Add what the optimizers' steps and messages between ranks need; divide what FSDP2 shards."""
-        found = self.plan
-        kinds = {role: getattr(self.training, role).kind for role in found.trained}
-        gradients = 4 * sum(found.trained.values())
-        at_once = max(4 * count if kinds[role] == "adamw" else 0 for role, count in found.trained.items())
-        found.update = max(found.update, gradients + at_once)
+    def account_for_ranks(self) -> None:
+        """Add the memory of the optimizers' steps and of messages between ranks, and divide what FSDP2 shards."""
+        plan = self.plan
+        kinds = {role: getattr(self.training, role).kind for role in plan.trained}
+        gradients = 4 * sum(plan.trained.values())
+        step_memory = max(4 * count if kinds[role] == "adamw" else 0 for role, count in plan.trained.items())
+        plan.update = max(plan.update, gradients + step_memory)
         if self.ranks > 1:
-            found.update += 2 * 4 * min(distributed.MESSAGE, sum(found.trained.values()))
+            plan.update += 2 * 4 * min(distributed.MESSAGE, sum(plan.trained.values()))
         if self.config.execution.sharding == "fsdp" and self.ranks > 1:
             blocks = distributed.list_blocks(self.base.backbone.network)
             largest = max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
-            split = ("teacher", "reference") if self.base.student_is_lora else tuple(found.parts)
+            split = ("teacher", "reference") if self.base.student_is_lora else tuple(plan.parts)
             for name in split:
                 if name not in ("autoencoder", "fake score (LoRA)", "rewards"):
-                    found.parts[name] = -(-found.parts[name] // self.ranks)
-            found.load = 0  # each rank loads into the host's memory and takes its rows from there
-            found.update += 2 * largest * DTYPES[self.config.precision].itemsize
+                    plan.parts[name] = -(-plan.parts[name] // self.ranks)
+            plan.load = 0  # each rank loads into the host's memory and takes its rows from there
+            plan.update += 2 * largest * DTYPES[self.config.precision].itemsize
 
 
 def count_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of memory behind these tensors; what they share counts once."""
+    """Bytes of memory behind these tensors. Memory that they share counts once."""
     return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())
