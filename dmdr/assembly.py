@@ -6,9 +6,11 @@ The teacher is loaded by the caller: with its weights to train, on the meta devi
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from dmdr import distributed
@@ -72,23 +74,15 @@ def assemble(
         ConfigError: a reward is unknown or broken.
         DataError, InputMissing: the start is of another model; weights of a reward are damaged or missing.
     """
-    base = SharedBase(
-        backbone,
-        fake_rank=config.fake_score.lora_rank,
-        fake_scale=config.fake_score.scale,
-        student_rank=config.student.lora_rank,
-        seed=config.seed,
-        compute=DTYPES[config.precision],
-    )
-    if config.execution.gradient_checkpointing:
-        base.recompute_activations()
+    base = build_base(config, backbone)
     if start is not None:
         student = base.from_diffusers(STUDENT, load_file(start / EMA_FILE))
         fill_parameters(base.student_parameters, student, f"student of {start.name}")
         fake_score = base.from_diffusers(FAKE, load_file(start / FAKE_FILE))
         fill_parameters(base.fake_parameters, fake_score, f"fake score of {start.name}")
     if stage.rl is not None and stage.rl.needs_reference():
-        base.keep_reference()  # before a checkpoint moves the student on
+        with on_meta_if(backbone):
+            base.keep_reference()  # before a checkpoint moves the student on
     if is_sharded(config):
         assert device is not None, "shards need a device"
         base.split(device)
@@ -96,6 +90,28 @@ def assemble(
     if stage.rl is not None:
         rl = RLTerm(build_algorithm(stage.rl, base, config.weights), stage.rl)
     return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema))
+
+
+def build_base(config: Config, backbone: Backbone) -> SharedBase:
+    """The shared base of a config, its activations recomputed where the config says so."""
+    with on_meta_if(backbone):
+        base = SharedBase(
+            backbone,
+            fake_rank=config.fake_score.lora_rank,
+            fake_scale=config.fake_score.scale,
+            student_rank=config.student.lora_rank,
+            seed=config.seed,
+            compute=DTYPES[config.precision],
+        )
+    if config.execution.gradient_checkpointing:
+        base.recompute_activations()
+    return base
+
+
+def on_meta_if(backbone: Backbone) -> AbstractContextManager[object]:
+    """Build new tensors on the meta device where the teacher lies there. Elsewhere adapters begin on the CPU, whose
+    random numbers are the same on every machine."""
+    return torch.device("meta") if backbone.network.device.type == "meta" else nullcontext()
 
 
 def build_run(

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import FunctionType
 
 import diffusers
 import torch
@@ -68,6 +69,18 @@ def build_from_configs(folder: Path, resolution: int | None = None) -> Backbone:
     return build_backbone(pipe, resolution)
 
 
+def _copy_without_dispatch(function: FunctionType) -> Callable[..., torch.Tensor]:
+    """A copy of a function of torch.nn.functional that runs its body at once. The original hands itself to a mode and
+    then runs outside of it, so that the mode would not see the calls in the body."""
+    names = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    copied = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
+
+
+MULTI_HEAD_ATTENTION = _copy_without_dispatch(F.multi_head_attention_forward)
+
+
 class Arithmetic(TorchFunctionMode):
     """Inside this context, networks compute in the dtype `compute` as under CUDA's autocast, and attention is fused.
 
@@ -87,6 +100,9 @@ class Arithmetic(TorchFunctionMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         named = dict(kwargs or {})
+        if func is F.multi_head_attention_forward:
+            with self:
+                return MULTI_HEAD_ATTENTION(*args, **named)
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **named)  # type: ignore[arg-type]  # torch gives every call as objects
         if self.compute != torch.float32:

@@ -153,8 +153,7 @@ class _Stage:
             for role in ("student", "fake_score")
         }
         training = self.training.model_copy(update=plain)
-        with torch.device("meta"):
-            assembly = assemble(config, replace(self.stage, training=training), backbone)
+        assembly = assemble(config, replace(self.stage, training=training), backbone)
         self.assembly, self.base, self.state = assembly, assembly.base, assembly.state
         self.algorithm = None if assembly.rl is None else assembly.rl.algorithm
         if self.stage.watch is not None:
