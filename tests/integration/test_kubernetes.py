@@ -427,9 +427,8 @@ def test_kubectl_alone_runs_a_stage(cluster: Cluster, stage: Callable[..., Stage
 
 def test_several_nodes_train_as_one(cluster: Cluster, tiny_config: Callable[..., Path], tmp_path: Path):
     """A JobSet of two pods, each with its rank; the seal says that two processes made it."""
-    from trained_run import run_stage  # brings torch
-
     from dmdr.config.load import load_config
+    from tests.support.trained_run import run_stage  # imports torch
 
     store = tmp_path / "store"
     about = {

@@ -108,7 +108,7 @@ def test_refusals(store, tmp_path, capsys):
     assert list(tmp_path.glob(".*")) == [], "nothing is left of a refusal"
     sealed(store, tmp_path / "made")
     told(66, "has no weights, it was exported as pipeline, lora", arguments=("one", "export", "--form", "weights"))
-    told(64, "--form is of the stage export, not of joint", arguments=("one", "joint", "--form", "lora"))
+    told(64, "--form is for the stage export, and the stage is joint", arguments=("one", "joint", "--form", "lora"))
     spoil(store, "one/export/pipeline/unet/a b.safetensors", b"x" * 60_000)
     told(65, "a b.safetensors is damaged: its sha256 is not", "lacks pipeline/unet/a b.safetensors and 2 more of 5")
     spoil(store, "one/export/pipeline/unet/a b.safetensors", None)
