@@ -377,7 +377,7 @@ def test_a_failed_upload_leaves_nothing(
 def test_an_upload_that_lost_bytes_is_noticed(place: Remote, proxy: Faults, tmp_path: Path) -> None:
     source = a_file(tmp_path, 3 * LEAST_PART, 4)
     proxy.short = "partNumber=3"
-    with pytest.raises(StoreError, match=f"it has {3 * LEAST_PART - 1} bytes where {3 * LEAST_PART} were sent"):
+    with pytest.raises(StoreError, match=f"it has {3 * LEAST_PART - 1} bytes, but {3 * LEAST_PART} were sent"):
         place.add("thing", source, sha256(source))
     proxy.short = ""
     stored = place.add("thing", source, sha256(source))
