@@ -42,7 +42,7 @@ _cheap: list[str] = []  # the test that runs now, if it promised to start none
 
 def _refuse_a_process(event: str, arguments: tuple[object, ...]) -> None:
     if event in STARTS_A_PROCESS and _cheap:
-        raise AssertionError(f"{_cheap[0]} starts a process ({arguments[0]!r}): mark it @pytest.mark.process")
+        raise AssertionError(f"{_cheap[0]} starts a process ({event}): mark it @pytest.mark.process")
 
 
 sys.addaudithook(_refuse_a_process)

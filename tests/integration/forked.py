@@ -34,6 +34,8 @@ from tests.support.sealing import PROVENANCE
 from tests.support.stage_process import ROOT
 from tests.support.store_bench import IDENTITY, INPUTS, Bench, check, contents, same, save, sealed, write
 
+pytestmark = pytest.mark.process  # it forks, and kills what it forked
+
 CALLS = {
     "open",
     "os.rename",
