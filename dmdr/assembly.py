@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from dmdr import distributed
 from dmdr.backbones.protocol import Backbone, Item
-from dmdr.config.run import AnyRL, Config, Joint, Training, Watch
+from dmdr.config.run import Config
+from dmdr.config.training import AnyRL, Joint, Training, Watch
 from dmdr.hacking_alarm import Watcher
 from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward

@@ -11,7 +11,7 @@ import math
 import torch
 from scipy.special import betaincinv
 
-from dmdr.config.run import Dynamic
+from dmdr.config.training import Dynamic
 
 
 def progress(update: int, dynamic: Dynamic) -> float:

@@ -71,3 +71,8 @@ def exit_code_of(error: BaseException) -> int:
 def describe_exit_codes() -> str:
     """One line for help texts."""
     return "exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items())
+
+
+def describe_usage_error(message: str) -> str:
+    """What typer says of a wrong command line, on one line."""
+    return " ".join(message.replace("Value error, ", "").split()).rstrip(".")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from dmdr import distributed
-from dmdr.config.run import Watch
+from dmdr.config.training import Watch
 from dmdr.promptset import PromptSet
 from dmdr.rewards.protocol import Reward
 from dmdr.rollout import noise_for

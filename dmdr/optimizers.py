@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 
 from dmdr import distributed
-from dmdr.config.run import Optimizer, Training
+from dmdr.config.training import Optimizer, Training
 from dmdr.errors import ConfigError
 
 

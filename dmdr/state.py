@@ -12,7 +12,7 @@ from typing import TypedDict
 import torch
 
 from dmdr import distributed
-from dmdr.config.run import Optimizer, Training
+from dmdr.config.training import Optimizer, Training
 from dmdr.errors import DataError
 from dmdr.optimizers import Trainable, build_optimizer, read_state, restore_state
 from dmdr.shared_base import SharedBase

@@ -16,7 +16,7 @@ import torch
 from dmdr import distributed
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.prompt_record import PromptRecord
-from dmdr.config.run import Training
+from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import ConfigError, NonFinite
 from dmdr.hacking_alarm import Look, Row, Watcher

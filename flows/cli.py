@@ -10,7 +10,7 @@ import sys
 import typer
 from typer.core import TyperGroup
 
-from dmdr.errors import USER_ERRORS, ConfigError, StoreError, describe_exit_codes, exit_code_of
+from dmdr.errors import USER_ERRORS, ConfigError, StoreError, describe_exit_codes, describe_usage_error, exit_code_of
 from flows.commands import options
 
 EXIT_CODES = describe_exit_codes()
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         return typer.main.get_command(app).main(arguments, prog_name="dmdr", standalone_mode=False)
     except typer.TyperException as error:
         path = name_command(arguments)
-        message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+        message = describe_usage_error(error.format_message())
         print(f"{path}: {message}; see {path} --help", file=sys.stderr)
         return ConfigError.exit_code
     except (*USER_ERRORS, OSError) as error:

@@ -14,8 +14,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, YAMLError
 
-from dmdr.config.run import DPO, GRPO, Config, ReFL
+from dmdr.config.run import Config
 from dmdr.config.section import Section
+from dmdr.config.training import DPO, GRPO, ReFL
 from dmdr.errors import ConfigError, InputMissing
 
 SectionType = TypeVar("SectionType", bound=Section)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer.exceptions import TyperException
 
-from dmdr.errors import ConfigError, InputMissing
+from dmdr.errors import ConfigError, InputMissing, describe_usage_error
 
 if TYPE_CHECKING:  # importing it would make the help wait for torch
     from dmdr.lab.fitting import Log
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     try:
         options = _app(arguments, prog_name=PROGRAM, standalone_mode=False)
     except TyperException as error:
-        message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+        message = describe_usage_error(error.format_message())
         log(f"{PROGRAM}: {message}; see {PROGRAM} --help")
         return ConfigError.exit_code
     if not isinstance(options, Options):  # --help

@@ -69,9 +69,10 @@ def build_from_configs(folder: Path, resolution: int | None = None) -> Backbone:
     return build_backbone(pipe, resolution)
 
 
-def _copy_without_dispatch(function: FunctionType) -> Callable[..., torch.Tensor]:
+def _copy_without_dispatch(function: Callable[..., object]) -> Callable[..., object]:
     """A copy of a function of torch.nn.functional that runs its body at once. The original hands itself to a mode and
     then runs outside of it, so that the mode would not see the calls in the body."""
+    assert isinstance(function, FunctionType)
     names = {**function.__globals__, "has_torch_function": lambda tensors: False}
     copied = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copied.__kwdefaults__ = function.__kwdefaults__

@@ -22,7 +22,8 @@ from dmdr import distributed
 from dmdr.assembly import StageConfig, assemble, build_run, select_stage
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.prompt_record import PromptRecord
-from dmdr.config.run import Config, Training
+from dmdr.config.run import Config
+from dmdr.config.training import Training
 from dmdr.dyna import real_scale
 from dmdr.planning.cost import CostCounter
 from dmdr.planning.meta import Arithmetic, build_meta_backbone

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dmdr.config import run as config_of
-from dmdr.config.run import AnyRL
+from dmdr.config import training as config_of
+from dmdr.config.training import AnyRL
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Algorithm

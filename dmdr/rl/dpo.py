@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 
 from dmdr import losses
-from dmdr.config.run import DPO as DPOConfig
+from dmdr.config.training import DPO as DPOConfig
 from dmdr.rewards.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective, action_share, find_actions, log_prob, reward_groups
 from dmdr.rollout import States

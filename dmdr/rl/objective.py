@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from dmdr import distributed
-from dmdr.config.run import RL
+from dmdr.config.training import RL
 from dmdr.path import Path, per_sample
 from dmdr.rewards.mixture import Mixture
 from dmdr.rollout import States

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 
 from dmdr import losses
-from dmdr.config.run import ReFL as ReFLConfig
+from dmdr.config.training import ReFL as ReFLConfig
 from dmdr.rewards.mixture import Mixture
 from dmdr.rl.decoders import load_decoder
 from dmdr.rl.objective import Figures, Objective

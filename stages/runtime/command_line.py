@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dmdr.config.stages import STAGES, StageName
-from dmdr.errors import ConfigError, describe_exit_codes
+from dmdr.errors import ConfigError, describe_exit_codes, describe_usage_error
 
 PROGRAM = "python -m stages"
 EPILOG = f"""\b
@@ -71,11 +71,9 @@ def parse(arguments: list[str]) -> Options | int:
     try:
         result = _app(arguments, prog_name=PROGRAM, standalone_mode=False)
     except TyperException as error:
-        print(f"{PROGRAM}: {describe_usage_error(error)}; {PROGRAM} --help shows what there is", file=sys.stderr)
+        print(
+            f"{PROGRAM}: {describe_usage_error(error.format_message())}; {PROGRAM} --help shows what there is",
+            file=sys.stderr,
+        )
         return ConfigError.exit_code
     return result if isinstance(result, Options) else 0
-
-
-def describe_usage_error(error: TyperException) -> str:
-    """Describe on one line what is wrong with a command line."""
-    return " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from stages.store import conditional_writes, transfer
 from stages.store.layout import digest
-from stages.store.remote import SHOWN, Remote
+from stages.store.remote import DIGITS, Remote
 from tests.support.s3_server import BUCKET, s3_server
 
 
@@ -50,7 +50,7 @@ def compare(store: str, source: Path, target: Path, rounds: int) -> None:
     parts = TransferConfig(
         multipart_chunksize=transfer.PART, multipart_threshold=2 * transfer.PART, max_concurrency=transfer.AT_ONCE
     )
-    stored = f"ours~{sha256[:SHOWN]}" if conditional_writes.is_ignored() else "ours"
+    stored = f"ours~{sha256[:DIGITS]}" if conditional_writes.is_ignored() else "ours"
     ways: dict[str, dict[str, Callable[[], object]]] = {
         "ours": {"put": lambda: place.add("ours", source, sha256), "get": lambda: place.fetch(stored, target)},
         "boto3": {

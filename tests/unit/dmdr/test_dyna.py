@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from scipy import stats
 
-from dmdr.config.run import Dynamic
+from dmdr.config.training import Dynamic
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.losses import distribution_matching, fake_score
 from dmdr.path import FlowPath, VPPath

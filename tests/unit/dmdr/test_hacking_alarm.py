@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dmdr.config.load import load_config
-from dmdr.config.run import Optimizer, Training, Watch
+from dmdr.config.training import Optimizer, Training, Watch
 from dmdr.hacking_alarm import (
     DIVERSITY,
     NON_FINITE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmdr.config.run import Optimizer, Training
+from dmdr.config.training import Optimizer, Training
 from dmdr.optimizers import learning_rate
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from dmdr import optimizers
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.run import Optimizer, Training
+from dmdr.config.training import Optimizer, Training
 from dmdr.errors import ConfigError
 from dmdr.rollout import noise_for
 from dmdr.shared_base import STUDENT, SharedBase

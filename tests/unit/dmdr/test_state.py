@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmdr.config.run import Optimizer, Training
+from dmdr.config.training import Optimizer, Training
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.teacher.load import load_teacher

@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from dmdr import losses
 from dmdr.config import run
-from dmdr.config.run import Joint, Optimizer
+from dmdr.config.training import Joint, Optimizer
 from dmdr.errors import ConfigError
 from dmdr.path import FlowPath, VPPath
 from dmdr.rl.dpo import DPO

@@ -1,0 +1,174 @@
+"""The settings of the two training stages: networks and updates, RL, and the hacking alarm. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dmdr.config.section import Address, Positive, Rate, Section
+
+
+class Dynamic(Section):
+    """The schedules DynaDG and DynaRS (DMDR, 3.3). `updates: 0` turns both off."""
+
+    updates: int = Field(0, ge=0)  # student updates until both schedules end
+    real_scale: float = Field(0.75, ge=0)  # DynaDG: initial LoRA scale of the real score; 0 turns DynaDG off
+    renoise: tuple[Rate, Rate] = Field((4.0, 1.5), strict=False)  # DynaRS: initial Beta(a, b); [1, 1] turns it off
+    schedule: Literal["cosine", "constant"] = "cosine"  # constant keeps the initial values (Table 4, -Dynamic)
+
+
+class Optimizer(Section):
+    """AdamW for one of the two networks."""
+
+    learning_rate: Rate
+    # the rate falls linearly to this at the last update; None: the rate stays constant
+    final_learning_rate: Rate | None = None
+    # fused: one kernel updates all tensors. 8bit: bitsandbytes keeps the moments in 8 bits, a quarter of the memory.
+    kind: Literal["adamw", "fused", "8bit"] = "adamw"
+    betas: tuple[float, float] = Field((0.0, 0.99), strict=False)
+    weight_decay: float = Field(0.01, ge=0)  # "official demo"
+    clip: Rate = 1.0  # largest gradient norm ("official demo")
+
+
+class Training(Section):
+    """The settings that the cold start and joint training share."""
+
+    updates: Positive  # student updates
+    batch_size: Positive  # prompts in an update
+    # fake score updates for each student update; the last of them shares the student update's images
+    fake_updates: Positive = 5
+    student: Optimizer
+    fake_score: Optimizer
+    dynamic: Dynamic = Dynamic()
+    # lowest and highest renoise level t ("DMD2")
+    renoise_range: tuple[float, float] = Field((0.02, 0.98), strict=False)
+
+    @model_validator(mode="after")
+    def _check_renoise_range(self) -> Training:
+        low, high = self.renoise_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"renoise_range must be 0 <= low < high <= 1, got {low}, {high}")
+        return self
+
+
+class RL(Section):
+    """The settings that the three RL algorithms share."""
+
+    weight: float = Field(gt=0)  # of the RL loss; the weight of the distribution matching loss is 1
+    # matched: multiply the weight by |gradient of distribution matching| / |gradient of RL| at the first joint update
+    weight_is: Literal["fixed", "matched"] = "fixed"
+    rewards: dict[str, float] = Field(min_length=1)  # reward -> its weight in the sum of rewards
+
+
+class ReFL(RL):
+    """Reward feedback learning: follow the gradient of the reward through the decoder."""
+
+    algorithm: Literal["refl"]
+    # Maximise the reward, or its logarithm. Use the logarithm for rewards that are probabilities, as those of the lab:
+    # the gradient of a probability vanishes near 0 and near 1, that of its logarithm only near 1.
+    map: Literal["linear", "log"] = "linear"
+    pretraining: float = Field(0.0, ge=0)  # weight of the pretraining loss, for RL without distribution matching
+    # The decoder that the gradient goes through. whole: the teacher's. tiled: the teacher's, tile by tile, which keeps
+    # the activations of one tile in memory. tiny: an AutoencoderTiny such as TAESD.
+    decoder: Literal["whole", "tiled", "tiny"] = "whole"
+    tiny_decoder: Address | None = None  # for tiny: a folder, or hub:OWNER/NAME@COMMIT
+
+    @model_validator(mode="after")
+    def _check_tiny_decoder(self) -> ReFL:
+        if self.decoder == "tiny" and self.tiny_decoder is None:
+            raise ValueError(
+                "joint.rl.decoder is tiny but joint.rl.tiny_decoder is missing; give a folder or hub:OWNER/NAME@COMMIT"
+            )
+        if self.decoder != "tiny" and self.tiny_decoder is not None:
+            raise ValueError(
+                f"joint.rl.tiny_decoder is set but joint.rl.decoder is {self.decoder}; drop it, or set decoder: tiny"
+            )
+        return self
+
+    def needs_reference(self) -> bool:
+        return self.pretraining > 0
+
+
+class DPO(RL):
+    """Direct preference optimization on the best and the worst of each group."""
+
+    algorithm: Literal["dpo"]
+    group_size: int = Field(8, ge=2)  # images of one prompt; the best and the worst become a pair
+    # how close the student stays to the cold start; it multiplies log-likelihoods, which are means over the elements
+    beta: Rate = 100.0
+
+    def needs_reference(self) -> bool:
+        return True
+
+
+class GRPO(RL):
+    """Group relative policy optimization. The actions of the policy are the renoising steps of the sampler."""
+
+    algorithm: Literal["grpo"]
+    group_size: int = Field(8, ge=2)  # images of one prompt; each is compared with their mean
+    inner_updates: Positive = 1  # student updates on one rollout; clipping acts from the second on
+    # largest change of the likelihood ratio, for inner_updates 2 or more; log-likelihoods are means over the elements
+    clip_range: Rate = 1e-3
+    kl: float = Field(0.0, ge=0)  # weight of the KL regulariser, for RL without distribution matching
+
+    def needs_reference(self) -> bool:
+        return self.kl > 0
+
+    @model_validator(mode="after")
+    def _check_clip_range(self) -> GRPO:
+        if self.inner_updates == 1 and "clip_range" in self.model_fields_set:
+            raise ValueError(
+                "joint.rl.clip_range does nothing with inner_updates 1, because the ratio is always 1; drop it, or set "
+                "inner_updates to 2 or more"
+            )
+        return self
+
+
+AnyRL = ReFL | DPO | GRPO
+
+
+class Watch(Section):
+    """The hacking alarm: it evaluates the student during joint training, on training prompts and fixed noise."""
+
+    every: Positive = 50  # student updates between evaluations; the first and the last student are always evaluated
+    reward: str = Field(min_length=1)  # a held-out reward: one that joint.rl.rewards does not have
+    prompts: Positive = 64  # how many training prompts, evenly spaced; all of them if there are fewer
+    seeds: int = Field(2, ge=2)  # images of each prompt, between which diversity is measured
+    # off: print nothing. stop: end the stage and seal the current result
+    on_alarm: Literal["off", "warn", "stop"] = "warn"
+    # last: the EMA weights at the end. best: of the EMA weights that were evaluated, those with the highest held-out
+    # reward. Weights that produced an image that is not a number are never the best.
+    export: Literal["last", "best"] = "last"
+    reward_drop: Rate = 0.05  # alarm if the held-out reward falls by more than this below its best value
+    diversity_drop: float = Field(0.3, gt=0, lt=1)  # alarm if diversity loses more than this share of its first value
+    saturation_rise: Rate = 0.3  # alarm if colour saturation gains more than this share of its first value
+
+
+class Joint(Training):
+    """Distribution matching and RL at once.
+
+    Without `rl` it is distillation only. Without distribution matching it is RL only (Table 5).
+    """
+
+    rl: Annotated[AnyRL, Field(discriminator="algorithm")] | None = None
+    distribution_matching: bool = True
+    watch: Watch | None = None
+
+    @model_validator(mode="after")
+    def _check_losses(self) -> Joint:
+        if self.rl is None:
+            if not self.distribution_matching:
+                raise ValueError(
+                    "joint.distribution_matching is false and joint.rl is missing: nothing would be trained; set one"
+                )
+            return self
+        if self.rl.weight_is == "matched" and not self.distribution_matching:
+            raise ValueError("joint.rl.weight_is matched needs distribution_matching; set it to fixed")
+        if isinstance(self.rl, DPO) and self.batch_size % 2:
+            raise ValueError(f"joint.batch_size is {self.batch_size}; DPO trains on pairs, so make it even")
+        if self.watch and self.watch.reward in self.rl.rewards:
+            raise ValueError(
+                f"joint.watch.reward {self.watch.reward} is trained on; watch one that is not in joint.rl.rewards"
+            )
+        return self
