@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from dmdr import losses
-from dmdr.config import run
+from dmdr.config import training as config_of
 from dmdr.config.training import Joint, Optimizer
 from dmdr.errors import ConfigError
 from dmdr.path import FlowPath, VPPath
@@ -28,9 +28,9 @@ from dmdr.update import FigureSums, select_states
 PROMPTS = ["a red circle", "two blue squares", "a green cross", "a yellow triangle above a red circle"]
 PATHS = {"flow": FlowPath(), "vp": VPPath(torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0))}
 MAKE = {
-    "refl": (ReFL, run.ReFL, {}),
-    "dpo": (DPO, run.DPO, {"group_size": 4}),
-    "grpo": (GRPO, run.GRPO, {"group_size": 4}),
+    "refl": (ReFL, config_of.ReFL, {}),
+    "dpo": (DPO, config_of.DPO, {"group_size": 4}),
+    "grpo": (GRPO, config_of.GRPO, {"group_size": 4}),
 }
 
 
