@@ -1,20 +1,26 @@
 # The two commands are `make run` and `make test`; both set up .venv first, once. `make help` lists the others.
 VENV ?= .venv
-CONFIG ?= configs/lab-flow.yaml
+CONFIG ?= configs/quickstart.yaml
 JOBS ?= 2
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run help test lint bench parity-hpsv2 parity-imagereward images image-test lock setup clean
+.PHONY: run lab help test test-fast lint bench parity-hpsv2 parity-imagereward images image-test lock setup clean
 
-run: setup ## the whole pipeline on the lab teacher; again: what is sealed is skipped
+run: setup ## the whole pipeline on a small teacher, in minutes; again: what is sealed is skipped
 	@$(BIN)/dmdr run $(CONFIG)
+
+lab: setup ## the same at length, with the lab's flow teacher and 1,200 evaluation prompts
+	@$(BIN)/dmdr run configs/lab-flow.yaml
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: lint ## lint, then all tests; with JOBS=N in N processes, each takes about a core and 2 GiB
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+test-fast: setup ## the tests that start no process and no server
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not process and not e2e"
 
 lint: setup ## ruff (rules, format) and mypy over flows, stages and dmdr
 	@$(BIN)/ruff check .

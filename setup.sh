@@ -7,6 +7,9 @@ set -eu
 cd "$(dirname "$0")"
 venv=${VENV:-.venv}
 
+began=$(date +%s)
+say() { echo "setup: $*" >&2; }
+
 # $venv/installed is a copy of the files that decide what is installed.
 inputs="setup.sh requirements.lock pyproject.toml dmdr/rewards/torchvision_shim.py"
 if [ -f "$venv/installed" ] && cat $inputs | cmp -s - "$venv/installed"; then
@@ -21,10 +24,10 @@ if [ ! -x "$venv/bin/pip" ]; then
         fi
     done
     if [ -z "${interpreter:-}" ]; then
-        echo "setup: no Python 3.11 or newer with the venv module was found; install one or set PYTHON" >&2
+        say "no Python 3.11 or newer with the venv module was found; install one or set PYTHON"
         exit 1
     fi
-    echo "setup: creating $venv with $interpreter" >&2
+    say "1 of 4, creating $venv with $interpreter"
     "$interpreter" -m venv "$venv"
 fi
 rm -f "$venv/installed"
@@ -42,22 +45,27 @@ if [ "$extra" != " " ]; then export UV_EXTRA_INDEX_URL="$extra" UV_INDEX_STRATEG
 if [ -n "${TORCH_INDEX_URL:-}" ]; then export PIP_EXTRA_INDEX_URL="$extra"; fi
 
 # Compile bytecode now, as pip does. If .venv is read-only later, each process would else compile for ten seconds.
-with_uv() { "$bin/uv" pip install -q -p "$bin/python" --system-certs --compile-bytecode "$@"; }
-with_pip() { "$bin/pip" install -q --disable-pip-version-check "$@"; }
+quiet=-q
+if [ -t 2 ]; then quiet=; fi # a terminal gets the progress of the downloads
+with_uv() { "$bin/uv" pip install $quiet -p "$bin/python" --system-certs --compile-bytecode "$@"; }
+with_pip() { "$bin/pip" install $quiet --disable-pip-version-check "$@"; }
 install() {
     if [ -z "${NO_UV:-}" ] && [ -x "$bin/uv" ] && with_uv "$@"; then return; fi
     with_pip "$@"
 }
 
-echo "setup: installing requirements.lock" >&2
+say "2 of 4, installing the $(grep -c '==' requirements.lock) packages of requirements.lock, 2 to 6 GB on disk"
 if [ -z "${NO_UV:-}" ]; then
-    with_pip -q "uv>=0.9" || echo "setup: uv is not available, pip does the work" >&2
+    with_pip -q "uv>=0.9" || say "uv is not available, pip does the work, which takes longer"
 fi
 install --no-deps -r requirements.lock
+say "3 of 4, what this build of torch needs besides"
 install "$(grep '^torch==' requirements.lock)" # a CUDA build brings CUDA libraries that the lock does not name
+say "4 of 4, the project itself"
 install --no-deps --no-build-isolation -e .
 # Beside a CPU build of torch, torchvision breaks every import of diffusers, also in scripts that do not import dmdr.
 packages=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cp dmdr/rewards/torchvision_shim.py "$packages/torchvision_shim.py"
 echo 'import torchvision_shim; torchvision_shim.install()' >"$packages/torchvision_shim.pth"
 cat $inputs >"$venv/installed"
+say "done in $(($(date +%s) - began)) s"

@@ -39,6 +39,7 @@ from stages.reports.paper import base_model
 from stages.reports.verdict import list_verdicts
 from stages.runtime.context import Context
 from stages.runtime.device import name_device, pick_device
+from stages.runtime.remaining import count_evaluations
 from stages.store.shards import Shards
 
 ANSWERS = TypeAdapter(list[AnswersLine])  # of the lines of a file, which have the image's name besides
@@ -85,18 +86,20 @@ def run(context: Context) -> dict[str, object]:
 
 
 def begin_attempt(context: Context) -> Attempt:
-    """Choose the prompts and count the work: each prompt of each model is drawn once and judged once."""
+    """Choose the prompts and count the work: each prompt of each model is drawn once and judged once.
+
+    The work is counted in network evaluations, so that the time left is right for models of 4 and of 50."""
     config, prompts = context.config.evaluate, PromptSet(context.input("prompts"), "evaluation")
     indices = prompts.spread(config.limit or len(prompts))
     evaluation_set = EvaluationSet(prompts, indices, prompts.records(indices), config.seeds)
-    models = len(config.models) + len(config.pipelines)
-    total = 2 * models * sum(map(len, evaluation_set.own_shards().values()))
+    work = count_evaluations(context.config)
+    total = sum(nfe + 1 for nfe in work.values()) * sum(map(len, evaluation_set.own_shards().values()))
     shards = Shards(context.artifact, context.cache.parent / "parts")
-    return Attempt(context, evaluation_set, shards, tick=build_counter(context, total))
+    return Attempt(context, evaluation_set, shards, work, tick=build_counter(context, total))
 
 
 def build_counter(context: Context, total: int) -> Callable[[int], None]:
-    """A function that adds to the count of finished prompts and shows it beside `total`."""
+    """A function that adds to the work that is done and shows it beside `total`."""
     done = 0
 
     def tick(more: int) -> None:

@@ -21,6 +21,7 @@ from dmdr.assembly import (
     is_sharded,
     select_stage,
 )
+from dmdr.config.stages import StageName
 from dmdr.errors import Stopped
 from dmdr.hacking_alarm import exported_ema, summarize
 from dmdr.optimizers import check_optimizers
@@ -31,6 +32,7 @@ from dmdr.teacher.load import find_teacher_of, load_teacher
 from dmdr.train import Run, check_split
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
+from stages.runtime.remaining import count_later_steps, count_update
 
 SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every reward
 
@@ -84,7 +86,7 @@ class Session:
         return facts
 
 
-def start_session(context: Context, name: str, *, start: Path | None = None) -> Session:
+def start_session(context: Context, name: StageName, *, start: Path | None = None) -> Session:
     """Assemble a training stage and continue it from its newest checkpoint.
 
     start: the output of the stage whose student to start from; None starts from the teacher.
@@ -101,6 +103,8 @@ def start_session(context: Context, name: str, *, start: Path | None = None) -> 
     assembly = assemble(config, stage, backbone, start=start, device=device)
     folder = context.input("prompts")
     prompts = PromptSet(folder, "train")
+    step = count_update(config, stage.training)
+    context.progress.expect(count_later_steps(config, name, step=step, prompts=len(PromptSet(folder, "evaluation"))))
     watch = build_watcher(config, stage, assembly.base, prompts, say=context.progress.say)
     empty_prompt = PromptSet.unconditional(folder)
     run = build_run(config, stage, assembly, prompts=prompts, empty_prompt=empty_prompt, watch=watch)

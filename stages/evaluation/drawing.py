@@ -34,19 +34,20 @@ def draw_model(attempt: Attempt, model: Model, load_sampler: Callable[[], Sample
     missing = {
         number: places for number, places in own.items() if attempt.shards.get(images_file(model.name, number)) is None
     }
-    attempt.tick(sum(map(len, own.values())) - sum(map(len, missing.values())))
+    work = attempt.work[model.name]
+    attempt.tick(work * (sum(map(len, own.values())) - sum(map(len, missing.values()))))
     if not missing:
         return
     sampler = load_sampler()
     for number, places in missing.items():
         began = time.monotonic()
-        samples = _draw_shard(attempt, places, sampler, backbone)
+        samples = _draw_shard(attempt, places, sampler, backbone, work=work)
         seconds = round(time.monotonic() - began, 3)
         about = {"seconds": seconds, "images": len(places) * attempt.evaluation_set.seeds}
         attempt.shards.keep(images_file(model.name, number), pack(samples), about)
 
 
-def _draw_shard(attempt: Attempt, places: range, sampler: Sampler, backbone: Backbone) -> list[Sample]:
+def _draw_shard(attempt: Attempt, places: range, sampler: Sampler, backbone: Backbone, *, work: int) -> list[Sample]:
     samples: list[Sample] = []
     for batch in attempt.evaluation_set.split_batches(places, attempt.batch_size):
         if attempt.context.stop():
@@ -54,7 +55,7 @@ def _draw_shard(attempt: Attempt, places: range, sampler: Sampler, backbone: Bac
         images_PSCHW = _draw_batch(attempt, batch, sampler, backbone)
         for place, images in zip(batch, images_PSCHW, strict=True):
             samples.append(build_sample(place, attempt.evaluation_set.records[place], images))
-        attempt.tick(len(batch))
+        attempt.tick(work * len(batch))
     return samples
 
 

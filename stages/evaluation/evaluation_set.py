@@ -51,12 +51,13 @@ class EvaluationSet:
 class Attempt:
     """One attempt of the stage, in one process. shards: finished ones, of all ranks and of earlier attempts.
 
-    tick: shows that so many more prompts are done.
+    work: model -> the work to draw one prompt, where to judge one is 1. tick: shows that so much more work is done.
     """
 
     context: Context
     evaluation_set: EvaluationSet
     shards: Shards
+    work: dict[str, int]
     tick: Callable[[int], None]
 
     @property

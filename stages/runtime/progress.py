@@ -11,33 +11,43 @@ EVERY = 10.0  # seconds between two lines of a log
 
 
 class Progress:
-    """Writes to stderr, because stdout is for results. shown: False for all ranks but one, which then write nothing."""
+    """Writes to stderr, because stdout is for results.
 
-    def __init__(self, stage: str, *, shown: bool = True) -> None:
-        self.stage, self.shown = stage, shown
+    shown: False for all ranks but one, which then write nothing. place: of the stage in the run, "stage 2 of 5".
+    """
+
+    def __init__(self, stage: str, *, shown: bool = True, place: str | None = None) -> None:
+        self.stage, self.shown, self.place = stage, shown, place
         self._bar: tqdm | None = None
-        self._first: tuple[int, float] | None = (
-            None  # steps done, and the time then: a resumed stage does not begin at 0
-        )
+        self._later: float | None = None
+        # steps done, and the time then: a resumed stage does not begin at 0, and a first step takes longer than others
+        self._first: tuple[int, float] | None = None
         self._last_line = time.monotonic()
+
+    def expect(self, later: float) -> None:
+        """Tell how much work follows this stage, in steps of this stage; then the time left for all of it is shown."""
+        self._later = later
 
     def update(self, done: int, total: int, **figures: float) -> None:
         """Show that `done` of `total` steps are done, with the figures beside them."""
         if not self.shown:
             return
         texts = {name: f"{value:.4g}" for name, value in figures.items()}
-        if sys.stderr.isatty():
-            self._draw(done, total, texts)
-            return
         now = time.monotonic()
         self._first = self._first or (done, now)
-        if now - self._last_line >= EVERY or done >= total:
+        steps = done - self._first[0]
+        pace = (now - self._first[1]) / steps if steps else None  # seconds a step
+        whole = [] if self.place is None else [self.place]
+        if pace is not None and self._later is not None:
+            whole.append(f"{format_seconds((total - done + self._later) * pace)} left for the run")
+        if sys.stderr.isatty():
+            self._draw(done, total, texts, ", ".join(whole))
+        elif now - self._last_line >= EVERY or done >= total:
             self._last_line = now
             words = [f"{self.stage} {done:,}/{total:,}", *(f"{name} {value}" for name, value in texts.items())]
-            steps, seconds = done - self._first[0], now - self._first[1]
-            if steps and done < total:
-                words.append(f"{(total - done) * seconds / steps:.0f} s left")
-            print(", ".join(words), file=sys.stderr, flush=True)
+            if pace is not None and done < total:
+                words.append(f"{format_seconds((total - done) * pace)} left")
+            print(", ".join(words + whole), file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """Print a line at once, above the bar if there is one."""
@@ -45,12 +55,20 @@ class Progress:
             tqdm.write(f"{self.stage}: {line}", file=sys.stderr)
             sys.stderr.flush()
 
-    def _draw(self, done: int, total: int, figures: dict[str, str]) -> None:
+    def _draw(self, done: int, total: int, figures: dict[str, str], whole: str) -> None:
         if self._bar is None:
             self._bar = tqdm(total=total, initial=done, desc=self.stage, dynamic_ncols=True, file=sys.stderr)
         self._bar.total = total
-        self._bar.set_postfix(figures, refresh=False)
+        words = [f"{name} {value}" for name, value in figures.items()] + ([whole] if whole else [])
+        self._bar.set_postfix_str(", ".join(words), refresh=False)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._bar.close()
             self._bar = None
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as people say it: "40 s", "4 min", "2.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
