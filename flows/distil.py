@@ -1,18 +1,15 @@
-"""The flow `dmdr`: prompts, cold start, joint training, export, evaluation.
+"""The flow `dmdr` on Prefect: prompts, cold start, joint training, export, evaluation (`flows.chain`).
 
-1. Truth is in the store: a stage is done when it exited with 0 and its seal is there. Prefect's results and cache are
-   off, so Prefect may lose everything and nothing is lost.
-2. To continue a run, run the flow again: a sealed stage says so and stops, an open one resumes.
-3. Exit codes decide about retries. Bad config, bad data and missing inputs stay bad: they are never tried again.
-4. A run that a deployment started writes the stages' lines to its Prefect log. Started by hand, the stages write to the
+1. Truth is in the store. Prefect's results and cache are off, so Prefect may lose everything and nothing is lost.
+2. Exit codes decide about retries. Bad config, bad data and missing inputs stay bad: they are never tried again.
+3. A run that a deployment started writes the stages' lines to its Prefect log. Started by hand, the stages write to the
    terminal themselves, and a progress bar stays a bar.
-5. With `execution.cluster` a stage is a Job of Kubernetes. A stage that is sealed with these settings needs no Job.
+4. With `execution.cluster` a stage is a Job of Kubernetes. A stage that is sealed with these settings needs no Job.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -28,32 +25,31 @@ from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.run import NAME
 from dmdr.config.section import Address
-from dmdr.config.stages import StageName, list_needed
-from dmdr.errors import INTERNAL
+from dmdr.config.stages import StageName
+from flows import chain
 from flows.launch import process
-from flows.launch.failure import StageFailed
-from flows.launch.stage import Stage, build_options, prepare_stage
+from flows.launch.failure import RETRY_DELAYS, StageFailed, announce_retry, check_sealed, is_worth_a_retry
+from flows.launch.stage import Stage, prepare_stage
 from flows.prefect_support import artifacts, owners
 from stages.store.artifacts import Artifact
 
-RETRY_DELAYS: list[float] = [2, 10, 30]  # seconds
 Run = Annotated[str, Field(pattern=NAME)]  # so that Prefect refuses a bad name before the flow run starts
 
 
-def is_worth_a_retry(task: Task, task_run: TaskRun, state: State) -> bool:
-    """Prefect's retry condition: a stage failed, and another try may help. Tells the user that one will follow."""
+def retry_stage(task: Task, task_run: TaskRun, state: State) -> bool:
+    """Prefect's retry condition. Tells the user that another try will follow."""
     failure = state.result(raise_on_failure=False)
-    if not isinstance(failure, StageFailed) or failure.final:
+    if not is_worth_a_retry(failure):
         return False
-    print(f"{failure}; trying again in {RETRY_DELAYS[task_run.run_count - 1]:g} s", file=sys.stderr)
+    announce_retry(failure, task_run.run_count)
     return True
 
 
 @task(
     task_run_name="{name}",
     retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=is_worth_a_retry,
+    retry_delay_seconds=list(RETRY_DELAYS),
+    retry_condition_fn=retry_stage,
     cache_policy=NO_CACHE,
     persist_result=False,
     result_serializer="json",
@@ -66,20 +62,14 @@ def run_stage(
     Raises:
         StageFailed: it exited with another code than 0, or its seal is missing.
     """
-    artifact = Artifact(store, run, name)
     say = get_run_logger().info if deployment.id else None
     if load_config(config).execution.cluster is not None:
-        _run_as_job(prepare_stage(name, config, run, store, teacher, adopt), artifact, say or print)
+        _run_as_job(prepare_stage(name, config, run, store, teacher, adopt), say or print)
     else:
-        options = build_options(config, run, store, teacher, adopt)
-        exit_code = process.run_process([sys.executable, "-m", "stages", name, *options], say=say)
-        if exit_code:
-            raise StageFailed(name, exit_code, f"exit code {exit_code}", says_more=False)
-    if artifact.record() is None:
-        raise StageFailed(name, INTERNAL, f"exit code 0, but nothing is sealed at {artifact.address}")
+        process.run_stage(name, config, run, store, teacher, adopt, say=say)
 
 
-def _run_as_job(stage: Stage, artifact: Artifact, say: Callable[[str], None]) -> None:
+def _run_as_job(stage: Stage, say: Callable[[str], None]) -> None:
     """Run a stage on the cluster unless it is sealed with these settings. Only the pod looks at the inputs: this
     process may have no teacher and no prompts.
 
@@ -88,6 +78,7 @@ def _run_as_job(stage: Stage, artifact: Artifact, say: Callable[[str], None]) ->
     """
     from flows.launch import kubernetes
 
+    artifact = Artifact(stage.store, stage.run, stage.name)
     record = artifact.record()
     if record is not None:
         artifact.claim(identity(stage.config, stage.name), record.inputs)
@@ -101,6 +92,7 @@ def _run_as_job(stage: Stage, artifact: Artifact, say: Callable[[str], None]) ->
         deployment=deployment.id,
         is_over=owners.is_over,
     )
+    check_sealed(artifact)
 
 
 def stop_jobs(flow: Flow, flow_run: FlowRun, state: State) -> None:
@@ -131,11 +123,7 @@ def dmdr(
         cold_start_of: a run of the same store whose prompts and cold start are copied, if they suit this config
     """
     run = run or load_config(config).run
-    run_stage("prompts", config, run, store, teacher, adopt=cold_start_of)
-    run_stage("cold_start", config, run, store, teacher, adopt=cold_start_of)
-    run_stage("joint", config, run, store, teacher)
-    run_stage("export", config, run, store, teacher)
-    run_stage("evaluate", config, run, store, teacher)
+    chain.distil(run_stage, config, run, store, teacher, cold_start_of)
     artifacts.publish_scorecard(run, store)
 
 
@@ -154,10 +142,7 @@ def evaluate_with_pipelines(config: str, run: str, source_run: str, store: str) 
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    for name in list_needed("evaluate", load_config(config).evaluate.models):
-        is_sealed = Artifact(store, source_run, name).record() is not None
-        run_stage(name, config, run, store, adopt=source_run if is_sealed else None)
-    run_stage("evaluate", config, run, store)
+    chain.evaluate_with_pipelines(run_stage, config, run, source_run, store)
     artifacts.publish_scorecard(run, store)
 
 

@@ -2,6 +2,7 @@
 
 Is the stage sealed already? Say so and stop. Otherwise run it, then seal it. Resuming is the same command again.
 dmdr/errors.py lists the exit codes. With `execution.processes` above 1 a stage becomes as many processes; see ranks.py.
+Only what the help shows is imported at once. `prepare` imports the rest, in the order in which it is needed.
 """
 
 from __future__ import annotations
@@ -9,19 +10,17 @@ from __future__ import annotations
 from stages.runtime import stop_signal
 
 if __name__ == "__main__":
-    stop_signal.install()  # before the imports below, which take seconds
+    stop_signal.install()  # before the imports below, which take time
 
 import errno
 import importlib
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dmdr.config.identity import identity
-from dmdr.config.load import load_config
+from dmdr.config.stages import STAGES
 from dmdr.errors import (
     INTERNAL,
     SEALED,
@@ -35,11 +34,7 @@ from dmdr.errors import (
 from stages.runtime import ranks
 from stages.runtime.command_line import Options, parse
 from stages.runtime.context import Context
-from stages.store.adoption import adopt_stage
-from stages.store.artifacts import Artifact
-from stages.store.inputs import fingerprint_inputs
-from stages.store.s3_errors import Refused
-from stages.store.teacher_folder import resolve_teacher
+from stages.runtime.quiet import quiet_libraries
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 Run = Callable[[Context], dict[str, object]]
@@ -84,6 +79,13 @@ def prepare(options: Options) -> Work | int:
         any of USER_ERRORS.
     """
     began, stage = time.monotonic(), options.stage
+    from dmdr.config.identity import identity
+    from dmdr.config.load import load_config
+    from stages.store.adoption import adopt_stage
+    from stages.store.artifacts import Artifact
+    from stages.store.inputs import fingerprint_inputs
+    from stages.store.teacher_folder import resolve_teacher
+
     config = resolve_teacher(load_config(options.config), options.teacher, lambda size: stop_if_asked())
     run = config.run if options.run is None else options.run
     artifact = Artifact(options.store, run, stage)
@@ -104,7 +106,7 @@ def prepare(options: Options) -> Work | int:
         teacher = config.teacher.path if options.teacher is not None else None
         return ranks.run_ranks(processes, options.to_arguments(run, teacher), stop_signal.received)
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision, which nothing here needs
+    quiet_libraries()
     run_stage: Run = importlib.import_module(f"stages.{stage}").run  # imports torch
     from stages.runtime.device import pick_device
     from stages.runtime.progress import Progress
@@ -119,7 +121,7 @@ def prepare(options: Options) -> Work | int:
         artifact=artifact,
         out=out,
         cache=workspace / "inputs",
-        progress=Progress(stage, shown=is_first),
+        progress=Progress(stage, shown=is_first, place=f"stage {STAGES.index(stage) + 1} of {len(STAGES)}"),
         stop=stop_signal.is_set,
     )
     return Work(run_stage, context, began)
@@ -155,6 +157,8 @@ def is_disk_failure(error: Exception) -> bool:
 
 def report_error(stage: str, message: object) -> None:
     """Print one line. What every rank meets, only the first reports."""
+    from stages.store.s3_errors import Refused
+
     rank = ranks.read_rank()
     if rank:
         if isinstance(message, (ConfigError, NonFinite, Stopped)) and not isinstance(message, Refused):

@@ -57,6 +57,7 @@ ROOMS = {
     "flows": [
         "prefect_support",
         "launch",
+        "chain",
         "retrain",
         "reap",
         "distil",

@@ -16,7 +16,9 @@ from dmdr.config.load import read_mapping, validate
 from dmdr.config.run import Config
 from dmdr.config.stages import DRAWN_FROM, MODELS, STAGES, list_needed
 from dmdr.errors import ConfigError
-from flows.commands.run import show_scorecard, start_flow
+from flows import chain
+from flows.commands.run import run_chain, show_scorecard
+from flows.launch.process import run_stage_with_retries
 from stages.store.artifacts import Artifact
 
 LONGEST = 63  # characters of a run's name
@@ -40,18 +42,23 @@ def evaluate_pipeline(
     name = name or pipeline.partition("@")[0].rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
     addition: ConfigFile = {"path": pipeline, "steps": steps, "guidance_scale": guidance}
     extended = extend_config(source, source_run, name, addition, store)
-    run = validate(extended, Config, f"{config} with {name}").run
+    checked = validate(extended, Config, f"{config} with {name}")
+    run = checked.run
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(extended, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-        def evaluate() -> None:
+        def flow() -> None:
             from flows.distil import evaluate_with_pipelines
 
             evaluate_with_pipelines(str(path), run, source_run, store)
 
         if Artifact(store, run, "evaluate").record() is None:
-            exit_code = start_flow(evaluate)
+            exit_code = run_chain(
+                lambda: chain.evaluate_with_pipelines(run_stage_with_retries, str(path), run, source_run, store),
+                flow,
+                on_cluster=checked.execution.cluster is not None,
+            )
             if exit_code:
                 return exit_code
     show_scorecard(run, store)

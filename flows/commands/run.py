@@ -1,6 +1,9 @@
-"""`dmdr run` and `dmdr tables`: the flows from a terminal, with Prefect's embedded server if no other is set.
+"""`dmdr run` and `dmdr tables` from a terminal.
 
-The seals are read first. Prefect is imported, and its server started, only if some stage has work to do.
+1. The seals are read first. Nothing is started if no stage has work to do.
+2. With a Prefect server (PREFECT_API_URL, or a profile of Prefect), the run is a flow run there.
+3. Without one, the stages run one after another, with the same retries. Only a cluster needs a server, which says whose
+   its Jobs are: Prefect's embedded one then starts.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from dmdr.config.identity import identity
@@ -18,6 +22,9 @@ from dmdr.config.load import load_config
 from dmdr.config.run import Config
 from dmdr.config.stages import STAGES
 from dmdr.errors import Stopped, StoreError
+from flows import chain
+from flows.launch.failure import StageFailed
+from flows.launch.process import run_stage_with_retries
 from flows.prefect_support import embedded_server
 from stages.reports.card import read_figures
 from stages.reports.scorecard_text import format_scorecard
@@ -46,12 +53,16 @@ def run_config(config: str, name: str | None, store: str) -> int:
     name = name or checked.run
     if not all_sealed(checked, name, store):
 
-        def dmdr() -> None:
+        def flow() -> None:
             from flows.distil import dmdr
 
             dmdr(config, name, store)
 
-        exit_code = start_flow(dmdr)
+        exit_code = run_chain(
+            lambda: chain.distil(run_stage_with_retries, config, name, store),
+            flow,
+            on_cluster=checked.execution.cluster is not None,
+        )
         if exit_code:
             return exit_code
     show_scorecard(name, store)
@@ -67,12 +78,17 @@ def run_tables(spec: str, seeds: list[int] | None, store: str, base: str | None,
     table = prepare_table(spec, seeds, store, base, out)
     if not is_finished(table):
 
-        def lab_tables() -> None:
+        def flow() -> None:
             from flows.paper_tables import lab_tables
 
             lab_tables(spec, seeds, store, base, out)
 
-        return start_flow(lab_tables)
+        say = partial(print, file=sys.stderr, flush=True)
+        return run_chain(
+            lambda: chain.run_table(run_stage_with_retries, table, say=say, publish=lambda claims: None),
+            flow,
+            on_cluster=any(run.config.execution.cluster is not None for run in table.runs),
+        )
     print(f"{table.spec.table}: all {len(table.runs)} runs are sealed already in {store}")
     write_page(table)
     return 0
@@ -99,38 +115,23 @@ def all_sealed(config: Config, name: str, store: str) -> bool:
     return True
 
 
-def start_flow(flow: Callable[[], None]) -> int:
-    """Run a flow in this process; returns an exit code. A stage that failed has said why in its own lines.
+def run_chain(stages: Callable[[], None], flow: Callable[[], None], *, on_cluster: bool) -> int:
+    """Run stages from this process; returns an exit code. A stage that failed has said why in its own lines.
 
-    flow: a function that imports the flow and calls it. Prefect may only be imported after its settings are made here.
+    Args:
+        stages: runs them without Prefect.
+        flow: imports the flow that runs the same stages, and calls it. Prefect may only be imported after its settings
+            are made here.
+        on_cluster: the stages are Jobs of a cluster.
 
     Raises:
         StoreError: PREFECT_API_URL names a server that does not answer.
-        ConfigError: it is not set, and no server is installed that could be embedded.
+        ConfigError: a cluster needs a server, and none is installed that could be embedded.
     """
-    # Prefect raises its own exception first, then calls this handler.
+    # An exception that is raised while a stage runs stops the stage first. Prefect raises its own, then calls this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(Stopped.exit_code))
-    for setting, value in QUIET.items():
-        os.environ.setdefault(setting, value)
-    for service in SERVICES:
-        logging.getLogger(service).setLevel(logging.CRITICAL)
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
-
-    from flows.launch.failure import StageFailed
-
-    if PREFECT_API_URL.value():
-        problem = get_client(sync_client=True).api_healthcheck()
-        if problem:
-            raise StoreError(
-                f"the Prefect server at {PREFECT_API_URL.value()} does not answer ({problem}); start it, "
-                "or unset PREFECT_API_URL to use the embedded one"
-            )
-    else:
-        embedded_server.prepare_server()
-        print("starting Prefect's embedded server", file=sys.stderr)
     try:
-        flow()
+        (flow if prepare_prefect(on_cluster=on_cluster) else stages)()
     except StageFailed as failure:
         if failure.says_more or not failure.final:
             again = "" if failure.final else "; the same command goes on from here"
@@ -139,6 +140,30 @@ def start_flow(flow: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return Stopped.exit_code
     return 0
+
+
+def prepare_prefect(*, on_cluster: bool) -> bool:
+    """Make Prefect ready if a server is set, or needed; returns whether it is. Raises as `run_chain`."""
+    for setting, value in QUIET.items():
+        os.environ.setdefault(setting, value)
+    for service in SERVICES:
+        logging.getLogger(service).setLevel(logging.CRITICAL)
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        from prefect.client.orchestration import get_client
+
+        problem = get_client(sync_client=True).api_healthcheck()
+        if problem:
+            raise StoreError(
+                f"the Prefect server at {PREFECT_API_URL.value()} does not answer ({problem}); start it, "
+                "or unset PREFECT_API_URL to run without one"
+            )
+        return True
+    if on_cluster:
+        embedded_server.prepare_server()
+        print("starting Prefect's embedded server", file=sys.stderr)
+    return on_cluster
 
 
 def show_scorecard(name: str, store: str) -> None:

@@ -1,8 +1,14 @@
-"""How a stage fails, wherever it runs."""
+"""How a stage fails, wherever it runs, and whether another try may help."""
 
 from __future__ import annotations
 
-from dmdr.errors import FINAL
+import sys
+from typing import TypeGuard
+
+from dmdr.errors import FINAL, INTERNAL
+from stages.store.artifacts import Artifact
+
+RETRY_DELAYS = (2.0, 10.0, 30.0)  # seconds before each further try
 
 
 class StageFailed(RuntimeError):
@@ -15,3 +21,22 @@ class StageFailed(RuntimeError):
     def __init__(self, stage: str, exit_code: int, why: str, *, final: bool = False, says_more: bool = True) -> None:
         super().__init__(f"{stage}: {why}")
         self.exit_code, self.final, self.says_more = exit_code, final or exit_code in FINAL, says_more
+
+
+def is_worth_a_retry(error: object) -> TypeGuard[StageFailed]:
+    """Whether a stage failed in a way that another try may mend."""
+    return isinstance(error, StageFailed) and not error.final
+
+
+def announce_retry(failure: StageFailed, tries: int) -> None:
+    """Tell the user that another try follows. tries: how many there were."""
+    print(f"{failure}; trying again in {RETRY_DELAYS[tries - 1]:g} s", file=sys.stderr)
+
+
+def check_sealed(artifact: Artifact) -> None:
+    """
+    Raises:
+        StageFailed: the stage ended well, but its result is not sealed.
+    """
+    if artifact.record() is None:
+        raise StageFailed(artifact.stage, INTERNAL, f"exit code 0, but nothing is sealed at {artifact.address}")

@@ -11,22 +11,36 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from dmdr.config.run import Config
 from dmdr.config.stages import TABLE, StageName
 from dmdr.errors import MOST_TELLING, ConfigError, Stopped
+from stages.runtime import preloaded
+from stages.runtime.parent_death import die_with_parent
+
+if TYPE_CHECKING:
+    from dmdr.config.run import Config
 
 GRACE = 60  # seconds; then the ranks left after a failure are killed: one that waits for a sum never sees its flag
 POLL = 0.05  # seconds
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Child(Protocol):
+    """The process of a rank: a Popen, or a fork of this process."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, sig: int) -> None: ...
 
 
 def read_rank() -> int | None:
@@ -90,15 +104,7 @@ def run_ranks(ranks: int, arguments: list[str], stop_signals: list[int]) -> int:
     """
     shared = _build_environment(ranks)
     before = ranks * int(os.environ.get("NODE_RANK", "0"))  # ranks of the machines before this one
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "stages", *arguments],
-            stdin=subprocess.DEVNULL,
-            preexec_fn=die_with_parent(),
-            env={**shared, "RANK": str(before + n), "LOCAL_RANK": str(n)},
-        )
-        for n in range(ranks)
-    ]
+    children = [_start_rank(arguments, {**shared, "RANK": str(before + n), "LOCAL_RANK": str(n)}) for n in range(ranks)]
     passed_on = 0  # signals
     deadline: float | None = None
     while any(child.poll() is None for child in children):
@@ -111,7 +117,19 @@ def run_ranks(ranks: int, arguments: list[str], stop_signals: list[int]) -> int:
         if deadline is not None and time.monotonic() > deadline:
             _signal(children, signal.SIGKILL)
         time.sleep(POLL)
-    return pick_exit_code([child.returncode for child in children])
+    return pick_exit_code([child.returncode or 0 for child in children])
+
+
+def _start_rank(arguments: list[str], environment: dict[str, str]) -> Child:
+    """A process of one rank: a fork of this one if that has the libraries already, else one that imports them."""
+    if preloaded.is_ready_to_fork():
+        return preloaded.fork_module("stages", arguments, environment)
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages", *arguments],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=die_with_parent(),
+        env=environment,
+    )
 
 
 def _build_environment(ranks: int) -> dict[str, str]:
@@ -133,7 +151,7 @@ def _pick_meeting_point() -> dict[str, str]:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
-def _signal(children: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+def _signal(children: Sequence[Child], number: signal.Signals) -> None:
     for child in children:
         if child.poll() is None:
             child.send_signal(number)
@@ -149,14 +167,3 @@ def pick_exit_code(codes: list[int]) -> int:
     stopped = (Stopped.exit_code, -signal.SIGTERM)
     code = next((code for code in bad if code not in stopped), max(bad, default=0))
     return code if code >= 0 else 128 - code
-
-
-def die_with_parent() -> Callable[[], None] | None:
-    """A function that a child runs before exec, so that the kernel sends it SIGTERM when this process dies.
-
-    libc is loaded here, before the fork, because nothing may take a lock after the fork.
-    """
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

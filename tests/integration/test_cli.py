@@ -21,6 +21,7 @@ from flows import cli
 from flows.launch import process
 from flows.prefect_support import embedded_server
 from stages.reports.scorecard_text import format_scorecard
+from stages.runtime.preloaded import start_host
 from stages.store.artifacts import Artifact
 from tests.support.sealing import PROVENANCE
 
@@ -155,8 +156,14 @@ def test_a_shell_completes_commands_options_and_choices():
         asks = {"_DMDR_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         done = subprocess.run(command, cwd=ROOT, env=os.environ | asks, capture_output=True, text=True, check=True)
         assert done.stdout.split() == offers
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # the shell of the command, not the one we run in
     script = subprocess.run(
-        [*command, "--show-completion", "bash"], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True
+        [*command, "--show-completion", "bash"],
+        cwd=ROOT,
+        env=os.environ | named,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "complete -o default -F _dmdr_completion dmdr" in script.stdout
 
@@ -220,7 +227,7 @@ def test_run_of_a_config_that_is_not_there_exits_with_66(capsys: pytest.CaptureF
 
 @pytest.mark.process
 def test_run_ends_with_the_exit_code_of_the_stage(tiny_config: Callable[..., Path], tmp_path: Path):
-    """The whole command, with Prefect's embedded server: the stage's own line, and nothing of Prefect's."""
+    """The whole command, without a server: the stage's own line, and nothing of Prefect's."""
     config = tiny_config()
     (tmp_path / "train.txt").write_text("")
     command = [sys.executable, "-m", "flows.cli", "run", str(config), "--store", str(tmp_path / "store")]
@@ -228,10 +235,8 @@ def test_run_ends_with_the_exit_code_of_the_stage(tiny_config: Callable[..., Pat
     home = {"PREFECT_HOME": str(tmp_path / "prefect")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=clean | home)
     assert done.returncode == 65
-    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
-        "starting Prefect's embedded server",
-        "prompts",
-    ]
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["prompts"]
+    assert not (tmp_path / "prefect" / "prefect.db").exists()
 
 
 def test_status_tells_sealed_open_and_not_started(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -285,18 +290,25 @@ def test_a_scorecard_lines_up_and_marks_what_was_trained_on():
 
 
 @pytest.mark.process
-def test_a_process_gives_its_lines_as_they_come_and_its_exit_code():
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_process_gives_its_lines_as_they_come_and_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: bool
+):
     lines: list[str] = []
-    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(65)"
-    assert process.run_process([sys.executable, "-c", code], lines.append) == 65
+    (tmp_path / "ends.py").write_text("import sys; print('out'); print('err', file=sys.stderr); sys.exit(65)")
+    (tmp_path / "dies.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    host = start_host(["colorsys"]) if forked else None
+    assert process.run_module("ends", [], say=lines.append, host=host) == 65
     assert lines == ["out", "err"]
-    assert process.run_process([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], None) == 128 + 9
+    assert process.run_module("dies", [], say=None, host=host) == 128 + 9
 
 
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's own")
+@pytest.mark.parametrize("forked", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_whatever_ends_the_flow_the_stage_is_asked_to_stop(tmp_path: Path, number: signal.Signals):
+def test_whatever_ends_the_flow_the_stage_is_asked_to_stop(tmp_path: Path, number: signal.Signals, forked: bool):
     """SIGINT is caught by the flow, which forwards it; after SIGKILL the kernel tells the stage."""
     stage = tmp_path / "stage.py"
     stage.write_text(
@@ -306,10 +318,14 @@ def test_whatever_ends_the_flow_the_stage_is_asked_to_stop(tmp_path: Path, numbe
         "(here / 'started').touch()\n"
         "time.sleep(60)\n"
     )
-    flow = f"import sys; from flows.launch import process; process.run_process([sys.executable, {str(stage)!r}], None)"
+    flow = (
+        "import sys; from flows.launch import process; from stages.runtime.preloaded import start_host; "
+        f"process.run_module('stage', [], say=None, host={'start_host([])' if forked else None})"
+    )
     started = subprocess.Popen(
         [sys.executable, "-c", flow],
         stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     appears(tmp_path / "started")
@@ -319,18 +335,52 @@ def test_whatever_ends_the_flow_the_stage_is_asked_to_stop(tmp_path: Path, numbe
 
 
 @pytest.mark.process
+def test_ctrl_c_stops_the_stage_after_a_checkpoint_and_the_same_command_goes_on(
+    tiny_config: Callable[..., Path], tmp_path: Path
+):
+    """A terminal's Ctrl-C, which goes to the whole foreground group."""
+    training = {"batch_size": 2, "fake_updates": 2, "student": {"learning_rate": 1e-4}}
+    training |= {"fake_score": {"learning_rate": 2e-4}}
+    changes = {"cold_start": {**training, "updates": 4000}, "execution": {"device": "cpu", "checkpoint_every": 1}}
+    config, store = tiny_config(**changes), tmp_path / "store"
+    command = [sys.executable, "-m", "flows.cli", "run", str(config), "--store", str(store)]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        env=clean | {"PREFECT_HOME": str(tmp_path / "prefect")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    checkpoints = store / "tiny/cold_start/checkpoints"
+    while not list(checkpoints.glob("*/manifest.json")):
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == 75
+    *_, last = told.splitlines()
+    newest = max(path.parent.name for path in checkpoints.glob("*/manifest.json"))
+    update = int(newest.removeprefix("step-"))
+    assert last == f"cold_start: stopped after update {update} of 4000; repeat the command to go on"
+    assert "Traceback" not in told and "stage 1 of 5" in told
+
+
+@pytest.mark.process
 def test_ctrl_c_leaves_prefects_embedded_server_alive_until_the_flow_has_ended(tmp_path: Path):
     """A terminal sends SIGINT to every process of its foreground group, the server among them."""
     flow = (
         "import pathlib, sys, time\n"
-        "from flows.commands.run import start_flow\n"
+        "from flows.commands.run import run_chain\n"
         "def waiting():\n"
         "    from prefect import flow\n"
         "    def wait():\n"
         f"        pathlib.Path({str(tmp_path / 'started')!r}).touch()\n"
         "        time.sleep(60)\n"
         "    flow(wait)()\n"
-        "sys.exit(start_flow(waiting))\n"
+        "sys.exit(run_chain(None, waiting, on_cluster=True))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     started = subprocess.Popen(

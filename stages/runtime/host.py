@@ -1,0 +1,16 @@
+"""python -m stages.runtime.host DESCRIPTOR MODULE...: import the modules, then fork what the socket asks for."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import sys
+
+from stages.runtime.preloaded import serve
+from stages.runtime.quiet import quiet_libraries
+
+if __name__ == "__main__":
+    quiet_libraries()
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
+    serve(socket.socket(fileno=int(sys.argv[1])))
