@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from dmdr.config.prompt_record import Need, PromptRecord
 from dmdr.lab.fitting import Log
 from dmdr.lab.prompts import lab_prompts
-from dmdr.lab.world import COLORS, COUNTS, PLURALS, RELATIONS, SHAPES
+from dmdr.lab.vocabulary import COLORS, COUNTS, PLURALS, RELATIONS, SHAPES
 
 TOKENS = 16  # length of a prompt with its start and end tokens; the longest prompt of the lab has 13
 THING = (

@@ -15,7 +15,8 @@ import numpy as np
 from scipy import ndimage
 
 from dmdr.config.prompt_record import Metadata
-from dmdr.lab.world import BACKGROUND, COLORS, SHAPES, SIZE, compute_coverage, relative_position
+from dmdr.lab.vocabulary import COLORS, SHAPES
+from dmdr.lab.world import BACKGROUND, SIZE, compute_coverage, relative_position
 
 LEAST_AREA = 14  # pixels: half of the smallest shape; anything smaller is ignored as a speckle
 LEAST_OVERLAP = 0.72  # intersection over union with the drawn mask; below it, an object has no known shape

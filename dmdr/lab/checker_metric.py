@@ -9,7 +9,8 @@ from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import ConfigError
 from dmdr.lab.checker import Verdict, check
 from dmdr.lab.geneval_line import GenEvalLine
-from dmdr.lab.world import SHAPES, SIZE
+from dmdr.lab.vocabulary import SHAPES
+from dmdr.lab.world import SIZE
 
 
 class LabChecker:

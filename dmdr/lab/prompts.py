@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from dmdr.config.prompt_record import Metadata, Need, PromptRecord
-from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
+from dmdr.lab.vocabulary import COLORS, COUNTS, RELATIONS, SHAPES, caption
 
 TEMPLATES = (
     "{}",

@@ -28,7 +28,7 @@ from dmdr.config.prompt_record import Metadata, PromptRecord
 from dmdr.lab.fitting import Log
 from dmdr.lab.prompts import TEMPLATES, find_held_out_pairs, lab_prompts
 from dmdr.lab.renders import sample_renders
-from dmdr.lab.world import COLORS, COUNTS, RELATIONS, SHAPES, caption
+from dmdr.lab.vocabulary import COLORS, COUNTS, RELATIONS, SHAPES, caption
 from dmdr.rewards.lab import LabReward
 
 NEGATIVES, ATTACKS = 5, 2

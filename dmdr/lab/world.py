@@ -1,4 +1,4 @@
-"""The world of shapes: coloured shapes on a grey 32x32 canvas, with captions of GenEval's six tasks.
+"""The world of shapes: coloured shapes on a grey 32x32 canvas.
 
 A `Thing` is one shape, and a scene is a list of things. `metadata` is GenEval's own description of what a caption asks
 for (tag, include, exclude), so that GenEval's official summary script can read our results.
@@ -12,25 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dmdr.config.prompt_record import Metadata, Need
+from dmdr.config.prompt_record import Metadata
+from dmdr.lab.vocabulary import COLORS, SHAPES
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 SIZE = 32  # pixels a side
 BACKGROUND = (150, 150, 150)
-COLORS = {
-    "red": (220, 40, 40),
-    "green": (40, 170, 60),
-    "blue": (50, 80, 220),
-    "yellow": (240, 215, 50),
-    "purple": (150, 50, 190),
-    "black": (20, 20, 20),
-    "white": (245, 245, 245),
-}
-SHAPES = ("circle", "square", "triangle", "cross")
-RELATIONS = ("left of", "right of", "above", "below")
-COUNTS = {2: "two", 3: "three", 4: "four"}
-PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 RADIUS = (3.9, 6.0)  # pixels
 GAP = 1.5  # pixels, the least distance between two things: things that touch cannot be counted
 TRIES = 20  # to place one thing before the scene starts again
@@ -164,30 +152,6 @@ def sample_scene(metadata: Metadata, rng: np.random.Generator) -> list[Thing]:
 def render_images(metadata: Sequence[Metadata], rng: np.random.Generator) -> np.ndarray:
     """Draw and render a random scene for each metadata: (B, SIZE, SIZE, 3) uint8."""
     return np.stack([render(sample_scene(each, rng)) for each in metadata])
-
-
-def article(word: str) -> str:
-    """The indefinite article of a word."""
-    return "an" if word[0] in "aeiou" else "a"
-
-
-def phrase(need: Need) -> str:
-    """The words for one clause, for example "a red circle" or "three circles"."""
-    color = need.get("color", "")
-    if need["count"] > 1:
-        return " ".join(filter(None, (COUNTS[need["count"]], color, PLURALS[need["class"]])))
-    words = " ".join(filter(None, (color, need["class"])))
-    return f"{article(words)} {words}"
-
-
-def caption(metadata: Metadata) -> str:
-    """The caption of GenEval metadata, without a template."""
-    needs = metadata["include"]
-    if len(needs) == 1:
-        return phrase(needs[0])
-    if metadata["tag"] == "position":
-        return f"{phrase(needs[1])} {needs[1]['position'][0]} {phrase(needs[0])}"
-    return " and ".join(phrase(need) for need in needs)
 
 
 def jitter(thing: Thing, rng: np.random.Generator, amount: float) -> Thing:

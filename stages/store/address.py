@@ -12,14 +12,16 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dmdr.config.run import NAME
 from dmdr.errors import ConfigError, DataError, InputMissing
 from stages.store.folder import Folder
 from stages.store.layout import CLAIM, RECORD, is_intact
 from stages.store.records import SCHEMA, Claim, Document, Json, Seal
-from stages.store.remote import Remote
+
+if TYPE_CHECKING:
+    from stages.store.remote import Remote
 
 SHORT_DIGEST = 12  # hex digits of a digest in messages
 SealT = TypeVar("SealT", bound=Seal)
@@ -34,6 +36,8 @@ def shorten(digest: str) -> str:
 def open_place(address: str) -> Folder | Remote:
     """Open the files of an address: that of a stage, or a folder above it."""
     if "://" in address.removeprefix("file://"):
+        from stages.store.remote import Remote  # the libraries of S3 take time to import
+
         return Remote(address)
     return Folder(Path(address.removeprefix("file://")).expanduser().absolute())
 

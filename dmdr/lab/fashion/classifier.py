@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dmdr.lab.fashion.garments import read_garments
-from dmdr.lab.fashion.world import CLASSES
+from dmdr.lab.fashion.vocabulary import CLASSES
 from dmdr.lab.fitting import Log
 
 FOLDER = Path(__file__).parent

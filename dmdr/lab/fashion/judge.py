@@ -10,7 +10,8 @@ import torch
 
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.lab.fashion.classifier import Classifier
-from dmdr.lab.fashion.world import CLASSES, untint
+from dmdr.lab.fashion.vocabulary import CLASSES
+from dmdr.lab.fashion.world import untint
 
 FAINT = 0.15  # pixels of a garment that are darker than this do not count for its bounding box
 

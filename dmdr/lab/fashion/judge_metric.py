@@ -9,9 +9,10 @@ from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import ConfigError
 from dmdr.lab.fashion import classifier
 from dmdr.lab.fashion.judge import Verdict, judge_images
-from dmdr.lab.fashion.world import CLASSES
+from dmdr.lab.fashion.vocabulary import CLASSES
 from dmdr.lab.geneval_line import GenEvalLine
-from dmdr.lab.world import COLORS, SIZE
+from dmdr.lab.vocabulary import COLORS
+from dmdr.lab.world import SIZE
 
 
 class FashionJudge:

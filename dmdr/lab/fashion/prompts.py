@@ -11,9 +11,9 @@ import random
 from functools import cache
 
 from dmdr.config.prompt_record import Metadata, PromptRecord
-from dmdr.lab.fashion.world import CLASSES, caption
+from dmdr.lab.fashion.vocabulary import CLASSES, caption
 from dmdr.lab.prompts import TEMPLATES
-from dmdr.lab.world import COLORS
+from dmdr.lab.vocabulary import COLORS
 
 HELD_OUT_PAIRS = frozenset(
     {

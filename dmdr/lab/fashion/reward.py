@@ -8,12 +8,12 @@ import numpy as np
 
 from dmdr.config.prompt_record import Metadata, Need
 from dmdr.lab.fashion.prompts import HELD_OUT_PAIRS, fashion_prompts
+from dmdr.lab.fashion.vocabulary import CLASSES, caption
 from dmdr.lab.fashion.wardrobe import sample_garments
-from dmdr.lab.fashion.world import CLASSES, caption
 from dmdr.lab.fitting import Log
 from dmdr.lab.prompts import TEMPLATES
 from dmdr.lab.reward import RewardRecipe, World, fit_reward
-from dmdr.lab.world import COLORS
+from dmdr.lab.vocabulary import COLORS
 
 RECIPES: dict[str, RewardRecipe] = {
     "fashion-conv": {"seed": 30, "renders": 65536, "steps": 2000, "batch": 64, "lr": 2e-3, "radius": 0.0},

@@ -13,11 +13,11 @@ import numpy as np
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.lab.captions import Captions
 from dmdr.lab.fashion.prompts import fashion_prompts
+from dmdr.lab.fashion.vocabulary import CLASSES
 from dmdr.lab.fashion.wardrobe import sample_garments
-from dmdr.lab.fashion.world import CLASSES
 from dmdr.lab.fitting import Log
 from dmdr.lab.flow import PipelineRecipe, build_pipeline
-from dmdr.lab.world import COLORS
+from dmdr.lab.vocabulary import COLORS
 
 GARMENT = (len(CLASSES), len(COLORS))  # number of classes of garment and colour
 

@@ -8,7 +8,8 @@ import torch
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.lab.fashion.garments import read_garments
 from dmdr.lab.fashion.prompts import fashion_prompts
-from dmdr.lab.fashion.world import CLASSES, tint
+from dmdr.lab.fashion.vocabulary import CLASSES
+from dmdr.lab.fashion.world import tint
 
 GARMENTS = {"train": "train", "held-out": "test"}  # list of prompts -> split of Fashion-MNIST
 

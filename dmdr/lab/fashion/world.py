@@ -10,22 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dmdr.config.prompt_record import Metadata
-from dmdr.lab.world import BACKGROUND, COLORS, SIZE, article
+from dmdr.lab.vocabulary import COLORS
+from dmdr.lab.world import BACKGROUND, SIZE
 
-CLASSES = (  # in the order of Fashion-MNIST's labels: T-shirt/top, Trouser, ..., Ankle boot
-    "tee",
-    "trousers",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "boot",
-)
-PLURAL = "trousers"  # takes no article
 FAINTEST = 24.0  # distance from the background in RGB; nearer pixels have no colour
 LEAST_SHARE = 0.7  # the least share of all colour in an image that its main colour must have
 
@@ -70,10 +57,3 @@ def untint(image: np.ndarray) -> Untinted:
     share = float(votes[main] / votes.sum()) if votes.any() else 0.0
     garment = (along[..., main] / LENGTHS[main]).clip(0, 1)
     return Untinted(list(COLORS)[main] if share >= LEAST_SHARE else None, share, garment)
-
-
-def caption(metadata: Metadata) -> str:
-    """The caption without a template, for example "a red sneaker"."""
-    (need,) = metadata["include"]
-    words = f"{need['color']} {need['class']}"
-    return words if need["class"] == PLURAL else f"{article(words)} {words}"
