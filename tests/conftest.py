@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ pytest_plugins = [
 ]
 
 # Fixtures that start a server; the parameter "s3" of `store` and `bench` starts one, too.
-SERVERS = {"cluster", "proxy", "s3"}
+SERVERS = {"cluster", "prefect_server", "proxy", "s3"}
 
 torchvision_shim.install()  # before a test imports a library that imports torchvision
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only get in each other's way
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("e2e")
         elif SERVERS.intersection(item.fixturenames) or "s3" in parameters:
             item.add_marker("process")
+
+
+def pytest_collection_finish() -> None:
+    """Leave the libraries out of every garbage collection to come: there are a million objects of theirs."""
+    gc.collect()
+    gc.freeze()
 
 
 STARTS_A_PROCESS = {"os.fork", "os.posix_spawn", "subprocess.Popen"}  # Python's audit events

@@ -14,8 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import boto3
@@ -26,7 +26,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from stages.store import conditional_writes, transfer
 from stages.store.layout import digest
 from stages.store.remote import DIGITS, Remote
-from tests.support.s3_server import BUCKET, s3_server
+from tests.support.s3_server import BUCKET, s3_environment, s3_server
+
+
+@contextmanager
+def own_server() -> Iterator[None]:
+    with s3_server() as endpoint, s3_environment(endpoint):
+        yield
 
 
 def main() -> None:
@@ -35,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--store")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, s3_server() if asked.store is None else nullcontext():
+    with tempfile.TemporaryDirectory() as folder, own_server() if asked.store is None else nullcontext():
         source, target = Path(folder, "source"), Path(folder, "target")
         with source.open("wb") as file:
             for _ in range(round(asked.size_gb * 1000)):

@@ -88,8 +88,8 @@ def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings
 def test_torchrun_may_start_the_ranks(tiny_config, tmp_path, monkeypatch):
     config = together(tiny_config, 1)
     run_stage(load_config(config), tmp_path, "prompts")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    finish([*torchrun, *command("cold_start", config, tmp_path)])
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finish([*torchrun, "-m", *command("cold_start", config, tmp_path)])
     record = json.loads((tmp_path / "tiny/cold_start/record.json").read_text())
     assert record["processes"] == 2
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():  # as torchrun sets them

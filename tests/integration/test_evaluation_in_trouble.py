@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -24,6 +21,7 @@ from dmdr.errors import DataError, InputMissing, Stopped
 from stages import evaluate
 from stages.evaluation.samples import build_sample, pack, unpack
 from stages.store.artifacts import Artifact
+from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import context_for, run_stage, trained_run
 
 PROMPTS = 260  # three shards
@@ -41,18 +39,6 @@ def many(tiny_config, tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-def start(config: Path, store: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "stages", "evaluate", "--config", str(config), "--store", str(store)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def finish(config: Path, store: Path) -> str:
-    process = start(config, store)
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, said
-    return said
 
 
 def parts(store: Path) -> dict[str, int]:
@@ -88,7 +74,7 @@ def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, 
     print(f"seed {seed}")
     seen: dict[str, int] = {}
     for wanted in (rng.randint(1, 4), rng.randint(6, 9)):  # of six shards of images, then six of scores
-        process = start(config, killed)
+        process = start(command("evaluate", config, killed))
         end = time.monotonic() + 200
         while len(parts(killed)) < wanted and process.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
@@ -99,7 +85,7 @@ def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, 
         assert seen.items() <= now.items(), "a part was made again"
         seen = now
     assert not (killed / "tiny" / "evaluate" / "scorecard.json").exists()
-    finish(config, killed)
+    finish(command("evaluate", config, killed))
     assert digests(killed) == digests(whole)
     assert not (killed / "tiny" / "evaluate" / "checkpoints").exists()
 
@@ -108,7 +94,7 @@ def test_killed_it_makes_only_what_is_missing_and_ends_with_the_same_card(many, 
 def test_two_ranks_find_what_one_finds(many, ready):
     one, two = ready("one"), ready("two")
     run_stage(load_config(many()), one, "evaluate")
-    finish(many(execution={"device": "cpu", "processes": 2}), two)
+    finish(command("evaluate", many(execution={"device": "cpu", "processes": 2}), two))
     assert digests(two) == digests(one)
 
 

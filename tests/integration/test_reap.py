@@ -21,20 +21,12 @@ from flows.launch.manifest import build_manifest, read_marks
 from flows.launch.owned import OwnedJobs
 from flows.launch.stage import Stage, prepare_stage
 from tests.support.fake_cluster.server import QUICK, Cluster
-from tests.support.prefect_server import ROOT, asked, prefect, server_alone
+from tests.support.prefect_server import ROOT, asked
 
 pytestmark = pytest.mark.process
 
 FLOW = "import sys; from flows.distil import dmdr; dmdr(*sys.argv[1:])"
 REAP = "import sys; from flows.reap import reap; [reap(after=int(seconds)) for seconds in sys.argv[1:]]"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Prefect server with the deployment of reap and no worker; yields its clients' environment."""
-    with server_alone(tmp_path_factory.mktemp("prefect")) as environment:
-        prefect("--no-prompt", "deploy", "--name", "left-behind", environment=environment)
-        yield environment
 
 
 class Scene:
@@ -108,8 +100,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(server: dict[str, str], cluster: Cluster, tiny_config: Callable, tmp_path: Path) -> Iterator[Scene]:
-    made = Scene(server, cluster, tiny_config, tmp_path)
+def scene(prefect_server: dict[str, str], cluster: Cluster, tiny_config: Callable, tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(prefect_server, cluster, tiny_config, tmp_path)
     yield made
     for process in made.processes:
         if process.poll() is None:

@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,22 +18,13 @@ from dmdr.config.stages import STAGES
 from stages.store.artifacts import Artifact
 from stages.store.published_teachers import Revision, publish_teacher
 from stages.store.revisions import run_name
-from tests.support.prefect_server import ROOT, asked, prefect, server_alone
+from tests.support.prefect_server import ROOT, asked
 from tests.support.sealing import PROVENANCE
 from tests.support.trained_run import trained_run
 
 pytestmark = pytest.mark.process
 
 LAB = ROOT / "dmdr" / "lab" / "teachers"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Prefect server on SQLite with the work pool `local` and all deployments; yields its clients' environment."""
-    with server_alone(tmp_path_factory.mktemp("prefect")) as environment:
-        asked(environment, "/work_pools/local/queues", {"name": "gpu", "concurrency_limit": 1})
-        prefect("--no-prompt", "deploy", "--all", environment=environment)
-        yield environment
 
 
 def deployment(environment: dict[str, str], name: str) -> dict:
@@ -120,8 +111,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(server: dict[str, str], tiny_config: Callable[..., Path], tmp_path: Path) -> Bench:
-    return Bench(server, tiny_config(), tmp_path)
+def bench(prefect_server: dict[str, str], tiny_config: Callable[..., Path], tmp_path: Path) -> Bench:
+    return Bench(prefect_server, tiny_config(), tmp_path)
 
 
 def test_twenty_fires_at_once_start_three_runs_for_three_teachers(bench: Bench):
@@ -175,13 +166,13 @@ def test_publishing_fires_the_deployment(bench: Bench):
     assert len(fired) == 1 and fired[0]["parameters"].keys() == {"config", "teachers", "store"}
 
 
-def test_what_the_schema_refuses(server: dict[str, str]):
+def test_what_the_schema_refuses(prefect_server: dict[str, str]):
     """At submission, with the parameter's name; so nothing is ever scheduled."""
 
     def refused(name: str, why: str, **parameters: object) -> None:
-        path = f"/deployments/{deployment(server, name)['id']}/create_flow_run"
+        path = f"/deployments/{deployment(prefect_server, name)['id']}/create_flow_run"
         with pytest.raises(urllib.error.HTTPError) as error:
-            asked(server, path, {"parameters": parameters})
+            asked(prefect_server, path, {"parameters": parameters})
         assert error.value.code == 409
         assert why in error.value.read().decode()
 
@@ -195,13 +186,13 @@ def test_what_the_schema_refuses(server: dict[str, str]):
     refused("retrain/on-new-teacher", "again", again="perhaps")
 
 
-def test_what_uses_gpus_waits_for_them(server: dict[str, str]):
+def test_what_uses_gpus_waits_for_them(prefect_server: dict[str, str]):
     for name in ("dmdr/full", "dmdr/from-cold-start", "lab-tables/tables"):
-        found = deployment(server, name)
+        found = deployment(prefect_server, name)
         assert found["work_queue_name"] == "gpu"
         assert found["global_concurrency_limit"]["limit"] == 1
         assert found["concurrency_options"]["collision_strategy"] == "ENQUEUE"
-    assert deployment(server, "retrain/on-new-teacher")["work_queue_name"] == "default"
+    assert deployment(prefect_server, "retrain/on-new-teacher")["work_queue_name"] == "default"
 
 
 FROM_COLD_START = """

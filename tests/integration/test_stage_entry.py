@@ -29,15 +29,9 @@ def test_seal_once_skip_afterwards_and_guard_the_address(tmp_path: Path, tiny_co
     before = {path: path.stat().st_mtime_ns for path in address.rglob("*")}
     assert not [path for path in before if path.name.startswith(".")], "no scratch folder is left"
 
-    times = []
-    for _ in range(3):
-        began = time.monotonic()
-        again = stages("prompts", "--config", config, cwd=tmp_path)
-        times.append(time.monotonic() - began)
-        assert (again.returncode, again.stderr) == (0, "")
-        assert again.stdout == "prompts: sealed already at runs/tiny/prompts\n"
-    print(f"sealed already: {min(times):.2f} s")
-    assert min(times) < 1.5
+    again = stages("prompts", "--config", config, cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout == "prompts: sealed already at runs/tiny/prompts\n"
     assert {path: path.stat().st_mtime_ns for path in address.rglob("*")} == before
 
     (tmp_path / "train.txt").write_text("another prompt\n")

@@ -22,8 +22,22 @@ def s3_server() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            _await_port(port)
+            with s3_environment(endpoint := f"http://127.0.0.1:{port}"):
+                boto3.client("s3").create_bucket(Bucket=BUCKET)
+            yield endpoint
+        finally:
+            server.kill()
+
+
+@contextmanager
+def s3_environment(endpoint: str) -> Iterator[None]:
+    """Inside, clients of S3 find that server by their environment."""
     environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -31,14 +45,7 @@ def s3_server() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-            try:
-                _await_port(port)
-                boto3.client("s3").create_bucket(Bucket=BUCKET)
-                yield environment["AWS_ENDPOINT_URL"]
-            finally:
-                server.kill()
+        yield
 
 
 def spoil(store: str, name: str, data: bytes | None) -> None:

@@ -1,4 +1,4 @@
-"""Servers that a test has for itself: S3, a faulty way to it, a Kubernetes cluster."""
+"""Servers: S3 and Prefect, once for many tests; a faulty way to S3 and a Kubernetes cluster, for one test each."""
 
 from __future__ import annotations
 
@@ -9,15 +9,33 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_cluster.server import Cluster, fake_cluster
+from tests.support.prefect_server import asked, prefect, server_alone
 from tests.support.s3_proxy import Faults, s3_proxy
-from tests.support.s3_server import BUCKET, s3_server
+from tests.support.s3_server import BUCKET, s3_environment, s3_server
+from tests.support.stage_process import prepare_host
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[str]:
+    """The address of an S3 server."""
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of an S3 server of its own."""
-    with s3_server() as address:
-        yield address
+def s3(s3_process: str) -> Iterator[str]:
+    """The address of an S3 server, which clients find by their environment."""
+    with s3_environment(s3_process):
+        yield s3_process
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Prefect server with the work pool `local`, all deployments and no worker; its clients' environment."""
+    with server_alone(tmp_path_factory.mktemp("prefect")) as environment:
+        asked(environment, "/work_pools/local/queues", {"name": "gpu", "concurrency_limit": 1})
+        prefect("--no-prompt", "deploy", "--all", environment=environment)
+        yield environment
 
 
 @pytest.fixture
@@ -42,6 +60,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     (tmp_path / "cluster").mkdir()
+    prepare_host()
     with fake_cluster(tmp_path / "cluster", seed) as running:
         monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig(tmp_path)))
         yield running

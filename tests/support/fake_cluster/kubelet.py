@@ -1,7 +1,7 @@
 """Controllers, scheduler and kubelet of the fake cluster: Jobs become pods, and pods are processes of this machine.
 
-A pod runs the command of its one container, with its environment, its secrets and its config file. `python` is ours; an
-image may have a program of its own in the place of `python -m stages`.
+A pod runs the command of its one container, with its environment, its secrets and its config file, as a fork of an
+interpreter that has the libraries. An image may have a program of its own in the place of `python -m stages`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.support.fake_cluster.objects import Objects
+from tests.support.stage_process import Process
 
 FOREGROUND = "foregroundDeletion"
 ROOT = Path(__file__).parents[3]
@@ -33,7 +32,7 @@ class Kubelet:
         self.gpus, self.secrets, self.missing, self.images = 8, {}, set(), {}
         self.started: list[str] = []  # names of all pods that ever ran
         self.suspends = False  # as a queue does: Jobs begin suspended
-        self._pods: dict[str, subprocess.Popen] = {}
+        self._pods: dict[str, Process] = {}
         self._evicted: set[str] = set()
         self._out_of_memory: set[str] = set()
         self._numbers = itertools.count()  # a Job of the same name as one that was deleted has other pods
@@ -59,12 +58,13 @@ class Kubelet:
         os.killpg(self._pods[pod].pid, signal.SIGKILL)
 
     def running(self) -> list[str]:
-        return [name for name, process in self._pods.items() if process.poll() is None]
+        return [name for name, process in list(self._pods.items()) if process.poll() is None]
 
     @property
     def ended(self) -> dict[str, int]:
         """Exit codes by pod, of those that have ended."""
-        return {name: process.returncode for name, process in self._pods.items() if process.poll() is not None}
+        pods = list(self._pods.items())  # the thread adds to them
+        return {name: process.returncode for name, process in pods if process.poll() is not None}
 
     def log(self, pod: str) -> Path:
         return self.folder / f"{pod}.log"
@@ -242,7 +242,7 @@ class Kubelet:
         item = next(v for v in pod["spec"]["volumes"] if v["name"] == "config")["downwardAPI"]["items"][0]
         file.write_text(annotations[item["fieldRef"]["fieldPath"].split("'")[1]])
         program = self.images.get(container["image"])
-        command = [sys.executable, *(program or container["command"][1:])]
+        _, *module = program or container["command"][1:]  # python -m MODULE
         arguments = [each.replace(f"{mount}/{item['path']}", str(file)) for each in container["args"]]
         scratch = self.folder / f"{name}.scratch"
         scratch.mkdir()
@@ -259,14 +259,10 @@ class Kubelet:
             given["MASTER_ADDR"] = "127.0.0.1"  # where all hosts of this cluster are
         machine = {key: os.environ[key] for key in ("PATH", "OMP_NUM_THREADS", "HF_HUB_OFFLINE") if key in os.environ}
         with self.log(name).open("w") as out:
-            self._pods[name] = subprocess.Popen(
-                [*command, *arguments],
-                cwd=ROOT,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**machine, "PYTHONPATH": str(ROOT), **given},
-                process_group=0,
+            self._pods[name] = Process(
+                [*module, *arguments],
+                environment={**machine, "PYTHONPATH": str(ROOT), **given},
+                output=out.fileno(),
             )
         self.started.append(name)
         self.objects.update(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import cli
 from flows.distil import RETRY_DELAYS, StageFailed, run_stage
@@ -21,9 +21,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+@pytest.fixture(autouse=True)
+def on_prefect(prefect_server: dict[str, str]) -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: prefect_server["PREFECT_API_URL"]}):
         yield
 
 

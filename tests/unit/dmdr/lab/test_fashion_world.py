@@ -23,10 +23,12 @@ from dmdr.lab.fashion.judge_metric import FashionJudge
 from dmdr.lab.fashion.prompts import HELD_OUT_PAIRS, fashion_prompts
 from dmdr.lab.fashion.reward import write_wrong_caption
 from dmdr.lab.fashion.teacher import RECIPE, build_fashion, encode_garment
+from dmdr.lab.fashion.vocabulary import CLASSES, PLURAL, caption
 from dmdr.lab.fashion.wardrobe import sample_garments
-from dmdr.lab.fashion.world import CLASSES, PLURAL, caption, tint, untint
+from dmdr.lab.fashion.world import tint, untint
 from dmdr.lab.prompts import lab_prompts
-from dmdr.lab.world import BACKGROUND, COLORS, SIZE
+from dmdr.lab.vocabulary import COLORS
+from dmdr.lab.world import BACKGROUND, SIZE
 from dmdr.metrics.load import judge_images, load_metrics
 from dmdr.rewards.load import load_reward
 from dmdr.teacher.load import find_teacher, load_teacher

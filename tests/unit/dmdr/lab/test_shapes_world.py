@@ -22,7 +22,8 @@ from dmdr.lab.denoising import build_denoising
 from dmdr.lab.flow import build_flow
 from dmdr.lab.prompts import HELD_OUT_PAIRS, lab_prompts
 from dmdr.lab.reward import attack, contrastive_loss, write_wrong_caption
-from dmdr.lab.world import PLURALS, Thing, relative_position, render, render_images
+from dmdr.lab.vocabulary import PLURALS
+from dmdr.lab.world import Thing, relative_position, render, render_images
 from dmdr.rewards.load import load_reward
 from dmdr.teacher.load import find_teacher, load_teacher
 

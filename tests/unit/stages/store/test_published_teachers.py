@@ -32,7 +32,7 @@ from stages.store.published_teachers import PublishedTeacher, Revision, list_pub
 from stages.store.revisions import run_name
 from stages.store.teacher_folder import resolve_teacher
 from tests.support.s3_server import BUCKET, spoil
-from tests.support.stage_process import refused, stages
+from tests.support.stage_process import refused, run_stages
 from tests.support.trained_run import trained_run
 
 ROOT = Path(__file__).parents[4]
@@ -199,18 +199,18 @@ def test_a_stage_runs_on_a_published_teacher(s3, tiny_config, tiny_sd3_folder, t
     made = publish(store, tiny_sd3_folder, "tiny", "one")
     config = tiny_config(teacher={"path": "/models/nowhere", "guidance_scale": 3.0, "steps": 3})
     prompts = ("prompts", "--config", str(config), "--teacher")
-    sealed = stages(*prompts, made.address, cwd=tmp_path)
+    sealed = run_stages(*prompts, made.address, cwd=tmp_path)
     assert sealed.returncode == 0, sealed.stderr
     record = Artifact(str(tmp_path / "runs"), "tiny", "prompts").sealed()
     assert record.inputs["teacher"] == digests.digest(tiny_sd3_folder) == made.digest
     assert record.provenance.teacher == "tiny@one"
-    again = stages(*prompts, str(tiny_sd3_folder), cwd=tmp_path)
+    again = run_stages(*prompts, str(tiny_sd3_folder), cwd=tmp_path)
     assert (again.returncode, again.stdout) == (0, "prompts: sealed already at runs/tiny/prompts\n"), again.stderr
 
-    refused(stages(*prompts, f"{store}/tiny/two", cwd=tmp_path), 66, f"no teacher is published at {store}/tiny/two")
-    refused(stages(*prompts, str(LAB / "fashion"), cwd=tmp_path), 64, "input teacher is")
-    refused(stages(*prompts, "s3://one", cwd=tmp_path), 64, "is not PREFIX/NAME/REVISION")
-    refused(stages(*prompts, "one.safetensors", cwd=tmp_path), 64, "teacher one.safetensors", "teacher.parts")
+    refused(run_stages(*prompts, f"{store}/tiny/two", cwd=tmp_path), 66, f"no teacher is published at {store}/tiny/two")
+    refused(run_stages(*prompts, str(LAB / "fashion"), cwd=tmp_path), 64, "input teacher is")
+    refused(run_stages(*prompts, "s3://one", cwd=tmp_path), 64, "is not PREFIX/NAME/REVISION")
+    refused(run_stages(*prompts, "one.safetensors", cwd=tmp_path), 64, "teacher one.safetensors", "teacher.parts")
 
 
 def test_a_damaged_teacher_is_never_used(store, tiny_config, tmp_path):
@@ -259,22 +259,22 @@ def test_a_cold_start_is_adopted_or_refused(tiny_config: Callable[..., Path], tm
     joint = {**config.model_dump(mode="json")["joint"], "updates": 1}
     other, store = str(tiny_config(run="other", joint=joint)), str(tmp_path / "runs")
     options = ("--config", other, "--adopt")
-    refused(stages("cold_start", *options, "tiny", cwd=tmp_path), 66, "needs prompts")
+    refused(run_stages("cold_start", *options, "tiny", cwd=tmp_path), 66, "needs prompts")
     for stage in ("prompts", "cold_start"):
-        refused(stages(stage, *options, "nobody", cwd=tmp_path), 66, f"{stage} of run nobody is not sealed")
-        done = stages(stage, *options, "tiny", cwd=tmp_path)
+        refused(run_stages(stage, *options, "nobody", cwd=tmp_path), 66, f"{stage} of run nobody is not sealed")
+        done = run_stages(stage, *options, "tiny", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert done.stdout == f"{stage}: the same as that of tiny, copied to runs/other/{stage}\n"
         records = [Artifact(store, run, stage).sealed() for run in ("tiny", "other")]
         assert records[0].fingerprint == records[1].fingerprint
         assert records[1].provenance.adopted_from == "tiny"
-    again = stages("cold_start", *options, "tiny", cwd=tmp_path)
+    again = run_stages("cold_start", *options, "tiny", cwd=tmp_path)
     assert again.stdout == "cold_start: sealed already at runs/other/cold_start\n"
 
     more = {**config.model_dump(mode="json")["cold_start"], "updates": 3}
     third = ("--config", str(tiny_config(run="third", cold_start=more)), "--adopt", "tiny")
-    assert stages("prompts", *third, cwd=tmp_path).returncode == 0
-    done = stages("cold_start", *third, cwd=tmp_path)
+    assert run_stages("prompts", *third, cwd=tmp_path).returncode == 0
+    done = run_stages("cold_start", *third, cwd=tmp_path)
     refused(done, 64, "they differ in cold_start.updates (settings)")
     assert not (tmp_path / "runs/third/cold_start").exists(), "a refusal leaves nothing behind"
 
