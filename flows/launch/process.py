@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Thread
 from typing import Protocol
 
@@ -157,6 +158,9 @@ def _stop(child: Child) -> None:
     child.terminate()
     try:
         child.wait(GRACE)
+    except HostDied:  # and told it to stop
+        return
     except BaseException:  # it takes too long, or a second interrupt comes; the caller raises the first
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        with suppress(ProcessLookupError, HostDied):
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()

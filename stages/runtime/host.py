@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import socket
 import sys
 
@@ -11,6 +12,7 @@ from stages.runtime.quiet import quiet_libraries
 
 if __name__ == "__main__":
     quiet_libraries()
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # so that a library that asks for GPUs leaves CUDA alone
     for module in sys.argv[2:]:
         importlib.import_module(module)
     serve(socket.socket(fileno=int(sys.argv[1])))

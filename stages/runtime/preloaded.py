@@ -5,7 +5,8 @@ them once and forks a process for each stage.
 1. A forked program is a process like any other: it has its own group, signals, exit code, environment and folder.
 2. It gets SIGTERM when the host dies, and the host when the process that started it dies. Only Linux does so, and only
    there are these libraries safe to fork: elsewhere `start_host` returns None.
-3. The host computes nothing, so it has no threads and has not touched a GPU when it forks.
+3. The host computes nothing, so it has no threads and has not touched a GPU when it forks. If a library did so while it
+   was imported, CUDA would not work in a fork: the fork then starts a fresh interpreter in its own place.
 4. What a library reads from the environment while it is imported, it reads from the host's.
 """
 
@@ -255,6 +256,8 @@ def fork_module(
 def _run_and_exit(module: str, arguments: Sequence[str]) -> NoReturn:
     """Run a module as the program of this process, and end it without taking the interpreter down: that would touch,
     and so copy, the whole memory that the fork shares, which takes seconds."""
+    if _is_spoiled():
+        os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
     code: object = 0
     try:
         sys.argv = [module, *arguments]
@@ -272,3 +275,9 @@ def _run_and_exit(module: str, arguments: Sequence[str]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code or 0)
+
+
+def _is_spoiled() -> bool:
+    """Whether CUDA had been asked for something before the fork, so that it cannot be used after it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda._is_in_bad_fork()

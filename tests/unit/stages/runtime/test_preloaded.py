@@ -108,6 +108,25 @@ def test_a_host_ends_with_the_process_that_started_it(tmp_path: Path):
         time.sleep(0.01)
 
 
+def test_where_cuda_was_asked_for_before_the_fork_a_fresh_interpreter_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A stand-in for torch says so: here is no GPU that could."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "spoils.py").write_text(
+        "import colorsys, sys, types\n"
+        "cuda = types.SimpleNamespace(_is_in_bad_fork=lambda: True)\n"
+        "sys.modules['torch'] = types.SimpleNamespace(cuda=cuda)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    host = Host(["spoils"])
+    program, out = fork(host, tmp_path, "one", PYTHONPATH=str(tmp_path))
+    assert program.wait(60) == 2
+    told = json.loads(out.read_text())
+    assert (told["argv"], told["group"], told["preloaded"]) == (["one"], program.pid, False)
+    host.close()
+
+
 def _state(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
