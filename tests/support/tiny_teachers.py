@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from dmdr.backbones.protocol import Backbone
+
+
+@cache
+def _load_once(folder: Path) -> DiffusionPipeline:
+    from dmdr.teacher.load import load_pipeline
+
+    return load_pipeline(folder)
+
+
+def copy_teacher(folder: Path, resolution: int | None = None) -> Backbone:
+    """What `load_teacher` loads, but read from disk once a session: each call gives a copy of its own."""
+    from dmdr.teacher.load import build_backbone
+
+    return build_backbone(copy.deepcopy(_load_once(folder)), resolution)
 
 
 @pytest.fixture(scope="session")

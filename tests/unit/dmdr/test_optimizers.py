@@ -8,8 +8,8 @@ from dmdr.config.training import Optimizer, Training
 from dmdr.optimizers import learning_rate
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.teacher.load import load_teacher
 from dmdr.train import Run, training_step
+from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two squares"]
 
@@ -33,7 +33,7 @@ class Prompts:
 @pytest.mark.parametrize(("update", "step"), [(0, 1e-2), (2, 6e-3), (4, 2e-3)])
 def test_a_first_step_of_adam_is_as_long_as_the_rate_of_its_update(tiny_sd3_folder, update, step):
     """Whatever the gradient: it is divided by its own size. So a resumed stage has the rate of its place as well."""
-    backbone = load_teacher(tiny_sd3_folder)
+    backbone = copy_teacher(tiny_sd3_folder)
     base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=None, seed=0)
     falling = Optimizer(learning_rate=1e-2, final_learning_rate=2e-3, weight_decay=0.0)
     constant = Optimizer(learning_rate=3e-3, weight_decay=0.0)

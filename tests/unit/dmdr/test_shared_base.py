@@ -16,15 +16,15 @@ from dmdr.errors import ConfigError
 from dmdr.rollout import noise_for
 from dmdr.shared_base import STUDENT, SharedBase
 from dmdr.state import TrainState
-from dmdr.teacher.load import load_teacher
 from dmdr.update import Levels, RealScore, roll_out, select_states, update_fake_score, update_student
+from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two squares"]
 SMALL = 1e-6  # a learning rate whose steps bfloat16 cannot tell: an ulp of a weight of 0.1 is 0.0005
 
 
 def made(folder, compute, *, rank=None, kind="adamw", rate=SMALL) -> tuple[SharedBase, TrainState]:
-    backbone = load_teacher(folder, resolution=16)
+    backbone = copy_teacher(folder, resolution=16)
     base = SharedBase(backbone, fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0, compute=compute)
     optimizer = Optimizer(learning_rate=rate, weight_decay=0.0, kind=kind)
     return base, TrainState(base, Training(updates=9, batch_size=2, student=optimizer, fake_score=optimizer), ema=0.9)

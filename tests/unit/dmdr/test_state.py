@@ -8,14 +8,14 @@ import torch
 from dmdr.config.training import Optimizer, Training
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.teacher.load import load_teacher
+from tests.support.tiny_teachers import copy_teacher
 
 UPDATES = 12
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5, 0.999])
 def test_ema_is_the_weighted_mean_of_the_students_path(tiny_sd3_folder, ema):
-    base = SharedBase(load_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=1.0, student_rank=None, seed=0)
+    base = SharedBase(copy_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=1.0, student_rank=None, seed=0)
     optimizer = Optimizer(learning_rate=1e-3)
     training = Training(updates=UPDATES, batch_size=1, student=optimizer, fake_score=optimizer)
     state = TrainState(base, training, ema=ema)

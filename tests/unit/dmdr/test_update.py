@@ -8,7 +8,6 @@ import torch
 from dmdr.optimizers import Trainable
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
-from dmdr.teacher.load import load_teacher
 from dmdr.update import (
     Levels,
     RealScore,
@@ -19,12 +18,13 @@ from dmdr.update import (
     update_student,
 )
 from tests.support import naive
+from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two squares", "a cross left of a circle", "a view of three triangles"]
 
 
 def shared_base(folder, rank: int | None, dtype=torch.float64) -> SharedBase:
-    backbone = load_teacher(folder)
+    backbone = copy_teacher(folder)
     backbone.network.to(dtype)
     base = SharedBase(backbone, fake_rank=4, fake_scale=2.0, student_rank=rank, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -112,7 +112,7 @@ def test_a_window_has_states_enough(k, steps):
 
 
 def test_scale_zero_is_the_untouched_teacher(tiny_sd3_folder):
-    base, bare = shared_base(tiny_sd3_folder, None, torch.float32), load_teacher(tiny_sd3_folder)
+    base, bare = shared_base(tiny_sd3_folder, None, torch.float32), copy_teacher(tiny_sd3_folder)
     backbone = base.backbone
     c, empty = (backbone.collate(backbone.encode(texts)[0]) for texts in (PROMPTS, [""]))
     x_t = noise_for(1, "x", shape=(4, *backbone.latent_shape))

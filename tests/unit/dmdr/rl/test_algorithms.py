@@ -21,9 +21,9 @@ from dmdr.rl.refl import ReFL
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.teacher.load import load_teacher
 from dmdr.train import Run, prompt_order, roll_out_prompts, select_batches, training_step
 from dmdr.update import FigureSums, select_states
+from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross", "a yellow triangle above a red circle"]
 PATHS = {"flow": FlowPath(), "vp": VPPath(torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0))}
@@ -57,7 +57,7 @@ def settings(algorithm: str, **changes):
 
 def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True, **changes) -> tuple[Run, TrainState]:
     """A run of that algorithm on a tiny teacher in float64, and its fresh state."""
-    backbone = load_teacher(folder)
+    backbone = copy_teacher(folder)
     prompts, empty = Prompts(backbone), backbone.encode([""])[0]
     base = SharedBase(backbone, fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0)
     base.keep_reference()
@@ -401,7 +401,7 @@ def broken(monkeypatch, reward) -> None:
 @pytest.mark.parametrize("algorithm", MAKE)
 def test_a_broken_reward_is_refused_before_the_first_step(tiny_sd3_folder, monkeypatch, reward, message, algorithm):
     broken(monkeypatch, reward)
-    base = SharedBase(load_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
+    base = SharedBase(copy_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
     with pytest.raises(ConfigError, match=message):
         MAKE[algorithm][0](settings(algorithm, rewards={"broken": 1.0}), base)
 
@@ -410,7 +410,7 @@ def test_refl_refuses_a_reward_without_gradient_and_the_others_take_it(tiny_sd3_
     reward = Constant()
     reward.differentiable = False
     broken(monkeypatch, reward)
-    base = SharedBase(load_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
+    base = SharedBase(copy_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
     with pytest.raises(ConfigError, match="flat has none; use another reward, or algorithm: grpo or dpo"):
         ReFL(settings("refl", rewards={"flat": 1.0}), base)
     GRPO(settings("grpo", rewards={"flat": 1.0}), base)
@@ -419,7 +419,7 @@ def test_refl_refuses_a_reward_without_gradient_and_the_others_take_it(tiny_sd3_
 @pytest.mark.parametrize(("value", "share"), [(-0.2, 1.0), (0.0, 1.0), (0.7, -1.0)])
 def test_refl_refuses_the_log_of_what_is_not_above_0(tiny_sd3_folder, monkeypatch, value, share):
     broken(monkeypatch, Constant(value))
-    base = SharedBase(load_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
+    base = SharedBase(copy_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
     with pytest.raises(ConfigError, match="joint.rl.map: log needs rewards and shares above 0"):
         ReFL(settings("refl", rewards={"constant": share}, map="log"), base)
     ReFL(settings("refl", rewards={"constant": share}), base)
