@@ -19,8 +19,8 @@ help: ## this list
 test: lint ## lint, then all tests; with JOBS=N in N processes, each takes about a core and 2 GiB
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-fast: setup ## the tests that start no process and no server
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not process and not e2e"
+test-fast: setup ## the tests that start no process and no server, and do not compute for long
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not process and not e2e and not slow"
 
 lint: setup ## ruff (rules, format) and mypy over flows, stages and dmdr
 	@$(BIN)/ruff check .

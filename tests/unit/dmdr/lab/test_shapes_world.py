@@ -117,6 +117,7 @@ def test_shipped_teacher_is_small_plain_and_scored(name, pipeline):
     assert scores["teacher"]["strict"] > scores["naive, 4 steps"]["strict"] + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "build", "few"),
     [
@@ -158,6 +159,7 @@ def test_things_stand_in_the_order_of_the_caption():
         assert places == sorted(places), record
 
 
+@pytest.mark.slow
 def test_text_encoders_name_what_captions_ask_for():
     """A linear map, fitted in closed form to training prompts, reads the scene of held-out ones, unseen pairs too."""
     backbone = load_teacher(find_teacher("lab:flow"))

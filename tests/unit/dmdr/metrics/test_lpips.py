@@ -18,6 +18,8 @@ from dmdr.metrics.lpips import LPIPS
 from stages.evaluation.samples import unpack
 from tests.support.trained_run import run_stage, trained_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> Path:

@@ -11,6 +11,8 @@ import torch
 from dmdr.planning import bench, structures
 from dmdr.planning.structures import Case
 
+pytestmark = pytest.mark.slow
+
 FULL, LORA = None, 64
 
 

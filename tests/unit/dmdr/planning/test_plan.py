@@ -23,6 +23,8 @@ from dmdr.train import training_step
 from flows import cli
 from tests.support.trained_run import context_for, run_stage, trained_run
 
+pytestmark = pytest.mark.slow
+
 FULL, LORA = {"steps": 2}, {"steps": 2, "form": "lora", "lora_rank": 8}
 TRAINING = {
     "updates": 2,
