@@ -10,7 +10,7 @@ export VENV
 run: setup ## the whole pipeline on a small teacher, in minutes; again: what is sealed is skipped
 	@$(BIN)/dmdr run $(CONFIG)
 
-lab: setup ## the same at length, with the lab's flow teacher and 1,200 evaluation prompts
+lab: setup ## a longer run: the lab's flow teacher, on 1,200 evaluation prompts
 	@$(BIN)/dmdr run configs/lab-flow.yaml
 
 help: ## this list

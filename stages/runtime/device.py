@@ -16,6 +16,7 @@ def pick_device(config: Config) -> str:
 
 def name_device(config: Config) -> str:
     """The device's name for a reader, such as NVIDIA H100 80GB HBM3."""
-    return (
-        torch.cuda.get_device_name() if pick_device(config) == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
-    )
+    if pick_device(config) == "cuda":
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return "one thread of a CPU" if threads == 1 else f"{threads} threads of a CPU"
