@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from dmdr.config.stages import STAGES
 from stages.store import layout
 from stages.store.artifacts import Artifact
+from tests.support import program
 from tests.support.s3_proxy import Faults
 from tests.support.s3_server import BUCKET
-
-ROOT = Path(__file__).parents[2]
+from tests.support.stage_process import Process
 
 ALL_STAGES = """
 import sys
@@ -54,10 +52,10 @@ def test_a_whole_run_through_trouble_is_the_run_on_a_folder(
     """Of the lab. Same fingerprints, and the same bytes in every file of every stage but for the times some tell."""
     proxy.busy, proxy.cut, proxy.lost = 0.3, 0.1, 0.02
     stores = (str(tmp_path / "runs"), f"s3://{BUCKET}/whole/runs")
-    command = [sys.executable, "-c", ALL_STAGES, str(short_lab_config()), *stores]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    arguments = [program.__name__, ALL_STAGES, str(short_lab_config()), *stores]
+    with Process(arguments, environment=os.environ) as stages:  # of the host that has what stages need
+        _, said = stages.communicate(timeout=600)
+    assert stages.returncode == 0, said
     assert len(proxy.seen) > 60
     proxy.busy = proxy.cut = proxy.lost = 0.0
     told = set()

@@ -23,6 +23,7 @@ from flows.launch.labels import RUN, STAGE
 from flows.launch.manifest import LONGEST, build_manifest, job_name
 from flows.launch.stage import Stage, prepare_stage
 from stages.store.artifacts import Artifact
+from tests.support import program
 from tests.support.fake_cluster.server import IMAGE, QUICK, Cluster
 from tests.support.manifests import minors, problems, rendered, schema_problems
 
@@ -360,10 +361,9 @@ def test_flows_that_are_killed_run_nothing_twice(cluster: Cluster, stage: Callab
     pace = KILLS * 3 / len(STAGES)  # a kill comes every 2.5 seconds, so they fall into all of the stages
     log = tmp_path / "starts"
     asked = stage(environment={"QUICK_LOG": str(log), "QUICK_SECONDS": str(pace)})
-    command = [sys.executable, "-c", FLOW, str(tmp_path / "tiny.yaml"), asked.store]
     kills, enough = 0, 60 + 2 * len(STAGES) * pace
     while True:
-        flow = subprocess.Popen(command, cwd=ROOT)
+        flow = program.start(FLOW, str(tmp_path / "tiny.yaml"), asked.store)
         try:
             code = flow.wait(cluster.random.uniform(0.5, 4.5) if kills < KILLS else enough)
             assert code == 0
@@ -383,9 +383,9 @@ def test_a_flow_that_is_cancelled_in_any_stage_leaves_no_pod_and_goes_on(
     """Cancelled once in each stage, begun again each time: each stage is begun twice and sealed once."""
     log = tmp_path / "starts"
     asked = stage(environment={"QUICK_LOG": str(log), "QUICK_SECONDS": "1.5"}, grace=20)
-    command = [sys.executable, "-c", FLOW, str(tmp_path / "tiny.yaml"), asked.store]
+    arguments = FLOW, str(tmp_path / "tiny.yaml"), asked.store
     for number, each in enumerate(STAGES):
-        with subprocess.Popen(command, cwd=ROOT) as flow:
+        with program.start(*arguments) as flow:
             try:
                 so_far = [*twice(STAGES[:number]), each]
                 until(lambda so_far=so_far: began(log) == so_far, 60)
@@ -396,7 +396,7 @@ def test_a_flow_that_is_cancelled_in_any_stage_leaves_no_pod_and_goes_on(
         assert not cluster.kubelet.running() and not cluster.objects.list("pods", f"{STAGE}={each}")[0]
         assert cluster.kubelet.ended[cluster.kubelet.started[-1]] == 75, "it had its time for a checkpoint"
         assert sorted(jobs(cluster)) == sorted(job_name("tiny", before, 1) for before in STAGES[:number])
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    assert program.run(*arguments).returncode == 0
     assert all(Artifact(asked.store, "tiny", each).record() is not None for each in STAGES)
     assert began(log) == twice(STAGES)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,8 +18,10 @@ from flows.launch.labels import FLOW_RUN
 from flows.launch.manifest import build_manifest, read_marks
 from flows.launch.owned import OwnedJobs
 from flows.launch.stage import Stage, prepare_stage
+from tests.support import program
 from tests.support.fake_cluster.server import QUICK, Cluster
-from tests.support.prefect_server import ROOT, asked
+from tests.support.prefect_server import asked
+from tests.support.stage_process import Process
 
 pytestmark = pytest.mark.process
 
@@ -39,16 +39,17 @@ class Scene:
         about["claims"] = {str(folder.parent): "everything"}
         self.config = str(tiny_config(execution={"device": "cpu", "cluster": about}))
         self.deployment = asked(self.environment, "/deployments/name/reap/left-behind")
-        self.processes: list[subprocess.Popen] = []
+        self.processes: list[Process] = []
 
     def stage(self, run: str) -> Stage:
         return prepare_stage("prompts", self.config, run, self.store)
 
-    def flow(self, run: str) -> subprocess.Popen:
+    def flow(self, run: str) -> Process:
         """The flow dmdr in a process of its own; returns when its Job is at work."""
-        command = [sys.executable, "-c", FLOW, self.config, run, self.store]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-        self.processes.append(subprocess.Popen(command, cwd=ROOT, env=self.environment, **quiet))
+        arguments = FLOW, self.config, run, self.store
+        with open(os.devnull, "w") as nothing:
+            flow = program.start(*arguments, environment=self.environment, output=nothing.fileno())
+        self.processes.append(flow)
         return self.processes[-1]
 
     def at_work(self, run: str) -> str:
@@ -93,8 +94,7 @@ class Scene:
 
     def reap(self, *seconds: int) -> str:
         """Reap so many times; what was said."""
-        command = [sys.executable, "-c", REAP, *map(str, seconds)]
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=200)
+        done = program.run(REAP, *map(str, seconds), environment=self.environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -201,7 +201,7 @@ def test_the_deployment_looks_every_ten_minutes(scene: Scene) -> None:
     assert (schedule["active"], schedule["schedule"]["interval"]) == (True, 600.0)
 
 
-def until(holds: Callable[[], object], seconds: float = 60) -> None:
+def until(holds: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it did not come about"

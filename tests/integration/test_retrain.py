@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 import urllib.error
 from collections import Counter
@@ -18,6 +16,7 @@ from dmdr.config.stages import STAGES
 from stages.store.artifacts import Artifact
 from stages.store.published_teachers import Revision, publish_teacher
 from stages.store.revisions import run_name
+from tests.support import program
 from tests.support.prefect_server import ROOT, asked
 from tests.support.sealing import PROVENANCE
 from tests.support.trained_run import trained_run
@@ -56,6 +55,9 @@ sys.exit("\\n".join(failed) or None)
 """
 
 
+DMDR = "import sys; from flows.cli import main; sys.exit(main())"
+
+
 class Bench:
     """A store, a prefix of teachers and a config, and the fires of retrain on them."""
 
@@ -71,20 +73,14 @@ class Bench:
     ) -> None:
         """Run the flow so many times at once: all processes wait until each of them is ready."""
         arguments = [str(threads), str(self.config), self.teachers, self.store, deployment, "again" if again else ""]
-        command, pipe = [sys.executable, "-c", FIRE, *arguments], subprocess.PIPE
-        children = [
-            subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True
-            )
-            for _ in range(processes)
-        ]
+        children = [program.start(FIRE, *arguments, environment=self.environment, reads=True) for _ in range(processes)]
         for child in children:
             assert child.stdout.readline() == "ready\n"
         for child in children:
             child.stdin.write("go\n")
             child.stdin.flush()
         for child in children:
-            said = child.communicate(timeout=600)[0]
+            said = "".join(child.communicate(timeout=600))
             assert (child.returncode == 0) == (not fails), said
             assert fails in said, said
 
@@ -150,10 +146,8 @@ def test_what_cannot_be_started_is_said(bench: Bench, tiny_config: Callable[...,
 
 
 def test_publishing_fires_the_deployment(bench: Bench):
-    command = [sys.executable, "-m", "flows.cli", "teachers", "publish", "lab:fashion", "--as", "new", "--to"]
-    done = subprocess.run(
-        [*command, bench.teachers], cwd=ROOT, env=bench.environment, capture_output=True, text=True, timeout=300
-    )
+    command = ["teachers", "publish", "lab:fashion", "--as", "new", "--to", bench.teachers]
+    done = program.run(DMDR, *command, environment=bench.environment)
     assert done.returncode == 0 and "emitted teacher.published for dmdr.teacher.new" in done.stdout, done.stderr
     at, deadline = deployment(bench.environment, "retrain/on-new-teacher")["id"], time.monotonic() + 300
     while True:
@@ -218,14 +212,7 @@ def test_from_cold_start_trains_on_that_of_another_run(bench: Bench, tiny_config
         weights={"hpsv2.1": "/models/nowhere"},
         teacher={"path": "/models/nowhere", "guidance_scale": 3.0, "steps": 3},
     )
-    done = subprocess.run(
-        [sys.executable, "-c", FROM_COLD_START, "tiny", str(other), bench.store, made.address],
-        cwd=ROOT,
-        env=bench.environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = program.run(FROM_COLD_START, "tiny", str(other), bench.store, made.address, environment=bench.environment)
     assert done.stdout.splitlines()[-1] == "joint: exit code 66", done.stdout + done.stderr
     assert "weights.hpsv2.1" in done.stderr
     for stage in ("prompts", "cold_start"):

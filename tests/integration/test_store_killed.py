@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,9 +13,10 @@ import pytest
 
 from dmdr.errors import InputMissing
 from stages.store.artifacts import Artifact
+from tests.support import program
 from tests.support.s3_server import BUCKET
 from tests.support.sealing import PROVENANCE
-from tests.support.stage_process import ROOT
+from tests.support.stage_process import Process
 from tests.support.store_bench import IDENTITY, INPUTS, Bench, check, sealed, write
 
 pytestmark = pytest.mark.process
@@ -39,9 +38,8 @@ def test_kill_while_sealing_on_s3(s3: str, tmp_path: Path, rng: random.Random) -
     out = write(tmp_path / "out", files)
     for trial in range(2):
         store = f"s3://{BUCKET}/killed{trial}"
-        command = [sys.executable, "-c", KILLED_ON_S3, store, str(out)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
-            assert child.stdout.readline() == b"go\n"
+        with program.start(KILLED_ON_S3, store, str(out)) as child:
+            assert child.stdout.readline() == "go\n"
             time.sleep(rng.uniform(0.0, 0.12))
             child.kill()
         artifact = Artifact(store, "r", "joint")
@@ -65,10 +63,9 @@ def test_kill_while_adopting(bench: Bench, tmp_path: Path, rng: random.Random) -
     """Nothing, or all of it; and the same command again makes it whole."""
     files = {f"f{n}": rng.randbytes(20_000) for n in range(12)}
     theirs = sealed(bench.artifact("maker"), tmp_path / "out", files)
-    command = [sys.executable, "-c", ADOPTS, bench.url, json.dumps(IDENTITY), json.dumps(INPUTS)]
     for trial in range(3):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
-            assert child.stdout.readline() == b"go\n"
+        with program.start(ADOPTS, bench.url, json.dumps(IDENTITY), json.dumps(INPUTS)) as child:
+            assert child.stdout.readline() == "go\n"
             time.sleep(rng.uniform(0.0, 0.3))
             child.kill()
         if bench.artifact().record() is not None:
@@ -79,11 +76,10 @@ def test_kill_while_adopting(bench: Bench, tmp_path: Path, rng: random.Random) -
 
 
 def test_kills_full_disks_and_memory() -> None:
-    """tests/integration/forked.py in a process of its own, which has no threads that a fork would leave behind."""
+    """tests/integration/forked.py in a fork of the host, which has no threads that a fork would leave behind."""
     memory = "/dev/shm" if os.path.ismount("/dev/shm") else None  # a kill does not care how fast the disk is
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         options = ["-q", "-p", "no:cacheprovider", "--basetemp", f"{folder}/t"]
-        command = [sys.executable, "-m", "pytest", *options, "tests/integration/forked.py"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    print(done.stdout, done.stderr)
-    assert done.returncode == 0
+        with Process(["pytest", *options, "tests/integration/forked.py"], environment=os.environ) as tests:
+            print(*tests.communicate(timeout=600))
+    assert tests.returncode == 0

@@ -51,19 +51,26 @@ class Process:
         environment: Mapping[str, str],
         folder: Path = ROOT,
         output: int | None = None,
+        host: Host | None = None,
+        reads: bool = False,
     ) -> None:
-        """arguments: a module and its own. output: a file for stdout and stderr; None: two pipes."""
-        host = prepare_host()
+        """arguments: a module and its own. output: a file for stdout and stderr; None: two pipes. host: None: the
+        worker's. reads: whether its stdin is a pipe, or empty."""
+        host = host or prepare_host()
         assert host is not None, "these tests need Linux"
         self.host, self.returncode = host, None
         pipes = [os.pipe(), os.pipe()] if output is None else []
         outputs = [output, output] if output is not None else [writing for _, writing in pipes]
-        with open(os.devnull) as nothing, _one_at_a_time:
-            files = (nothing.fileno(), *outputs)
+        given, giving = os.pipe()
+        self.stdin = os.fdopen(giving, "w")
+        if not reads:
+            self.stdin.close()
+        with _one_at_a_time:
+            files = (given, *outputs)
             program = host.start(arguments[0], arguments[1:], files=files, environment=environment, folder=folder)
         self.pid = program.pid
-        for _, writing in pipes:
-            os.close(writing)
+        for file in (given, *(writing for _, writing in pipes)):
+            os.close(file)
         self.stdout, self.stderr = [os.fdopen(reading) for reading, _ in pipes] or [None, None]
 
     def poll(self) -> int | None:
@@ -81,7 +88,8 @@ class Process:
         return self.returncode
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
-        """Its stdout and stderr, after its end."""
+        """Its stdout and stderr, after its end. It reads no more."""
+        self.stdin.close()
         said = ["", ""]
 
         def read(place: int, file) -> None:
@@ -109,7 +117,7 @@ class Process:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for file in (self.stdout, self.stderr):
+        for file in (self.stdin, self.stdout, self.stderr):
             if file is not None:
                 file.close()
         self.wait()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+
+from dmdr.lab.prompts import lab_prompts
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = (
@@ -69,10 +72,16 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def short_lab_config(tmp_path: Path) -> Callable[..., Path]:
-    """Writes configs/lab-flow.yaml with few updates, small batches and few images; keywords replace top-level keys."""
+    """Writes configs/lab-flow.yaml with few prompts in several shards, few updates, small batches and few images;
+    keywords replace top-level keys."""
 
     def write(**changes: object) -> Path:
+        few_prompts = {name: tmp_path / f"lab-{name}.jsonl" for name in ("train", "held-out")}
+        for name, file in few_prompts.items():
+            file.write_text("\n".join(map(json.dumps, lab_prompts(name)[:60])), encoding="utf-8")
         config = yaml.safe_load((ROOT / "configs/lab-flow.yaml").read_text(encoding="utf-8"))
+        sources = {"sources": [str(few_prompts["train"])], "evaluation": str(few_prompts["held-out"])}
+        config["prompts"] = {**sources, "shard_size": 16}
         few = {"updates": 2, "batch_size": 4, "fake_updates": 2}
         config["cold_start"] |= few | {"dynamic": config["cold_start"]["dynamic"] | {"updates": 2}}
         config["joint"] |= few | {"watch": config["joint"]["watch"] | {"prompts": 4}}
