@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Annotated
 
 from prefect import flow, get_run_logger, task
@@ -26,14 +27,18 @@ from dmdr.config.load import load_config
 from dmdr.config.run import NAME
 from dmdr.config.section import Address
 from dmdr.config.stages import StageName
+from dmdr.errors import USER_ERRORS
 from flows import chain
 from flows.launch import process
 from flows.launch.failure import RETRY_DELAYS, StageFailed, announce_retry, check_sealed, is_worth_a_retry
 from flows.launch.stage import Stage, prepare_stage
-from flows.prefect_support import artifacts, owners
+from flows.prefect_support import artifacts, owners, progress
 from stages.store.artifacts import Artifact
 
-Run = Annotated[str, Field(pattern=NAME)]  # so that Prefect refuses a bad name before the flow run starts
+# So that Prefect refuses a bad name before the flow run starts. Nothing is "" and not None: the form of Prefect's page
+# then has one field for it.
+Run = Annotated[str, Field(pattern=NAME)]
+PerhapsRun = Annotated[str, Field(pattern=rf"^$|{NAME}")]
 
 
 def retry_stage(task: Task, task_run: TaskRun, state: State) -> bool:
@@ -62,11 +67,14 @@ def run_stage(
     Raises:
         StageFailed: it exited with another code than 0, or its seal is missing.
     """
-    say = get_run_logger().info if deployment.id else None
-    if load_config(config).execution.cluster is not None:
-        _run_as_job(prepare_stage(name, config, run, store, teacher, adopt), say or print)
-    else:
-        process.run_stage(name, config, run, store, teacher, adopt, say=say)
+    on_cluster = load_config(config).execution.cluster is not None
+    log = get_run_logger().info if deployment.id else print
+    with progress.show_progress(name, run, log) if deployment.id or on_cluster else nullcontext(None) as say:
+        if on_cluster:
+            assert say is not None
+            _run_as_job(prepare_stage(name, config, run, store, teacher, adopt), say)
+        else:
+            process.run_stage(name, config, run, store, teacher, adopt, say=say)
 
 
 def _run_as_job(stage: Stage, say: Callable[[str], None]) -> None:
@@ -105,31 +113,49 @@ def stop_jobs(flow: Flow, flow_run: FlowRun, state: State) -> None:
             print(f"stopped {job}")
 
 
-@flow(name="dmdr", persist_result=False, result_serializer="json", on_cancellation=[stop_jobs])
+def name_flow_run() -> str:
+    """The name of the run, as that of the flow run. A config that cannot be read fails in the flow, with its reason."""
+    parameters = flow_run.parameters
+    try:
+        return parameters.get("run") or load_config(parameters["config"]).run
+    except USER_ERRORS:
+        return flow_run.name
+
+
+@flow(
+    name="dmdr",
+    flow_run_name=name_flow_run,
+    persist_result=False,
+    result_serializer="json",
+    on_cancellation=[stop_jobs],
+)
 def dmdr(
-    config: Address,
-    run: Run | None = None,
-    store: Address = "runs",
-    teacher: Address | None = None,
-    cold_start_of: Run | None = None,
+    config: Address, run: PerhapsRun = "", store: Address = "runs", teacher: str = "", cold_start_of: PerhapsRun = ""
 ) -> None:
     """Distil the teacher of a config file into its student, and score it.
 
     Args:
         config: path of the YAML file
-        run: name of the run; the config's own name if not given
+        run: name of the run: lower-case letters, digits, dots, dashes and underscores; empty: the config's own
         store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
-        teacher: replaces the config's teacher.path; may be the address of a published teacher
-        cold_start_of: a run of the same store whose prompts and cold start are copied, if they suit this config
+        teacher: replaces the config's teacher.path; may be the address of a published teacher; empty: the config's own
+        cold_start_of: a run of the same store whose prompts and cold start are copied, if they suit this config; empty:
+            none
     """
     run = run or load_config(config).run
-    chain.distil(run_stage, config, run, store, teacher, cold_start_of)
+    chain.distil(run_stage, config, run, store, teacher or None, cold_start_of or None)
     artifacts.publish_scorecard(run, store)
 
 
-@flow(name="dmdr", persist_result=False, result_serializer="json", on_cancellation=[stop_jobs])
+@flow(
+    name="dmdr",
+    flow_run_name=name_flow_run,
+    persist_result=False,
+    result_serializer="json",
+    on_cancellation=[stop_jobs],
+)
 def from_cold_start(
-    cold_start_of: Run, config: Address, run: Run | None = None, store: Address = "runs", teacher: Address | None = None
+    cold_start_of: Run, config: Address, run: PerhapsRun = "", store: Address = "runs", teacher: str = ""
 ) -> None:
     """The flow `dmdr` on the cold start of another run, which has to be named. It takes the same arguments."""
     dmdr.fn(config, run, store, teacher, cold_start_of)

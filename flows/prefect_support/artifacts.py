@@ -1,4 +1,4 @@
-"""What Prefect's UI shows of a finished run: scorecard, image grid and link to the report; of a table, its claims."""
+"""What Prefect's UI shows of a finished run: scorecard, image grid and where the report is; of a table, its claims."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import tempfile
 from pathlib import Path
 
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from stages.reports.card import read_figures
 from stages.reports.scorecard_text import format_scorecard
@@ -27,12 +27,19 @@ def publish_scorecard(run: str, store: str) -> None:
         folder = artifact.fetch(Path(cache))
         figures = read_figures(folder, artifact.address)
         grid = (folder / "grid.png").read_bytes()
-    create_markdown_artifact(
-        f"# {run}\n\n{format_scorecard(figures)}\n", key="scorecard", description=f"Scorecard of {run}"
-    )
+    page = f"# {run}\n\n{format_scorecard(figures)}\n\n{describe_report(artifact.address, run, store)}\n"
+    create_markdown_artifact(page, key="scorecard", description=f"Scorecard of {run}")
     if len(grid) <= LARGEST_IMAGE:
         image = f"data:image/png;base64,{base64.b64encode(grid).decode()}"
         create_image_artifact(image, key="grid", description=f"Same prompts, same noise: {run}")
-    report = f"{artifact.address}/report.html"
-    link = report if "://" in report else Path(report).absolute().as_uri()
-    create_link_artifact(link, "report.html", key="report", description=f"Report of {run}")
+
+
+def describe_report(address: str, run: str, store: str) -> str:
+    """Where the report is, as Markdown. A browser opens no file and no s3:// address from a page of Prefect."""
+    report = f"{address}/report.html"
+    if address.startswith(("http://", "https://")):
+        return f"[The report]({report}) has all images."
+    return (
+        f"The report has all images: `{report}`. `dmdr pull {run} evaluate report --store {store}` copies it to the "
+        "folder `report` of another machine."
+    )

@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from stages.runtime.progress_line import ProgressLine
+
 EVERY = 10.0  # seconds between two lines of a log
 
 
@@ -44,10 +46,11 @@ class Progress:
             self._draw(done, total, texts, ", ".join(whole))
         elif now - self._last_line >= EVERY or done >= total:
             self._last_line = now
-            words = [f"{self.stage} {done:,}/{total:,}", *(f"{name} {value}" for name, value in texts.items())]
+            words = [f"{name} {value}" for name, value in texts.items()]
             if pace is not None and done < total:
                 words.append(f"{format_seconds((total - done) * pace)} left")
-            print(", ".join(words + whole), file=sys.stderr, flush=True)
+            line = ProgressLine(self.stage, done, total, ", ".join(words + whole))
+            print(line, file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """Print a line at once, above the bar if there is one."""

@@ -6,5 +6,9 @@ import os
 
 
 def quiet_libraries() -> None:
-    """Call this before transformers is imported: it warns of torchvision, which nothing here needs."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    """Call this before transformers and diffusers are imported.
+
+    transformers warns of torchvision, which nothing here needs; diffusers, of each prompt that is longer than an encoder.
+    """
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")

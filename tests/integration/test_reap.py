@@ -20,7 +20,7 @@ from flows.launch.owned import OwnedJobs
 from flows.launch.stage import Stage, prepare_stage
 from tests.support import program
 from tests.support.fake_cluster.server import QUICK, Cluster
-from tests.support.prefect_server import asked
+from tests.support.prefect_server import ROOT, asked, prefect
 from tests.support.stage_process import Process
 
 pytestmark = pytest.mark.process
@@ -196,9 +196,16 @@ def test_what_the_cluster_refuses_is_one_line(scene: Scene, monkeypatch: pytest.
     assert caught.value.exit_code == 74
 
 
-def test_the_deployment_looks_every_ten_minutes(scene: Scene) -> None:
-    [schedule] = scene.deployment["schedules"]
-    assert (schedule["active"], schedule["schedule"]["interval"]) == (True, 600.0)
+def test_a_cluster_looks_every_ten_minutes(scene: Scene) -> None:
+    """prefect.yaml schedules nothing; the worker of a cluster does, each time that it starts."""
+    assert scene.deployment["schedules"] == []
+    worker = (ROOT / "k8s/base/worker.yaml").read_text().splitlines()
+    [command] = [line.split() for line in worker if "schedule create" in line]
+    for _ in range(2):
+        prefect(*command[1:], environment=scene.environment)
+        [schedule] = asked(scene.environment, "/deployments/name/reap/left-behind")["schedules"]
+        assert (schedule["active"], schedule["schedule"]["interval"]) == (True, 600.0)
+    prefect("deployment", "schedule", "clear", "reap/left-behind", "--accept-yes", environment=scene.environment)
 
 
 def until(holds: Callable[[], object], seconds: float = 120) -> None:

@@ -174,7 +174,7 @@ def test_what_the_schema_refuses(prefect_server: dict[str, str]):
     refused("dmdr/full", "store", store=3)
     refused("dmdr/full", "run", run="No Name")
     refused("dmdr/full", "cold_start_of", cold_start_of="../other")
-    refused("dmdr/full", "teacher", teacher="")
+    refused("dmdr/full", "teacher", teacher=3)
     refused("dmdr/from-cold-start", "'cold_start_of' is a required property")
     refused("retrain/on-new-teacher", "deployment", deployment="full")
     refused("retrain/on-new-teacher", "again", again="perhaps")
