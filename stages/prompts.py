@@ -25,11 +25,11 @@ from dmdr.errors import DataError, Stopped
 from dmdr.export.write import check_single_file
 from dmdr.promptset import Split, write_shard, write_unconditional
 from dmdr.teacher.load import find_teacher_of, load_teacher
-from stages.prompt_sources.formats import Lines
+from stages.prompt_sources.lines import Lines
 from stages.prompt_sources.public_set_files import Sets, describe_set
 from stages.prompt_sources.public_sets import is_named
 from stages.prompt_sources.report import SourceReport, Tally
-from stages.prompt_sources.sources import digest_source, list_inputs, read_source, select_public_sets
+from stages.prompt_sources.sources import digest_source, is_list, list_inputs, read_source, select_public_sets
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 from stages.store.records import Json
@@ -157,7 +157,10 @@ def _read_records(name: str, lines: Lines, column: str, tally: Tally, sets: Sets
 def _describe_source(name: str, source: str, tally: Tally, sets: Sets) -> SourceReport:
     """Describe a source for report.json."""
     named_set = describe_set(sets.find(source), sets.find_files(source)) if is_named(source) else None
-    return SourceReport(name, source, digest_source(source, sets), tally.of_input(name), named_set)
+    has_name = named_set is not None or is_list(source)
+    return SourceReport(
+        name, source if has_name else None, digest_source(source, sets), tally.of_input(name), named_set
+    )
 
 
 def _stop_if_asked(context: Context) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NotRequired, TypedDict
 
 Need = TypedDict(  # the functional form, because "class" is a keyword of Python
@@ -34,6 +35,14 @@ class PromptRecord(Metadata):
 
     prompt: str
     unseen: NotRequired[bool]  # lab: it names a pair of colour and class that no training prompt names
-    item_id: NotRequired[str]  # DPG-Bench: the key of the prompt's questions
+    item_id: NotRequired[str]  # DPG-Bench: the key of the prompt's questions, and the name of its image
     style: NotRequired[str]  # HPDv2: the folder of its images
     index: NotRequired[int]  # HPDv2: the position of the prompt in its file
+
+
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def is_file_name(value: object) -> bool:
+    """Whether a value of a record can be the name of a file or folder, on every system and below its own folder."""
+    return isinstance(value, str) and FILE_NAME.fullmatch(value) is not None

@@ -35,8 +35,9 @@ class Teacher(Section):
 class Prompts(Section):
     """Where prompts come from.
 
-    A source is a .txt, .jsonl, .csv, .tsv or .parquet file, a public set by its name, such as set:geneval, or a list of
-    the lab: lab:train, lab:held-out, fashion:train or fashion:held-out.
+    A source is a .txt, .jsonl, .json, .csv, .tsv or .parquet file, which may be gzipped (.csv.gz), all such files of a
+    folder or of a pattern such as data/*.parquet, a public set by its name, such as set:geneval, or a list of the lab:
+    lab:train, lab:held-out, fashion:train or fashion:held-out.
     """
 
     sources: tuple[Address, ...] = Field(min_length=1, strict=False)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dmdr.config.prompt_record import PromptRecord
+from dmdr.config.prompt_record import PromptRecord, is_file_name
 from dmdr.errors import DataError
 
 BROKEN = "not-a-number.json"
@@ -101,10 +101,10 @@ def _add_sample(tar: tarfile.TarFile, sample: Sample) -> None:
     _add(tar, f"{sample.place:05d}/metadata.jsonl", (json.dumps(record, ensure_ascii=False) + "\n").encode())
     for number, image in enumerate(images):
         _add(tar, image_file(sample.place, number), _encode_png(image))
-    if "item_id" in record and len(images) in (1, 4):
+    if is_file_name(record.get("item_id")) and len(images) in (1, 4):
         _add(tar, f"dpg/{record['item_id']}.png", _encode_png(build_grid(images)))
-    if "style" in record and "index" in record:
-        _add(tar, f"hps/{record['style']}/{int(record['index']):05d}.jpg", _encode_jpeg(images[0]))
+    if is_file_name(record.get("style")) and isinstance(record.get("index"), int):
+        _add(tar, f"hps/{record['style']}/{record['index']:05d}.jpg", _encode_jpeg(images[0]))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -5,82 +5,33 @@ All formats but JSON are read in bounded memory, however long the file or a line
 
 from __future__ import annotations
 
-import csv
 import json
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
 
 from dmdr.errors import ConfigError, DataError
+from stages.prompt_sources.lines import LONGEST_ROW, ByteReader, Lines, iterate_lines
+from stages.prompt_sources.tables import Rows, check_columns, read_csv, read_tsv
 
-LONGEST = 4096  # bytes of a line, without its end
-MOST_BAD = 0.01  # share of the lines; with more, the file is probably not a file of prompts
-MOST_REPORTED = 10  # bad lines that are reported one by one
-QUOTED = re.compile(r'"((?:[^"]|"")*)"')
-
-
-@dataclass
-class Lines:
-    """Counts the lines of a source, and reports the first bad ones by `say`."""
-
-    source: str
-    say: Callable[[str], None]
-    read: int = 0
-    bad: int = 0
-
-    def skip(self, number: int, why: str, lines: int = 1) -> None:
-        """Count bad lines and report them. number: of the last one; why: a clause that says what is wrong with it."""
-        self.read += lines
-        self.bad += lines
-        if self.bad <= MOST_REPORTED:
-            self.say(f"{self.source}, line {number:,}, {why}; skipped")
-
-    def check(self) -> None:
-        """Raises DataError if the source is empty or has too many bad lines."""
-        if self.bad > MOST_REPORTED:
-            self.say(f"{self.source}: {self.bad:,} bad lines in all")
-        if self.read == 0:
-            raise DataError(f"{self.source} is empty; give a file with a prompt on each line")
-        if self.bad > self.read * MOST_BAD:
-            raise DataError(
-                f"{self.source}: {self.bad:,} of {self.read:,} lines are bad, more than {MOST_BAD:.0%}; mend the file, "
-                "or correct prompts.sources, prompts.evaluation or prompts.column"
-            )
+LARGEST_JSON = 2**28  # bytes; a JSON file is read as a whole
 
 
-Rows = Iterator[tuple[int, object, dict[str, object]]]  # line number, value of the prompt column, other columns
+def read_text(file: ByteReader, column: str, lines: Lines) -> Rows:
+    return ((number, text, {}) for number, text in iterate_lines(file, lines) if text)
 
 
-def _iterate_lines(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of each line. Lines that are too long or not UTF-8 are skipped and counted.
+def read_jsonl(file: ByteReader, column: str, lines: Lines) -> Rows:
+    def build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if sum(name == column for name, _ in pairs) > 1:
+            raise KeyError
+        return dict(pairs)
 
-    At most LONGEST + 1 bytes are held in memory, however long a line is.
-    """
-    number = 0
-    while raw := file.readline(LONGEST + 1):
-        number += 1
-        if len(raw) > LONGEST and not raw.endswith(b"\n"):
-            while (more := file.readline(LONGEST)) and not more.endswith(b"\n"):
-                pass
-            lines.skip(number, f"is longer than {LONGEST:,} bytes")
+    for number, text in iterate_lines(file, lines, longest=LONGEST_ROW):
+        if not text:
             continue
         try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            lines.skip(number, "is not UTF-8")
+            data = json.loads(text, object_pairs_hook=build_object)
+        except KeyError:
+            lines.skip(number, f"has {column!r} twice")
             continue
-        yield number, text.rstrip("\r\n")
-
-
-def _read_text(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    return ((number, text, {}) for number, text in _iterate_lines(file, lines))
-
-
-def _read_jsonl(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    for number, text in _iterate_lines(file, lines):
-        try:
-            data = json.loads(text)
         except (ValueError, RecursionError):
             lines.skip(number, "is not JSON")
             continue
@@ -90,110 +41,90 @@ def _read_jsonl(file: BinaryIO, column: str, lines: Lines) -> Rows:
         yield number, data.pop(column), data
 
 
-def _read_tsv(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    """Read a table whose fields are separated by tabs, even inside quotes.
+def read_json(file: ByteReader, column: str, lines: Lines) -> Rows:
+    """Read a list of prompts, or of objects with the prompt under `column`.
 
-    A field is quoted if it begins and ends with a quote and every quote inside it is doubled.
+    Raises:
+        DataError: the file is no list, or larger than LARGEST_JSON.
     """
-    rows = ((number, text.split("\t")) for number, text in _iterate_lines(file, lines))
-    unquoted = ((number, [_unquote(field) for field in row]) for number, row in rows)
-    return _read_table(unquoted, column, lines)
+    for number, each in enumerate(_load_list(file, lines.source), 1):
+        if isinstance(each, dict):
+            if column not in each:
+                lines.skip(number, f"has no {column!r}")
+                continue
+            yield number, each.pop(column), each
+        else:
+            yield number, each, {}
 
 
-def _unquote(field: str) -> str:
-    quoted = QUOTED.fullmatch(field)
-    return field if quoted is None else quoted[1].replace('""', '"')
+def read_json_of_set(file: ByteReader, column: str, lines: Lines) -> Rows:
+    """As `read_json`. A prompt without an object gets its place in the list as `index`, which HPSv2 asks for."""
+    for number, prompt, rest in read_json(file, column, lines):
+        yield number, prompt, rest or {"index": number - 1}
 
 
-def _read_csv(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    return _read_table(_iterate_csv(file, lines), column, lines)
+def _load_list(file: ByteReader, source: str) -> list[object]:
+    content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise DataError(f"{source} is larger than {LARGEST_JSON >> 20} MiB; write it as JSONL, one object on each line")
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source} is not JSON ({error}); mend it, or fetch it again") from error
+    if not isinstance(data, list):
+        raise DataError(f"{source} is {type(data).__name__}, not a list; give a list of prompts, or JSONL")
+    return data
 
 
-def _iterate_csv(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV file (RFC 4180), each with the number of its last line.
-
-    A quoted field may hold line ends. If a quote never closes, the lines up to the longest allowed field are skipped.
-    """
-    last_line = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal last_line
-        for number, text in _iterate_lines(file, lines):
-            last_line = number
-            yield f"{text}\n"
-
-    csv.field_size_limit(LONGEST)
-    rows = csv.reader(texts(), strict=True)
-    while True:
-        before = rows.line_num
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            lines.skip(last_line, f"is not CSV ({error})", rows.line_num - before)
-            continue
-        yield last_line, row
-
-
-def _read_table(rows: Iterator[tuple[int, list[str]]], column: str, lines: Lines) -> Rows:
-    """Take the first row as the header, and yield the rows below it. Empty fields are left out."""
-    _, header = next(rows, (0, []))
-    if header and column not in header:
-        raise ConfigError(
-            f"{lines.source} has no column {column!r}, it has {', '.join(map(repr, header))}; correct prompts.column"
-        )
-    for number, row in rows:
-        if len(row) != len(header):
-            lines.skip(number, f"has {len(row)} fields instead of {len(header)}")
-            continue
-        fields = dict(zip(header, row, strict=True))
-        yield number, fields.pop(column), {name: value for name, value in fields.items() if name and value}
-
-
-def _read_parquet(file: BinaryIO, column: str, lines: Lines) -> Rows:
+def read_parquet(file: ByteReader, column: str, lines: Lines) -> Rows:
+    """Read a column of text, or of bytes that are UTF-8, and beside it the columns of plain values."""
     try:
         import pyarrow
         from pyarrow import parquet, types
     except ImportError as error:
         raise ConfigError(f"{lines.source} is Parquet, which needs the package pyarrow; pip install pyarrow") from error
+
+    def is_text(of: pyarrow.DataType) -> bool:
+        return bool(types.is_string(of) or types.is_large_string(of) or types.is_string_view(of))
+
+    def is_bytes(of: pyarrow.DataType) -> bool:
+        return bool(types.is_binary(of) or types.is_large_binary(of) or types.is_binary_view(of))
+
     try:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow
-        if column not in schema.names:
+        check_columns(schema.names, column, lines.source)
+        values = {
+            each.name: each.type.value_type if types.is_dictionary(each.type) else each.type
+            for each in schema
+            if schema.names.count(each.name) == 1
+        }
+        if not is_text(values[column]) and not is_bytes(values[column]):
             raise ConfigError(
-                f"{lines.source} has no column {column!r}, it has {', '.join(schema.names)}; correct prompts.column"
+                f"{lines.source}: column {column!r} holds {values[column]}, not text; correct prompts.column"
             )
-        plain_types = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
-        names = [
-            each.name for each in schema if each.name == column or any(matches(each.type) for matches in plain_types)
-        ]
+        plain = (is_text, types.is_integer, types.is_floating, types.is_boolean)
+        names = [name for name, of in values.items() if name == column or any(matches(of) for matches in plain)]
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=names):
             for row in batch.to_pylist():
                 number += 1
-                yield number, row.pop(column), row
+                prompt = row.pop(column)
+                try:
+                    yield number, prompt.decode() if isinstance(prompt, bytes) else prompt, row
+                except UnicodeDecodeError:
+                    lines.skip(number, "is not UTF-8")
     except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{lines.source} is not a complete Parquet file: {error}; fetch it again") from error
 
 
-def _read_json(file: BinaryIO, column: str, lines: Lines) -> Rows:
-    """Read a list of prompts, or of objects with the prompt under `column`.
-
-    A prompt without an object gets its place in the list as `index`.
-    """
-    try:
-        data = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{lines.source} is not JSON ({error}); fetch it again") from error
-    if not isinstance(data, list):
-        raise DataError(f"{lines.source} is {type(data).__name__}, not a list; give a list of prompts")
-    for number, each in enumerate(data, 1):
-        if isinstance(each, dict) and column in each:
-            yield number, each.pop(column), each
-        else:
-            yield number, each, {"index": number - 1}
-
-
-READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet}
-READERS_OF_SETS = READERS | {".json": _read_json}
+READERS = {
+    ".txt": read_text,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+}
+READERS_OF_SETS = READERS | {".json": read_json_of_set}

@@ -49,10 +49,14 @@ def _freeze(counter: Counter[str]) -> PromptCounts:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """One source in report.json. named_set: the public set that it names, if any."""
+    """One source in report.json.
+
+    source: the public set or the lab's list that it names, None for files: where they lie is no part of a result.
+    named_set: the facts of a public set.
+    """
 
     input: str
-    source: str
+    source: str | None
     sha256: str
     counts: PromptCounts
     named_set: SetReport | None
@@ -62,7 +66,8 @@ class SourceReport:
         return self.named_set is not None and self.named_set.kind == "evaluation"
 
     def to_json(self) -> dict[str, object]:
-        own = {"input": self.input, "source": self.source, "sha256": self.sha256, **self.counts.to_dict()}
+        source = {} if self.source is None else {"source": self.source}
+        own = {"input": self.input, **source, "sha256": self.sha256, **self.counts.to_dict()}
         if self.named_set is None:
             return own
         return {**own, **self.named_set.to_json(), "found": self.counts.read - self.counts.bad}

@@ -6,27 +6,33 @@ and exclude, and any other plain value of the source. A line that cannot be a pr
 
 from __future__ import annotations
 
+import gzip
 import json
-import os
+import math
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 from dmdr.config.identity import fingerprint
-from dmdr.config.prompt_record import PromptRecord
+from dmdr.config.prompt_record import PromptRecord, is_file_name
 from dmdr.config.run import Prompts
-from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.errors import ConfigError, DataError
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts
 from stages.prompt_sources import public_set_files
-from stages.prompt_sources.formats import READERS, READERS_OF_SETS, Lines, Rows
+from stages.prompt_sources.files import find_files, find_format, open_file
+from stages.prompt_sources.formats import READERS, READERS_OF_SETS
+from stages.prompt_sources.lines import LONGEST, Lines
 from stages.prompt_sources.public_set_files import FETCHED, Sets
 from stages.prompt_sources.public_sets import NamedSet, is_named
+from stages.prompt_sources.tables import Rows
 
 WORLDS = {"lab": lab_prompts, "fashion": fashion_prompts}  # WORLD:train and WORLD:held-out
 GENEVAL = ("include", "exclude")  # keys that may hold lists of objects; all others hold plain values
+FILE_NAMES = ("item_id", "style")  # keys whose values become names of files, in the layout of a benchmark
 DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069\ufeff]")  # bidirectional overrides and byte order marks
 
 
@@ -51,14 +57,16 @@ def read_source(source: str, column: str, lines: Lines, sets: Sets = FETCHED) ->
     """
     if is_named(source):
         yield from _read_set(source, lines, sets)
-    elif _is_list(source):
+    elif is_list(source):
         yield from _iterate_records(
             ((number, each["prompt"], dict(each)) for number, each in enumerate(_lab_list(source), 1)), lines
         )
     else:
-        path = _find_file(source)
-        with path.open("rb") as file:
-            yield from _iterate_records(READERS[path.suffix.lower()](file, column, lines), lines)
+        files = find_files(source, _name_lists())
+        for path in files:
+            lines.source = source if len(files) == 1 else f"{source} ({path.name})"
+            yield from _read_file(path, column, lines)
+        lines.source = source
     lines.check()
 
 
@@ -66,9 +74,10 @@ def digest_source(source: str, sets: Sets = FETCHED) -> str:
     """sha256 of a source's content. Raises what `read_source` does, and InputMissing if a file cannot be read."""
     if is_named(source):
         return public_set_files.digest_files(sets.find_files(source))
-    if _is_list(source):
+    if is_list(source):
         return fingerprint(_lab_list(source))
-    return public_set_files.sha256(_find_file(source))
+    digests = [public_set_files.sha256(path) for path in find_files(source, _name_lists())]
+    return digests[0] if len(digests) == 1 else fingerprint(digests)
 
 
 def normalise(text: str) -> str:
@@ -77,7 +86,8 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join("".join(kept).split()))
 
 
-def _is_list(source: str) -> bool:
+def is_list(source: str) -> bool:
+    """Whether a source is a list of the lab."""
     return source.partition(":")[0] in WORLDS and ":" in source
 
 
@@ -89,20 +99,18 @@ def _lab_list(source: str) -> tuple[PromptRecord, ...]:
         raise ConfigError(f"prompt source {source}: {error}") from error
 
 
-def _find_file(source: str) -> Path:
-    path = Path(source)
-    if path.suffix.lower() not in READERS:
-        lists = ", ".join(f"{world}:{name}" for world in WORLDS for name in ("train", "held-out"))
-        raise ConfigError(
-            f"prompt source {source} has an unknown format; give {lists}, set:NAME or a file that ends in "
-            f"{', '.join(READERS)}"
-        )
-    if not os.path.isfile(path):
-        raise InputMissing(
-            f"prompt source {source} is not a file, or this user may not open its folder; correct prompts.sources or "
-            "prompts.evaluation"
-        )
-    return path
+def _name_lists() -> str:
+    return ", ".join(f"{world}:{name}" for world in WORLDS for name in ("train", "held-out"))
+
+
+def _read_file(path: Path, column: str, lines: Lines) -> Iterator[PromptRecord]:
+    ending = find_format(path)
+    assert ending is not None, "find_files gives no other"
+    with open_file(path) as file:
+        try:
+            yield from _iterate_records(READERS[ending](file, column, lines), lines)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{lines.source} is not a complete gzip file: {error}; fetch it again") from error
 
 
 def _read_set(source: str, lines: Lines, sets: Sets) -> Iterator[PromptRecord]:
@@ -160,12 +168,44 @@ def _build_record(prompt: object, rest: Mapping[str, object], metadata: Mapping[
     text = normalise(prompt)
     if not text:
         raise ValueError("has no prompt")
-    plain = {k: v for k, v in rest.items() if k in GENEVAL or v is None or isinstance(v, (str, int, float))}
-    record = {**plain, "prompt": text, **metadata}
+    values = {name: _check_value(name, value) for name, value in rest.items()}
+    kept = {name: value for name, value in values.items() if value is not UNUSABLE and name == normalise(name)}
     try:
-        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise ValueError("has half a surrogate pair, which is not text") from error
-    except ValueError as error:
-        raise ValueError("has a number that is not finite") from error
+    record = {**kept, "prompt": text, **metadata}
     return cast("PromptRecord", record)  # it also has the keys of the source, which no type can name
+
+
+UNUSABLE = object()  # stands for a value that a record does not keep
+
+
+def _check_value(name: str, value: object) -> object:
+    """A value of a record as it is kept, or UNUSABLE. It costs nothing but itself: the prompt stays.
+
+    Text is normalised, because tables and pages show it. A number is finite. What becomes a file's name can be one.
+    """
+    if name in FILE_NAMES and not is_file_name(value):
+        return UNUSABLE
+    if name == "index" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        return UNUSABLE
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else UNUSABLE
+    if isinstance(value, str):
+        text = normalise(value)
+        return text if _is_short(text) else UNUSABLE
+    try:
+        return value if name in GENEVAL and _is_short(json.dumps(value, allow_nan=False)) else UNUSABLE
+    except (ValueError, RecursionError):  # a number inside is not finite
+        return UNUSABLE
+
+
+def _is_short(text: str) -> bool:
+    """Whether it is text, without half a surrogate pair, of at most LONGEST bytes."""
+    try:
+        return len(text.encode()) <= LONGEST
+    except UnicodeEncodeError:
+        return False

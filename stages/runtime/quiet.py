@@ -8,7 +8,7 @@ import os
 def quiet_libraries() -> None:
     """Call this before transformers and diffusers are imported.
 
-    transformers warns of torchvision, which nothing here needs; diffusers, of each prompt that is longer than an encoder.
+    transformers warns of torchvision, which nothing here needs; diffusers, of each prompt that an encoder cuts.
     """
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")

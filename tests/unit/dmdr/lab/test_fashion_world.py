@@ -32,7 +32,8 @@ from dmdr.lab.world import BACKGROUND, SIZE
 from dmdr.metrics.load import judge_images, load_metrics
 from dmdr.rewards.load import load_reward
 from dmdr.teacher.load import find_teacher, load_teacher
-from stages.prompt_sources.sources import Lines, digest_source, read_source
+from stages.prompt_sources.lines import Lines
+from stages.prompt_sources.sources import digest_source, read_source
 
 needs_images = pytest.mark.skipif(
     not garments.FOLDER.is_dir(), reason="needs the Debian package dataset-fashion-mnist, which is not installed"
