@@ -14,7 +14,7 @@ from dmdr.errors import InputMissing
 
 @functools.cache  # each stage of a run needs it, and the files are gigabytes
 def digest(path: Path) -> str:
-    """sha256 of a file, or over the (relative path, sha256) of every file of a folder.
+    """sha256 of a file, or over the (relative path, sha256) of every file of a folder that `list_files` names.
 
     Raises:
         InputMissing: some of it cannot be read.
@@ -32,7 +32,10 @@ def digest(path: Path) -> str:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Every file of a folder and of the folders below it, sorted.
+    """Every file of a folder and of the folders below it, sorted, but for hidden ones.
+
+    Names that begin with a dot (.cache, .git, .gitattributes) belong to the tools that fetched the folder. They change
+    with every fetch.
 
     Raises:
         InputMissing: a file or a folder cannot be read, or a link points to nothing. To skip it silently would change
@@ -41,6 +44,8 @@ def list_files(folder: Path) -> list[Path]:
     files: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=_raise_unreadable):
         _require_access(parent, os.R_OK | os.X_OK)
+        folders[:] = [name for name in folders if not name.startswith(".")]  # the walk goes on from here
+        names = [name for name in names if not name.startswith(".")]
         for entry in (os.path.join(parent, name) for name in [*folders, *names]):
             if not os.path.exists(entry):
                 raise InputMissing(f"{entry} is a link to {os.readlink(entry)}, which is not there; fetch it again")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -110,6 +111,22 @@ def test_a_file_that_cannot_be_read_is_named(folder, part, spoil):
         assert digest_teacher(folder) != whole
         load_teacher(folder, resolution=16)
     assert str(file.parent if spoil is a_folder else file) in str(said.value) and "\n" not in str(said.value)
+
+
+def test_what_tools_leave_beside_the_files_is_no_part_of_a_teacher(folder):
+    """As `hf download --local-dir` writes it, with the time of each fetch, and git and macOS."""
+    before = digest_teacher(folder)
+    leftovers = [".gitattributes", ".git/config", "vae/._config.json", ".cache/huggingface/download/vae/x.metadata"]
+    for number, name in enumerate(leftovers):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{time.time()} {number}")
+        digests.digest.cache_clear()
+        assert digest_teacher(folder) == before
+    (folder / ".git/dangling").symlink_to("nowhere")
+    load_teacher(folder, resolution=16)
+    (folder / "vae/config.json").write_text((folder / "vae/config.json").read_text() + " ")
+    digests.digest.cache_clear()
+    assert digest_teacher(folder) != before
 
 
 def test_a_folder_that_cannot_be_listed_is_named(folder, request):
