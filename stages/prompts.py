@@ -22,9 +22,10 @@ from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import DataError, Stopped
+from dmdr.export.teacher_parity import compare_teacher
 from dmdr.export.write import check_single_file
 from dmdr.promptset import Split, write_shard, write_unconditional
-from dmdr.teacher.load import find_teacher_of, load_teacher
+from dmdr.teacher.load import find_teacher_of, load_teacher, note_sampler
 from stages.prompt_sources.lines import Lines
 from stages.prompt_sources.public_set_files import Sets, describe_set
 from stages.prompt_sources.public_sets import is_named
@@ -65,7 +66,15 @@ def run(context: Context, sets: Sets | None = None) -> Json:
                 f"{each.source} is meant for evaluation; after training on it, scores on its prompts mean nothing"
             )
 
-    backbone = load_teacher(find_teacher_of(context.config.teacher), pick_device(context.config))
+    source = find_teacher_of(context.config.teacher)
+    if (note := note_sampler(source)) is not None:
+        progress.say(note)
+    backbone = load_teacher(source, pick_device(context.config))
+    compare_teacher(
+        backbone,
+        guidance_scale=context.config.teacher.guidance_scale,
+        student_steps=context.config.student.steps,
+    )
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     truncated = encode_prompts(context, backbone, counts.train + counts.evaluation, sets)

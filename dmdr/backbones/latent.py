@@ -28,27 +28,36 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
         pipe: the teacher's own pipeline.
         network: its transformer or UNet.
         channels: number of channels of a latent.
-        side: side of a latent if `resolution` is None.
+        side: side of a latent if `resolution` is None, as the network's config has it: one number or two, or None.
         multiple: the network takes latents whose side is a multiple of it.
         resolution: side of the images in pixels.
 
     Raises:
-        DataError: the family cannot draw images of that resolution.
+        DataError: the network is not one of text to image, or the family cannot draw images of that resolution.
     """
 
     family: str
     path: Path
     lora_targets: tuple[str, ...]
     latent_shape: tuple[int, int, int]
+    smallest: int
     plain_guidance = 1.0
     compute = torch.float32
     guidance_is_input = False
 
     def __init__(
-        self, pipe: Pipe, network: Network, *, channels: int, side: int, multiple: int, resolution: int | None
+        self,
+        pipe: Pipe,
+        network: Network,
+        *,
+        channels: int,
+        side: int | list[int] | None,
+        multiple: int,
+        resolution: int | None,
     ) -> None:
         self.pipe = pipe
         self.network = network
+        _check_autoencoder(pipe.vae, channels)
         for module in (network, self.vae):
             module.requires_grad_(False).eval()
         pixels: int = pipe.vae_scale_factor
@@ -57,10 +66,11 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
                 f"teacher.resolution {resolution} is not a multiple of {pixels * multiple}, as this teacher needs; the "
                 f"nearest is {max(1, round(resolution / pixels / multiple)) * pixels * multiple}"
             )
-        if resolution is not None:
-            side = resolution // pixels
-        self.latent_shape = (channels, side, side)
-        self.resolution = side * pixels
+        if resolution is None:
+            resolution = _read_side(side) * pixels
+        self.smallest = pixels * multiple
+        self.latent_shape = (channels, resolution // pixels, resolution // pixels)
+        self.resolution = resolution
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -109,6 +119,52 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
         return latents
 
 
+def _check_autoencoder(vae: AutoencoderKL, channels: int) -> None:
+    """Raises DataError if the latents are not those of the network, or are normalised in a way that we do not know."""
+    config = vae.config
+    if config["latent_channels"] != channels:
+        raise DataError(
+            f"teacher's network takes {channels} channels, but the latents of its VAE have "
+            f"{config['latent_channels']}; a model for inpainting, editing or control is no text-to-image teacher: "
+            "give another"
+        )
+    if config["in_channels"] != 3 or config["out_channels"] != 3:
+        raise DataError("teacher's VAE is not one of RGB images (in_channels, out_channels); give another teacher")
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        raise DataError(
+            "teacher's VAE has latents_mean and latents_std, which DMDR does not know; give another teacher"
+        )
+    if not isinstance(config["scaling_factor"], (int, float)) or not config["scaling_factor"]:
+        raise DataError(f"teacher's VAE has scaling_factor {config['scaling_factor']!r}; fetch the teacher again")
+
+
+def _read_side(side: int | list[int] | tuple[int, ...] | None) -> int:
+    """The side of a latent that a network's sample_size gives. Raises DataError if it gives none, or two."""
+    sides = {*side} if isinstance(side, (list, tuple)) else {side}
+    found = sides.pop() if len(sides) == 1 else None
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise DataError(
+            f"teacher's network has sample_size {side!r}, which gives no side of a square image; set teacher.resolution"
+        )
+    return found
+
+
+def compute_shift(scheduler: FlowMatchEulerDiscreteScheduler, mu: float) -> float:
+    """s of t -> s t / (1 + (s - 1) t). mu: what the pipeline gives a scheduler with dynamic shifting."""
+    config = scheduler.config
+    if not config["use_dynamic_shifting"]:
+        return float(config["shift"])
+    return math.exp(mu) if config["time_shift_type"] == "exponential" else mu
+
+
+def compute_mu(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> float:
+    """What pipelines give a scheduler with dynamic shifting: linear in the number of image tokens."""
+    few, many, least, most = (
+        float(scheduler.config[key]) for key in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    )
+    return least + (most - least) * (tokens - few) / (many - few)
+
+
 class ShiftedFlowBackbone(LatentBackbone[Pipe, Network]):
     """Flow matching whose pipeline gives the scheduler the times 1, 1 - 1 / N, ..., 1 / N, which the latter shifts."""
 
@@ -116,20 +172,11 @@ class ShiftedFlowBackbone(LatentBackbone[Pipe, Network]):
 
     @property
     def mu(self) -> float:
-        """What the pipeline gives a scheduler with dynamic shifting: linear in the number of image tokens."""
-        config = self.pipe.scheduler.config
-        tokens = (self.latent_shape[1] // 2) * (self.latent_shape[2] // 2)
-        few: int = config.base_image_seq_len
-        many: int = config.max_image_seq_len
-        return config.base_shift + (config.max_shift - config.base_shift) * (tokens - few) / (many - few)
+        return compute_mu(self.pipe.scheduler, (self.latent_shape[1] // 2) * (self.latent_shape[2] // 2))
 
     @property
     def shift(self) -> float:
-        """s of t -> s t / (1 + (s - 1) t)."""
-        config = self.pipe.scheduler.config
-        if not config.use_dynamic_shifting:
-            return config.shift
-        return math.exp(self.mu) if config.time_shift_type == "exponential" else self.mu
+        return compute_shift(self.pipe.scheduler, self.mu)
 
     def _times(self, scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> torch.Tensor:
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=self.mu)

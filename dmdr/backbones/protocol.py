@@ -28,6 +28,7 @@ class Backbone(Protocol):
     family: str
     latent_shape: tuple[int, int, int]  # C, H, W
     resolution: int  # side of the images in pixels
+    smallest: int  # the side of the smallest image that the network takes; others are multiples of it
     lora_targets: tuple[str, ...]  # names of the modules that a LoRA adapts
     guidance_is_input: bool  # the network takes the guidance scale, as "guidance" (B,) of its conditioning; no CFG
     plain_guidance: float  # the guidance_scale at which the family's own pipeline runs no guidance

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from dmdr.backbones.latent import LatentBackbone, silence_diffusers
+from dmdr.backbones.latent import LatentBackbone, compute_mu, compute_shift, silence_diffusers
 from dmdr.backbones.null_tokens import NullTokenAttention
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.backbones.zero_t5 import build_zero_t5
@@ -90,8 +90,13 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
 
     def teacher_times(self, steps: int) -> torch.Tensor:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, mu=self.mu if scheduler.config.use_dynamic_shifting else None)
         return scheduler.sigmas
+
+    @property
+    def mu(self) -> float:
+        patch: int = self.network.config["patch_size"]
+        return compute_mu(self.pipe.scheduler, (self.latent_shape[1] // patch) * (self.latent_shape[2] // patch))
 
     def student_times(self, steps: int) -> torch.Tensor:
         scheduler = self.student_scheduler(steps)
@@ -105,7 +110,7 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
         Moebius maps of k with 1 - t = 0 at k = 0, so that two numbers make them equal: shift c s N / (N - 1) and
         terminal 1 - c, with c = (N - 1) / (s + N - 1).
         """
-        shift: float = self.pipe.scheduler.config.shift
+        shift = compute_shift(self.pipe.scheduler, self.mu)
         if steps == 1:
             return FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
         last = (steps - 1) / (shift + steps - 1)  # 1 - t of the last step

@@ -18,13 +18,20 @@ from dmdr.errors import DataError
 from dmdr.path import VPPath
 
 TOKENS = 77  # of every prompt: the tokenizers pad or cut it
+# Of a UNet that takes a prompt, its pooled state and sizes, and nothing else. Distilled ones take a guidance scale.
+PLAIN = {
+    "addition_embed_type": "text_time",
+    "class_embed_type": None,
+    "encoder_hid_dim_type": None,
+    "time_cond_proj_dim": None,
+}
 
 
 class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
     """A StableDiffusionXLPipeline as the method sees it.
 
     Raises:
-        DataError: the UNet does not predict noise.
+        DataError: the UNet takes something else than a prompt, its pooled state and sizes.
     """
 
     family = "sdxl"
@@ -32,13 +39,13 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, pipe: StableDiffusionXLPipeline, resolution: int | None = None) -> None:
-        kind = pipe.scheduler.config.get("prediction_type", "epsilon")
-        if kind != "epsilon":
-            raise DataError(
-                f"teacher predicts {kind} (scheduler_config.json, prediction_type); DMDR distils SDXL teachers that "
-                "predict epsilon, as SDXL-Base does: give another teacher"
-            )
         unet: UNet2DConditionModel = pipe.unet
+        for key, value in PLAIN.items():
+            if unet.config[key] != value:
+                raise DataError(
+                    f"teacher's UNet has {key}: {unet.config[key]!r}, and DMDR distils those with {value!r}, as "
+                    "SDXL-Base has it: give another teacher"
+                )
         super().__init__(
             pipe,
             unet,

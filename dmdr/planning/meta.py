@@ -26,6 +26,7 @@ from dmdr.planning.architectures import ARCHITECTURES, assemble_pipeline
 from dmdr.teacher import hub
 from dmdr.teacher.index import read_index
 from dmdr.teacher.load import build_backbone, find_diffusers_folder
+from dmdr.teacher.scheduler_config import check_scheduler
 
 CONFIGS = ("model_index.json", "*/config.json", "scheduler/*.json")
 LOWERED = (F.linear, F.conv1d, F.conv2d)  # autocast computes these in the lower precision
@@ -56,6 +57,7 @@ def find_configs(teacher: Teacher) -> Path:
 def build_from_configs(folder: Path, resolution: int | None = None) -> Backbone:
     """The teacher that a folder's configuration describes, on meta, without reading weights."""
     index = read_index(folder)
+    check_scheduler(folder, index)
     name = "unet" if "unet" in index.parts else "transformer"
     parts = {}
     with torch.device("meta"):

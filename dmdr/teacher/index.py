@@ -15,6 +15,14 @@ FAMILIES = {  # class of the pipeline -> family
     "FluxPipeline": "flux",
 }
 TEXT_PARTS = ("text_encoder", "tokenizer")  # beginnings of their names
+LIBRARIES = ("diffusers", "transformers")  # whose classes a part may have; any other is code of its own
+NETWORKS = {
+    "sd3": ("transformer", "SD3Transformer2DModel"),
+    "sdxl": ("unet", "UNet2DConditionModel"),
+    "z-image": ("transformer", "ZImageTransformer2DModel"),
+    "flux": ("transformer", "FluxTransformer2DModel"),
+}
+VAE = "AutoencoderKL"
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def read_index(folder: Path) -> PipelineIndex:
     """Read model_index.json of a teacher.
 
     Raises:
-        DataError: it is not JSON, or DMDR does not know the pipeline's family.
+        DataError: it is not JSON, DMDR does not know the pipeline's family, or a part has a class of its own.
         InputMissing: it cannot be read.
     """
     try:
@@ -71,9 +79,37 @@ def read_index(folder: Path) -> PipelineIndex:
         raise DataError(f"teacher {folder}: model_index.json is not JSON ({error}); fetch the teacher again") from error
     except OSError as error:
         raise InputMissing(f"cannot read {error.filename}: {error.strerror}; let this user read it") from error
+    if not isinstance(index, dict):
+        raise DataError(f"teacher {folder}: model_index.json is no JSON object; fetch the teacher again")
     name = index.get("_class_name")
-    if name not in FAMILIES:
-        raise DataError(f"teacher {folder} is a {name}; DMDR knows {', '.join(FAMILIES)}")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise DataError(f"teacher {folder} is a {_name_class(name)}; DMDR knows {', '.join(FAMILIES)}")
     entries = {key: value for key, value in index.items() if isinstance(value, list)}  # the others are settings
-    parts = {part: None if library is None else Part(library, kind) for part, (library, kind) in entries.items()}
-    return PipelineIndex(name, parts)
+    found = PipelineIndex(name, {part: _read_part(folder, part, entry) for part, entry in entries.items()})
+    network, expected = NETWORKS[found.family]
+    for part, class_name in ((network, expected), ("vae", VAE)):
+        if (given := found.require_part(part).class_name) != class_name:
+            raise DataError(
+                f"teacher {folder}: its {part} is a {given}, and DMDR distils a {name} whose {part} is a {class_name}"
+            )
+    return found
+
+
+def _read_part(folder: Path, part: str, entry: list[object]) -> Part | None:
+    """A part's class. Raises DataError if it is no class of a library that DMDR takes classes from."""
+    if entry == [None, None]:
+        return None
+    if len(entry) != 2 or not all(isinstance(each, str) for each in entry):
+        raise DataError(f"teacher {folder}: model_index.json says {entry!r} of {part}; fetch the teacher again")
+    library, class_name = map(str, entry)
+    if library not in LIBRARIES:
+        raise DataError(
+            f"teacher {folder}: its {part} is {library}.{class_name}, code of its own, which is never run; give a "
+            f"teacher whose parts are of {' and '.join(LIBRARIES)}"
+        )
+    return Part(library, class_name)
+
+
+def _name_class(name: object) -> str:
+    """The name of a pipeline's class as model_index.json has it; a list names a module with code of its own first."""
+    return str(name[-1]) if isinstance(name, list) and name else str(name)

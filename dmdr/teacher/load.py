@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, TypedDict
 
 from dmdr.config.run import Teacher
 from dmdr.errors import DataError, InputMissing
-from dmdr.teacher import digests, hub
+from dmdr.teacher import digests, hub, scheduler_config
 from dmdr.teacher.index import FAMILIES, Part, PipelineIndex, read_index
 from dmdr.teacher.single_file import SingleFile, load_single_file
+from dmdr.teacher.weight_files import MODELS, check_config, find_variant, refuse_foreign_tensors
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModelMixin
     from transformers import PreTrainedModel
 
     from dmdr.backbones.protocol import Backbone
@@ -89,6 +90,16 @@ def family_of(source: TeacherSource) -> str:
     return read_index(_config_folder(source)).family
 
 
+def note_sampler(source: TeacherSource) -> str | None:
+    """What a user should know about the sampler of a teacher; None if there is nothing.
+
+    Raises:
+        DataError: as `load_teacher`.
+    """
+    folder = _config_folder(source)
+    return scheduler_config.note_sampler(folder, read_index(folder))
+
+
 def digest_teacher(source: TeacherSource) -> str:
     """sha256 over the (relative path, sha256) of every file: the teacher's identity, wherever the folder lies.
 
@@ -143,16 +154,17 @@ def load_pipeline(source: TeacherSource, *, text: bool = True) -> DiffusionPipel
 
     folder = _config_folder(source)
     index = read_index(folder)
+    scheduler_config.check_scheduler(folder, index)
     _check_headers(folder)
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
         pipe = _load_parts(source, index, text=text)
-    except DataError:
+    except (DataError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a library that builds a network from a wrong value raises whatever comes first
         message = " ".join(str(error).split()).split(" If you want to instead")[0]
-        raise DataError(f"teacher {folder} does not load: {message}") from error
+        raise DataError(f"teacher {folder} does not load: {type(error).__name__}: {message}") from error
     for name, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):
             _require_all(folder, name, {key for key, value in module.state_dict().items() if value.is_meta})
@@ -172,15 +184,18 @@ def _check_headers(folder: Path) -> None:
         if file.suffix != ".safetensors":
             continue
         try:
-            with safe_open(file, framework="pt"):
-                pass
+            with safe_open(file, framework="pt") as header:
+                names = list(header.keys())
         except SafetensorError as error:
             size = f"{file.stat().st_size:,} bytes"
             raise DataError(f"teacher file {file} is damaged ({error}; {size}); fetch the teacher again") from error
+        if file.parent != folder:  # one file for other programs may lie beside the folders
+            refuse_foreign_tensors(names, file)
 
 
 def _load_parts(source: TeacherSource, index: PipelineIndex, *, text: bool) -> DiffusionPipeline:
-    """The pipeline of an index. diffusers does not load a part that we pass: an encoder of ours, or None."""
+    """The pipeline of an index. diffusers does not load a part that we pass: an encoder of ours, or None. It loads no
+    pickle, and no class that is not its own."""
     import diffusers
     import torch
 
@@ -188,11 +203,22 @@ def _load_parts(source: TeacherSource, index: PipelineIndex, *, text: bool) -> D
     if isinstance(source, SingleFile):
         return load_single_file(source, index, left_out)
     kind: type[DiffusionPipeline] = getattr(diffusers, index.class_name)
-    overrides: dict[str, PreTrainedModel | None] = dict.fromkeys(left_out)
+    overrides: dict[str, PreTrainedModel | ModelMixin | None] = dict.fromkeys(left_out)
     for name, part in index.parts.items():
-        if part is not None and name.startswith("text_encoder") and name not in left_out:
-            overrides[name] = _load_text_encoder(source, name, part)
-    return kind.from_pretrained(source, dtype=torch.float32, local_files_only=True, **overrides)
+        if part is None or name not in MODELS or name in left_out:
+            continue
+        check_config(source, name)
+        variant = find_variant(source, name)
+        if name.startswith("text_encoder"):
+            overrides[name] = _load_text_encoder(source, name, part, variant)
+        elif variant is not None:
+            model: type[ModelMixin] = getattr(diffusers, part.class_name)
+            overrides[name] = model.from_pretrained(
+                source / name, dtype=torch.float32, local_files_only=True, use_safetensors=True, variant=variant
+            )
+    return kind.from_pretrained(
+        source, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False, **overrides
+    )
 
 
 class _LoadingReport(TypedDict):
@@ -202,7 +228,7 @@ class _LoadingReport(TypedDict):
     mismatched_keys: set[tuple[str, torch.Size, torch.Size]]  # name, shape in the file, shape that the config needs
 
 
-def _load_text_encoder(folder: Path, name: str, part: Part) -> PreTrainedModel:
+def _load_text_encoder(folder: Path, name: str, part: Part, variant: str | None) -> PreTrainedModel:
     """Load a text encoder and check it, which diffusers does not: it fills a missing tensor with noise."""
     import torch
     import transformers
@@ -213,6 +239,8 @@ def _load_text_encoder(folder: Path, name: str, part: Part) -> PreTrainedModel:
         folder / name,
         dtype=torch.float32,
         local_files_only=True,
+        use_safetensors=True,
+        variant=variant,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )

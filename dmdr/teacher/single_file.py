@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dmdr.errors import DataError
 from dmdr.teacher.index import PipelineIndex
+from dmdr.teacher.weight_files import find_variant, refuse_foreign_tensors, refuse_markers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin, StableDiffusion3Pipeline, StableDiffusionXLPipeline
@@ -54,7 +55,9 @@ def load_single_file(source: SingleFile, index: PipelineIndex, left_out: Collect
                 f"neither the teacher {source.file} nor its teacher.parts {source.parts} has weights of the {part}; "
                 "give parts that have them"
             )
-        overrides[part] = skeletons[part].from_pretrained(source.parts / part, dtype=torch.float32)
+        overrides[part] = skeletons[part].from_pretrained(
+            source.parts / part, dtype=torch.float32, use_safetensors=True, variant=find_variant(source.parts, part)
+        )
     kind: type[StableDiffusion3Pipeline] | type[StableDiffusionXLPipeline] = getattr(diffusers, index.class_name)
     with silence_diffusers():
         pipe: DiffusionPipeline = kind.from_single_file(
@@ -131,7 +134,10 @@ def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
     try:
         with safe_open(file, framework="pt") as header:
-            return {key: tuple(header.get_slice(key).get_shape()) for key in header.keys()}  # noqa: SIM118  # no mapping
+            names = list(header.keys())
+            refuse_foreign_tensors(names, file)
+            refuse_markers(names, header.metadata() or {}, file)
+            return {name: tuple(header.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         size = f"{file.stat().st_size:,} bytes"
         raise DataError(f"teacher file {file} is damaged ({error}; {size}); fetch the teacher again") from error

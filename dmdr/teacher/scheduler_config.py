@@ -1,0 +1,95 @@
+"""scheduler_config.json of a teacher: every setting is used, or has the value that changes nothing, or is refused.
+
+1. DMDR computes a teacher's noise schedule and its sampling times from this file. With a setting that is not
+   understood, the student would learn another model than the one that the teacher's own pipeline draws with.
+2. SDXL teachers are sampled with EulerDiscreteScheduler. Other samplers of the same noise schedule are accepted, and
+   `note_sampler` says so: the choice of a sampler is no property of the network.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+from dmdr.errors import DataError, InputMissing
+from dmdr.teacher.index import PipelineIndex
+
+FLOW, EULER = "FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"
+OTHER_SAMPLERS = (  # of the noise schedule that EulerDiscreteScheduler has
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
+SHIFT = {"shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift"}
+USED = {
+    FLOW: SHIFT | {"base_image_seq_len", "max_image_seq_len"},
+    EULER: {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing"}
+    | {"steps_offset"},
+}
+OF_THE_SCHEDULE = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}  # whichever sampler has it
+Settings = dict[str, object]
+
+
+def check_scheduler(folder: Path, index: PipelineIndex) -> None:
+    """Account for every setting of a teacher's scheduler.
+
+    Raises:
+        DataError: a class or a setting that DMDR does not sample, with its name and value.
+        InputMissing: the file cannot be read.
+    """
+    kind, settings = _read_settings(folder, index)
+    expected = EULER if index.family == "sdxl" else FLOW
+    if kind != expected and (expected == FLOW or kind not in OTHER_SAMPLERS):
+        raise DataError(
+            f"teacher {folder} is sampled with {kind} (model_index.json), and DMDR samples a {index.class_name} with "
+            f"{expected}; give a teacher of that scheduler"
+        )
+    neutral = _list_defaults(expected) if kind == expected else OF_THE_SCHEDULE
+    for name, value in settings.items():
+        if name in USED[expected] or name not in neutral or value == neutral[name]:
+            continue  # a name that the scheduler does not know is ignored by diffusers, too
+        raise DataError(
+            f"teacher {folder}: scheduler_config.json has {name}: {json.dumps(value)}, and DMDR samples only "
+            f"{json.dumps(neutral[name])}; give another teacher, or change the setting if the network was not trained "
+            "for it"
+        )
+
+
+def note_sampler(folder: Path, index: PipelineIndex) -> str | None:
+    """What a user should know about the sampler of a teacher; None if there is nothing."""
+    kind, _ = _read_settings(folder, index)
+    if index.family != "sdxl" or kind == EULER:
+        return None
+    return f"the teacher's own scheduler is {kind}; DMDR samples the teacher with {EULER} of the same noise schedule"
+
+
+def _read_settings(folder: Path, index: PipelineIndex) -> tuple[str, Settings]:
+    file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputMissing(f"cannot read {file}: {error.strerror}; fetch the teacher again") from error
+    except ValueError as error:
+        raise DataError(f"teacher file {file} is not JSON ({error}); fetch the teacher again") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"teacher file {file} is no JSON object; fetch the teacher again")
+    kind = index.require_part("scheduler").class_name
+    return kind, {name: value for name, value in settings.items() if not name.startswith("_")}
+
+
+def _list_defaults(kind: str) -> Settings:
+    """The settings of a scheduler of diffusers with their default values, which change nothing."""
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}

@@ -1,0 +1,122 @@
+"""The weight files of a diffusers folder: which are read, and whether their tensors are what their names say.
+
+1. Only safetensors are read. A pickle can run code when it is opened.
+2. A part that has only its half-precision variant (`*.fp16.safetensors`, as people download it) is read from that.
+3. Tensors under the names of a compiled network, of adapters that were not fused or of scaled 8-bit weights are not the
+   weights of the network. They are refused, because loading them as they are draws something else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from dmdr.errors import DataError
+
+MODELS = ("transformer", "unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")  # parts with weights
+VARIANTS = ("fp16", "bf16")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+FOREIGN = (  # in the name of a tensor -> what it is, and what to do
+    ("_orig_mod.", "it was saved from a compiled network; save the network's _orig_mod instead"),
+    (".base_layer.", "its adapters are not fused; fuse and unload them, then save it again"),
+    (".lora_", "it has a LoRA beside its weights; fuse and unload it, then save it again"),
+    ("scaled_fp8", "its 8-bit weights have scales of their own; give the weights in bfloat16 or float16"),
+    (".scale_weight", "its 8-bit weights have scales of their own; give the weights in bfloat16 or float16"),
+    (".weight_scale", "its 8-bit weights have scales of their own; give the weights in bfloat16 or float16"),
+    (".absmax", "it is quantised to 4 bits; give the weights in bfloat16 or float16"),
+    (".quant_map", "it is quantised; give the weights in bfloat16 or float16"),
+    (".comfy_quant", "it is quantised; give the weights in bfloat16 or float16"),
+)
+MARKERS = {  # tensors without values, by which one-file models say what their network predicts
+    "v_pred": "predicts v, and DMDR distils SDXL teachers that predict epsilon",
+    "ztsnr": "was trained with zero terminal SNR, which DMDR does not sample",
+    "edm_mean": "is of EDM's formulation, which DMDR does not sample",
+    "edm_vpred.sigma_max": "is of EDM's formulation, which DMDR does not sample",
+}
+
+
+def find_variant(folder: Path, part: str) -> str | None:
+    """The variant of a part's weights that is there, if the plain ones are not; else None.
+
+    Raises:
+        DataError: the part has no weights that are read.
+    """
+    files = [each.name for each in (folder / part).glob("*.safetensors") if not each.name.startswith(".")]
+    if any(_variant_of(name) is None for name in files):
+        return None
+    found = [variant for variant in VARIANTS if any(_variant_of(name) == variant for name in files)]
+    if found:
+        return found[0]
+    others = {_variant_of(name) for name in files}
+    pickles = sorted(each.name for each in (folder / part).glob("*") if each.suffix in PICKLES)
+    if others:
+        raise DataError(
+            f"teacher {folder}: {part} has only the variant {min(map(str, others))} of its weights; DMDR reads the "
+            f"plain ones, or {' or '.join(VARIANTS)}"
+        )
+    if pickles:
+        raise DataError(
+            f"teacher {folder}: the weights of {part} are a pickle ({pickles[0]}), which can run code; DMDR reads only "
+            "safetensors: save the pipeline with safe_serialization=True where you trust it"
+        )
+    raise DataError(f"teacher {folder}: {part} has no weights (*.safetensors); fetch the teacher again")
+
+
+def _variant_of(name: str) -> str | None:
+    """ "fp16" of model.fp16.safetensors and of model.fp16-00001-of-00002.safetensors; None of plain weights."""
+    *_, last = name.removesuffix(".safetensors").split(".")
+    return None if last == name.removesuffix(".safetensors") else last.partition("-")[0]
+
+
+def check_config(folder: Path, part: str) -> None:
+    """Refuse a part whose config.json asks for code of its own, or says that its weights are quantised.
+
+    Raises:
+        DataError: with the key.
+    """
+    file = folder / part / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"teacher file {file} cannot be read ({error}); fetch the teacher again") from error
+    if not isinstance(config, dict):
+        raise DataError(f"teacher file {file} is no JSON object; fetch the teacher again")
+    if "auto_map" in config:
+        raise DataError(
+            f"teacher {folder}: {part} asks for code of its own (auto_map), which is never run; give another"
+        )
+    if config.get("quantization_config") is not None:
+        raise DataError(
+            f"teacher {folder}: the weights of {part} are quantised (quantization_config); give them in bfloat16 or "
+            "float16"
+        )
+
+
+def refuse_foreign_tensors(names: Iterable[str], file: Path) -> None:
+    """Refuse a file whose tensors are not those of a plain network.
+
+    Raises:
+        DataError: with the name of a tensor, what it means and what to do.
+    """
+    for name in names:
+        for sign, remedy in FOREIGN:
+            if sign in name:
+                raise DataError(f"teacher file {file} has the tensor {name}: {remedy}")
+
+
+def refuse_markers(names: Iterable[str], metadata: dict[str, str], file: Path) -> None:
+    """Refuse one file that says that its network predicts something else than epsilon.
+
+    Raises:
+        DataError: with the marker.
+    """
+    for name in names:
+        if name in MARKERS:
+            raise DataError(f"teacher {file} {MARKERS[name]} (its tensor {name}); give another teacher")
+    predicts = metadata.get("modelspec.prediction_type", "epsilon")
+    if predicts not in ("epsilon", "eps", ""):
+        raise DataError(
+            f"teacher {file} predicts {predicts} (modelspec.prediction_type), and DMDR distils teachers that predict "
+            "epsilon; give another teacher"
+        )
