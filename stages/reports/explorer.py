@@ -15,7 +15,7 @@ from stages.reports.gallery import LARGEST
 from stages.reports.headline import find_reference
 from stages.reports.pictures import Captioned
 from stages.reports.table1 import is_trained_on, list_figures
-from stages.reports.verdict import deciding_metric, describe_reference
+from stages.reports.verdict import NOT_A_NUMBER, deciding_metric, describe_reference
 
 SIDES = ((300, LARGEST), (1000, 160), (2500, 128))  # images on the page -> pixels of their longer side
 MOST_IMAGES = SIDES[-1][0]
@@ -46,11 +46,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt of the list. leads: measure by measure, the first model's score less the other's, or empty."""
+    """A prompt of the list. leads: measure by measure, the first model's score less the other's, or empty.
+
+    scores: all of them in words.
+    """
 
     number: int
     prompt: Prompt
     leads: str
+    scores: str
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,30 @@ def build_explorer(card: Figures, prompts: Sequence[Prompt]) -> Explorer:
         tuple(sorted({each.tag for each in prompts if each.tag})),
         tuple(Measure(figure, is_trained_on(card, figure), figure == decides) for figure in figures),
         tuple(
-            Entry(number, each, ";".join(_format_lead(each, figure, first, reference) for figure in figures))
+            Entry(
+                number,
+                each,
+                ";".join(_format_lead(each, figure, first, reference) for figure in figures),
+                describe_scores(each, card),
+            )
             for number, each in enumerate(prompts, start=1)
         ),
         sum(bool(each.images) for each in prompts),
     )
+
+
+def describe_scores(prompt: Prompt, card: Figures) -> str:
+    """Such as "strict: student 1.00, teacher 0.00; soft: student 1.00, teacher 0.50"."""
+    labels = {model.name: model.label for model in card.models}
+    by_figure = (
+        f"{figure}: {', '.join(f'{labels[model]} {_format_score(score)}' for model, score in by_model.items())}"
+        for figure, by_model in prompt.scores.items()
+    )
+    return "; ".join(by_figure)
+
+
+def _format_score(score: float) -> str:
+    return f"{score:.2f}" if math.isfinite(score) else NOT_A_NUMBER
 
 
 def _format_lead(prompt: Prompt, figure: str, first: str, reference: str | None) -> str:

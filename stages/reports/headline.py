@@ -117,7 +117,7 @@ def _say_cost(training: list[StageTime], saved: float) -> list[Sentence]:
     if effort is None:
         return []
     stages, spent = join_names(each.label for each in training), sum(each.processes * each.seconds for each in training)
-    paid_back = f"; {spent / saved:,.0f} images with it save as much." if saved > 0 else "."
+    paid_back = f", won back after {spent / saved:,.0f} images." if saved > 0 else "."
     return [
         (
             Phrase("Its training took "),

@@ -42,7 +42,7 @@ SUBJECT = {  # of the page, by the model that is compared with the others
     "naive teacher": "the teacher at {steps} steps without guidance",
 }
 LEADING = ("teacher", "student", "naive teacher")  # the models of the grid on top, in its order
-GLANCE = 4  # training curves that are shown at once
+GLANCE = 6  # training curves that are shown at once
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ def format_duration(seconds: float) -> str:
 def format_effort(seconds: float, device: str) -> str:
     """Seconds of a device as people count them: "0.3 GPU-hours", "12 CPU-minutes"."""
     kind = "CPU" if device == "cpu" else "GPU"
+    if seconds < 60:
+        return f"{seconds:.2g} {kind}-seconds"
     if seconds < 0.1 * 3600:
         return f"{seconds / 60:.2g} {kind}-minutes"
     return f"{seconds / 3600:.1f} {kind}-hours" if seconds < 100 * 3600 else f"{seconds / 3600:,.0f} {kind}-hours"
