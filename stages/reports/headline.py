@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from dmdr.metrics.scorecard import Figures, ModelOnCard, Speed
 from stages.reports.sentences import Phrase, Sentence, join_names, join_phrases
 from stages.reports.stage_times import StageTime, total_effort
-from stages.reports.verdict import Outcome, Verdict, describe_first, describe_reference, judge_pair, list_verdicts
+from stages.reports.verdict import (
+    Outcome,
+    Verdict,
+    describe_first,
+    describe_model,
+    describe_reference,
+    judge_pair,
+    list_verdicts,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def _say_evaluations(card: Figures, reference: str, end: str) -> Sentence:
     """How many forwards of the network an image takes."""
     models = {model.name: model for model in card.models}
     ours, theirs = card.models[0], models[reference]
-    needs = f"An image takes {_count(ours)}"
+    needs = f"{_capitalize(describe_model(ours.name))} needs {_count(ours)} for an image"
     if ours.nfe == theirs.nfe:
         return (Phrase(f"{needs}, as many as {describe_reference(card, reference)}{end}"),)
     fewer = ours.nfe < theirs.nfe
@@ -79,6 +87,11 @@ def _say_evaluations(card: Figures, reference: str, end: str) -> Sentence:
         Phrase(f"{ratio} times {'fewer' if fewer else 'more'}", "better" if fewer else "worse"),
         Phrase(end),
     )
+
+
+def _capitalize(name: str) -> str:
+    """The name of a model as a subject; names of runs and of third parties' models stay as they are."""
+    return f"T{name[1:]}" if name.startswith("the ") else name
 
 
 def _count(model: ModelOnCard) -> str:

@@ -134,7 +134,7 @@ def test_the_prompts_that_runs_share_are_paired(store, two, tmp_path, capsys):
     assert code == 0
     printed, text = capsys.readouterr().out, Reader(html).text
     for said in (
-        "first and third were judged on other prompts (30 and 30): their differences are of the 20 prompts that both have",
+        "first and third were judged on other prompts (30 and 30): their differences are of the 20 prompts that both",
         "first and third drew from other noise: the pairs share their prompts only.",
     ):
         assert said in text and said in printed
