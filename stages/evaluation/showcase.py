@@ -195,7 +195,7 @@ def render_report(context: Context, results: Results, shown: Shown, base: str | 
             base=base,
             lines=provenance.build_table(context),
             settings=provenance.collect_settings(sealed, identity(context.config, "evaluate")),
-            times=list_stage_times(sealed, curves),
+            times=list_stage_times(sealed),
         ),
         shown=shown,
         curves=curves,

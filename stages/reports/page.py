@@ -116,7 +116,7 @@ def render_page(
         prompts=card.prompts,
         images_per_prompt=card.images_per_prompt,
         compared=card.models[0].label,
-        headline=build_headline(card, speed, select_training(card.models[0].name, origin.times)),
+        headline=build_headline(card, speed, select_training(card.models[0].name, origin.times) or []),
         warning=next((say_broken(each) for each in shown.broken if each.model == card.models[0].label), None),
         featured=place_side_by_side(shown.featured, label_leading(card), FEATURED),
         verdicts=list_other_verdicts(card),

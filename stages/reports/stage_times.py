@@ -1,7 +1,6 @@
 """How long the stages of a run took, from their records.
 
-A record tells of the attempt that finished its stage. Each update of training tells its own time, so the earlier
-attempts of a training stage that was stopped and resumed count too.
+A record tells of the attempt that finished its stage: where earlier attempts were stopped, the whole took longer.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dmdr.config.stages import MODELS, TRAINING_STAGES, list_needed
-from stages.reports.charts import Point
 from stages.store.records import Record
 
 
@@ -53,34 +51,41 @@ class StageTime:
         return f"{self.peak_mib / 1024:.1f} GiB"
 
 
-def list_stage_times(
-    records: Mapping[str, Record], curves: Mapping[str, Mapping[str, Sequence[Point]]]
-) -> list[StageTime]:
-    """The times of sealed stages, in their order. curves: stage -> columns of its metrics.jsonl."""
-    times = []
-    for stage, made in ((stage, record.provenance) for stage, record in records.items()):
-        in_updates = sum(point.value or 0.0 for point in curves.get(stage, {}).get("seconds", ()))
-        seconds = max(made.duration_s, in_updates)
-        cpu_seconds = made.cost.cpu_s * (seconds / made.duration_s if made.duration_s else 1.0)
-        memory = made.cost.peak_memory_mib
-        times.append(
-            StageTime(stage, made.device, made.processes or 1, seconds, cpu_seconds, memory, made.adopted_from)
+def list_stage_times(records: Mapping[str, Record]) -> list[StageTime]:
+    """The times of sealed stages, in their order."""
+    return [
+        StageTime(
+            stage,
+            made.device,
+            made.processes or 1,
+            made.duration_s,
+            made.cost.cpu_s,
+            made.cost.peak_memory_mib,
+            made.adopted_from,
         )
-    return times
+        for stage, made in ((stage, record.provenance) for stage, record in records.items())
+    ]
 
 
-def select_training(model: str, times: Sequence[StageTime]) -> list[StageTime]:
-    """The training stages that a model went through; none for a teacher or a third party's model."""
-    needed = list_needed("evaluate", [model]) if model in MODELS else []
-    return [each for each in times if each.stage in TRAINING_STAGES and each.stage in needed]
+def select_training(model: str, times: Sequence[StageTime]) -> list[StageTime] | None:
+    """The training stages that a model went through: none for a teacher.
+
+    None where they are not known: of a third party's model, or where the time of one is missing.
+    """
+    if model not in MODELS:
+        return None
+    needed = set(list_needed("evaluate", [model])).intersection(TRAINING_STAGES)
+    found = [each for each in times if each.stage in needed]
+    return found if len(found) == len(needed) else None
 
 
 def sum_training(models: Sequence[str], times: Sequence[StageTime]) -> tuple[str, dict[str, float]] | None:
-    """The device that training ran on, and model -> seconds of it. Third parties' training is unknown and left out.
+    """The device that training ran on, and model -> seconds of it, without models whose training is not known.
 
     None where no model was trained, or not on one kind of device.
     """
-    known = {model: select_training(model, times) for model in models if model in MODELS}
+    selected = {model: select_training(model, times) for model in models}
+    known = {model: stages for model, stages in selected.items() if stages is not None}
     devices = {each.device for stages in known.values() for each in stages}
     if len(devices) != 1:
         return None

@@ -146,7 +146,7 @@ def sum_training_of(runs: list[EvaluatedRun]) -> tuple[str, dict[str, float]] | 
     """The device that training ran on, and name on the page -> its seconds; None where they are not of one kind."""
     devices, seconds = set[str](), dict[str, float]()
     for name, model in list_models(runs).items():
-        found = sum_training([model.name], list_stage_times(model.owners[0].records, {}))
+        found = sum_training([model.name], list_stage_times(model.owners[0].records))
         if found is not None:
             devices.add(found[0])
             seconds[name] = found[1][model.name]
