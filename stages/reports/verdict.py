@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dmdr.config.stages import MODELS
-from dmdr.metrics.scorecard import Figures, ModelOnCard, PairedDifference
+from dmdr.metrics.scorecard import Figures, MetricRow, ModelOnCard, PairedDifference
+from stages.reports.numbers import format_count
 from stages.reports.sentences import Phrase, Sentence, Tone, join_names, join_phrases
 
 NOT_A_NUMBER = "not a number"
@@ -133,11 +134,11 @@ class Findings:
 
 
 def _sort_findings(card: Figures, pairs: Sequence[PairedDifference]) -> Findings:
-    means = {(row.name, row.model): row.mean for row in card.metrics}
+    rows = {(row.name, row.model): row for row in card.metrics}
 
     def select(word: str) -> tuple[str, ...]:
         return tuple(
-            f"{pair.metric} {_format_means(means[pair.metric, pair.a], means[pair.metric, pair.b])}{_format_lead(pair)}"
+            _describe_pair(pair, rows[pair.metric, pair.a], rows[pair.metric, pair.b])
             for pair in pairs
             if outcome_word(pair.low, pair.high) == word
         )
@@ -146,8 +147,11 @@ def _sort_findings(card: Figures, pairs: Sequence[PairedDifference]) -> Findings
     return Findings(select("better"), select("worse"), select("no difference shown"), undecided)
 
 
-def _format_means(ours: float | None, theirs: float | None) -> str:
-    return f"{format_number(ours)} against {format_number(theirs)}, "
+def _describe_pair(pair: PairedDifference, ours: MetricRow, theirs: MetricRow) -> str:
+    """The means of both and their difference; without the means where they are of more prompts than the difference."""
+    if pair.n is not None and not pair.n == ours.n == theirs.n:
+        return f"{pair.metric} {_format_lead(pair)} on {format_count(pair.n, 'prompt')}"
+    return f"{pair.metric} {format_number(ours.mean)} against {format_number(theirs.mean)}, {_format_lead(pair)}"
 
 
 def _format_lead(pair: PairedDifference) -> str:

@@ -39,7 +39,7 @@ def _compare_prompts(first: EvaluatedRun, other: EvaluatedRun) -> list[str]:
     if first.prompts != other.prompts:
         used = format_count(len(shared), "prompt")
         remarks.append(
-            f"{names} were judged on other prompts ({len(first.prompts):,} and {len(other.prompts):,}): their "
+            f"{names} were judged on different prompts ({len(first.prompts):,} and {len(other.prompts):,}): their "
             f"differences are of the {used} that both have; their means are of all, and do not compare."
         )
     if first.card.images_per_prompt != other.card.images_per_prompt:

@@ -134,14 +134,14 @@ def test_the_prompts_that_runs_share_are_paired(store, two, tmp_path, capsys):
     assert code == 0
     printed, text = capsys.readouterr().out, Reader(html).text
     for said in (
-        "first and third were judged on other prompts (30 and 30): their differences are of the 20 prompts that both",
+        "first and third were judged on different prompts (30 and 30): their differences are of the 20 prompts that",
         "first and third drew from other noise: the pairs share their prompts only.",
     ):
         assert said in text and said in printed
     ours, theirs = two["first"]["strict"]["student"], scores["strict"]["student"]
     lead = np.mean([ours[n] - theirs[there.index(PROMPTS[n])] for n in range(20)])
     assert f"| first - third | strict    | {lead:+.3f} [" in printed
-    assert f"{lead:+.3f}" in text and "20 prompts" in text
+    assert f"{lead:+.3f}" in text and "] on 20 prompts" in text
     assert "teacher 1 is that of first." in printed and "teacher 2 is that of third." in printed
 
 

@@ -396,6 +396,7 @@ def test_contrast_meets_wcag_aa(theme: dict[str, str], series: tuple[str, ...]):
             assert contrast(theme[text], theme[background]) >= 4.5, (text, background)
         for colour in series:
             assert contrast(colour, theme[background]) >= 3, (colour, background)
+        assert contrast(series[0], theme[background]) >= 4.5  # of links
     assert contrast(theme["paper"], theme["mark"]) >= 4.5
     assert len(series) == len(set(series)) == len(COLOURS)
     for name, colour in theme.items():
