@@ -63,6 +63,7 @@ OF_MODELS = {
         "The student after the first training stage, which imitates the teacher and knows no reward yet.",
     ),
 }
+PREFERENCE = "how much people would prefer the image for this prompt, by a model that learned from their choices."
 OF_FIGURES = {
     "strict": Word(
         "strict",
@@ -70,6 +71,32 @@ OF_FIGURES = {
         "Pass or fail: 1 where the image shows all that the prompt asks for, by GenEval's rules, else 0.",
     ),
     "soft": Word("soft", "soft", "Partial credit from 0 to 1: how much of what the prompt asks for the image shows."),
+    "color": Word("color", "color", "Pass or fail: 1 where what the image shows has the colour of the prompt, else 0."),
+    "class": Word("class", "class", "Pass or fail: 1 where the image shows the kind of thing that the prompt names."),
+    "geneval": Word(
+        "geneval",
+        "geneval",
+        "GenEval: 1 where a detector finds the objects, counts, colours and positions of the prompt, else 0.",
+    ),
+    "dpg-bench": Word(
+        "dpg-bench",
+        "dpg-bench",
+        "DPG-Bench: which part of the questions about a long prompt a model answers with yes when it sees the image.",
+    ),
+    "clip-score": Word("clip-score", "clip-score", "How close image and prompt are for CLIP, a model of both."),
+    "dfn-clip": Word("dfn-clip", "dfn-clip", "How close image and prompt are for DFN-CLIP, a model of both."),
+    "aesthetic": Word(
+        "aesthetic",
+        "aesthetic",
+        "LAION's aesthetic score: how well people would like the look of the image, whatever the prompt.",
+    ),
+    "hpsv2.1": Word("hpsv2-1", "hpsv2.1", f"HPSv2.1: {PREFERENCE}"),
+    "pickscore": Word("pickscore", "pickscore", f"PickScore: {PREFERENCE}"),
+    "imagereward": Word("imagereward", "imagereward", f"ImageReward: {PREFERENCE}"),
+    **{
+        name: Word(name, name, "The probability that image and caption match, by a small network of the lab.")
+        for name in ("lab-conv", "lab-mixer", "fashion-conv", "fashion-mixer")
+    },
 }
 
 
