@@ -17,7 +17,7 @@ from stages.reports.pictures import Captioned
 from stages.reports.table1 import is_trained_on, list_figures
 from stages.reports.verdict import NOT_A_NUMBER, deciding_metric, describe_reference
 
-SIDES = ((300, LARGEST), (1000, 160), (2500, 128))  # images on the page -> pixels of their longer side
+SIDES = ((300, LARGEST), (1000, 160), (2000, 128))  # images on the page -> pixels of their longer side
 MOST_IMAGES = SIDES[-1][0]
 
 

@@ -80,10 +80,10 @@ def encode_png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def encode_jpeg(picture: Image.Image) -> bytes:
+def encode_jpeg(picture: Image.Image, quality: int = 82) -> bytes:
     """For pages that hold many large images: a JPEG has about a fifth of the bytes of a PNG."""
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=82, optimize=True)
+    picture.save(file, format="JPEG", quality=quality, optimize=True)
     return file.getvalue()
 
 

@@ -57,10 +57,14 @@ class Strips:
 
 
 def embed_image(image: np.ndarray, alt: str, side: int = LARGEST) -> Picture:
-    """An image (H, W, 3) uint8: a tiny one bit by bit as PNG, a large one reduced to `side` pixels, as JPEG."""
+    """An image (H, W, 3) uint8: a tiny one bit by bit as PNG, a large one reduced to `side` pixels, as JPEG.
+
+    Where the side is small, there are many images on the page, so they are compressed more.
+    """
     if max(image.shape[:2]) < TILE:
         return Picture(_encode_uri(encode_png(Image.fromarray(image)), "png"), alt, is_tiny=True)
-    return Picture(_encode_uri(encode_jpeg(reduce_size(Image.fromarray(image), side)), "jpeg"), alt, is_tiny=False)
+    jpeg = encode_jpeg(reduce_size(Image.fromarray(image), side), quality=82 if side >= LARGEST else 72)
+    return Picture(_encode_uri(jpeg, "jpeg"), alt, is_tiny=False)
 
 
 def embed_tile(image: np.ndarray, alt: str) -> Picture:
