@@ -50,8 +50,8 @@ def draw_model(attempt: Attempt, model: Model, load_sampler: Callable[[], Sample
         samples = _draw_shard(attempt, places, draw, work=work)
         seconds = round(time.monotonic() - began, 3)
         if number == max(missing):
-            first = next(attempt.evaluation_set.split_batches(places, attempt.batch_size))
-            stopwatch.repeat(partial(draw, first))
+            firsts = [next(attempt.evaluation_set.split_batches(each, attempt.batch_size)) for each in missing.values()]
+            stopwatch.repeat(partial(draw, max(firsts, key=len)))  # a shard's first batch is its largest
         images = len(places) * attempt.evaluation_set.seeds
         took = DrawingTime(seconds=seconds, images=images, batches=stopwatch.take())
         attempt.shards.keep(images_file(model.name, number), pack(samples), took.model_dump())

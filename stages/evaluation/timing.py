@@ -1,7 +1,7 @@
 """How long a model takes for an image: of a warm model, from several batches, with their spread.
 
 1. The first batch after loading is not counted: it compiles kernels, fills caches and grows memory.
-2. Where fewer than REPEATS others were drawn, the first one is drawn again, only to be timed, unless it takes LONG.
+2. Where fewer than REPEATS others were drawn, one is drawn again, only to be timed, unless it takes LONG.
 3. A batch that takes LONG is counted in any case: warming up is a small part of it.
 """
 
@@ -36,7 +36,8 @@ class Stopwatch:
     """Times the batches of one model in one process."""
 
     def __init__(self) -> None:
-        self._is_warm, self._size, self._total, self._seconds = False, 0, 0, list[float]()
+        self._is_warm, self._is_long = False, False
+        self._size, self._total, self._seconds = 0, 0, list[float]()
 
     def draw(self, sampler: Sampler, batch: Batch) -> torch.Tensor:
         """Draw a batch: images (B, 3, H, W) in [0, 1], on the CPU."""
@@ -47,6 +48,7 @@ class Stopwatch:
 
     def _count(self, seconds: float, size: int) -> None:
         """Only batches of the largest size count: an image of a small one takes longer."""
+        self._is_long = self._is_long or seconds >= LONG
         if (self._is_warm or seconds >= LONG) and size >= self._size:
             if size > self._size:
                 self._size, self._total, self._seconds = size, 0, []
@@ -55,8 +57,10 @@ class Stopwatch:
         self._is_warm = True
 
     def repeat(self, draw: Callable[[], object]) -> None:
-        """Draw a batch again, until enough were counted."""
-        while self._total < REPEATS and not (self._seconds and self._seconds[-1] * self._size >= LONG):
+        """Draw a batch again, until enough were counted. draw: draws one of the largest size, with this stopwatch."""
+        for _ in range(REPEATS):
+            if self._total >= REPEATS or self._is_long:
+                return
             draw()
 
     def take(self) -> list[float]:

@@ -47,6 +47,14 @@ def test_a_single_batch_is_drawn_again_until_its_time_is_known():
     assert len(stopwatch.take()) == REPEATS
 
 
+def test_repeating_a_batch_that_never_counts_ends():
+    stopwatch, model = Stopwatch(), SlowModel()
+    for size in (8, 8):
+        stopwatch.draw(model, batch_of(size))
+    stopwatch.repeat(lambda: stopwatch.draw(model, batch_of(2)))
+    assert len(model.batches) == 2 + REPEATS and len(stopwatch.take()) == 1
+
+
 def test_a_long_batch_counts_at_once_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(timing, "LONG", 0.02)
     stopwatch, model = Stopwatch(), SlowModel()
