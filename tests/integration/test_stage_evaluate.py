@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,13 @@ def test_geneval_tasks_on_the_lab_teacher(tiny_config, tmp_path):
         assert strict["mean"] == pytest.approx(np.mean([line["correct"] for line in lines]))
     html = (folder / "report.html").read_text()
     assert all(tag in html for tag in {record.get("tag", "prompts") for record in records})
+    reasons = {line["reason"] for line in lines if line["reason"]}  # of the last model
+    assert reasons and all(f"why 0: {escape(reason)}" in html for reason in reasons)
+    assert all(f'value="{number}"' in html for number in range(1, len(records) + 1))  # every prompt is in the list
+    speed = json.loads((folder / "speed.json").read_text())
+    assert speed["spread"].keys() == speed["seconds_per_image"].keys()
+    for name, spread in speed["spread"].items():
+        assert 0 < spread["least"] <= speed["seconds_per_image"][name] <= spread["greatest"] and spread["batches"] >= 3
 
 
 def test_stage_stops_between_batches(config, store):
