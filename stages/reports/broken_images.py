@@ -65,5 +65,5 @@ def say_broken(of_first: BrokenImages) -> str | None:
     """A warning about a model's images; None where all are whole."""
     if not of_first.total:
         return None
-    drawn = format_count(of_first.images, "image")
-    return f"{of_first.total:,} of the {drawn} of {of_first.model} show nothing: {describe_faults(of_first)}."
+    drawn, verb = format_count(of_first.images, "image"), "shows" if of_first.total == 1 else "show"
+    return f"Of {drawn} by {of_first.model}, {of_first.total:,} {verb} nothing: {describe_faults(of_first)}."

@@ -57,4 +57,4 @@ def test_images_that_show_nothing_are_told_from_those_that_do():
 def test_broken_images_are_said_in_words():
     assert say_broken(BrokenImages("student", 10, (0, 0, 0, 0))) is None
     told = say_broken(BrokenImages("student", 1000, (0, 3, 1, 0)))
-    assert told == "4 of the 1,000 images of student show nothing: 3 black, 1 white."
+    assert told == "Of 1,000 images by student, 4 show nothing: 3 black, 1 white."
