@@ -115,13 +115,13 @@ def _build_rows(figure: str, models: list[Model], scores: Scores, conditions: Co
 def _build_differences(figure: str, models: list[Model], scores: Scores, seed: int) -> list[PairedDifference]:
     intervals = bootstrap_differences(scores.matrix(), seed)
     return [
-        build_difference(figure, models[0].name, other.name, interval)
+        build_difference(figure, models[0].name, other.name, interval, n=len(scores.tags))
         for other, interval in zip(models[1:], intervals, strict=True)
     ]
 
 
-def build_difference(metric: str, a: str, b: str, interval: Interval) -> PairedDifference:
-    """Convert the interval of a difference for the scorecard."""
+def build_difference(metric: str, a: str, b: str, interval: Interval, *, n: int) -> PairedDifference:
+    """Convert the interval of a difference on n prompts for the scorecard."""
     return PairedDifference(
         metric=metric,
         a=a,
@@ -129,6 +129,7 @@ def build_difference(metric: str, a: str, b: str, interval: Interval) -> PairedD
         difference=finite_or_none(interval.mean),
         low=finite_or_none(interval.low),
         high=finite_or_none(interval.high),
+        n=n,
     )
 
 

@@ -77,7 +77,10 @@ class MetricRow(_Part):
 
 
 class PairedDifference(_Part):
-    """Model a less model b in one metric, prompt by prompt, with the ends of its 95 % interval."""
+    """Model a less model b in one metric, prompt by prompt, with the ends of its 95 % interval.
+
+    n: prompts that both have a score of; earlier cards do not say.
+    """
 
     metric: str
     a: str
@@ -85,6 +88,7 @@ class PairedDifference(_Part):
     difference: float | None
     low: float | None
     high: float | None
+    n: int | None = None
 
 
 class TagMean(_Part):
@@ -151,12 +155,22 @@ class Scorecard(Figures):
         return {key: content[key] for key in KEYS}
 
 
+class Spread(_Part):
+    """How much the time of an image differs between batches: the least, the greatest, and how many were timed."""
+
+    least: float
+    greatest: float
+    batches: int
+
+
 class Speed(_Part):
     """speed.json: how fast the models drew, in a file of its own because time is no part of the result.
 
-    seconds_per_image: by model, measured in batches of `batch_size` images on `device`.
+    seconds_per_image: by model, the median of warmed-up batches of `batch_size` images on `device`. spread: by
+    model, of the same batches; earlier files have none.
     """
 
     device: str
     batch_size: int
     seconds_per_image: dict[str, float | None]
+    spread: dict[str, Spread] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -19,6 +20,7 @@ from dmdr.rollout import generator_for, noise_for
 from stages.evaluation.batch import Batch, Sampler
 from stages.evaluation.evaluation_set import Attempt, images_file
 from stages.evaluation.samples import Sample, build_sample, pack
+from stages.evaluation.timing import DrawingTime, Stopwatch
 
 
 @torch.no_grad()
@@ -38,28 +40,38 @@ def draw_model(attempt: Attempt, model: Model, load_sampler: Callable[[], Sample
     attempt.tick(work * (sum(map(len, own.values())) - sum(map(len, missing.values()))))
     if not missing:
         return
-    sampler = load_sampler()
+    stopwatch, sampler = Stopwatch(), load_sampler()
+
+    def draw(batch: range) -> torch.Tensor:
+        return _draw_batch(attempt, batch, sampler, stopwatch, backbone=backbone)
+
     for number, places in missing.items():
         began = time.monotonic()
-        samples = _draw_shard(attempt, places, sampler, backbone, work=work)
+        samples = _draw_shard(attempt, places, draw, work=work)
         seconds = round(time.monotonic() - began, 3)
-        about = {"seconds": seconds, "images": len(places) * attempt.evaluation_set.seeds}
-        attempt.shards.keep(images_file(model.name, number), pack(samples), about)
+        if number == max(missing):
+            firsts = [next(attempt.evaluation_set.split_batches(each, attempt.batch_size)) for each in missing.values()]
+            stopwatch.repeat(partial(draw, max(firsts, key=len)))  # a shard's first batch is its largest
+        images = len(places) * attempt.evaluation_set.seeds
+        took = DrawingTime(seconds=seconds, images=images, batches=stopwatch.take())
+        attempt.shards.keep(images_file(model.name, number), pack(samples), took.model_dump())
 
 
-def _draw_shard(attempt: Attempt, places: range, sampler: Sampler, backbone: Backbone, *, work: int) -> list[Sample]:
+def _draw_shard(attempt: Attempt, places: range, draw: Callable[[range], torch.Tensor], *, work: int) -> list[Sample]:
+    """draw: images (P, S, 3, H, W) of the prompts at some places."""
     samples: list[Sample] = []
     for batch in attempt.evaluation_set.split_batches(places, attempt.batch_size):
         if attempt.context.stop():
             raise Stopped("stopped; the images of finished shards are kept, repeat the command to go on")
-        images_PSCHW = _draw_batch(attempt, batch, sampler, backbone)
-        for place, images in zip(batch, images_PSCHW, strict=True):
+        for place, images in zip(batch, draw(batch), strict=True):
             samples.append(build_sample(place, attempt.evaluation_set.records[place], images))
         attempt.tick(work * len(batch))
     return samples
 
 
-def _draw_batch(attempt: Attempt, places: range, sampler: Sampler, backbone: Backbone) -> torch.Tensor:
+def _draw_batch(
+    attempt: Attempt, places: range, sampler: Sampler, stopwatch: Stopwatch, *, backbone: Backbone
+) -> torch.Tensor:
     """(P, S, 3, H, W) in [0, 1], on the CPU."""
     evaluation_set, config = attempt.evaluation_set, attempt.context.config
     indices, seeds = [evaluation_set.indices[place] for place in places], evaluation_set.seeds
@@ -70,7 +82,7 @@ def _draw_batch(attempt: Attempt, places: range, sampler: Sampler, backbone: Bac
         noises.to(backbone.network.device),
         [generator_for(config.seed, "evaluate", index, "own", n) for index in indices for n in range(seeds)],
     )
-    return sampler(batch).float().cpu().unflatten(0, (len(places), seeds))
+    return stopwatch.draw(sampler, batch).unflatten(0, (len(places), seeds))
 
 
 def sample_noises(

@@ -10,9 +10,10 @@ import pyarrow
 from pyarrow import parquet
 
 from dmdr.metrics.aggregate import Scores
-from dmdr.metrics.scorecard import Model, Scorecard, Speed
+from dmdr.metrics.scorecard import Model, Scorecard, Speed, Spread
 from stages.evaluation.evaluation_set import Attempt, images_file, model_folder
 from stages.evaluation.judging import Evaluators, ImageScores
+from stages.evaluation.timing import DrawingTime, summarize
 from stages.reports.score_lines import ScoreLine
 
 SCHEMA = pyarrow.schema(
@@ -89,13 +90,16 @@ def write_samples(attempt: Attempt, models: list[Model], device: str) -> Speed:
     device: on which the images were drawn. Returns the content of speed.json.
     """
     seconds: dict[str, float | None] = {}
+    spread: dict[str, Spread] = {}
     for model in models:
         names = [images_file(model.name, number) for number in range(len(attempt.evaluation_set.shards()))]
         for name in names:
             attempt.shards.move(name, attempt.context.out / name)
-        shards = [attempt.shards.require(name).about for name in names]
-        seconds[model.name] = sum(shard["seconds"] for shard in shards) / sum(shard["images"] for shard in shards)
-    speed = Speed(device=device, batch_size=attempt.batch_size, seconds_per_image=seconds)
+        times = [DrawingTime.model_validate(attempt.shards.require(name).about) for name in names]
+        seconds[model.name], of_model = summarize(times)
+        if of_model is not None:
+            spread[model.name] = of_model
+    speed = Speed(device=device, batch_size=attempt.batch_size, seconds_per_image=seconds, spread=spread)
     text = json.dumps(speed.model_dump(), indent=1)
     (attempt.context.out / "speed.json").write_text(text + "\n", encoding="utf-8")
     return speed

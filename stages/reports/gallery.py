@@ -11,18 +11,23 @@ from PIL import Image, ImageDraw, ImageFont
 ROWS = 10  # prompts in a grid
 TILE = 144  # pixels; an image with shorter sides is enlarged by the least whole factor that reaches it
 LARGEST = 256  # pixels; an image with a longer side is reduced to it
+FEATURED = 512  # pixels; the same for the few images that lead a page
 MARGIN, CAPTION, HEADER = 12, 24, 30  # pixels
 INK, FAINT, PAPER = (24, 26, 30), (110, 114, 122), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt. images: model -> (H, W, 3) uint8; notes: model -> the text under its image."""
+    """One prompt. images: model -> (H, W, 3) uint8; notes: model -> the text under its image.
+
+    reasons: model -> why a checker found its image wrong.
+    """
 
     prompt: str
     tag: str | None
     images: dict[str, np.ndarray] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,9 @@ def build_tile(image: np.ndarray) -> Image.Image:
     return reduce_size(picture)
 
 
-def reduce_size(picture: Image.Image) -> Image.Image:
-    """Reduce a picture in place to at most LARGEST pixels a side, and return it."""
-    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+def reduce_size(picture: Image.Image, side: int = LARGEST) -> Image.Image:
+    """Reduce a picture in place to at most `side` pixels a side, and return it."""
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
 
 
@@ -75,10 +80,10 @@ def encode_png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def encode_jpeg(picture: Image.Image) -> bytes:
+def encode_jpeg(picture: Image.Image, quality: int = 82) -> bytes:
     """For pages that hold many large images: a JPEG has about a fifth of the bytes of a PNG."""
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=82, optimize=True)
+    picture.save(file, format="JPEG", quality=quality, optimize=True)
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The first model against each of the others: one verdict in words, and the differences prompt by prompt.
+"""The first model against each of the others: the differences prompt by prompt.
 
 templates/scorecard.html.jinja shows them.
 """
@@ -9,29 +9,22 @@ from dataclasses import dataclass
 
 from dmdr.metrics.scorecard import Figures, PairedDifference
 from stages.reports.table1 import is_trained_on
-from stages.reports.verdict import Verdict, list_verdicts, outcome_word
-
-
-@dataclass(frozen=True)
-class VerdictCard:
-    """A verdict around the word that decides. outcome: its first word, for the colour; also: the other metrics."""
-
-    before: str
-    word: str
-    after: str
-    also: str
-    outcome: str
+from stages.reports.verdict import outcome_word
 
 
 @dataclass(frozen=True)
 class Lead:
-    """A mean difference with the ends of its 95 % interval, None where one is not a number; word: the outcome."""
+    """A mean difference with the ends of its 95 % interval, None where one is not a number; word: the outcome.
+
+    prompts: how many it is of, None where the card does not say.
+    """
 
     difference: float | None
     low: float | None
     high: float | None
     word: str
     outcome: str
+    prompts: int | None
 
 
 @dataclass(frozen=True)
@@ -49,16 +42,6 @@ class Leads:
 
     others: tuple[str, ...]
     lines: tuple[LeadLine, ...]
-
-
-def build_verdicts(card: Figures) -> list[VerdictCard]:
-    """One verdict for each comparison."""
-    return [_split_verdict(verdict) for verdict in list_verdicts(card)]
-
-
-def _split_verdict(verdict: Verdict) -> VerdictCard:
-    before, after = verdict.text.rsplit(f": {verdict.word}, ", 1)
-    return VerdictCard(before, verdict.word, after, verdict.also, _first_word(verdict.word))
 
 
 def build_leads(card: Figures) -> Leads | None:
@@ -84,7 +67,7 @@ def _build_lead(pair: PairedDifference | None) -> Lead | None:
     if pair is None:
         return None
     word = outcome_word(pair.low, pair.high)
-    return Lead(pair.difference, pair.low, pair.high, word, _first_word(word))
+    return Lead(pair.difference, pair.low, pair.high, word, _first_word(word), pair.n)
 
 
 def _first_word(text: str) -> str:

@@ -1,4 +1,5 @@
-"""Quality against NFE: a small plot for each metric, with a point for each model and its 95 % interval.
+"""Quality against what it costs (NFE, seconds an image, training): a small plot for each metric, with a point for each
+model and its 95 % interval.
 
 Here the places are computed; templates/charts.html.jinja draws them as SVG.
 """
@@ -6,6 +7,7 @@ Here the places are computed; templates/charts.html.jinja draws them as SVG.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dmdr.metrics.scorecard import Figures, ModelOnCard
@@ -15,9 +17,9 @@ from stages.reports.table1 import is_trained_on, list_figures
 from stages.reports.verdict import format_number
 
 FRAME = Frame(left=54, top=8, width=270, height=160, below=38, right=10)
-INSET = 26  # SVG units from the plot's sides to the least and the greatest NFE
-APART = 10  # SVG units between models of the same NFE
-LABEL_WIDTH = 22  # SVG units that an NFE below the axis needs
+INSET = 26  # SVG units from the plot's sides to the least and the greatest cost
+APART = 10  # SVG units between models of the same cost
+DIGIT = 8  # SVG units that a digit below the axis needs
 SHAPES = (  # path data around (0, 0); a model is known by its shape as well as by its colour
     "M-4.5,0A4.5,4.5,0,1,0,4.5,0A4.5,4.5,0,1,0,-4.5,0Z",
     "M-4,-4H4V4H-4Z",
@@ -26,6 +28,20 @@ SHAPES = (  # path data around (0, 0); a model is known by its shape as well as 
     "M0,5.5L5.2,-4H-5.2Z",
     "M-1.7,-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7Z",
 )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an axis shows. name: in a sentence; caption: below the axis; values: by model, without those not known.
+
+    measured: it is a time, which differs from run to run.
+    """
+
+    name: str
+    caption: str
+    values: Mapping[str, float]
+    is_logarithmic: bool
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class Plot:
 
     figure: str
     trained_on: bool
+    measured: bool
     broken: tuple[str, ...]
     frame: Frame
     guides: tuple[str, ...]
@@ -66,11 +83,20 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class PlotGroup:
+    """The plots against one cost. name: of the cost."""
+
+    name: str
+    plots: Sequence[Plot]
+
+
+@dataclass(frozen=True)
 class JudgedModel:
-    """A model whose mean is a number. number: its place on the card; low, high: the ends of its 95 % interval."""
+    """A model that has a mean and a cost. number: its place on the card; low, high: the ends of its 95 % interval."""
 
     number: int
     model: ModelOnCard
+    cost: float
     mean: float
     low: float
     high: float
@@ -78,21 +104,42 @@ class JudgedModel:
 
 @dataclass(frozen=True)
 class Axes:
-    """From numbers to places in the plot. nfes: of the models, sorted; low, high: the ends of the score's axis."""
+    """From numbers to places in the plot. costs: of the models, sorted; low, high: the ends of the score's axis."""
 
-    nfes: tuple[int, ...]
+    costs: tuple[float, ...]
+    is_logarithmic: bool
     low: float
     high: float
 
-    def place_nfe(self, nfe: int) -> float:
-        """On a logarithmic axis."""
-        first, last = self.nfes[0], self.nfes[-1]
+    def place_cost(self, cost: float) -> float:
+        first, last, room = self.costs[0], self.costs[-1], FRAME.width - 2 * INSET
         if first == last:
             return FRAME.left + FRAME.width / 2
-        return FRAME.left + INSET + (FRAME.width - 2 * INSET) * math.log(nfe / first) / math.log(last / first)
+        if self.is_logarithmic:
+            return FRAME.left + INSET + room * math.log(cost / first) / math.log(last / first)
+        return FRAME.left + INSET + room * (cost - first) / (last - first)
 
     def place_score(self, score: float) -> float:
         return FRAME.top + FRAME.height * (self.high - score) / (self.high - self.low)
+
+
+def measure_nfe(card: Figures) -> Cost:
+    """Forwards of the network for one image."""
+    return Cost("NFE", "NFE, log scale", {model.name: model.nfe for model in card.models}, is_logarithmic=True)
+
+
+def measure_seconds(seconds_per_image: Mapping[str, float | None]) -> Cost:
+    """Seconds an image, of the models that were timed."""
+    values = {model: seconds for model, seconds in seconds_per_image.items() if seconds}
+    return Cost("seconds an image", "seconds an image, log scale", values, is_logarithmic=True, measured=True)
+
+
+def measure_training(seconds: Mapping[str, float], device: str) -> Cost:
+    """What training took. seconds: of a device, by model, 0 for a teacher; device: cuda or cpu."""
+    kind, longest = "CPU" if device == "cpu" else "GPU", max(seconds.values(), default=0.0)
+    unit, size = ("minutes", 60) if longest < 6000 else ("hours", 3600)
+    name = f"{kind}-{unit} of training"
+    return Cost(name, name, {model: each / size for model, each in seconds.items()}, False, measured=True)
 
 
 def build_markers(card: Figures) -> list[Marker]:
@@ -104,55 +151,63 @@ def _mark_model(number: int, model: ModelOnCard) -> Marker:
     return Marker(number % len(COLOURS), SHAPES[number % len(SHAPES)], f"{model.label}, {model.nfe} NFE")
 
 
-def build_plots(card: Figures) -> list[Plot]:
+def build_plot_groups(card: Figures, costs: Sequence[Cost]) -> list[PlotGroup]:
+    """Every metric against every cost that is known of two models or more."""
+    return [PlotGroup(cost.name, build_plots(card, cost)) for cost in costs if len(cost.values) > 1]
+
+
+def build_plots(card: Figures, cost: Cost) -> list[Plot]:
     """A plot for each metric."""
-    return [build_plot(card, figure) for figure in list_figures(card)]
+    return [build_plot(card, figure, cost) for figure in list_figures(card)]
 
 
-def build_plot(card: Figures, figure: str) -> Plot:
+def build_plot(card: Figures, figure: str, cost: Cost) -> Plot:
     """Plot one metric. A mean that is not a number is named, not drawn."""
     rows = {row.model: row for row in card.metrics if row.name == figure}
     judged = [(number, model, rows[model.name]) for number, model in enumerate(card.models) if model.name in rows]
     drawn = [
-        JudgedModel(number, model, row.mean, row.low, row.high)
+        JudgedModel(number, model, cost.values[model.name], row.mean, row.low, row.high)
         for number, model, row in judged
-        if row.mean is not None and row.low is not None and row.high is not None
+        if row.mean is not None and row.low is not None and row.high is not None and model.name in cost.values
     ]
-    axes = _choose_axes(drawn)
-    points = tuple(_place_point(each, drawn, axes) for each in drawn)
+    axes = _choose_axes(drawn, cost)
+    points = tuple(_place_point(each, drawn, axes, cost) for each in drawn)
     return Plot(
         figure,
         is_trained_on(card, figure),
+        cost.measured,
         broken=tuple(model.label for _, model, row in judged if row.mean is None),
         frame=FRAME,
         guides=tuple(f"M{FRAME.left},{y:.1f}H{FRAME.left + FRAME.width}" for y, _ in _list_guides(axes)),
-        labels=(*_label_scores(axes), *_label_nfes(axes)),
+        labels=(*_label_scores(axes), *_label_costs(axes, cost.caption)),
         points=points,
-        text="; ".join([f"{figure} against NFE", *(point.text for point in points)]),
+        text="; ".join([f"{figure} against {cost.name}", *(point.text for point in points)]),
     )
 
 
-def _choose_axes(drawn: list[JudgedModel]) -> Axes:
+def _choose_axes(drawn: list[JudgedModel], cost: Cost) -> Axes:
     """Axes that hold all intervals, with some room above and below."""
     ends = [end for each in drawn for end in (each.low, each.high)] or [0.0, 1.0]
     low, high = min(ends), max(ends)
     room = 0.1 * (high - low) or 0.1 * (abs(high) or 1.0)
-    return Axes(tuple(sorted({each.model.nfe for each in drawn})) or (1,), low - room, high + room)
+    costs = tuple(sorted({each.cost for each in drawn})) or (1.0,)
+    return Axes(costs, cost.is_logarithmic, low - room, high + room)
 
 
-def _place_point(each: JudgedModel, drawn: list[JudgedModel], axes: Axes) -> PlotPoint:
-    """Models of the same NFE stand beside each other."""
-    same = [other.number for other in drawn if other.model.nfe == each.model.nfe]
-    x = axes.place_nfe(each.model.nfe) + APART * (same.index(each.number) - (len(same) - 1) / 2)
+def _place_point(each: JudgedModel, drawn: Sequence[JudgedModel], axes: Axes, cost: Cost) -> PlotPoint:
+    """Models of the same cost stand beside each other."""
+    same = [other.number for other in drawn if other.cost == each.cost]
+    x = axes.place_cost(each.cost) + APART * (same.index(each.number) - (len(same) - 1) / 2)
     low, mean, high = (axes.place_score(score) for score in (each.low, each.mean, each.high))
     marker = _mark_model(each.number, each.model)
     ends = f"{format_number(each.low)} to {format_number(each.high)}"
+    spent = f", {each.cost:.3g} {cost.name}" if cost.measured else ""
     return PlotPoint(
         marker,
         f"{x:.1f}",
         f"{mean:.1f}",
         interval=f"M{x:.1f},{low:.1f}V{high:.1f}",
-        text=f"{marker.text}: {format_number(each.mean)}, {ends}",
+        text=f"{marker.text}{spent}: {format_number(each.mean)}, {ends}",
     )
 
 
@@ -170,12 +225,13 @@ def _label_scores(axes: Axes) -> list[Label]:
     return [Label(f"{FRAME.left - 6}", f"{y + 4:.1f}", "end", f"{score:{form}}") for y, score in _list_guides(axes)]
 
 
-def _label_nfes(axes: Axes) -> list[Label]:
-    """Each NFE below the axis, but for one that would touch the one before; then what they are."""
-    bottom, labels, last = FRAME.top + FRAME.height, [], -math.inf
-    for nfe in axes.nfes:
-        x = axes.place_nfe(nfe)
-        if x - last >= LABEL_WIDTH:
-            labels.append(Label(f"{x:.1f}", f"{bottom + 16}", "middle", f"{nfe}"))
-            last = x
-    return [*labels, Label(f"{FRAME.left + FRAME.width / 2}", f"{bottom + 32}", "middle", "NFE, log scale")]
+def _label_costs(axes: Axes, caption: str) -> list[Label]:
+    """Each cost below the axis, but for one that would touch the one before; then what they are."""
+    bottom, labels, end = FRAME.top + FRAME.height, [], -math.inf
+    for cost in axes.costs:
+        text, x = f"{cost:.3g}", axes.place_cost(cost)
+        half = DIGIT * max(len(text), 2) / 2
+        if x - half >= end:
+            labels.append(Label(f"{x:.1f}", f"{bottom + 16}", "middle", text))
+            end = x + half
+    return [*labels, Label(f"{FRAME.left + FRAME.width / 2}", f"{bottom + 32}", "middle", caption)]

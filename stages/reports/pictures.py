@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from stages.reports.gallery import TILE, Row, Strip, build_tile, encode_jpeg, encode_png, reduce_size
+from stages.reports.gallery import LARGEST, TILE, Row, Strip, build_tile, encode_jpeg, encode_png, reduce_size
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Captioned:
-    """An image of one model; notes: what the metrics say of it."""
+    """An image of one model; notes: what the metrics say of it; reason: why a checker found it wrong, or empty."""
 
     picture: Picture
     model: str
     notes: tuple[str, ...]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,15 @@ class Strips:
     models: tuple[ModelStrip, ...]
 
 
-def embed_image(image: np.ndarray, alt: str) -> Picture:
-    """An image (H, W, 3) uint8: a tiny one bit by bit as PNG, a large one reduced, as JPEG."""
+def embed_image(image: np.ndarray, alt: str, side: int = LARGEST) -> Picture:
+    """An image (H, W, 3) uint8: a tiny one bit by bit as PNG, a large one reduced to `side` pixels, as JPEG.
+
+    Where the side is small, there are many images on the page, so they are compressed more.
+    """
     if max(image.shape[:2]) < TILE:
         return Picture(_encode_uri(encode_png(Image.fromarray(image)), "png"), alt, is_tiny=True)
-    return Picture(_encode_uri(encode_jpeg(reduce_size(Image.fromarray(image))), "jpeg"), alt, is_tiny=False)
+    jpeg = encode_jpeg(reduce_size(Image.fromarray(image), side), quality=82 if side >= LARGEST else 72)
+    return Picture(_encode_uri(jpeg, "jpeg"), alt, is_tiny=False)
 
 
 def embed_tile(image: np.ndarray, alt: str) -> Picture:
@@ -72,21 +77,38 @@ def _encode_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def place_side_by_side(rows: Sequence[Row], labels: Mapping[str, str]) -> list[SideBySide]:
-    """The prompts with the images of all models. labels: model -> its name on the page, in the order of the images."""
+def place_side_by_side(rows: Sequence[Row], labels: Mapping[str, str], side: int = LARGEST) -> list[SideBySide]:
+    """The prompts with the images of all models. labels: model -> its name on the page, in the order of the images.
+
+    side: pixels to which large images are reduced.
+    """
     return [
         SideBySide(
             row.prompt,
             row.tag,
-            tuple(_caption(row, model, label) for model, label in labels.items() if model in row.images),
+            tuple(
+                Captioned(
+                    embed_image(row.images[model], describe_image(label, row.prompt), side),
+                    label,
+                    split_notes(row.notes.get(model, "")),
+                    row.reasons.get(model, ""),
+                )
+                for model, label in labels.items()
+                if model in row.images
+            ),
         )
         for row in rows
     ]
 
 
-def _caption(row: Row, model: str, label: str) -> Captioned:
-    notes = tuple(note for note in row.notes.get(model, "").split(", ") if note)
-    return Captioned(embed_image(row.images[model], f"{label}: {row.prompt}"), label, notes)
+def describe_image(label: str, prompt: str) -> str:
+    """The text that stands for an image."""
+    return f"{label}: {prompt}"
+
+
+def split_notes(notes: str) -> tuple[str, ...]:
+    """What the metrics say of an image, one by one."""
+    return tuple(note for note in notes.split(", ") if note)
 
 
 def lay_out_strips(strips: Sequence[Strip], labels: Mapping[str, str]) -> list[Strips]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from dmdr.config.stages import STAGES
+from stages.reports.stage_times import StageTime
 from stages.runtime.context import Context
 from stages.store.artifacts import Artifact
 from stages.store.published_teachers import teacher_name
@@ -20,13 +21,14 @@ class Origin:
     """What a report says about where its run comes from.
 
     teacher: its name. base: the same as the paper calls it, None where the paper has no such model. lines: names and
-    values, as `build_table` gives them. settings: every setting that names the result.
+    values, as `build_table` gives them. settings: every setting that names the result. times: of the sealed stages.
     """
 
     teacher: str
     base: str | None
     lines: list[tuple[str, str]]
     settings: dict[str, object]
+    times: Sequence[StageTime] = ()
 
 
 class _Part(BaseModel):
@@ -95,8 +97,7 @@ def build_table(context: Context) -> list[tuple[str, str]]:
     ]
     for stage, record in sealed.items():
         provenance = record.provenance
-        origin = f"{provenance.duration_s:.1f} s on {provenance.device}, dmdr {provenance.code['version']}"
-        rows.append((stage, f"{origin}, fingerprint {record.fingerprint}"))
+        rows.append((stage, f"dmdr {provenance.code['version']}, fingerprint {record.fingerprint}"))
         if "watch" in record.facts:
             rows.append(("hacking alarm", describe_watch(WatchFacts.model_validate(record.facts["watch"]))))
     latest = list(sealed.values())[-1].provenance.code

@@ -1,13 +1,17 @@
-"""A scorecard as text: Markdown tables whose columns also line up on a terminal."""
+"""A scorecard as text: sentences, then Markdown tables whose columns also line up on a terminal."""
 
 from __future__ import annotations
 
 from dmdr.metrics.scorecard import Figures, MetricRow, ModelOnCard, PairedDifference
+from stages.reports.headline import list_plain_sentences
 from stages.reports.verdict import NOT_A_NUMBER, format_number
 
 
 def format_scorecard(card: Figures) -> str:
-    """Models against metrics, then the paired differences. Every interval is the 95 % one over prompts."""
+    """What it shows in sentences, models against metrics, then the paired differences.
+
+    Every interval is the 95 % one over prompts.
+    """
     cells = {(row.name, row.model): _format_mean(row) for row in card.metrics}
     trained_on = {row.name: row.trained_on for row in card.metrics}
     scores = [["metric", *map(_format_heading, card.models)]]
@@ -16,7 +20,8 @@ def format_scorecard(card: Figures) -> str:
         scores.append([name, *(cells.get((metric, model.name), "") for model in card.models)])
     differences = [["difference", "metric", "mean, 95 % interval"]]
     differences += [[f"{pair.a} - {pair.b}", pair.metric, _format_difference(pair)] for pair in card.paired]
-    return "\n\n".join(format_table(rows) for rows in (scores, differences) if len(rows) > 1)
+    tables = [format_table(rows) for rows in (scores, differences) if len(rows) > 1]
+    return "\n\n".join([*list_plain_sentences(card), *tables])
 
 
 def format_table(rows: list[list[str]]) -> str:

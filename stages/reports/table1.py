@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dmdr.metrics.scorecard import Figures, MetricRow, ModelOnCard, Scorecard, Speed
+from dmdr.metrics.scorecard import Figures, MetricRow, ModelOnCard, Scorecard, Speed, Spread
 from stages.reports.numbers import format_count
 from stages.reports.paper import TABLES, find_rows
-from stages.reports.verdict import deciding_metric, format_number
+from stages.reports.verdict import format_number
 
 GENEVAL = "geneval"
 OFFICIAL = "(official)"  # ends the figures that a benchmark's own script counts
@@ -38,7 +38,8 @@ class Cell:
 class ModelLine:
     """One model. conditions: its guidance, and its own name where the label is another.
 
-    seconds: for one image, None where they were not measured. cells: None where the metric did not judge the model.
+    seconds: for one image, None where they were not measured; spread: of these. cells: None where the metric did not
+    judge the model.
     """
 
     label: str
@@ -46,6 +47,7 @@ class ModelLine:
     steps: int
     nfe: int
     seconds: float | None
+    spread: Spread | None
     cells: tuple[Cell | None, ...]
 
 
@@ -81,11 +83,12 @@ class Table1:
 class Notes:
     """What the text below the table depends on.
 
-    deciding: the metric that decides, where the student was trained on another one. truncated: evaluation prompts that
-    are longer than the text encoder reads.
+    has_trained_on: whether a model was trained on a metric. is_timed_warm: whether the times have a spread.
+    truncated: evaluation prompts that are longer than the text encoder reads.
     """
 
-    deciding: str | None
+    has_trained_on: bool
+    is_timed_warm: bool
     has_tasks: bool
     has_official: bool
     images_per_prompt: int
@@ -104,10 +107,12 @@ def is_trained_on(card: Figures, figure: str) -> bool:
     return any(row.trained_on for row in card.metrics if row.name == figure)
 
 
-def build_table1(card: Figures, seconds_per_image: Mapping[str, float | None], base: str | None) -> Table1:
+def build_table1(
+    card: Figures, seconds_per_image: Mapping[str, float | None], spread: Mapping[str, Spread], *, base: str | None
+) -> Table1:
     """Models by metrics; then the paper's rows, where it has rows of this base and a metric of ours.
 
-    seconds_per_image: by model. base: the teacher as the paper calls it.
+    seconds_per_image, spread: by model. base: the teacher as the paper calls it.
     """
     figures = list_figures(card)
     rows = {(row.name, row.model): row for row in card.metrics}
@@ -122,6 +127,7 @@ def build_table1(card: Figures, seconds_per_image: Mapping[str, float | None], b
             model.steps,
             model.nfe,
             seconds_per_image[model.name],
+            spread.get(model.name),
             tuple(_build_cell(card, rows.get((figure, model.name))) for figure in figures),
         )
         for model in card.models
@@ -169,9 +175,9 @@ def _build_paper_rows(card: Figures, figures: list[str], base: str | None) -> Pa
 
 def build_notes(card: Scorecard, speed: Speed) -> Notes:
     """What has to be said below the table."""
-    trained_on = any(row.trained_on for row in card.metrics)
     return Notes(
-        deciding=deciding_metric(card) if trained_on else None,
+        has_trained_on=any(row.trained_on for row in card.metrics),
+        is_timed_warm=bool(speed.spread),
         has_tasks=any(figure.startswith(GENEVAL) for figure in card.tags),
         has_official=any(figure.endswith(OFFICIAL) for figure in card.tags),
         images_per_prompt=card.images_per_prompt,

@@ -136,7 +136,7 @@ class Pointer(Document):
 class ShardManifest(FileDigest):
     """The manifest of a finished shard. about: figures that its writer stored beside it."""
 
-    about: dict[str, int | float]
+    about: dict[str, int | float | list[float]]
 
     def to_json(self) -> bytes:
         return json.dumps(self.to_dict()).encode()

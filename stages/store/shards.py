@@ -17,13 +17,15 @@ from stages.store.artifacts import Artifact
 from stages.store.layout import CHECKPOINTS, digest, is_intact
 from stages.store.records import ShardManifest
 
+Facts = dict[str, int | float | list[float]]  # that a writer stores beside its shard
+
 
 @dataclass(frozen=True)
 class Shard:
     """A finished shard. file: never write to it. about: figures that its writer stored beside it."""
 
     file: Path
-    about: dict[str, int | float]
+    about: Facts
 
 
 class Shards:
@@ -36,7 +38,7 @@ class Shards:
         self.place, self.address, self.folder = artifact.place, artifact.address, folder
         self._known: dict[str, Shard] = {}
 
-    def keep(self, name: str, data: bytes, about: dict[str, int | float] | None = None) -> None:
+    def keep(self, name: str, data: bytes, about: Facts | None = None) -> None:
         """Store a shard. about: figures to store beside it, which are no part of the result."""
         own = self.folder / name
         own.parent.mkdir(parents=True, exist_ok=True)

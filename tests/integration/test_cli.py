@@ -281,7 +281,8 @@ def test_pull_refuses_what_is_not_sealed_is_damaged_or_would_be_mixed(tmp_path: 
 
 def test_a_scorecard_lines_up_and_marks_what_was_trained_on():
     text = format_scorecard(FIGURES)
-    scores, differences = text.split("\n\n")
+    better, fewer, scores, differences = text.split("\n\n")
+    assert "better than its teacher" in better and "NFE" not in fewer
     assert len({len(line) for line in scores.splitlines()}) == 1
     assert "teacher: 25 steps, 50 NFE, CFG 3" in scores
     assert "lab-conv (trained on)" in scores

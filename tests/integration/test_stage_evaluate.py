@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_scorecard_of_a_tiny_run(config, store, tmp_path):
         assert pair["difference"] == pytest.approx(lead.mean(), abs=1e-4)
     assert Image.open(folder / "grid.png").width > 4 * 144
     html = (folder / "report.html").read_text()
-    assert html.count("<img ") == (6 + extremes(expected, models)) * len(models)
+    assert html.count("<img ") == count_images(expected, models)
     assert all(text in html for text in ("loss_dm", "cold start", "trained on", "student.steps", config.run))
     assert str(tmp_path) not in html
 
@@ -100,6 +101,12 @@ def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
         metric: {name: load_reward(metric)(each, texts).numpy() for name, each in pictures.items()}
         for metric in METRICS
     }
+
+
+def count_images(expected: dict[str, dict[str, np.ndarray]], models: list[str]) -> int:
+    """The images of a page: three prompts that lead, by three models at most; wins and losses; all prompts; and the one
+    that enlarges the others."""
+    return 3 * min(3, len(models)) + (extremes(expected, models) + 6) * len(models) + 1
 
 
 def extremes(expected: dict[str, dict[str, np.ndarray]], models: list[str]) -> int:
@@ -141,7 +148,7 @@ def test_a_part_of_the_models_needs_a_part_of_the_stages(tiny_config, tmp_path, 
         assert each["trained_on"] == (each["name"] == "lab-conv" and "student" in models)
     assert [(pair["a"], pair["b"]) for pair in card["paired"]] == [(models[0], b) for _ in METRICS for b in models[1:]]
     html = (folder / "report.html").read_text()
-    assert html.count("<img ") == (6 + extremes(expected, models)) * len(models)
+    assert html.count("<img ") == count_images(expected, models)
     assert ("The lead of the" in html) == (len(models) > 1)
     assert ("loss_dm" in html) == bool(needed & {"cold_start"})
 
@@ -252,6 +259,13 @@ def test_geneval_tasks_on_the_lab_teacher(tiny_config, tmp_path):
         assert strict["mean"] == pytest.approx(np.mean([line["correct"] for line in lines]))
     html = (folder / "report.html").read_text()
     assert all(tag in html for tag in {record.get("tag", "prompts") for record in records})
+    reasons = {line["reason"] for line in lines if line["reason"]}  # of the last model
+    assert reasons and all(f"why 0: {escape(reason)}" in html for reason in reasons)
+    assert all(f'value="{number}"' in html for number in range(1, len(records) + 1))  # every prompt is in the list
+    speed = json.loads((folder / "speed.json").read_text())
+    assert speed["spread"].keys() == speed["seconds_per_image"].keys()
+    for name, spread in speed["spread"].items():
+        assert 0 < spread["least"] <= speed["seconds_per_image"][name] <= spread["greatest"] and spread["batches"] >= 3
 
 
 def test_stage_stops_between_batches(config, store):

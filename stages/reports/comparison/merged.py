@@ -1,11 +1,10 @@
 """Several scorecards as one, whose models are the students of the runs and their teachers, each teacher once.
 
-The first run is compared with each of the others, prompt by prompt, where both were judged on the same prompts.
+The first run is compared with each of the others, prompt by prompt, on the prompts that both were judged on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,9 +19,11 @@ from dmdr.metrics.scorecard import (
     MissingMetric,
     ModelOnCard,
     PairedDifference,
+    Spread,
     TagMeans,
 )
 from stages.reports.comparison.results import EvaluatedRun, Prompt
+from stages.reports.stage_times import list_stage_times, sum_training
 
 TEACHER = "teacher"
 
@@ -119,9 +120,7 @@ def merge_scorecards(runs: list[EvaluatedRun]) -> Figures:
     return Figures(
         models=tuple(models.values()),
         metrics=tuple(rows.values()),
-        paired=tuple(
-            pair for other in others if have_same_prompts(first, other) for pair in _subtract_scores(first, other)
-        ),
+        paired=tuple(pair for other in others for pair in _subtract_scores(first, other)),
         tags=tags,
         missing=tuple(
             MissingMetric(metric=f"{each.metric} in {run.run}", why=each.why)
@@ -137,6 +136,25 @@ def list_seconds(runs: list[EvaluatedRun]) -> dict[str, float | None]:
     return {name: model.seconds_per_image for name, model in list_models(runs).items()}
 
 
+def list_spreads(runs: list[EvaluatedRun]) -> dict[str, Spread]:
+    """The spread of these, of the models whose evaluation measured it."""
+    spreads = {name: model.owners[0].speed.spread.get(model.name) for name, model in list_models(runs).items()}
+    return {name: spread for name, spread in spreads.items() if spread is not None}
+
+
+def sum_training_of(runs: list[EvaluatedRun]) -> tuple[str, dict[str, float]] | None:
+    """The device that training ran on, and name on the page -> its seconds; None where they are not of one kind."""
+    devices, seconds = set[str](), dict[str, float]()
+    for name, model in list_models(runs).items():
+        found = sum_training([model.name], list_stage_times(model.owners[0].records))
+        if found is not None:
+            devices.add(found[0])
+            seconds[name] = found[1][model.name]
+        elif model.name == TEACHER:
+            seconds[name] = 0.0
+    return (devices.pop(), seconds) if len(devices) == 1 else None
+
+
 def _label_model(name: str, model: str) -> str:
     return name if model in ("student", TEACHER) else f"{name}: {model}"
 
@@ -144,14 +162,25 @@ def _label_model(name: str, model: str) -> str:
 def _subtract_scores(first: EvaluatedRun, other: EvaluatedRun) -> list[PairedDifference]:
     """First less other in every figure of both, on the prompts that have a score of both."""
     ours, theirs = (run.scores[run.student.name] for run in (first, other))
-    differences = []
+    shared, differences = find_shared(first, other), []
     for figure in ours:
-        places = sorted(ours[figure].keys() & theirs.get(figure, {}).keys())
-        if places and is_same_metric(first, other, figure):
-            scores_MP = np.array([[side[figure][place] for place in places] for side in (ours, theirs)])
-            (interval,) = bootstrap_differences(scores_MP, first.card.intervals.seed)
-            differences.append(build_difference(figure, first.run, other.run, interval))
+        pairs = [
+            (ours[figure][place], theirs[figure][there])
+            for place, there in shared.items()
+            if place in ours[figure] and there in theirs.get(figure, {})
+        ]
+        if pairs and is_same_metric(first, other, figure):
+            (interval,) = bootstrap_differences(np.array(pairs).T, first.card.intervals.seed)
+            differences.append(build_difference(figure, first.run, other.run, interval, n=len(pairs)))
     return differences
+
+
+def find_shared(first: EvaluatedRun, other: EvaluatedRun) -> dict[int, int]:
+    """The prompts of both runs, known by their text: place in the first -> place in the other."""
+    if first.prompts == other.prompts:
+        return {place: place for place in range(len(first.prompts))}
+    there = {prompt.text: place for place, prompt in reversed(list(enumerate(other.prompts)))}
+    return {place: there[prompt.text] for place, prompt in enumerate(first.prompts) if prompt.text in there}
 
 
 def is_same_metric(a: EvaluatedRun, b: EvaluatedRun, figure: str) -> bool:
@@ -171,9 +200,3 @@ def _merge_descriptions(runs: list[EvaluatedRun]) -> dict[str, MetricFacts]:
         else:
             merged |= {f"{figure} in {run}": own for run, own in by_run.items()}
     return merged
-
-
-def join_names(names: Iterable[str]) -> str:
-    """Names in a sentence, such as "a, b and c"."""
-    *before, last = names
-    return f"{', '.join(before)} and {last}" if before else last

@@ -15,23 +15,36 @@ from stages.reports.bars import Categories, build_categories
 from stages.reports.charts import Chart, Curve, build_chart, thin
 from stages.reports.comparison.merged import (
     ComparedModel,
+    find_shared,
     have_same_prompts,
-    join_names,
     list_models,
     list_seconds,
+    list_spreads,
     merge_scorecards,
+    sum_training_of,
 )
 from stages.reports.comparison.remarks import list_remarks
 from stages.reports.comparison.results import EvaluatedRun
 from stages.reports.gallery import Row
-from stages.reports.leads import Leads, VerdictCard, build_leads, build_verdicts
-from stages.reports.nfe import Marker, Plot, build_markers, build_plots
+from stages.reports.glossary import Word, list_words
+from stages.reports.leads import Leads, build_leads
+from stages.reports.nfe import (
+    Cost,
+    Marker,
+    PlotGroup,
+    build_markers,
+    build_plot_groups,
+    measure_nfe,
+    measure_seconds,
+    measure_training,
+)
 from stages.reports.numbers import format_count
 from stages.reports.pictures import SideBySide, place_side_by_side
 from stages.reports.rendering import render_template
+from stages.reports.sentences import join_names
 from stages.reports.style import COLOURS
 from stages.reports.table1 import Table1, build_table1, describe_metrics
-from stages.reports.verdict import deciding_metric
+from stages.reports.verdict import Verdict, deciding_metric, list_verdicts
 from stages.store.published_teachers import teacher_name
 
 SHOWN = 12  # prompts with images: the largest leads and the largest losses
@@ -74,17 +87,18 @@ class ComparisonPage:
     runs: Sequence[str]
     prompts: int | None
     remarks: Sequence[str]
-    verdicts: Sequence[VerdictCard]
+    verdicts: Sequence[Verdict]
     table1: Table1
     missing: Sequence[MissingMetric]
     descriptions: Sequence[tuple[str, str]]
     markers: Sequence[Marker]
-    plots: Sequence[Plot]
+    plots: Sequence[PlotGroup]
     categories: Sequence[Categories]
     leads: Leads | None
     images: ImageSection | None
     curves: CurveSection | None
     settings: Sequence[Setting]
+    words: Sequence[Word]
     provenance: Sequence[tuple[str, str]]
 
 
@@ -105,59 +119,69 @@ def render_page(runs: list[EvaluatedRun], card: Figures) -> str:
         runs=names,
         prompts=len(runs[0].prompts) if same_prompts else None,
         remarks=list_remarks(runs),
-        verdicts=build_verdicts(card),
-        table1=build_table1(card, list_seconds(runs), None),
+        verdicts=list_verdicts(card),
+        table1=build_table1(card, list_seconds(runs), list_spreads(runs), base=None),
         missing=card.missing,
         descriptions=describe_metrics(card),
         markers=build_markers(card),
-        plots=build_plots(card),
+        plots=build_plot_groups(card, _list_costs(runs, card)),
         categories=build_categories(card, None),
         leads=build_leads(card),
         images=build_images(runs, card),
         curves=build_curves(runs),
         settings=list_differing_settings(runs),
+        words=list_words(card),
         provenance=[(run.run, describe_evaluation(run)) for run in runs],
     )
     return render_template("comparison.html.jinja", page=page)
 
 
+def _list_costs(runs: list[EvaluatedRun], card: Figures) -> list[Cost]:
+    """NFE, seconds, and training where it ran on one kind of device."""
+    training = sum_training_of(runs)
+    costs = [measure_nfe(card), measure_seconds(list_seconds(runs))]
+    return costs if training is None else [*costs, measure_training(training[1], training[0])]
+
+
 def build_images(runs: list[EvaluatedRun], card: Figures) -> ImageSection | None:
     """At most SHOWN prompts, from the largest lead of the first run over the second to its largest loss.
 
-    None where the runs were judged on different prompts, or where no prompt has images of all models.
+    None where no prompt has images of all models.
     """
     first, second = runs[0], runs[1]
-    if any(run.prompts != first.prompts for run in runs):
-        return None
     models, figure = list_models(runs), deciding_metric(card)
-    leads = _collect_leads(first, second, figure, _list_kept(models))
-    places = sorted(leads, key=lambda place: (-leads[place], place))
-    if len(places) > SHOWN:
-        places = places[: SHOWN // 2] + places[-SHOWN // 2 :]
-    if not places:
+    places = {name: find_shared(first, model.owners[0]) for name, model in models.items()}
+    leads = _collect_leads(first, second, figure, _list_kept(models, places))
+    chosen = sorted(leads, key=lambda place: (-leads[place], place))
+    if len(chosen) > SHOWN:
+        chosen = chosen[: SHOWN // 2] + chosen[-SHOWN // 2 :]
+    if not chosen:
         return None
     rows = [
         Row(
             first.prompts[place].text,
             f"{leads[place]:+.3f} {figure}",
-            {name: model.images[place] for name, model in models.items()},
-            {name: _describe_score(model, figure, place) for name, model in models.items()},
+            {name: model.images[places[name][place]] for name, model in models.items()},
+            {name: _describe_score(model, figure, places[name][place]) for name, model in models.items()},
         )
-        for place in places
+        for place in chosen
     ]
     labels = {model.name: model.label for model in card.models}
     return ImageSection(first.run, second.run, figure, place_side_by_side(rows, labels))
 
 
-def _list_kept(models: dict[str, ComparedModel]) -> set[int]:
-    """Places of the prompts that have an image of every model."""
-    return set.intersection(*(set(model.images) for model in models.values()))
+def _list_kept(models: dict[str, ComparedModel], places: dict[str, dict[int, int]]) -> set[int]:
+    """Places in the first run of the prompts that have an image of every model. places: of these prompts, by model."""
+    return set.intersection(
+        *({place for place, own in places[name].items() if own in model.images} for name, model in models.items())
+    )
 
 
 def _collect_leads(first: EvaluatedRun, second: EvaluatedRun, figure: str, places: set[int]) -> dict[int, float]:
     """place -> the lead of the first run over the second, where it is a number."""
     ours, theirs = (run.scores[run.student.name].get(figure, {}) for run in (first, second))
-    leads = {place: ours[place] - theirs[place] for place in places if place in ours and place in theirs}
+    there = find_shared(first, second)
+    leads = {place: ours[place] - theirs[there[place]] for place in places if place in ours and there[place] in theirs}
     return {place: lead for place, lead in leads.items() if not math.isnan(lead)}
 
 

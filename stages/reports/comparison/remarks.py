@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from stages.reports.comparison.merged import (
     TEACHER,
-    have_same_prompts,
+    find_shared,
     is_same_metric,
-    join_names,
     list_models,
     list_trained_on,
 )
 from stages.reports.comparison.results import EvaluatedRun
+from stages.reports.numbers import format_count
+from stages.reports.sentences import join_names
 
 
 def list_remarks(runs: list[EvaluatedRun]) -> list[str]:
@@ -30,21 +31,27 @@ def list_remarks(runs: list[EvaluatedRun]) -> list[str]:
 
 
 def _compare_prompts(first: EvaluatedRun, other: EvaluatedRun) -> list[str]:
-    """At most one remark: on prompts, on the number of images, or on noise that differs."""
+    """What the pairs of two runs do not have in common: prompts, the number of images, the noise."""
+    shared, names = find_shared(first, other), f"{first.run} and {other.run}"
+    if not shared:
+        return [f"{names} have no prompt in common: no paired differences, and their means do not compare."]
+    remarks = []
     if first.prompts != other.prompts:
-        shared = len({prompt.text for prompt in first.prompts} & {prompt.text for prompt in other.prompts})
-        return [
-            f"{first.run} and {other.run} were judged on other prompts ({len(first.prompts):,} and "
-            f"{len(other.prompts):,}, {shared:,} in common): no paired differences, and their means do not compare."
-        ]
-    if not have_same_prompts(first, other):
-        return [
-            f"{first.run} has {first.card.images_per_prompt} images of a prompt and {other.run} "
-            f"{other.card.images_per_prompt}: no paired differences."
-        ]
-    if first.card.intervals.seed != other.card.intervals.seed:
-        return [f"{first.run} and {other.run} drew from other noise: the pairs share their prompts only."]
-    return []
+        used = format_count(len(shared), "prompt")
+        remarks.append(
+            f"{names} were judged on different prompts ({len(first.prompts):,} and {len(other.prompts):,}): their "
+            f"differences are of the {used} that both have; their means are of all, and do not compare."
+        )
+    if first.card.images_per_prompt != other.card.images_per_prompt:
+        remarks.append(
+            f"{first.run} has {format_count(first.card.images_per_prompt, 'image')} of a prompt and {other.run} "
+            f"{other.card.images_per_prompt}: a pair is of their means."
+        )
+    if first.card.intervals.seed != other.card.intervals.seed or any(
+        first.prompts[place].index != other.prompts[there].index for place, there in shared.items()
+    ):
+        remarks.append(f"{names} drew from other noise: the pairs share their prompts only.")
+    return remarks
 
 
 def _name_teachers(runs: list[EvaluatedRun]) -> list[str]:

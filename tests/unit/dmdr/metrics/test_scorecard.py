@@ -40,7 +40,7 @@ def test_the_keys_of_the_file_and_their_order():
     for part, keys in {
         "models": "name steps guidance_scale guidance_is_input label nfe",
         "metrics": "name model mean low high n broken trained_on",
-        "paired": "metric a b difference low high",
+        "paired": "metric a b difference low high n",
         "missing": "metric why",
     }.items():
         assert {" ".join(each) for each in content[part]} == {keys}

@@ -77,7 +77,7 @@ def test_two_runs_stand_side_by_side(store, two, tmp_path, capsys):
     assert ET.fromstring(html).tag == "html"
     reader, printed = Reader(html), capsys.readouterr().out
     assert reader.links == [] and not re.search(r"https?:|url\(|@import", html)
-    assert "script" not in reader.tags
+    assert reader.tags.count("script") == 1 and EVIL not in html  # the page's own
     assert EVIL in reader.text
     rows = [["|".join(c.itertext()) for c in row] for row in next(ET.fromstring(html).iter("table")).iter("tr")]
     assert [row[0].split("|")[0] for row in rows] == ["model", "first", "second", "teacher"]  # the teacher once
@@ -100,7 +100,7 @@ def test_two_runs_stand_side_by_side(store, two, tmp_path, capsys):
     assert "all were judged on the same 30 prompts" in reader.text
     assert f"page: {tmp_path / 'deep' / 'page.html'}" in printed
     assert all(image["alt"] for image in reader.images)
-    assert len(reader.images) == 3 * 3  # kept prompts; two students and the teacher
+    assert len(reader.images) == 3 * 3 + 1  # kept prompts; two students and the teacher; the enlarged one
 
 
 def test_a_store_on_s3_gives_the_same_page(s3, store, two, tmp_path):
@@ -125,15 +125,34 @@ def test_differences_have_the_interval_of_the_pairs(store, two, tmp_path, capsys
     assert shown == sorted(shown, key=float, reverse=True)
 
 
-def test_other_prompts_give_no_differences(store, two, tmp_path, capsys):
-    seal_evaluation(store, "third", tmp_path / "scratch", Evaluation(draw(3, 0.1), [*PROMPTS[:20], *"abcdefghij"]))
+def test_the_prompts_that_runs_share_are_paired(store, two, tmp_path, capsys):
+    """In another order, among other prompts: each pair is of one text, and the page says how many there are."""
+    there = [*"abcdefghij", *reversed(PROMPTS[:20])]
+    scores = draw(3, 0.1)
+    seal_evaluation(store, "third", tmp_path / "scratch", Evaluation(scores, there))
     code, html = compared(store, tmp_path / "page.html", "first", "third")
     assert code == 0
-    said = "first and third were judged on other prompts (30 and 30, 20 in common): no paired differences"
+    printed, text = capsys.readouterr().out, Reader(html).text
+    for said in (
+        "first and third were judged on different prompts (30 and 30): their differences are of the 20 prompts that",
+        "first and third drew from other noise: the pairs share their prompts only.",
+    ):
+        assert said in text and said in printed
+    ours, theirs = two["first"]["strict"]["student"], scores["strict"]["student"]
+    lead = np.mean([ours[n] - theirs[there.index(PROMPTS[n])] for n in range(20)])
+    assert f"| first - third | strict    | {lead:+.3f} [" in printed
+    assert f"{lead:+.3f}" in text and "] on 20 prompts" in text
+    assert "teacher 1 is that of first." in printed and "teacher 2 is that of third." in printed
+
+
+def test_runs_without_a_common_prompt_give_no_differences(store, two, tmp_path, capsys):
+    seal_evaluation(store, "third", tmp_path / "scratch", Evaluation(draw(3, 0.1), [f"other {n}" for n in range(30)]))
+    code, html = compared(store, tmp_path / "page.html", "first", "third")
+    assert code == 0
+    said = "first and third have no prompt in common: no paired differences"
     printed = capsys.readouterr().out
     assert said in Reader(html).text and said in printed
     assert "prompt by prompt" not in html
-    assert "teacher 1 is that of first." in printed and "teacher 2 is that of third." in printed
     assert compared(store, tmp_path / "three.html", "first", "second", "third")[0] == 0
     assert "first - second" in (printed := capsys.readouterr().out)
     assert "first - third" not in printed
@@ -259,4 +278,4 @@ def test_runs_that_were_really_evaluated(tiny_config, tmp_path, capsys):
     assert "teacher 1" not in text  # both have the same
     assert "lab-conv was trained on by two-steps and one-step." in text
     assert "student.steps21" in text  # among the settings that differ
-    assert len(Reader(html).images) == 6 * 3
+    assert len(Reader(html).images) == 6 * 3 + 1
