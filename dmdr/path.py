@@ -3,14 +3,18 @@
 Both paths are Gaussian: x_t = signal(t) x0 + spread(t) noise. They differ in these functions and in what the network
 predicts:
 1. Flow (SD3, rectified flow): signal 1 - t, spread t. The network predicts the velocity, noise - x0.
-2. Variance preserving (SDXL, DDPM): signal sqrt(alpha_bar), spread sqrt(1 - alpha_bar). The network predicts the noise.
+2. Variance preserving (SDXL, DDPM): signal sqrt(alpha_bar), spread sqrt(1 - alpha_bar). The network predicts the noise,
+   or v = signal noise - spread x0 (Salimans and Ho 2022).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
+
+Predicts = Literal["epsilon", "v_prediction"]
 
 
 def per_sample(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -30,8 +34,8 @@ class Path(ABC):
         """x0 from the network's prediction at x_t."""
 
     @abstractmethod
-    def target(self, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What the network learns to predict."""
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the network learns to predict at x_t."""
 
     @abstractmethod
     def step(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
@@ -53,7 +57,7 @@ class FlowPath(Path):
         """x0 = x_t - t v."""
         return x_t - per_sample(t, x_t) * prediction
 
-    def target(self, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """v = noise - x0."""
         return noise - x0
 
@@ -66,10 +70,11 @@ class VPPath(Path):
     """The diffusion of DDPM (Ho et al. 2020) under its discrete schedule: t = (k + 1) / K for timestep k of K.
 
     A level between two timesteps is rounded to the nearest, so that the network only sees timesteps of its training.
-    alphas_cumprod: (K,), descending.
+    alphas_cumprod: (K,), descending. predicts: what the network predicts.
     """
 
-    def __init__(self, alphas_cumprod: torch.Tensor) -> None:
+    def __init__(self, alphas_cumprod: torch.Tensor, predicts: Predicts = "epsilon") -> None:
+        self.predicts = predicts
         self.timesteps = len(alphas_cumprod)
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double()])  # t = 0 is data
         self._signal, self._spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
@@ -85,14 +90,23 @@ class VPPath(Path):
         return self._signal[index].to(t), self._spread[index].to(t)
 
     def to_x0(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x0 = (x_t - spread noise) / signal."""
-        signal, spread = self.signal_and_spread(t)
-        return (x_t - per_sample(spread, x_t) * prediction) / per_sample(signal, x_t)
+        """x0 = (x_t - spread noise) / signal, or signal x_t - spread v."""
+        signal, spread = (per_sample(each, x_t) for each in self.signal_and_spread(t))
+        if self.predicts == "v_prediction":
+            return signal * x_t - spread * prediction
+        return (x_t - spread * prediction) / signal
 
-    def target(self, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The noise itself."""
-        return noise
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The noise itself, or v = signal noise - spread x0."""
+        if self.predicts == "epsilon":
+            return noise
+        signal, spread = (per_sample(each, x0) for each in self.signal_and_spread(t))
+        return signal * noise - spread * x0
 
     def step(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
         """A step of DDIM (Song et al. 2021), which is an Euler step in spread / signal."""
-        return self.renoise(self.to_x0(x_t, prediction, t), prediction, t_next)
+        noise = prediction
+        if self.predicts == "v_prediction":
+            signal, spread = (per_sample(each, x_t) for each in self.signal_and_spread(t))
+            noise = signal * prediction + spread * x_t
+        return self.renoise(self.to_x0(x_t, prediction, t), noise, t_next)

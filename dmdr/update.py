@@ -136,7 +136,7 @@ def update_fake_score(
     for batch in batches:
         t, noise = levels.of(batch)
         prediction = base.fake(path.renoise(batch.x0, noise, t), t, batch.c)
-        loss = losses.fake_score(prediction, path.target(batch.x0, noise)) * batch.share
+        loss = losses.fake_score(prediction, path.target(batch.x0, noise, t)) * batch.share
         loss.backward()
         figures.add({"loss_fake": loss})
     grad_fake = fake_score.step()
@@ -179,7 +179,7 @@ def update_student(
         )
         prediction = base.fake(x_t, t, batch.c)
         x0_fake = path.to_x0(x_t, prediction.detach(), t)
-        loss_fake = losses.fake_score(prediction, path.target(sample, noise)) * batch.share
+        loss_fake = losses.fake_score(prediction, path.target(sample, noise, t)) * batch.share
         loss_fake.backward()
 
         loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake) * batch.share

@@ -1,10 +1,12 @@
-"""Stable Diffusion XL: UNet2DConditionModel, noise prediction, two CLIP encoders.
+"""Stable Diffusion XL: UNet2DConditionModel, which predicts the noise or v, two CLIP encoders.
 
 1. The student's times are those that the exported LCMScheduler itself computes for `num_inference_steps=N` if its
    original schedule had N steps: 999, 749, 499, 249 of 1000 for N = 4, as in DMD2. Its boundary scaling is 1 to within
    1e-6 there. A step is therefore: predict x0, renoise with fresh noise.
 2. The unconditional embedding follows the pipeline's `force_zeros_for_empty_prompt`: zeros in SDXL-Base.
-3. The size conditioning is diffusers' default: the image's own size, no crop.
+3. With zero terminal SNR, the student's scheduler gets the betas of the teacher's EulerDiscreteScheduler as they are:
+   it keeps a last signal of 2^-12, where LCMScheduler's own rescaling has 0.
+4. The size conditioning is diffusers' default: the image's own size, no crop.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
             multiple=2 ** (len(unet.config["block_out_channels"]) - 1),
             resolution=resolution,
         )
-        self.path = VPPath(self._euler().alphas_cumprod)
+        euler = self._euler()
+        self.path = VPPath(euler.alphas_cumprod, euler.config["prediction_type"])
 
     def _euler(self) -> EulerDiscreteScheduler:
         return EulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
@@ -115,13 +118,18 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
         return self.path.timestep(self.student_times(steps)[:-1])
 
     def student_scheduler(self, steps: int) -> LCMScheduler:
-        config = self._euler().config
+        euler = self._euler()
+        config, betas = euler.config, euler.config["trained_betas"]
+        if config["rescale_betas_zero_snr"]:
+            signal = euler.alphas_cumprod.double()
+            betas = (1 - signal / torch.cat([signal.new_ones(1), signal[:-1]])).tolist()
         return LCMScheduler(
             num_train_timesteps=config["num_train_timesteps"],
             beta_start=config["beta_start"],
             beta_end=config["beta_end"],
             beta_schedule=config["beta_schedule"],
-            trained_betas=config["trained_betas"],
+            trained_betas=betas,
+            prediction_type=config["prediction_type"],
             original_inference_steps=steps,
         )
 

@@ -92,7 +92,7 @@ def fit_network(
         noise = torch.randn_like(x0)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.get("dtype") == "bfloat16"):
             prediction = backbone.predict(network, path.renoise(x0, noise, t), t, c)
-        loss = F.mse_loss(prediction.float(), path.target(x0, noise))
+        loss = F.mse_loss(prediction.float(), path.target(x0, noise, t))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), recipe["clip"])

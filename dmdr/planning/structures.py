@@ -244,7 +244,7 @@ def _update_fake_score(case: Case, x0: torch.Tensor, c: Conditioning) -> None:
     """Update the fake score by its denoising loss on x0."""
     base, path, levels = case.base, case.base.backbone.path, case.draw_levels()
     prediction = base.fake(path.renoise(x0, levels.noise, levels.t), levels.t, c)
-    loss = losses.fake_score(prediction, path.target(x0, levels.noise))
+    loss = losses.fake_score(prediction, path.target(x0, levels.noise, levels.t))
     _descend(loss, base.fake_parameters, case.fake_optimizer)
 
 

@@ -34,9 +34,9 @@ SHIFT = {"shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_
 USED = {
     FLOW: SHIFT | {"base_image_seq_len", "max_image_seq_len"},
     EULER: {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing"}
-    | {"steps_offset"},
+    | {"steps_offset", "prediction_type", "rescale_betas_zero_snr"},
 }
-OF_THE_SCHEDULE = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}  # whichever sampler has it
+PREDICTS = ("epsilon", "v_prediction")
 Settings = dict[str, object]
 
 
@@ -47,14 +47,15 @@ def check_scheduler(folder: Path, index: PipelineIndex) -> None:
         DataError: a class or a setting that DMDR does not sample, with its name and value.
         InputMissing: the file cannot be read.
     """
-    kind, settings = _read_settings(folder, index)
+    kind, settings = index.require_part("scheduler").class_name, read_settings(folder)
     expected = EULER if index.family == "sdxl" else FLOW
     if kind != expected and (expected == FLOW or kind not in OTHER_SAMPLERS):
         raise DataError(
             f"teacher {folder} is sampled with {kind} (model_index.json), and DMDR samples a {index.class_name} with "
             f"{expected}; give a teacher of that scheduler"
         )
-    neutral = _list_defaults(expected) if kind == expected else OF_THE_SCHEDULE
+    _check_prediction(folder, settings)
+    neutral = _list_defaults(expected) if kind == expected else {}
     for name, value in settings.items():
         if name in USED[expected] or name not in neutral or value == neutral[name]:
             continue  # a name that the scheduler does not know is ignored by diffusers, too
@@ -65,15 +66,35 @@ def check_scheduler(folder: Path, index: PipelineIndex) -> None:
         )
 
 
+def _check_prediction(folder: Path, settings: Settings) -> None:
+    """Raises DataError if the network predicts what DMDR does not distil."""
+    predicts = settings.get("prediction_type", "epsilon")
+    if predicts not in PREDICTS:
+        raise DataError(
+            f"teacher {folder} predicts {json.dumps(predicts)} (scheduler_config.json, prediction_type), and DMDR "
+            f"distils SDXL teachers that predict {' or '.join(PREDICTS)}; give another teacher"
+        )
+    if settings.get("rescale_betas_zero_snr") and predicts == "epsilon":
+        raise DataError(
+            f"teacher {folder}: scheduler_config.json has rescale_betas_zero_snr with prediction_type epsilon, which "
+            "says nothing of an image that is pure noise; set v_prediction if the network predicts v, or turn it off"
+        )
+
+
 def note_sampler(folder: Path, index: PipelineIndex) -> str | None:
     """What a user should know about the sampler of a teacher; None if there is nothing."""
-    kind, _ = _read_settings(folder, index)
+    kind = index.require_part("scheduler").class_name
     if index.family != "sdxl" or kind == EULER:
         return None
     return f"the teacher's own scheduler is {kind}; DMDR samples the teacher with {EULER} of the same noise schedule"
 
 
-def _read_settings(folder: Path, index: PipelineIndex) -> tuple[str, Settings]:
+def read_settings(folder: Path) -> Settings:
+    """The settings in scheduler_config.json, but for those that begin with an underscore.
+
+    Raises:
+        DataError, InputMissing: as `check_scheduler`.
+    """
     file = folder / "scheduler" / "scheduler_config.json"
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
@@ -83,8 +104,7 @@ def _read_settings(folder: Path, index: PipelineIndex) -> tuple[str, Settings]:
         raise DataError(f"teacher file {file} is not JSON ({error}); fetch the teacher again") from error
     if not isinstance(settings, dict):
         raise DataError(f"teacher file {file} is no JSON object; fetch the teacher again")
-    kind = index.require_part("scheduler").class_name
-    return kind, {name: value for name, value in settings.items() if not name.startswith("_")}
+    return {name: value for name, value in settings.items() if not name.startswith("_")}
 
 
 def _list_defaults(kind: str) -> Settings:

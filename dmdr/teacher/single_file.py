@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from dmdr.errors import DataError
 from dmdr.teacher.index import PipelineIndex
-from dmdr.teacher.weight_files import find_variant, refuse_foreign_tensors, refuse_markers
+from dmdr.teacher.scheduler_config import read_settings
+from dmdr.teacher.weight_files import check_markers, find_variant, refuse_foreign_tensors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin, StableDiffusion3Pipeline, StableDiffusionXLPipeline
@@ -100,7 +101,7 @@ def _find_held_parts(family: str, source: SingleFile, skeletons: dict[str, Model
     from dmdr.teacher.original_layout import LAYOUTS, T5_TIE, to_original
 
     file = source.file
-    shapes = _read_shapes(file)
+    shapes = _read_shapes(file, read_settings(source.parts))
     layouts = LAYOUTS[family]
     held = {part for part in skeletons if any(key.startswith(layouts[part].prefix) for key in shapes)}
     needed = to_original(
@@ -129,14 +130,14 @@ def _find_held_parts(family: str, source: SingleFile, skeletons: dict[str, Model
     return held
 
 
-def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def _read_shapes(file: Path, scheduler: dict[str, object]) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as header:
             names = list(header.keys())
             refuse_foreign_tensors(names, file)
-            refuse_markers(names, header.metadata() or {}, file)
+            check_markers(names, header.metadata() or {}, file, scheduler)
             return {name: tuple(header.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         size = f"{file.stat().st_size:,} bytes"

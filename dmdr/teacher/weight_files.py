@@ -28,12 +28,8 @@ FOREIGN = (  # in the name of a tensor -> what it is, and what to do
     (".quant_map", "it is quantised; give the weights in bfloat16 or float16"),
     (".comfy_quant", "it is quantised; give the weights in bfloat16 or float16"),
 )
-MARKERS = {  # tensors without values, by which one-file models say what their network predicts
-    "v_pred": "predicts v, and DMDR distils SDXL teachers that predict epsilon",
-    "ztsnr": "was trained with zero terminal SNR, which DMDR does not sample",
-    "edm_mean": "is of EDM's formulation, which DMDR does not sample",
-    "edm_vpred.sigma_max": "is of EDM's formulation, which DMDR does not sample",
-}
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # tensors without values, by which one-file models say what they predict
+EDM = ("edm_mean", "edm_vpred.sigma_max")
 
 
 def find_variant(folder: Path, part: str) -> str | None:
@@ -105,18 +101,28 @@ def refuse_foreign_tensors(names: Iterable[str], file: Path) -> None:
                 raise DataError(f"teacher file {file} has the tensor {name}: {remedy}")
 
 
-def refuse_markers(names: Iterable[str], metadata: dict[str, str], file: Path) -> None:
-    """Refuse one file that says that its network predicts something else than epsilon.
+def check_markers(names: Iterable[str], metadata: dict[str, str], file: Path, settings: dict[str, object]) -> None:
+    """Check that what one file says of its prediction is what the scheduler of its parts says.
+
+    settings: of scheduler_config.json.
 
     Raises:
-        DataError: with the marker.
+        DataError: with the marker, and the setting that it needs.
     """
-    for name in names:
-        if name in MARKERS:
-            raise DataError(f"teacher {file} {MARKERS[name]} (its tensor {name}); give another teacher")
-    predicts = metadata.get("modelspec.prediction_type", "epsilon")
-    if predicts not in ("epsilon", "eps", ""):
+    found = {*names}
+    for name in found.intersection(EDM):
+        raise DataError(f"teacher {file} is of EDM's formulation (its tensor {name}), which DMDR does not sample")
+    stated = metadata.get("modelspec.prediction_type", "")
+    says_v = V_PREDICTION in found or stated.startswith("v")
+    predicts = settings.get("prediction_type", "epsilon")
+    if says_v and predicts != "v_prediction" or stated.startswith("eps") and predicts != "epsilon":
         raise DataError(
-            f"teacher {file} predicts {predicts} (modelspec.prediction_type), and DMDR distils teachers that predict "
-            "epsilon; give another teacher"
+            f"teacher {file} says that it predicts {'v' if says_v else 'epsilon'}, but scheduler_config.json of "
+            f"teacher.parts has prediction_type {predicts}; give parts with "
+            f"{'v_prediction' if says_v else 'epsilon'}"
+        )
+    if ZERO_SNR in found and not settings.get("rescale_betas_zero_snr"):
+        raise DataError(
+            f"teacher {file} says that it has zero terminal SNR (its tensor {ZERO_SNR}); give teacher.parts whose "
+            "scheduler_config.json has rescale_betas_zero_snr: true and timestep_spacing: trailing"
         )

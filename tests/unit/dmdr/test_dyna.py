@@ -53,12 +53,14 @@ def scaled_linear() -> torch.Tensor:
     return torch.cumprod(1 - betas, dim=0)
 
 
-@pytest.mark.parametrize("path", [FlowPath(), VPPath(scaled_linear())], ids=["flow", "vp"])
+@pytest.mark.parametrize(
+    "path", [FlowPath(), VPPath(scaled_linear()), VPPath(scaled_linear(), "v_prediction")], ids=["flow", "vp", "v"]
+)
 def test_path_round_trips(path):
     generator = torch.Generator().manual_seed(2)
     x0, noise = (torch.randn(5, 4, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     t = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
-    x_t, prediction = path.renoise(x0, noise, t), path.target(x0, noise)
+    x_t, prediction = path.renoise(x0, noise, t), path.target(x0, noise, t)
     assert torch.equal(x_t[0], x0[0])
     assert torch.allclose(path.to_x0(x_t, prediction, t), x0)
     halfway = path.step(x_t, prediction, t, t / 2)

@@ -171,7 +171,7 @@ def test_a_resolution_that_the_family_does_not_have_is_refused(backbone, plain, 
 
 
 def test_a_teacher_that_predicts_something_else_is_refused(tiny_sdxl_folder, tmp_path):
-    scheduler = EulerDiscreteScheduler(prediction_type="v_prediction")
+    scheduler = EulerDiscreteScheduler(prediction_type="sample")
     DiffusionPipeline.from_pretrained(tiny_sdxl_folder, scheduler=scheduler).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="prediction_type: .v_prediction.*give another teacher"):
+    with pytest.raises(DataError, match="predicts .sample. .*give another teacher"):
         load_teacher(tmp_path)
