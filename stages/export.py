@@ -1,7 +1,8 @@
 """The stage export: the student of joint training in the forms that the config names.
 
-1. Each form is checked: its pipeline draws the same latents as the training sampler.
-2. provenance.json and SHA256SUMS, which `sha256sum -c` reads, lie beside the forms. The model card is the README.md in
+1. Each form is checked: its pipeline draws the same latents as the training sampler with the same, rounded weights.
+2. What rounding to export.dtype changes is measured and told, but not judged: evaluation scores the exported pipeline.
+3. provenance.json and SHA256SUMS, which `sha256sum -c` reads, lie beside the forms. The model card is the README.md in
    each form's folder, because each is copied alone.
 """
 
@@ -13,7 +14,8 @@ from pathlib import Path
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.identity import identity
 from dmdr.errors import Stopped
-from dmdr.export.parity import compare_latents, load_form
+from dmdr.export.parity import compare_latents, load_form, measure_difference, sample_probes
+from dmdr.export.rounding import DTYPES, WRITING_ORDER, round_parts
 from dmdr.export.write import WEIGHTS, absent_text_encoders, build_metadata, load_student, network_part, write_form
 from dmdr.teacher.load import digest_teacher, find_teacher_of, load_teacher
 from stages.reports import provenance
@@ -36,21 +38,24 @@ def run(context: Context) -> dict[str, object]:
     """
     config, trained, source = context.config, context.input("joint"), find_teacher_of(context.config.teacher)
     steps, forms = config.student.steps, config.forms
+    dtype = DTYPES[config.export.dtype]
     backbone = load_teacher(source, pick_device(config), resolution=config.teacher.resolution)
-    load_student(backbone.network, trained)
+    load_student(backbone.network, trained, lora_dtype=dtype)
     about = build_metadata(backbone, steps, title=context.artifact.run, teacher=digest_teacher(source))
-    for number, form in enumerate(forms):
-        write_form(form, backbone, trained / WEIGHTS, steps, context.out, about)
-        _stop_if_asked(context)
-        context.progress.update(number + 1, 2 * len(forms))
+    unrounded = sample_probes(backbone, steps, seed=config.seed)
     differences: dict[str, float] = {}
-    for number, form in enumerate(forms):
+    for number, form in enumerate(sorted(forms, key=WRITING_ORDER.index)):
+        round_parts(backbone, form, dtype)
+        write_form(form, backbone, trained / WEIGHTS, steps, context.out, about, dtype=dtype)
+        _stop_if_asked(context)
+        context.progress.update(2 * number + 1, 2 * len(forms))
         pipe = load_form(form, context.out, backbone, source)
         differences[form] = compare_latents(backbone, backbone.network, steps, pipe, seed=config.seed)
         del pipe  # or it would wait in memory beside the next one
         _stop_if_asked(context)
-        context.progress.update(len(forms) + number + 1, 2 * len(forms))
-    facts = build_facts(context, backbone, differences)
+        context.progress.update(2 * number + 2, 2 * len(forms))
+    rounding = measure_difference(unrounded, sample_probes(backbone, steps, seed=config.seed))
+    facts = build_facts(context, backbone, {form: differences[form] for form in forms}, rounding)
     for form in forms:
         (context.out / form / "README.md").write_text(render_card(facts), encoding="utf-8")
     text = json.dumps(facts.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
@@ -70,10 +75,11 @@ def _stop_if_asked(context: Context) -> None:
         raise Stopped("stopped; nothing was kept, repeat the command to start over")
 
 
-def build_facts(context: Context, backbone: Backbone, differences: dict[str, float]) -> ExportFacts:
+def build_facts(context: Context, backbone: Backbone, differences: dict[str, float], rounding: float) -> ExportFacts:
     """The content of provenance.json.
 
     differences: form -> greatest difference of its latents from those of the training sampler.
+    rounding: the root mean square difference that export.dtype made to the latents.
     """
     config, sealed = context.config, provenance.read_records(context)
     steps, parts = config.student.steps, config.teacher.parts
@@ -98,6 +104,8 @@ def build_facts(context: Context, backbone: Backbone, differences: dict[str, flo
         ),
         rewards=dict(config.joint.rl.rewards) if config.joint.rl else {},
         parity=differences,
+        dtype=config.export.dtype,
+        rounding=rounding,
         classes=ClassFacts(
             family=backbone.family,
             pipeline=type(backbone.pipe).__name__,

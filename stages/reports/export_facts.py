@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dmdr.config.forms import Dtype
 from dmdr.config.run import Student
 
 SCHEMA: Literal[2] = 2
@@ -71,7 +72,11 @@ class StageFacts(_Facts):
 
 
 class ExportFacts(_Facts):
-    """The whole file. parity: form -> the largest difference of its latents from those of the training sampler."""
+    """The whole file.
+
+    parity: form -> the largest difference of its latents from those of the training sampler, which has the same rounded
+    weights. rounding: the root mean square difference of latents that rounding to `dtype` made.
+    """
 
     schema_version: Literal[2] = Field(SCHEMA, alias="schema")
     run: str
@@ -82,6 +87,8 @@ class ExportFacts(_Facts):
     call: CallFacts
     rewards: dict[str, float]
     parity: dict[str, float]
+    dtype: Dtype = "float32"  # early files say nothing, and theirs is float32
+    rounding: float = 0.0
     classes: ClassFacts
     stages: dict[str, StageFacts]
     code: dict[str, str]
