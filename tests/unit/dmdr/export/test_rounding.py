@@ -66,9 +66,7 @@ def _everything(module: torch.nn.Module, number: int) -> dict[str, torch.Tensor]
 def test_a_weight_that_a_dtype_cannot_hold_is_refused():
     weights = {"a.weight": torch.tensor([1.0, 70000.0]), "b.ids": torch.tensor([70000])}
     assert cast_weights(weights, torch.bfloat16)["b.ids"].dtype == torch.int64
-    with pytest.raises(
-        DataError, match="^a.weight holds 7e\\+04, which export.dtype float16 cannot hold; set bfloat16"
-    ):
+    with pytest.raises(DataError, match="^a.weight holds 7e.04, which export.dtype float16 cannot hold; set bf"):
         cast_weights(weights, torch.float16)
 
 
