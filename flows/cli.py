@@ -168,6 +168,25 @@ def list_published(at: options.At) -> int:
     return print_published(at)
 
 
+@app.command(epilog=EXIT_CODES)
+def generate(
+    run: options.RunOrConfig,
+    prompt: options.PromptText,
+    n: options.Count = 1,
+    seed: options.FirstSeed = 0,
+    compare: options.Compare = False,
+    out: options.Images = "generated",
+    store: options.Store = "runs",
+) -> int:
+    """Draw a prompt with the student of a run, which may still be training.
+
+    One that is not exported yet draws with its newest checkpoint.
+    """
+    from flows.commands.generate import generate_images
+
+    return generate_images(run, prompt, count=n, seed=seed, compare=compare, out=out, store=store)
+
+
 @app.command(context_settings=PASS_ALL_ON, add_help_option=False)
 def stage(context: typer.Context) -> int:
     """Run one stage, as a container does; see dmdr stage --help."""

@@ -49,7 +49,7 @@ MODEL_SPECS = {  # by family
 
 
 def load_student(network: ModelMixin, folder: Path, *, lora_dtype: torch.dtype = torch.float32) -> None:
-    """Turn the teacher's network into the student of a training stage, in place; a LoRA is fused.
+    """Turn the teacher's network into the student of a sealed training stage, in place.
 
     lora_dtype: a LoRA is rounded to it before it is fused, as its file will hold it.
 
@@ -57,19 +57,41 @@ def load_student(network: ModelMixin, folder: Path, *, lora_dtype: torch.dtype =
         DataError: the weights are damaged, or are not this network's; or one is too large for lora_dtype.
     """
     form: str = json.loads((folder / "student.json").read_text(encoding="utf-8"))["form"]
+    file = folder / WEIGHTS
     try:
-        weights = load_file(folder / WEIGHTS)
-        if form == "full":
-            network.load_state_dict(weights, strict=True)
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise _refuse_student(str(file), error) from error
+    if form == "lora":
+        weights = cast_weights(cast_weights(weights, lora_dtype), torch.float32)
+    fill_student(network, weights, is_lora=form == "lora", where=str(file))
+
+
+def fill_student(network: ModelMixin, weights: Weights, *, is_lora: bool, where: str) -> None:
+    """Turn the teacher's network into a student with these weights, in place; a LoRA is fused.
+
+    weights: under diffusers' names; buffers may be missing. where: what the weights come from, for messages.
+
+    Raises:
+        DataError: they are not this network's.
+    """
+    try:
+        if is_lora:
+            fuse_lora(network, weights)
         else:
-            rounded = cast_weights(cast_weights(weights, lora_dtype), torch.float32)
-            fuse_lora(network, rounded)
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        message = " ".join(str(error.args[0]).split())[:300]
-        raise DataError(
-            f"{folder / WEIGHTS} is not a student of this teacher: {message}; give the teacher that it was trained "
-            "from, or train it again"
-        ) from error
+            buffers = {name for name, _ in network.named_buffers()}
+            held = {name: value for name, value in network.state_dict().items() if name in buffers}
+            network.load_state_dict({**held, **weights}, strict=True)
+    except (RuntimeError, KeyError) as error:
+        raise _refuse_student(where, error) from error
+
+
+def _refuse_student(where: str, error: Exception) -> DataError:
+    message = " ".join(str(error.args[0]).split())[:300]
+    return DataError(
+        f"{where} is not a student of this teacher: {message}; give the teacher that it was trained from, or train it "
+        "again"
+    )
 
 
 def fuse_lora(network: ModelMixin, lora: Weights) -> None:
