@@ -133,15 +133,16 @@ def pull(
     stage: options.StageArgument,
     folder: options.Target,
     form: options.FormOption = None,
+    to_hub: options.ToHub = None,
     store: options.Store = "runs",
 ) -> int:
     """Copy the files of a sealed stage to a folder, verified.
 
-    The same command again continues a copy that was cut off.
+    The same command again continues a copy that was cut off, and an upload.
     """
     from flows.commands.pull import pull_stage
 
-    return pull_stage(run, stage, folder, store, form)
+    return pull_stage(run, stage, folder, store, form, hub=to_hub)
 
 
 app.add_typer(teachers, name="teachers")

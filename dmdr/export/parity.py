@@ -63,8 +63,9 @@ def compare_latents(
     Raises:
         DataError: the difference is above TOLERANCE or not a number.
     """
-    pipe.to(network.device).set_progress_bar_config(disable=True)
-    with torch.random.fork_rng():
+    pipe.set_progress_bar_config(disable=True)
+    with torch.random.fork_rng(), silence_diffusers():  # it warns of prompts that it cuts, and of a dtype that is given
+        pipe.to(network.device)
         torch.manual_seed(seed)
         start = torch.randn(len(PROBES), *backbone.latent_shape).to(network.device)
         torch.manual_seed(seed)  # diffusers renoises from torch's global generator, whose draws we repeat below

@@ -34,6 +34,17 @@ def cast_weights(weights: Weights, dtype: torch.dtype) -> Weights:
     return {name: _cast(name, weight, dtype).contiguous() for name, weight in weights.items()}
 
 
+def check_dtype(backbone: Backbone, dtype: torch.dtype) -> None:
+    """Check early that the teacher's weights, which a student stays near, are not too large for its files.
+
+    Raises:
+        DataError: one is.
+    """
+    for module in list_modules(backbone.pipe):
+        for name, weight in module.state_dict().items():
+            _cast(name, weight, dtype)
+
+
 @torch.no_grad()
 def round_parts(backbone: Backbone, form: Form, dtype: torch.dtype) -> None:
     """Round the parts that a form holds, in place; they stay float32.
@@ -54,16 +65,19 @@ def hold_in(pipe: DiffusionPipeline, dtype: torch.dtype) -> Iterator[None]:
     """Let a pipeline's rounded parts have the dtype of their files, as `save_pretrained` writes what it finds."""
     modules = list_modules(pipe)
     tables = [(owner, name, table) for module in modules for owner, name, table in _list_tables(module)]
-    with silence_diffusers():  # it asks for a dtype at loading, for modules that must stay float32; these have none
-        for module in modules:
-            module.to(dtype)
+    _move_all(modules, dtype)
     try:
         yield
     finally:
-        for module in modules:
-            module.to(torch.float32)
+        _move_all(modules, torch.float32)
         for owner, name, table in tables:
             owner.register_buffer(name, table, persistent=False)
+
+
+def _move_all(modules: list[torch.nn.Module], dtype: torch.dtype) -> None:
+    with silence_diffusers():  # it warns of modules that must stay float32, also where there are none
+        for module in modules:
+            module.to(dtype)
 
 
 def list_modules(pipe: DiffusionPipeline) -> list[torch.nn.Module]:

@@ -102,6 +102,11 @@ FormOption = Annotated[
     Form | None, typer.Option("--form", metavar="FORM", help=f"copy only this form of an export: {', '.join(FORMS)}")
 ]
 
+ToHub = Annotated[
+    str | None,
+    typer.Option("--to-hub", metavar="OWNER/NAME", help="upload the export to this repository of the model hub"),
+]
+
 # teachers
 Teacher = Annotated[str, typer.Argument(metavar="FOLDER", help=A_PIPELINE)]
 TeacherName = Annotated[str, typer.Option("--as", metavar="NAME", help="name of the teacher, for example sd35")]

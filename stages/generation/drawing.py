@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from dmdr.backbones.latent import silence_diffusers
 from dmdr.config.run import Config, Teacher
 from dmdr.errors import DataError, NonFinite
 from dmdr.export.rounding import DTYPES
@@ -122,7 +123,8 @@ def move_to_device(pipe: DiffusionPipeline, dtype: torch.dtype) -> None:
     """Move a pipeline to the GPU in this dtype, if there is a GPU."""
     pipe.set_progress_bar_config(disable=True)
     if torch.cuda.is_available():
-        pipe.to("cuda", dtype)
+        with silence_diffusers():
+            pipe.to("cuda", dtype)
 
 
 def _read_resolution(source: StudentSource) -> int | None:

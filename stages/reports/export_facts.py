@@ -19,12 +19,24 @@ class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class LicenceFacts(_Facts):
+    """A licence as a hub's card names it: an identifier, and for `other` its name and where it stands."""
+
+    license: str
+    license_name: str | None = None
+    license_link: str | None = None
+
+
 class TeacherFacts(_Facts):
-    """The teacher. parts: of a single file, the folder or repository that its other parts come from."""
+    """The teacher. parts: of a single file, the folder or repository that its other parts come from.
+
+    licence: that of its own card; None if it has no card, or the card names none.
+    """
 
     name: str
     parts: str | None
     digest: str
+    licence: LicenceFacts | None = None
 
 
 class PromptFacts(_Facts):
@@ -75,7 +87,8 @@ class ExportFacts(_Facts):
     """The whole file.
 
     parity: form -> the largest difference of its latents from those of the training sampler, which has the same rounded
-    weights. rounding: the root mean square difference of latents that rounding to `dtype` made.
+    weights. rounding: the root mean square difference of latents that rounding to `dtype` made. samples: the prompts of
+    images/1.png and so on. comfyui: the forms that have a workflow.
     """
 
     schema_version: Literal[2] = Field(SCHEMA, alias="schema")
@@ -89,6 +102,8 @@ class ExportFacts(_Facts):
     parity: dict[str, float]
     dtype: Dtype = "float32"  # early files say nothing, and theirs is float32
     rounding: float = 0.0
+    samples: tuple[str, ...] = ()
+    comfyui: tuple[str, ...] = ()
     classes: ClassFacts
     stages: dict[str, StageFacts]
     code: dict[str, str]
