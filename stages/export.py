@@ -142,7 +142,6 @@ def build_facts(context: Context, backbone: Backbone, source: TeacherSource, wri
             name=teacher_name(config.teacher.path),
             parts=teacher_name(parts) if parts else None,
             digest=sealed["prompts"].inputs["teacher"],
-            licence=read_licence(source.parts if isinstance(source, SingleFile) else source),
         ),
         prompts=PromptFacts(
             fingerprint=sealed["prompts"].fingerprint,
@@ -162,6 +161,7 @@ def build_facts(context: Context, backbone: Backbone, source: TeacherSource, wri
         rounding=written.rounding,
         samples=written.samples,
         comfyui=written.comfyui,
+        licence=read_licence(source.parts if isinstance(source, SingleFile) else source),
         classes=ClassFacts(
             family=backbone.family,
             pipeline=type(backbone.pipe).__name__,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import statistics
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmdr.config.load import load_config
-from dmdr.errors import ConfigError
+from dmdr.errors import ConfigError, Stopped
 from stages.runtime.quiet import quiet_libraries
 from stages.store.runs import follow_name
 
@@ -67,10 +68,14 @@ def generate_images(run: str, prompt: str, *, count: int, seed: int, compare: bo
     print(f"student of {run}: {source.describe()}, {student.model.nfe} NFE an image")
     folder.mkdir(parents=True, exist_ok=True)
     request = Request(run, prompt, range(seed, seed + count), folder)
-    if teacher is None:
-        _draw_all(request, student, keep=True)
-    else:
-        _compare(request, student, teacher)
+    try:
+        if teacher is None:
+            _draw_all(request, student, keep=True)
+        else:
+            _compare(request, student, teacher)
+    except KeyboardInterrupt:
+        print("dmdr: stopped; the images above are written", file=sys.stderr)
+        return Stopped.exit_code
     return 0
 
 

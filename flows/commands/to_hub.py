@@ -119,7 +119,7 @@ def read_scores(export: Artifact) -> Figures | None:
 def add_licence(facts: ExportFacts, api: HfApi) -> ExportFacts:
     """The facts with the licence that the hub's own card of the teacher names, where the teacher came from the hub."""
     pinned = ADDRESS.fullmatch(facts.teacher.name)
-    if facts.teacher.licence is not None or pinned is None:
+    if facts.licence is not None or pinned is None:
         return facts
     licence: LicenceFacts | None = None
     try:
@@ -127,7 +127,7 @@ def add_licence(facts: ExportFacts, api: HfApi) -> ExportFacts:
         licence = parse_licence(card.to_dict()) if card is not None else None
     except Exception as error:  # a gated teacher, or no network, which the upload will tell
         print(f"the licence of {pinned['repo']} is not known ({_shorten(error)}); the card names it as the teacher's")
-    return facts.model_copy(update={"teacher": facts.teacher.model_copy(update={"licence": licence})})
+    return facts.model_copy(update={"licence": licence})
 
 
 def lay_out(folder: Path, forms: list[Form], root: str) -> dict[str, Path]:

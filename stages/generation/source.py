@@ -20,6 +20,7 @@ from stages.store.address import shorten
 from stages.store.artifacts import Artifact
 from stages.store.records import Claim, Json
 from stages.store.runs import is_run, list_runs
+from stages.store.teacher_folder import resolve_teacher
 
 PIPELINE = "pipeline/"
 KEEP = 2  # of checkpoints; nothing is saved here, so that it does not matter
@@ -92,14 +93,14 @@ def _build_source(artifact: Artifact, claim: Claim, update: int | None) -> Stude
 
 
 def find_teacher_of_run(source: StudentSource, config: Config | None) -> TeacherSource:
-    """The teacher of a run, verified. config: the run's, which knows where a folder or a file lies.
+    """The teacher of a run, verified. config: the run's, which knows where a folder, a file or a published one lies.
 
     Raises:
         InputMissing: the teacher is a folder or a file, and no config says where.
         DataError: the config's teacher is another one.
     """
     if config is not None:
-        section = config.teacher
+        section = resolve_teacher(config, None, lambda size: None).teacher
     elif source.teacher is not None and source.teacher.startswith(("lab:", "hub:")):
         section = Teacher(path=source.teacher, guidance_scale=1.0)
     else:

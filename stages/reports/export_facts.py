@@ -28,15 +28,11 @@ class LicenceFacts(_Facts):
 
 
 class TeacherFacts(_Facts):
-    """The teacher. parts: of a single file, the folder or repository that its other parts come from.
-
-    licence: that of its own card; None if it has no card, or the card names none.
-    """
+    """The teacher. parts: of a single file, the folder or repository that its other parts come from."""
 
     name: str
     parts: str | None
     digest: str
-    licence: LicenceFacts | None = None
 
 
 class PromptFacts(_Facts):
@@ -88,7 +84,8 @@ class ExportFacts(_Facts):
 
     parity: form -> the largest difference of its latents from those of the training sampler, which has the same rounded
     weights. rounding: the root mean square difference of latents that rounding to `dtype` made. samples: the prompts of
-    images/1.png and so on. comfyui: the forms that have a workflow.
+    images/1.png and so on. comfyui: the forms that have a workflow. licence: that of the teacher's card; None if it has
+    none, or the card names none.
     """
 
     schema_version: Literal[2] = Field(SCHEMA, alias="schema")
@@ -104,6 +101,7 @@ class ExportFacts(_Facts):
     rounding: float = 0.0
     samples: tuple[str, ...] = ()
     comfyui: tuple[str, ...] = ()
+    licence: LicenceFacts | None = None
     classes: ClassFacts
     stages: dict[str, StageFacts]
     code: dict[str, str]

@@ -98,7 +98,7 @@ def render_card(facts: ExportFacts, *, place: HubPlace | None = None, scorecard:
         parts=quote_address(teacher.parts) if teacher.parts else None,
         pinned=ADDRESS.fullmatch(teacher.name) is not None,
         base=base,
-        licence=teacher.licence or assume_licence(base),
+        licence=name_licence(facts.licence, base),
         absent="".join(f", {part}=None" for part in classes.absent),
         call=", ".join(f"{name}={value:g}" for name, value in facts.call),
         prompt=quote(facts.samples[0] if facts.samples else "a red circle"),
@@ -109,9 +109,14 @@ def render_card(facts: ExportFacts, *, place: HubPlace | None = None, scorecard:
     return render_template("model_card.md.jinja", card=card, facts=facts, quote=quote, caption=write_caption)
 
 
-def assume_licence(base: str | None) -> LicenceFacts:
-    """What a card says where the teacher's own names no licence."""
-    return LicenceFacts(license="other", license_name="same-as-teacher", license_link=f"{HUB}/{base}" if base else None)
+def name_licence(licence: LicenceFacts | None, base: str | None) -> LicenceFacts:
+    """What the card says of the licence; base: the teacher's repository, where a file that the licence names lies."""
+    if licence is None:
+        link = f"{HUB}/{base}" if base else None
+        return LicenceFacts(license="other", license_name="same-as-teacher", license_link=link)
+    if base and licence.license_link and "://" not in licence.license_link:
+        return licence.model_copy(update={"license_link": f"{HUB}/{base}/blob/main/{licence.license_link}"})
+    return licence
 
 
 def describe_student(student: Student) -> str:

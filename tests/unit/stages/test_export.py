@@ -253,12 +253,7 @@ def test_stage_exports_with_provenance(student, forms, tiny_config, tiny_folder,
     facts = json.loads((folder / "provenance.json").read_text())
     assert list(facts["parity"]) == wanted
     assert max(facts["parity"].values()) <= 1e-4
-    assert facts["teacher"] == {
-        "name": tiny_folder.name,
-        "digest": digest_teacher(tiny_folder),
-        "parts": None,
-        "licence": None,
-    }
+    assert facts["teacher"] == {"name": tiny_folder.name, "digest": digest_teacher(tiny_folder), "parts": None}
     assert (facts["dtype"], 0 < facts["rounding"] < 0.1) == ("bfloat16", True)
     assert (facts["nfe"], facts["rewards"]) == (config.student.steps, {"lab-conv": 1.0})
     assert facts["prompts"]["counts"]["train"] == 14

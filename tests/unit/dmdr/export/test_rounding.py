@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
@@ -15,7 +18,7 @@ from dmdr.export.parity import compare_latents, load_form, measure_difference, s
 from dmdr.export.rounding import DTYPES, cast_weights, hold_in, list_modules, round_parts
 from dmdr.export.write import WEIGHTS, build_metadata, load_student, write_form
 from tests.support.tiny_teachers import copy_teacher
-from tests.support.trained_run import lora_student
+from tests.support.trained_run import lora_student, run_stage
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -78,3 +81,16 @@ def test_the_dtype_names_the_export_alone_and_old_exports_stay(tiny_config):
     changed = [stage for stage in STAGES if identity(default, stage) != identity(half, stage)]
     assert changed == ["export"]
     assert identity(half, "export")["export.dtype"] == "float16"
+
+
+def test_a_teacher_that_float16_cannot_hold_is_refused_before_training(tiny_config, tiny_sd3_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_sd3_folder, tmp_path / "large"))
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    weights = load_file(file)
+    weights["proj_out.bias"][0] = 1e5
+    save_file(weights, file, {"format": "pt"})
+    teacher = {"path": str(folder), "guidance_scale": 3.0, "steps": 3}
+    run_stage(load_config(tiny_config(teacher=teacher)), tmp_path / "store", "prompts")
+    with pytest.raises(DataError, match="proj_out.bias holds 1e.05, which export.dtype float16 cannot hold"):
+        half = load_config(tiny_config(run="half", teacher=teacher, export={"dtype": "float16"}))
+        run_stage(half, tmp_path / "store", "prompts")
