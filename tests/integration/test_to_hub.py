@@ -119,11 +119,11 @@ def test_a_run_arrives_with_its_card_and_its_scores(hub, tiny_config, tmp_path, 
     assert not {name for name in hub.files if name.startswith("lora/images") or name.endswith("SHA256SUMS")}
     card = hub.files["README.md"].decode()
     assert yaml.safe_load(card.split("---\n")[1])["widget"][0]["output"] == {"url": "images/1.png"}
-    assert 'DiffusionPipeline.from_pretrained("me/model", torch_dtype=dtype).to(device)' in card
+    assert 'DiffusionPipeline.from_pretrained("me/model", dtype=dtype).to(device)' in card
     assert 'pipe.load_lora_weights("me/model", subfolder="lora")' in card
     assert '.from_pretrained("me/model", subfolder="lora/scheduler")' in card
     url = "https://huggingface.co/me/model/blob/main/single-file/tiny.safetensors"
-    assert f'from_single_file("{url}", config="me/model", torch_dtype=dtype).to(device)' in card
+    assert f'from_single_file("{url}", config="me/model", dtype=dtype).to(device)' in card
     assert "| lab-mixer" in card
     code = re.search(r"### pipeline\n.*?```python\n(.*?)```", card, re.DOTALL)[1]
     exec(code.replace('"me/model"', repr(str(here))).replace("image.png", str(tmp_path / "i.png")), {})

@@ -206,7 +206,7 @@ def test_an_export_of_another_student_is_refused(tiny_config, tiny_sd3_folder, t
         context_for(config, store, "evaluate")
 
 
-AT_COMMIT = f'"some/model", revision="{COMMIT}", torch_dtype=dtype, tokenizer_3=None)'
+AT_COMMIT = f'"some/model", revision="{COMMIT}", dtype=dtype, tokenizer_3=None)'
 
 
 @pytest.mark.parametrize(
