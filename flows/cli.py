@@ -133,15 +133,16 @@ def pull(
     stage: options.StageArgument,
     folder: options.Target,
     form: options.FormOption = None,
+    to_hub: options.ToHub = None,
     store: options.Store = "runs",
 ) -> int:
     """Copy the files of a sealed stage to a folder, verified.
 
-    The same command again continues a copy that was cut off.
+    The same command again continues a copy that was cut off, and an upload.
     """
     from flows.commands.pull import pull_stage
 
-    return pull_stage(run, stage, folder, store, form)
+    return pull_stage(run, stage, folder, store, form, hub=to_hub)
 
 
 app.add_typer(teachers, name="teachers")
@@ -166,6 +167,25 @@ def list_published(at: options.At) -> int:
     from flows.commands.teachers import print_published
 
     return print_published(at)
+
+
+@app.command(epilog=EXIT_CODES)
+def generate(
+    run: options.RunOrConfig,
+    prompt: options.PromptText,
+    n: options.Count = 1,
+    seed: options.FirstSeed = 0,
+    compare: options.Compare = False,
+    out: options.Images = "generated",
+    store: options.Store = "runs",
+) -> int:
+    """Draw a prompt with the student of a run, which may still be training.
+
+    One that is not exported yet draws with its newest checkpoint.
+    """
+    from flows.commands.generate import generate_images
+
+    return generate_images(run, prompt, count=n, seed=seed, compare=compare, out=out, store=store)
 
 
 @app.command(context_settings=PASS_ALL_ON, add_help_option=False)

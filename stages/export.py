@@ -1,23 +1,30 @@
 """The stage export: the student of joint training in the forms that the config names.
 
-1. Each form is checked: its pipeline draws the same latents as the training sampler.
-2. provenance.json and SHA256SUMS, which `sha256sum -c` reads, lie beside the forms. The model card is the README.md in
-   each form's folder, because each is copied alone.
+1. Each form is checked: its pipeline draws the same latents as the training sampler with the same, rounded weights.
+2. What rounding to export.dtype changes is measured and told, but not judged: evaluation scores the exported pipeline.
+3. provenance.json and SHA256SUMS, which `sha256sum -c` reads, lie beside the forms. Each form's folder has the model
+   card (README.md), its images and a workflow for ComfyUI, because each is copied alone.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.identity import identity
 from dmdr.errors import Stopped
-from dmdr.export.parity import compare_latents, load_form
+from dmdr.export.comfyui import build_workflow
+from dmdr.export.parity import compare_latents, load_form, measure_difference, sample_probes
+from dmdr.export.rounding import DTYPES, WRITING_ORDER, round_parts
 from dmdr.export.write import WEIGHTS, absent_text_encoders, build_metadata, load_student, network_part, write_form
-from dmdr.teacher.load import digest_teacher, find_teacher_of, load_teacher
+from dmdr.teacher.load import TeacherSource, digest_teacher, find_teacher_of, load_teacher
+from dmdr.teacher.single_file import SingleFile
+from stages.generation.samples import PROMPTS_FILE, choose_prompts, draw_samples
 from stages.reports import provenance
 from stages.reports.export_facts import CallFacts, ClassFacts, ExportFacts, PromptFacts, StageFacts, TeacherFacts
+from stages.reports.licence import read_licence
 from stages.reports.model_card import render_card
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
@@ -25,6 +32,22 @@ from stages.store.layout import digest
 from stages.store.published_teachers import teacher_name
 
 SUMS = "SHA256SUMS"
+WORKFLOW, IMAGES = "comfyui.json", "images"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was found and written beside the forms.
+
+    parity: form -> greatest difference of its latents from those of the training sampler. rounding: the root mean
+    square difference that export.dtype made to the latents. samples: the prompts of the card's images. comfyui: the
+    forms that have a workflow.
+    """
+
+    parity: dict[str, float]
+    rounding: float
+    samples: tuple[str, ...]
+    comfyui: tuple[str, ...]
 
 
 def run(context: Context) -> dict[str, object]:
@@ -32,31 +55,70 @@ def run(context: Context) -> dict[str, object]:
 
     Raises:
         DataError: the weights do not fit the teacher, or a form does not draw the student's images.
+        NonFinite: an image of the model card is not a number.
         Stopped: SIGTERM arrived; the next run starts over.
     """
-    config, trained, source = context.config, context.input("joint"), find_teacher_of(context.config.teacher)
-    steps, forms = config.student.steps, config.forms
+    config, source = context.config, find_teacher_of(context.config.teacher)
+    steps, dtype = config.student.steps, DTYPES[config.export.dtype]
     backbone = load_teacher(source, pick_device(config), resolution=config.teacher.resolution)
-    load_student(backbone.network, trained)
-    about = build_metadata(backbone, steps, title=context.artifact.run, teacher=digest_teacher(source))
-    for number, form in enumerate(forms):
-        write_form(form, backbone, trained / WEIGHTS, steps, context.out, about)
-        _stop_if_asked(context)
-        context.progress.update(number + 1, 2 * len(forms))
-    differences: dict[str, float] = {}
-    for number, form in enumerate(forms):
-        pipe = load_form(form, context.out, backbone, source)
-        differences[form] = compare_latents(backbone, backbone.network, steps, pipe, seed=config.seed)
-        del pipe  # or it would wait in memory beside the next one
-        _stop_if_asked(context)
-        context.progress.update(len(forms) + number + 1, 2 * len(forms))
-    facts = build_facts(context, backbone, differences)
-    for form in forms:
-        (context.out / form / "README.md").write_text(render_card(facts), encoding="utf-8")
+    load_student(backbone.network, context.input("joint"), lora_dtype=dtype)
+    unrounded = sample_probes(backbone, steps, seed=config.seed)
+    parity = write_forms(context, backbone, source)
+    rounding = measure_difference(unrounded, sample_probes(backbone, steps, seed=config.seed))
+    prompts = choose_prompts(context.input("prompts", PROMPTS_FILE))
+    workflows = write_workflows(context, backbone, prompts[0])
+    facts = build_facts(context, backbone, source, Written(parity, rounding, tuple(prompts), workflows))
+    images = draw_samples(backbone, facts.call, prompts)
+    for form in config.forms:
+        folder = context.out / form
+        (folder / IMAGES).mkdir()
+        for number, image in enumerate(images, start=1):
+            image.save(folder / IMAGES / f"{number}.png")
+        (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
     text = json.dumps(facts.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
     (context.out / "provenance.json").write_text(text + "\n", encoding="utf-8")
     (context.out / SUMS).write_text(list_checksums(context.out), encoding="utf-8")
-    return {"steps": steps, "parity": max(differences.values())}
+    return {"steps": steps, "dtype": config.export.dtype, "parity": max(parity.values())}
+
+
+def write_forms(context: Context, backbone: Backbone, source: TeacherSource) -> dict[str, float]:
+    """Write each form and compare it with the training sampler: form -> the difference, in the config's order.
+
+    The backbone's network is the student. Afterwards it is rounded as the last form is.
+
+    Raises:
+        DataError: a form does not draw the student's images.
+        Stopped: SIGTERM arrived.
+    """
+    config, weights = context.config, context.input("joint") / WEIGHTS
+    steps, dtype = config.student.steps, DTYPES[config.export.dtype]
+    about = build_metadata(backbone, steps, title=context.artifact.run, teacher=digest_teacher(source))
+    parity: dict[str, float] = {}
+    for number, form in enumerate(sorted(config.forms, key=WRITING_ORDER.index)):
+        round_parts(backbone, form, dtype)
+        write_form(form, backbone, weights, steps, context.out, about, dtype=dtype)
+        _stop_if_asked(context)
+        context.progress.update(2 * number + 1, 2 * len(config.forms))
+        pipe = load_form(form, context.out, backbone, source)
+        parity[form] = compare_latents(backbone, backbone.network, steps, pipe, seed=config.seed)
+        del pipe  # or it would wait in memory beside the next one
+        _stop_if_asked(context)
+        context.progress.update(2 * number + 2, 2 * len(config.forms))
+    return {form: parity[form] for form in config.forms}
+
+
+def write_workflows(context: Context, backbone: Backbone, prompt: str) -> tuple[str, ...]:
+    """Write a ComfyUI workflow of this prompt into each form's folder that has one; returns those forms."""
+    run, steps = context.artifact.run, context.config.student.steps
+    teacher = teacher_name(context.config.teacher.path)
+    forms: list[str] = []
+    for form in context.config.forms:
+        workflow = build_workflow(form, backbone, steps, title=run, teacher=teacher, prompt=prompt)
+        if workflow is not None:
+            text = json.dumps(workflow, indent=2, ensure_ascii=False)
+            (context.out / form / WORKFLOW).write_text(text + "\n", encoding="utf-8")
+            forms.append(form)
+    return tuple(forms)
 
 
 def list_checksums(folder: Path) -> str:
@@ -70,11 +132,8 @@ def _stop_if_asked(context: Context) -> None:
         raise Stopped("stopped; nothing was kept, repeat the command to start over")
 
 
-def build_facts(context: Context, backbone: Backbone, differences: dict[str, float]) -> ExportFacts:
-    """The content of provenance.json.
-
-    differences: form -> greatest difference of its latents from those of the training sampler.
-    """
+def build_facts(context: Context, backbone: Backbone, source: TeacherSource, written: Written) -> ExportFacts:
+    """The content of provenance.json."""
     config, sealed = context.config, provenance.read_records(context)
     steps, parts = config.student.steps, config.teacher.parts
     return ExportFacts(
@@ -97,7 +156,12 @@ def build_facts(context: Context, backbone: Backbone, differences: dict[str, flo
             width=backbone.resolution,
         ),
         rewards=dict(config.joint.rl.rewards) if config.joint.rl else {},
-        parity=differences,
+        parity=written.parity,
+        dtype=config.export.dtype,
+        rounding=written.rounding,
+        samples=written.samples,
+        comfyui=written.comfyui,
+        licence=read_licence(source.parts if isinstance(source, SingleFile) else source),
         classes=ClassFacts(
             family=backbone.family,
             pipeline=type(backbone.pipe).__name__,

@@ -22,6 +22,7 @@ from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import DataError, Stopped
+from dmdr.export.rounding import check_dtype
 from dmdr.export.teacher_parity import compare_teacher
 from dmdr.export.write import check_single_file
 from dmdr.promptset import Split, write_shard, write_unconditional
@@ -77,6 +78,8 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     )
     if "single-file" in context.config.forms:
         check_single_file(backbone)
+    if context.config.export.dtype == "float16":  # the others hold any number that float32 holds
+        check_dtype(backbone, torch.float16)
     truncated = encode_prompts(context, backbone, counts.train + counts.evaluation, sets)
     if truncated.total():
         progress.say(

@@ -47,6 +47,7 @@ ROOMS = {
         "runtime",
         "reports",
         "evaluation",
+        "generation",
         "training",
         "prompts",
         "cold_start",

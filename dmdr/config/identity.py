@@ -29,6 +29,7 @@ PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # left out as well
 LATER: dict[str, object] = {
     "precision": "float32",
     "export.forms": None,
+    "export.dtype": "bfloat16",  # those results are float32, and stay valid: a run that is done is not done again
     "joint.rl.decoder": "whole",
     "evaluate.pipelines": {},
     **{f"{stage}.{of}.kind": "adamw" for stage in TRAINING_STAGES for of in ("student", "fake_score")},

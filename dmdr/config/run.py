@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dmdr.config.cluster import Cluster
-from dmdr.config.forms import Form
+from dmdr.config.forms import Dtype, Form
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Section
 from dmdr.config.stages import MODELS, ModelName, StageName
@@ -140,6 +140,8 @@ class Export(Section):
 
     # None: pipeline, and lora for a LoRA student
     forms: tuple[Form, ...] | None = Field(None, min_length=1, strict=False)
+    # of the files' weights; training is not affected. float16 holds no weight above 65504, bfloat16 rounds more
+    dtype: Dtype = "bfloat16"
 
     @model_validator(mode="after")
     def _check_forms(self) -> Export:

@@ -11,7 +11,7 @@ from dmdr.backbones.latent import silence_diffusers
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
 from dmdr.export.write import absent_text_encoders, disable_progress_bars, network_part
-from dmdr.rollout import sample_student
+from dmdr.rollout import noise_for, sample_student
 from dmdr.teacher.load import TeacherSource, load_pipeline
 
 PROBES = ("a red circle", "two blue squares above a green cross", "a photo of three trees")
@@ -21,18 +21,18 @@ TOLERANCE = 1e-3
 
 
 def load_form(form: str, folder: Path, backbone: Backbone, source: TeacherSource) -> DiffusionPipeline:
-    """Load the pipeline of a form under `folder` from the disk, with no code of ours.
+    """Load the pipeline of a form under `folder` from the disk, in float32, with no code of ours.
 
     source: the teacher, which gives the forms `lora` and `weights` their other parts.
     """
     disable_progress_bars()
     if form == "pipeline":
-        return DiffusionPipeline.from_pretrained(folder / "pipeline", local_files_only=True)
+        return DiffusionPipeline.from_pretrained(folder / "pipeline", dtype=torch.float32, local_files_only=True)
     if form == "single-file":
         (file,) = (folder / "single-file").glob("*.safetensors")
         absent = dict.fromkeys(absent_text_encoders(backbone))
         whole: DiffusionPipeline = backbone.pipe.from_single_file(
-            str(file), config=str(folder / "pipeline"), local_files_only=True, **absent
+            str(file), config=str(folder / "pipeline"), dtype=torch.float32, local_files_only=True, **absent
         )
         for part in whole.components.values():
             if isinstance(part, torch.nn.Module):
@@ -45,7 +45,8 @@ def load_form(form: str, folder: Path, backbone: Backbone, source: TeacherSource
         with silence_diffusers():
             pipe.load_lora_weights(folder / "lora", local_files_only=True)
     else:
-        network = type(backbone.network).from_pretrained(folder / "weights", local_files_only=True)
+        kind = type(backbone.network)
+        network = kind.from_pretrained(folder / "weights", dtype=torch.float32, local_files_only=True)
         pipe.register_modules(**{network_part(backbone): network})
     return pipe
 
@@ -62,8 +63,9 @@ def compare_latents(
     Raises:
         DataError: the difference is above TOLERANCE or not a number.
     """
-    pipe.to(network.device).set_progress_bar_config(disable=True)
-    with torch.random.fork_rng():
+    pipe.set_progress_bar_config(disable=True)
+    with torch.random.fork_rng(), silence_diffusers():  # it warns of prompts that it cuts, and of a dtype that is given
+        pipe.to(network.device)
         torch.manual_seed(seed)
         start = torch.randn(len(PROBES), *backbone.latent_shape).to(network.device)
         torch.manual_seed(seed)  # diffusers renoises from torch's global generator, whose draws we repeat below
@@ -89,3 +91,17 @@ def compare_latents(
             f"{TOLERANCE:.0e}; check that diffusers is the version DMDR is installed with, then export again"
         )
     return difference
+
+
+def sample_probes(backbone: Backbone, steps: int, *, seed: int) -> torch.Tensor:
+    """The latents (B, C, H, W) that the backbone's network, a student, draws of PROBES: the same noise for one seed."""
+    device = backbone.network.device
+    shape = (steps, len(PROBES), *backbone.latent_shape)
+    c = backbone.collate(backbone.encode(list(PROBES))[0])
+    times = backbone.student_times(steps).to(device)
+    return sample_student(backbone, backbone.network, c, times, noise_for(seed, "probes", shape=shape).to(device))
+
+
+def measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The root mean square difference of latents, whose standard deviation is about 1."""
+    return (one - other).square().mean().sqrt().item()

@@ -1,8 +1,9 @@
 """Write a trained student in forms that need no code of ours. parity.py shows that each draws the same images.
 
-1. Every form is float32 throughout: the network as it was trained, the other parts as the method loaded them. diffusers
-   does not load a folder of mixed precision as one dtype. For half precision, call `.to(torch.float16)` after loading.
+1. A form has one dtype throughout, that of export.dtype: diffusers does not load a folder of mixed precision as one
+   dtype. Weights are rounded once, by rounding.py, before a form is written and compared.
 2. A LoRA student is fused into its base in every form but `lora`, which is the LoRA alone for `load_lora_weights`.
+   lora_keys.py names its tensors so that ComfyUI finds them as well.
 3. The files themselves hold the arguments of a call: in their metadata, and a network alone has a scheduler/ beside it.
 """
 
@@ -21,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
+from dmdr.export.lora_keys import name_lora
+from dmdr.export.rounding import cast_weights, hold_in
 from dmdr.teacher.key_map import Weights
 from dmdr.teacher.original_layout import LAYOUTS, to_original
 
@@ -45,25 +48,50 @@ MODEL_SPECS = {  # by family
 }
 
 
-def load_student(network: ModelMixin, folder: Path) -> None:
-    """Turn the teacher's network into the student of a training stage, in place; a LoRA is fused.
+def load_student(network: ModelMixin, folder: Path, *, lora_dtype: torch.dtype = torch.float32) -> None:
+    """Turn the teacher's network into the student of a sealed training stage, in place.
+
+    lora_dtype: a LoRA is rounded to it before it is fused, as its file will hold it.
 
     Raises:
-        DataError: the weights are damaged, or are not this network's.
+        DataError: the weights are damaged, or are not this network's; or one is too large for lora_dtype.
     """
     form: str = json.loads((folder / "student.json").read_text(encoding="utf-8"))["form"]
+    file = folder / WEIGHTS
     try:
-        weights = load_file(folder / WEIGHTS)
-        if form == "full":
-            network.load_state_dict(weights, strict=True)
-        else:
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise _refuse_student(str(file), error) from error
+    if form == "lora":
+        weights = cast_weights(cast_weights(weights, lora_dtype), torch.float32)
+    fill_student(network, weights, is_lora=form == "lora", where=str(file))
+
+
+def fill_student(network: ModelMixin, weights: Weights, *, is_lora: bool, where: str) -> None:
+    """Turn the teacher's network into a student with these weights, in place; a LoRA is fused.
+
+    weights: under diffusers' names; buffers may be missing. where: what the weights come from, for messages.
+
+    Raises:
+        DataError: they are not this network's.
+    """
+    try:
+        if is_lora:
             fuse_lora(network, weights)
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        message = " ".join(str(error.args[0]).split())[:300]
-        raise DataError(
-            f"{folder / WEIGHTS} is not a student of this teacher: {message}; give the teacher that it was trained "
-            "from, or train it again"
-        ) from error
+        else:
+            buffers = {name for name, _ in network.named_buffers()}
+            held = {name: value for name, value in network.state_dict().items() if name in buffers}
+            network.load_state_dict({**held, **weights}, strict=True)
+    except (RuntimeError, KeyError) as error:
+        raise _refuse_student(where, error) from error
+
+
+def _refuse_student(where: str, error: Exception) -> DataError:
+    message = " ".join(str(error.args[0]).split())[:300]
+    return DataError(
+        f"{where} is not a student of this teacher: {message}; give the teacher that it was trained from, or train it "
+        "again"
+    )
 
 
 def fuse_lora(network: ModelMixin, lora: Weights) -> None:
@@ -106,20 +134,31 @@ def build_metadata(backbone: Backbone, steps: int, *, title: str, teacher: str) 
     }
 
 
-def write_form(form: str, backbone: Backbone, weights: Path, steps: int, out: Path, metadata: dict[str, str]) -> None:
-    """Write a form of the student into its folder under `out`. The backbone's network is the student.
+def write_form(
+    form: str,
+    backbone: Backbone,
+    weights: Path,
+    steps: int,
+    out: Path,
+    metadata: dict[str, str],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a form of the student into its folder under `out`. The backbone's network is the student, rounded to dtype.
 
     weights: file of the student's weights as they were trained. metadata: of `build_metadata`.
     """
-    network, folder = backbone.network, out / form
+    folder = out / form
     if form == "pipeline":
-        save_pipeline(backbone, network, steps, folder)
+        with hold_in(backbone.pipe, dtype):
+            save_pipeline(backbone, backbone.network, steps, folder)
+        load_as_float32(folder)
     elif form == "lora":
-        save_lora(backbone, weights, steps, folder, metadata)
+        save_lora(backbone, cast_weights(load_file(weights), dtype), steps, folder, metadata)
     elif form == "weights":
-        save_weights(backbone, network, steps, folder, metadata)
+        save_weights(backbone, steps, folder, metadata, dtype)
     else:
-        save_single_file(backbone, network, folder / f"{metadata['modelspec.title']}.safetensors", metadata)
+        save_single_file(backbone, folder / f"{metadata['modelspec.title']}.safetensors", metadata, dtype)
 
 
 def save_pipeline(backbone: Backbone, network: ModelMixin, steps: int, folder: Path) -> None:
@@ -128,32 +167,42 @@ def save_pipeline(backbone: Backbone, network: ModelMixin, steps: int, folder: P
     backbone.build_student_pipeline(network, steps).save_pretrained(folder, safe_serialization=True)
 
 
-def save_lora(backbone: Backbone, weights: Path, steps: int, folder: Path, metadata: dict[str, str]) -> None:
-    """Save the student's LoRA alone, for `load_lora_weights` on the teacher's pipeline, and its scheduler.
+def load_as_float32(folder: Path) -> None:
+    """Make a saved pipeline load in float32 where the call names no dtype.
 
-    diffusers prefixes each tensor's name with the part of the pipeline that it belongs to: transformer. or unet.
+    diffusers loads its own parts so, but transformers loads an encoder in the dtype of its config.json, and the
+    pipeline would not run.
     """
-    part = network_part(backbone)
+    for file in folder.glob("text_encoder*/config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_lora(backbone: Backbone, lora: Weights, steps: int, folder: Path, metadata: dict[str, str]) -> None:
+    """Save the student's LoRA alone, for `load_lora_weights` on the teacher's pipeline, and its scheduler."""
     backbone.student_scheduler(steps).save_pretrained(folder / "scheduler")
-    save_file({f"{part}.{key}": value for key, value in load_file(weights).items()}, folder / LORA_FILE, metadata)
+    save_file(name_lora(backbone.family, lora), folder / LORA_FILE, metadata)
 
 
-def save_weights(backbone: Backbone, network: ModelMixin, steps: int, folder: Path, metadata: dict[str, str]) -> None:
+def save_weights(
+    backbone: Backbone, steps: int, folder: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float32
+) -> None:
     """Save the network alone, for `from_pretrained` of its class, and its scheduler."""
-    network.save_config(folder)
+    backbone.network.save_config(folder)
     backbone.student_scheduler(steps).save_pretrained(folder / "scheduler")
-    weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
-    save_file(weights, folder / NETWORK_FILE, metadata)
+    save_file(cast_weights(backbone.network.state_dict(), dtype), folder / NETWORK_FILE, metadata)
 
 
-def save_single_file(backbone: Backbone, network: ModelMixin, file: Path, metadata: dict[str, str]) -> None:
+def save_single_file(
+    backbone: Backbone, file: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float32
+) -> None:
     """Save network, VAE and text encoders as one file in the original layout of the family.
 
     Raises:
         DataError: a tensor has no place there.
     """
     file.parent.mkdir(parents=True)
-    weights = to_original(backbone.family, {**_collect_weights(backbone), network_part(backbone): network.state_dict()})
+    weights = cast_weights(to_original(backbone.family, _collect_weights(backbone)), dtype)
     save_file(weights, file, {**metadata, "modelspec.implementation": MODEL_SPECS[backbone.family].implementation})
 
 

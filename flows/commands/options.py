@@ -32,6 +32,13 @@ def parse_count(value: str | int) -> int:
     return int(value)
 
 
+def parse_first_seed(value: str | int) -> int:
+    """A seed that torch takes, with room for those of more images. A default value comes as a number."""
+    if not str(value).isdecimal() or int(value) >= 2**62:
+        raise typer.BadParameter(f"a seed is a whole number from 0 to 2**62, not {value!r}")
+    return int(value)
+
+
 def parse_gpu(text: str) -> str:
     """The name of a GPU that the planner knows."""
     if text not in GPUS:
@@ -95,6 +102,11 @@ FormOption = Annotated[
     Form | None, typer.Option("--form", metavar="FORM", help=f"copy only this form of an export: {', '.join(FORMS)}")
 ]
 
+ToHub = Annotated[
+    str | None,
+    typer.Option("--to-hub", metavar="OWNER/NAME", help="upload the export to this repository of the model hub"),
+]
+
 # teachers
 Teacher = Annotated[str, typer.Argument(metavar="FOLDER", help=A_PIPELINE)]
 TeacherName = Annotated[str, typer.Option("--as", metavar="NAME", help="name of the teacher, for example sd35")]
@@ -103,3 +115,16 @@ Revision = Annotated[
 ]
 To = Annotated[str, typer.Option("--to", metavar="URL", help="a folder or s3://BUCKET/PREFIX that holds only teachers")]
 At = Annotated[str, typer.Option("--at", metavar="URL", help="where teachers are published")]
+
+# generate
+RUN_OR_CONFIG = "name of the run, or its config (a .yaml file), which knows where a teacher's folder lies"
+RunOrConfig = Annotated[str, typer.Argument(metavar="RUN", help=RUN_OR_CONFIG)]
+PromptText = Annotated[str, typer.Argument(metavar="PROMPT", help="what the images show")]
+Count = Annotated[
+    int, typer.Option("--n", metavar="N", parser=parse_count, help="number of images, each of its own seed")
+]
+FirstSeed = Annotated[
+    int, typer.Option("--seed", metavar="SEED", parser=parse_first_seed, help="seed of the first image")
+]
+Compare = Annotated[bool, typer.Option("--compare", help="draw with the teacher as well, both in one picture")]
+Images = Annotated[str, typer.Option("--out", metavar="DIR", help="folder of the images")]

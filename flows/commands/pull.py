@@ -13,36 +13,72 @@ from pathlib import Path
 from dmdr.config.forms import FORMS, Form
 from dmdr.config.stages import StageName
 from dmdr.errors import ConfigError, DataError, InputMissing, Stopped, StoreError
+from flows.commands.to_hub import check_upload, upload_export
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
 from stages.store.download import download
+from stages.store.layout import is_intact
 from stages.store.runs import follow_name
 
 WITH_EACH = ("provenance.json", "SHA256SUMS")  # files that come with each form
 MEGABYTE = 10**6
 
 
-def pull_stage(run: str, stage: StageName, folder: str, store: str, form: Form | None) -> int:
+def pull_stage(
+    run: str, stage: StageName, folder: str, store: str, form: Form | None, *, hub: str | None = None
+) -> int:
     """Copy the files of a sealed stage to `folder` and verify each; returns the exit code.
 
     A pull that was cut off continues with the files that it has. Until the copy is whole, its files lie in
     .FOLDER.partial beside it. run: its name, or a name that it was promoted to. form: copy only this form of an export.
+    hub: a repository of the model hub to upload the export to. Then `folder` may hold a whole copy of it already.
 
     Raises:
-        ConfigError: the folder is not empty, or `form` is set and the stage is not the export.
+        ConfigError: the folder is not empty, `form` or `hub` is set and the stage is not the export, or the hub
+            refuses.
         InputMissing: the stage is not sealed, or was not exported in this form.
         DataError: a file is missing or damaged, or the record is of another run or stage.
-        StoreError: the store or the disk refuses, or another pull is writing to this folder.
+        StoreError: the store, the disk or the hub fails, or another pull is writing to this folder.
     """
     target = Path(folder).absolute()
-    if form and stage != "export":
-        raise ConfigError(f"--form is for the stage export, and the stage is {stage}; leave it out")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    for option in ("--form",) * (form is not None) + ("--to-hub",) * (hub is not None):
+        if stage != "export":
+            raise ConfigError(f"{option} is for the stage export, and the stage is {stage}; leave it out")
+    if hub is not None:
+        check_upload(hub, form)
+    is_occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if is_occupied and hub is None:
         raise ConfigError(f"{target} exists and is not an empty folder; name a new one")
     artifact = Artifact(store, follow_name(store, run), stage)
     if artifact.run != run:
         print(f"{run} is run {artifact.run}")
-    sizes = {name: artifact.sealed().files[name].size for name in select_files(artifact, form)}
+    if not is_occupied:
+        exit_code = copy_files(artifact, select_files(artifact, form), target)
+        if exit_code:
+            return exit_code
+        print(f"{form or stage} of {artifact.run} is in {target}")
+    elif not is_copy(artifact, select_files(artifact, form), target):
+        raise ConfigError(f"{target} exists and holds something else than this export; name a new one")
+    if hub is not None:
+        print(f"{form or stage} of {artifact.run} is at {upload_export(target, artifact, hub)}")
+        print("a new repository is private until you change that there")
+    return 0
+
+
+def is_copy(artifact: Artifact, names: list[str], target: Path) -> bool:
+    """Whether a folder holds these files of an artifact, whole, and nothing else."""
+    files = artifact.sealed().files
+    present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    return present == set(names) and all(is_intact(target / name, files[name]) for name in names)
+
+
+def copy_files(artifact: Artifact, names: list[str], target: Path) -> int:
+    """Copy files of an artifact to a folder that appears when it is whole; returns the exit code.
+
+    Raises:
+        ConfigError, DataError, InputMissing, StoreError: as `pull_stage`.
+    """
+    sizes = {name: artifact.sealed().files[name].size for name in names}
     total, progress = sum(sizes.values()), Progress("pulled megabytes")
 
     def show_progress(copied: int) -> None:
@@ -61,7 +97,6 @@ def pull_stage(run: str, stage: StageName, folder: str, store: str, form: Form |
             return Stopped.exit_code
         _delete_others(partial, sizes)
         partial.rename(target)
-    print(f"{form or stage} of {artifact.run} is in {target}")
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dmdr.config.forms import Dtype
 from dmdr.config.run import Student
 
 SCHEMA: Literal[2] = 2
@@ -16,6 +17,14 @@ SCHEMA: Literal[2] = 2
 
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class LicenceFacts(_Facts):
+    """A licence as a hub's card names it: an identifier, and for `other` its name and where it stands."""
+
+    license: str
+    license_name: str | None = None
+    license_link: str | None = None
 
 
 class TeacherFacts(_Facts):
@@ -71,7 +80,13 @@ class StageFacts(_Facts):
 
 
 class ExportFacts(_Facts):
-    """The whole file. parity: form -> the largest difference of its latents from those of the training sampler."""
+    """The whole file.
+
+    parity: form -> the largest difference of its latents from those of the training sampler, which has the same rounded
+    weights. rounding: the root mean square difference of latents that rounding to `dtype` made. samples: the prompts of
+    images/1.png and so on. comfyui: the forms that have a workflow. licence: that of the teacher's card; None if it has
+    none, or the card names none.
+    """
 
     schema_version: Literal[2] = Field(SCHEMA, alias="schema")
     run: str
@@ -82,6 +97,11 @@ class ExportFacts(_Facts):
     call: CallFacts
     rewards: dict[str, float]
     parity: dict[str, float]
+    dtype: Dtype = "float32"  # early files say nothing, and theirs is float32
+    rounding: float = 0.0
+    samples: tuple[str, ...] = ()
+    comfyui: tuple[str, ...] = ()
+    licence: LicenceFacts | None = None
     classes: ClassFacts
     stages: dict[str, StageFacts]
     code: dict[str, str]

@@ -25,6 +25,7 @@ from stages import export
 from stages.reports.export_facts import ExportFacts
 from stages.reports.model_card import render_card
 from stages.store.artifacts import Artifact
+from tests.support import tiny_configs
 from tests.support.sealing import PROVENANCE
 from tests.support.trained_run import context_for, full_student, lora_student, run_stage, trained_run
 
@@ -205,13 +206,16 @@ def test_an_export_of_another_student_is_refused(tiny_config, tiny_sd3_folder, t
         context_for(config, store, "evaluate")
 
 
+AT_COMMIT = f'"some/model", revision="{COMMIT}", dtype=dtype, tokenizer_3=None)'
+
+
 @pytest.mark.parametrize(
     ("teacher", "loads"),
     [
-        ({"name": f"hub:some/model@{COMMIT}"}, f'from_pretrained("some/model", revision="{COMMIT}", tokenizer_3=None)'),
+        ({"name": f"hub:some/model@{COMMIT}"}, f"from_pretrained({AT_COMMIT}"),
         (
             {"name": "one.safetensors", "parts": f"hub:some/model@{COMMIT}"},
-            f'from_single_file("one.safetensors", config="some/model", revision="{COMMIT}", tokenizer_3=None)',
+            f'from_single_file("one.safetensors", config={AT_COMMIT}',
         ),
     ],
 )
@@ -221,9 +225,9 @@ def test_the_card_loads_a_teacher_from_the_hub_at_its_commit(teacher, loads, tin
     facts = json.loads((folder / "provenance.json").read_text())
     facts["teacher"] |= teacher
     facts["classes"]["absent"] = ["tokenizer_3"]
-    assert f"pipe = StableDiffusion3Pipeline.{loads}\npipe.scheduler = " in render_card(
-        ExportFacts.model_validate(facts)
-    )
+    card = render_card(ExportFacts.model_validate(facts))
+    assert f"pipe = StableDiffusion3Pipeline.{loads}.to(device)\npipe.scheduler = " in card
+    assert "\nbase_model: some/model\n" in card
 
 
 @pytest.mark.process
@@ -250,6 +254,7 @@ def test_stage_exports_with_provenance(student, forms, tiny_config, tiny_folder,
     assert list(facts["parity"]) == wanted
     assert max(facts["parity"].values()) <= 1e-4
     assert facts["teacher"] == {"name": tiny_folder.name, "digest": digest_teacher(tiny_folder), "parts": None}
+    assert (facts["dtype"], 0 < facts["rounding"] < 0.1) == ("bfloat16", True)
     assert (facts["nfe"], facts["rewards"]) == (config.student.steps, {"lab-conv": 1.0})
     assert facts["prompts"]["counts"]["train"] == 14
     assert set(facts["stages"]) == {"prompts", "cold_start", "joint"}
@@ -261,6 +266,12 @@ def test_stage_exports_with_provenance(student, forms, tiny_config, tiny_folder,
     check = ["sha256sum", "--check", "--strict", "--quiet", export.SUMS]
     assert subprocess.run(check, cwd=folder).returncode == 0
 
+    assert set(facts["samples"]) <= set(tiny_configs.PROMPTS[14:])
+    assert facts["comfyui"] == [form for form in wanted if form != "pipeline"]
+    for form in wanted:
+        shown = sorted(path.name for path in (folder / form / "images").iterdir())
+        assert shown == [f"{number}.png" for number in range(1, len(facts["samples"]) + 1)]
+        assert (folder / form / "comfyui.json").is_file() == (form != "pipeline")
     (text,) = {(folder / form / "README.md").read_text() for form in wanted}
     said = [facts["teacher"]["digest"], facts["prompts"]["fingerprint"], "lab-conv", "licence follows the teacher's"]
     said += [f"| {form}, beside the training sampler | latents within" for form in wanted]

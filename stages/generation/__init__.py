@@ -1,0 +1,1 @@
+"""Images from a run, before or after it is finished: the student in its own pipeline, and its teacher beside it."""
