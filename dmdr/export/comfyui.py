@@ -3,7 +3,8 @@
 1. The file is a prompt as ComfyUI's server takes it (its "API format"), which its page opens as well.
 2. Its sampler `lcm` is ours: predict x0, then renoise it with fresh noise to the next sigma. Its scheduler `simple`
    takes every (1000 / N)th sigma from the noisiest on. After a shift those are the student's times in every family.
-3. SDXL has no such shift: ComfyUI knows one noise schedule. A teacher of another one gets no workflow.
+3. SDXL has no such shift: ComfyUI knows one noise schedule. A teacher of another one gets no workflow, and neither does
+   one that predicts v.
 4. cfg 1 runs no second forward, so that the negative prompt does not matter. FLUX.1 takes its scale as an input.
 5. The file of the teacher has a name that only its user can know. Its node says what belongs there.
 """
@@ -93,7 +94,7 @@ def samples_alike(backbone: Backbone, steps: int) -> bool:
         shifted = shift_times(steps, find_shift(times))
         return bool((times - shifted).abs().max() <= TOLERANCE)
     signal, spread = backbone.path.signal_and_spread(times)
-    if backbone.path.timesteps != TIMESTEPS:
+    if backbone.path.timesteps != TIMESTEPS or backbone.path.predicts != "epsilon":
         return False
     sigmas = list_sdxl_sigmas(steps)
     return bool((spread / signal / sigmas - 1).abs().max() <= TOLERANCE)

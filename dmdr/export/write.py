@@ -24,8 +24,10 @@ from dmdr.backbones.protocol import Backbone
 from dmdr.errors import DataError
 from dmdr.export.lora_keys import name_lora
 from dmdr.export.rounding import cast_weights, hold_in
+from dmdr.path import VPPath
 from dmdr.teacher.key_map import Weights
 from dmdr.teacher.original_layout import LAYOUTS, to_original
+from dmdr.teacher.weight_files import V_PREDICTION, ZERO_SNR
 
 WEIGHTS = "student_ema.safetensors"  # of a training stage: the weights that we export and evaluate
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
@@ -202,8 +204,16 @@ def save_single_file(
         DataError: a tensor has no place there.
     """
     file.parent.mkdir(parents=True)
-    weights = cast_weights(to_original(backbone.family, _collect_weights(backbone)), dtype)
+    weights = cast_weights(to_original(backbone.family, _collect_weights(backbone)), dtype) | mark_prediction(backbone)
     save_file(weights, file, {**metadata, "modelspec.implementation": MODEL_SPECS[backbone.family].implementation})
+
+
+def mark_prediction(backbone: Backbone) -> Weights:
+    """The tensors without values by which programs know one file whose network predicts v, or has zero terminal SNR."""
+    if not isinstance(backbone.path, VPPath) or backbone.path.predicts == "epsilon":
+        return {}
+    rescaled = backbone.pipe.scheduler.config["rescale_betas_zero_snr"]
+    return {name: torch.zeros(0) for name in (V_PREDICTION, *((ZERO_SNR,) if rescaled else ()))}
 
 
 def check_single_file(backbone: Backbone) -> None:

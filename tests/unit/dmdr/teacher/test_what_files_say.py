@@ -15,8 +15,10 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.export.comfyui import build_workflow
 from dmdr.export.parity import compare_latents
 from dmdr.export.teacher_parity import compare_teacher, draw, draw_by_pipeline
+from dmdr.export.write import save_single_file
 from dmdr.teacher.load import find_teacher, load_teacher, note_sampler
 
 NETWORK = {"sd3": "transformer", "sdxl": "unet", "z_image": "transformer", "flux": "transformer"}
@@ -125,6 +127,26 @@ def test_an_sdxl_that_predicts_v_is_drawn_as_its_pipeline_draws_it(copy, zero_sn
     student = backbone.build_student_pipeline(backbone.network, steps)
     assert compare_latents(backbone, backbone.network, steps, student, seed=1) < 1e-4
     accept(folder)
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_one_file_says_what_it_predicts(copy, tmp_path, zero_snr):
+    """Our own export of a teacher that predicts v, read again; with parts that say otherwise it is refused."""
+    folder, epsilon = copy("sdxl"), Path(shutil.copytree(copy("sdxl"), tmp_path / "epsilon"))
+    spacing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}
+    edit(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction", **spacing)
+    backbone = load_teacher(folder, resolution=SIDE)
+    assert build_workflow("single-file", backbone, 4, title="one", teacher="t", prompt="p") is None
+    file = tmp_path / "new/one.safetensors"
+    save_single_file(backbone, file, {"format": "pt"})
+    again = load_teacher(find_teacher(str(file), str(folder)), resolution=SIDE)
+    assert torch.equal(draw(again, 3.0), draw(backbone, 3.0))
+    with pytest.raises(DataError, match="says that it predicts v, but .* prediction_type epsilon; give parts with"):
+        load_teacher(find_teacher(str(file), str(epsilon)), resolution=SIDE)
+    if zero_snr:
+        edit(epsilon / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+        with pytest.raises(DataError, match="zero terminal SNR .*rescale_betas_zero_snr: true"):
+            load_teacher(find_teacher(str(file), str(epsilon)), resolution=SIDE)
 
 
 @pytest.mark.parametrize("time_shift_type", ["exponential", "linear"])
