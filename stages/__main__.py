@@ -81,6 +81,7 @@ def prepare(options: Options) -> Work | int:
     began, stage = time.monotonic(), options.stage
     from dmdr.config.identity import identity
     from dmdr.config.load import load_config
+    from stages.runtime.prerequisites import check_worlds
     from stages.store.adoption import adopt_stage
     from stages.store.artifacts import Artifact
     from stages.store.inputs import fingerprint_inputs
@@ -101,6 +102,7 @@ def prepare(options: Options) -> Work | int:
         if artifact.claim(settings, fingerprint_inputs(config, stage, options.store, run)) is not None:
             print(f"{stage}: sealed already at {artifact.address}")
             return SEALED
+        check_worlds(config)
     stop_if_asked()
     if processes:
         teacher = config.teacher.path if options.teacher is not None else None

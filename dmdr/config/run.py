@@ -13,6 +13,7 @@ from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Section
 from dmdr.config.stages import MODELS, ModelName, StageName
 from dmdr.config.training import DPO, GRPO, Joint, Training
+from dmdr.config.worlds import World, name_world, refuse_other_worlds
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run; it becomes part of paths and of Kubernetes labels
 
@@ -30,6 +31,9 @@ class Teacher(Section):
     steps: Positive = 25  # sampling steps in evaluation ("DMDR, Table 1")
     # width and height of the images in pixels; None: the default of the model family
     resolution: Positive | None = None
+    # the world of the lab that this teacher draws, which the lab's rewards and judges ask for. None: a teacher of the
+    # lab draws its own, and so does a folder that `dmdr lab build` wrote; any other teacher draws none.
+    world: World | None = None
 
 
 class Prompts(Section):
@@ -210,6 +214,14 @@ class Config(Section):
         judges = set(OF_JUDGE).intersection(self.evaluate.metrics) if stage == "evaluate" else set()
         return self.rewards(stage) | judges
 
+    def list_uses(self) -> dict[str, tuple[str, ...]]:
+        """The key of each section that names rewards or metrics -> their names."""
+        return {
+            "joint.rl.rewards": tuple(self.joint.rl.rewards) if self.joint.rl else (),
+            "joint.watch.reward": (self.joint.watch.reward,) if self.joint.watch else (),
+            "evaluate.metrics": self.evaluate.metrics,
+        }
+
     @model_validator(mode="after")
     def _check_rewards(self) -> Config:
         rewards = self.rewards("joint") | self.rewards("evaluate")
@@ -225,6 +237,14 @@ class Config(Section):
                 f"weights.{unused[0]} is set but the rewards and metrics of this config read "
                 f"{', '.join(sorted(used)) or 'no weights'}; drop it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_worlds(self) -> Config:
+        """A teacher on a hub is none of the lab's. What a folder holds, `stages.runtime.prerequisites` reads."""
+        world = name_world(self.teacher.path, self.teacher.world)
+        if world is not None or self.teacher.path.startswith("hub:"):
+            refuse_other_worlds(self.list_uses(), self.teacher.path, world)
         return self
 
     @model_validator(mode="after")

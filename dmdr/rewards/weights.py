@@ -45,6 +45,15 @@ def find_weights(name: str, addresses: Mapping[str, str]) -> Path:
     return path
 
 
+def require_weights(name: str, addresses: Mapping[str, str]) -> None:
+    """Check that a set of weights is there or can be fetched now, and fetch nothing. Raises as `find_weights` does."""
+    address = find_address(name, addresses)
+    if hub.is_hub(address):
+        hub.require(f"weights.{name}", address)
+    else:
+        find_weights(name, addresses)
+
+
 def digest_weights(metrics: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
     """The digest of every set of weights that these rewards and judges read, under the name weights:<set>.
 
