@@ -27,14 +27,46 @@ teachers = typer.Typer(help="Publish teachers, for retraining to find, and list 
 
 
 @app.command(epilog=EXIT_CODES)
-def run(config: options.Config, run: options.OwnName = None, store: options.Store = "runs") -> int:
+def run(
+    config: options.Config,
+    run: options.OwnName = None,
+    store: options.Store = "runs",
+    changes: options.Set = None,
+    until: options.Until = None,
+    from_cold_start: options.FromColdStart = None,
+    dry_run: options.DryRun = False,
+) -> int:
     """Run all stages of a config.
 
     A sealed stage is skipped. An open one continues.
     """
-    from flows.commands.run import run_config
+    from flows.commands.run import RunOptions, run_config
 
-    return run_config(config, run, store)
+    return run_config(config, RunOptions(run, store, tuple(changes or ()), until, from_cold_start, dry_run))
+
+
+@app.command()
+def init(
+    family: options.FamilyName,
+    gpu: options.Gpu = "h100-80",
+    teacher: options.OwnTeacher = None,
+    prompts: options.PromptFile = None,
+) -> int:
+    """Print a config for a model family and a GPU, to begin with.
+
+    example: dmdr init sdxl --gpu rtx-4090 --teacher ./my-sdxl --prompts prompts.txt > my.yaml
+    """
+    from flows.commands.init import print_config
+
+    return print_config(family, gpu, teacher, prompts)
+
+
+@app.command()
+def schema() -> int:
+    """Print the JSON schema of a config, by which editors complete and check it."""
+    from flows.commands.schema import print_schema
+
+    return print_schema()
 
 
 @app.command(epilog=EXIT_CODES)
@@ -76,9 +108,10 @@ def plan(config: options.Config, gpu: options.Gpu = "h100-80") -> int:
 
     Nothing is trained for that, and no weights are loaded.
     """
+    from flows.commands.config_file import find_config
     from flows.commands.plan import print_plan
 
-    return print_plan(config, gpu)
+    return print_plan(find_config(config), gpu)
 
 
 @app.command()
@@ -144,6 +177,14 @@ def pull(
     return pull_stage(run, stage, folder, store, form)
 
 
+@app.command()
+def rm(run: options.RunName, stage: options.Removed = None, yes: options.Yes = False, store: options.Store = "runs") -> int:
+    """Remove a run, or one of its stages and what was made from it."""
+    from flows.commands.store import remove_result
+
+    return remove_result(run, stage, store, is_agreed=yes)
+
+
 app.add_typer(teachers, name="teachers")
 
 
@@ -166,6 +207,14 @@ def list_published(at: options.At) -> int:
     from flows.commands.teachers import print_published
 
     return print_published(at)
+
+
+@teachers.command("resolve")
+def resolve(repository: options.Repository) -> int:
+    """Print the address of a model on the hub with its newest commit."""
+    from flows.commands.teachers import print_resolved
+
+    return print_resolved(repository)
 
 
 @app.command(context_settings=PASS_ALL_ON, add_help_option=False)

@@ -23,9 +23,9 @@ from pydantic import Field
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.run import NAME
+from dmdr.config.names import NAME
 from dmdr.config.section import Address
-from dmdr.config.stages import StageName
+from dmdr.config.stages import StageName, list_until
 from flows import chain
 from flows.launch import process
 from flows.launch.failure import RETRY_DELAYS, StageFailed, announce_retry, check_sealed, is_worth_a_retry
@@ -112,6 +112,7 @@ def dmdr(
     store: Address = "runs",
     teacher: Address | None = None,
     cold_start_of: Run | None = None,
+    until: StageName | None = None,
 ) -> None:
     """Distil the teacher of a config file into its student, and score it.
 
@@ -121,10 +122,12 @@ def dmdr(
         store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
         teacher: replaces the config's teacher.path; may be the address of a published teacher
         cold_start_of: a run of the same store whose prompts and cold start are copied, if they suit this config
+        until: the last stage to run; all stages if not given
     """
     run = run or load_config(config).run
-    chain.distil(run_stage, config, run, store, teacher, cold_start_of)
-    artifacts.publish_scorecard(run, store)
+    chain.distil(run_stage, config, run, store, teacher, cold_start_of, until)
+    if "evaluate" in list_until(until):
+        artifacts.publish_scorecard(run, store)
 
 
 @flow(name="dmdr", persist_result=False, result_serializer="json", on_cancellation=[stop_jobs])

@@ -53,21 +53,8 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     """
     prompts, progress = context.config.prompts, context.progress
     sets = select_public_sets(prompts) if sets is None else sets
-    tally = Tally()
-    judged: list[PromptRecord] = []  # evaluation prompts, where a metric asks what their source says of them
-    keeps = needs_records(context.config)
-    for split, record in select_records(prompts, tally, progress.say, sets):
-        _stop_if_asked(context)
-        if keeps and split == "evaluation":
-            judged.append(record)
+    tally = check_run(context.config, sets, progress.say, tick=lambda: _stop_if_asked(context))
     counts = tally.total()
-    if not counts.evaluation:
-        raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
-    if not counts.train:
-        raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
-    check_training(context.config)
-    limit = context.config.evaluate.limit or len(judged)
-    check_evaluation(context.config, [judged[index] for index in spread_evenly(len(judged), limit)], progress.say)
     progress.say(", ".join(f"{name} {count:,}" for name, count in counts.to_dict().items()))
     reports = [_describe_source(name, source, tally, sets) for name, source in list_inputs(prompts).items()]
     for each in reports:
@@ -90,6 +77,34 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     report = json.dumps({**facts, "sources": [each.to_json() for each in reports]}, indent=1)
     (context.out / "report.json").write_text(f"{report}\n", encoding="utf-8")
     return facts
+
+
+def check_run(
+    config: settings.Config, sets: Sets, say: Callable[[str], None], *, tick: Callable[[], None] = lambda: None
+) -> Tally:
+    """Read all sources once, and check whatever can be known before training; returns the counts.
+
+    tick: called for each prompt; it may raise an error to stop.
+
+    Raises:
+        DataError, ConfigError, InputMissing: as `run`.
+    """
+    tally = Tally()
+    judged: list[PromptRecord] = []  # evaluation prompts, where a metric asks what their source says of them
+    keeps = needs_records(config)
+    for split, record in select_records(config.prompts, tally, say, sets):
+        tick()
+        if keeps and split == "evaluation":
+            judged.append(record)
+    counts = tally.total()
+    if not counts.evaluation:
+        raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
+    if not counts.train:
+        raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
+    check_training(config)
+    indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
+    check_evaluation(config, [judged[index] for index in indices], say)
+    return tally
 
 
 def select_records(

@@ -9,13 +9,12 @@ from pydantic import Field, model_validator
 
 from dmdr.config.cluster import Cluster
 from dmdr.config.forms import Form
+from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Section
 from dmdr.config.stages import MODELS, ModelName, StageName
 from dmdr.config.training import DPO, GRPO, Joint, Training
 from dmdr.config.worlds import World, name_world, refuse_other_worlds
-
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run; it becomes part of paths and of Kubernetes labels
 
 
 class Teacher(Section):

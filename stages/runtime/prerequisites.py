@@ -8,11 +8,14 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.reward_weights import OF
-from dmdr.config.run import Config
+from dmdr.config.run import JUDGES, Config
 from dmdr.config.stages import TRAINING_STAGES
 from dmdr.config.training import ReFL
 from dmdr.config.worlds import OF_METRIC, name_world, refuse_other_worlds
@@ -22,6 +25,7 @@ from dmdr.rewards.weights import require_weights
 from dmdr.teacher import hub
 from dmdr.teacher.load import find_diffusers_folder, find_teacher_of
 from dmdr.teacher.single_file import SingleFile
+from stages.store.artifacts import Artifact
 
 
 def check_worlds(config: Config) -> None:
@@ -69,16 +73,17 @@ def check_training(config: Config) -> None:
 def check_evaluation(config: Config, records: list[PromptRecord], say: Callable[[str], None]) -> None:
     """Check that the metrics can judge the evaluation prompts, and that weights and pipelines are there.
 
-    records: the evaluation prompts. say: gets a line for each metric that will be left out.
+    records: the evaluation prompts; none where no metric looks at them. say: gets a line for each metric that will be left out.
 
     Raises:
         ConfigError: a metric cannot judge these prompts.
         InputMissing: no metric has its weights, or a pipeline is not there.
         DataError: a pipeline has no model_index.json.
     """
-    from dmdr.metrics.load import check_metrics
+    if records:
+        from dmdr.metrics.load import check_metrics
 
-    check_metrics(config.evaluate.metrics, records)
+        check_metrics(config.evaluate.metrics, records)
     missing: dict[str, str] = {}
     for name in config.evaluate.metrics:
         try:
@@ -99,8 +104,23 @@ def check_evaluation(config: Config, records: list[PromptRecord], say: Callable[
             find_diffusers_folder(key, pipeline.path)
 
 
+def read_evaluation_prompts(config: Config, artifact: Artifact) -> list[PromptRecord]:
+    """The prompts that evaluation will draw, of the sealed prompts of a run; none where no metric looks at them.
+
+    artifact: of any stage of the run.
+    """
+    if not needs_records(config):
+        return []
+    from dmdr.promptset import spread_evenly
+
+    sealed = Artifact(artifact.store, artifact.run, "prompts")
+    with tempfile.TemporaryDirectory() as cache:
+        folder = sealed.fetch(Path(cache), lambda name: name.startswith("evaluation-") and name.endswith(".jsonl"))
+        files = sorted(folder.glob("evaluation-*.jsonl"))
+        lines = [line for file in files for line in file.read_bytes().splitlines()]
+    return [json.loads(lines[index]) for index in spread_evenly(len(lines), config.evaluate.limit or len(lines))]
+
+
 def needs_records(config: Config) -> bool:
     """Whether some metric looks at what the source says about a prompt."""
-    from dmdr.metrics.load import JUDGES
-
-    return not JUDGES.isdisjoint(config.evaluate.metrics)
+    return not set(JUDGES).isdisjoint(config.evaluate.metrics)
