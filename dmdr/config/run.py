@@ -98,7 +98,8 @@ class Pipeline(Section):
 class Evaluate(Section):
     """The scorecard: models compared on held-out prompts. Student, teacher and naive teacher get the same noise."""
 
-    metrics: tuple[str, ...] = Field(min_length=1, strict=False)  # names from JUDGES or names of rewards
+    # names from JUDGES or names of rewards; may be empty where seeds is 2 or more: then only diversity is measured
+    metrics: tuple[str, ...] = Field(strict=False)
     limit: Positive | None = None  # largest number of prompts; None: all
     batch_size: Positive = 64
     models: tuple[ModelName, ...] = Field(MODELS, min_length=1, strict=False)  # the models to compare
@@ -111,6 +112,8 @@ class Evaluate(Section):
             raise ValueError(
                 "evaluate.metrics has lpips, a distance between images of one prompt, but seeds is 1; set 4"
             )
+        if not self.metrics and self.seeds == 1:
+            raise ValueError("evaluate.metrics is empty; name a metric, or set evaluate.seeds to 2 to measure diversity")
         if self.metrics == ("lpips",):
             raise ValueError(
                 "evaluate.metrics has only lpips, which measures diversity but not quality; add another metric"
