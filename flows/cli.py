@@ -178,6 +178,23 @@ def pull(
 
 
 @app.command()
+def export(
+    run: options.AnyName,
+    form: options.ExportForm,
+    out: options.ExportTo,
+    teacher: options.ExportTeacher = None,
+    store: options.Store = "runs",
+) -> int:
+    """Write the student of a finished run in another form.
+
+    What the run has sealed stays as it is. A form that it has is copied.
+    """
+    from flows.commands.export import export_form
+
+    return export_form(run, form, out, teacher=teacher, store=store)
+
+
+@app.command()
 def rm(run: options.RunName, stage: options.Removed = None, yes: options.Yes = False, store: options.Store = "runs") -> int:
     """Remove a run, or one of its stages and what was made from it."""
     from flows.commands.store import remove_result

@@ -34,11 +34,9 @@ def pull_stage(run: str, stage: StageName, folder: str, store: str, form: Form |
         DataError: a file is missing or damaged, or the record is of another run or stage.
         StoreError: the store or the disk refuses, or another pull is writing to this folder.
     """
-    target = Path(folder).absolute()
+    target = require_new_folder(folder)
     if form and stage != "export":
         raise ConfigError(f"--form is for the stage export, and the stage is {stage}; leave it out")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists and is not an empty folder; name a new one")
     artifact = Artifact(store, follow_name(store, run), stage)
     if artifact.run != run:
         print(f"{run} is run {artifact.run}")
@@ -65,6 +63,14 @@ def pull_stage(run: str, stage: StageName, folder: str, store: str, form: Form |
     return 0
 
 
+def require_new_folder(folder: str) -> Path:
+    """The absolute path of a folder that is new or empty. Raises ConfigError if it is not."""
+    target = Path(folder).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists and is not an empty folder; name a new one")
+    return target
+
+
 def select_files(artifact: Artifact, form: str | None) -> list[str]:
     """The names of the files to copy. Raises what `pull_stage` raises."""
     record = artifact.sealed()
@@ -79,8 +85,8 @@ def select_files(artifact: Artifact, form: str | None) -> list[str]:
     exported = [each for each in FORMS if any(name.startswith(f"{each}/") for name in names)]
     if form not in exported:
         raise InputMissing(
-            f"{artifact.address} has no {form}, it was exported as {', '.join(exported)}; name one of these, or export "
-            "again under another run's name with export.forms"
+            f"{artifact.address} has no {form}, it was exported as {', '.join(exported)}; name one of these, or make "
+            f"it: dmdr export {artifact.run} --form {form} --out DIR"
         )
     return [name for name in names if name.startswith(f"{form}/") or name in WITH_EACH]
 
