@@ -195,7 +195,9 @@ def export(
 
 
 @app.command()
-def rm(run: options.RunName, stage: options.Removed = None, yes: options.Yes = False, store: options.Store = "runs") -> int:
+def rm(
+    run: options.RunName, stage: options.Removed = None, yes: options.Yes = False, store: options.Store = "runs"
+) -> int:
     """Remove a run, or one of its stages and what was made from it."""
     from flows.commands.store import remove_result
 

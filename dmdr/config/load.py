@@ -53,9 +53,14 @@ def read_mapping(path: str | Path, what: str, where: str) -> Mapping:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{what} {path} is not YAML: {error}") from error
-    data = parse_yaml(text, f"{what} {path}")
+    return parse_mapping(text, f"{what} {path}")
+
+
+def parse_mapping(text: str, what: str) -> Mapping:
+    """The mapping that a YAML text is. Raises as `parse_yaml`, and ConfigError if it is something else."""
+    data = parse_yaml(text, what)
     if not isinstance(data, dict):
-        raise ConfigError(f"{what} {path} must be a mapping of sections, found {type(data).__name__}")
+        raise ConfigError(f"{what} must be a mapping of sections, found {type(data).__name__}")
     return data
 
 

@@ -113,7 +113,9 @@ class Evaluate(Section):
                 "evaluate.metrics has lpips, a distance between images of one prompt, but seeds is 1; set 4"
             )
         if not self.metrics and self.seeds == 1:
-            raise ValueError("evaluate.metrics is empty; name a metric, or set evaluate.seeds to 2 to measure diversity")
+            raise ValueError(
+                "evaluate.metrics is empty; name a metric, or set evaluate.seeds to 2 to measure diversity"
+            )
         if self.metrics == ("lpips",):
             raise ValueError(
                 "evaluate.metrics has only lpips, which measures diversity but not quality; add another metric"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from dmdr.config.reward_weights import FASHION, LAB
@@ -24,7 +24,7 @@ def name_world(path: str, declared: World | None) -> World | None:
     return declared or OF_TEACHER.get(path)
 
 
-def refuse_other_worlds(used: dict[str, Iterable[str]], teacher: str, world: World | None) -> None:
+def refuse_other_worlds(used: Mapping[str, Iterable[str]], teacher: str, world: World | None) -> None:
     """Refuse rewards and metrics of a world that the teacher does not draw.
 
     used: key of the config -> the rewards and metrics that it names. world: that the teacher draws; None: no world.

@@ -9,6 +9,7 @@ import torch
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import ConfigError
 from dmdr.rewards.load import load_reward
+from dmdr.rewards.protocol import Reward
 
 PROBES = ["a red circle", "two blue squares", ""]  # prompts of the plain images that every reward has to score
 

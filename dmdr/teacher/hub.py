@@ -24,7 +24,7 @@ def is_hub(address: str) -> bool:
 
 
 def suggest_address(text: str) -> str | None:
-    """What to do about a text that looks like a model of a hub without its prefix or its commit; None if it does not."""
+    """What to do about a text that looks like a hub's model without its prefix or commit; None if it does not."""
     repo, _, commit = text.removeprefix("hub:").partition("@")
     if not REPOSITORY.fullmatch(repo):
         return None

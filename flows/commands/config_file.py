@@ -1,4 +1,4 @@
-"""The config file that a command reads: a path or the name of a config that comes with DMDR, with or without changes."""
+"""The config file that a command reads: a path, or the name of a config of DMDR, with or without changes."""
 
 from __future__ import annotations
 

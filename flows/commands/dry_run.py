@@ -56,8 +56,8 @@ def check_inputs(config: Config) -> Config:
     Raises:
         any of USER_ERRORS: the run would be refused.
     """
-    from stages.prompts import check_run  # brings torch
     from stages.prompt_sources.sources import select_public_sets
+    from stages.prompts import check_run  # brings torch
     from stages.runtime.prerequisites import check_worlds
 
     config = resolve_teacher(config, None, lambda size: None)
@@ -95,7 +95,10 @@ def compare(config: Config, owner: Claim, inputs: dict[str, str] | None) -> list
     """In what a claim differs from this config. inputs: None where they are not known yet, and are not compared."""
     stage: StageName = owner.stage  # type: ignore[assignment]  # written by a stage
     wanted = owner.model_copy(
-        update={"identity": normalise_json(identity(config, stage)), "inputs": owner.inputs if inputs is None else inputs}
+        update={
+            "identity": normalise_json(identity(config, stage)),
+            "inputs": owner.inputs if inputs is None else inputs,
+        }
     )
     return list_differences(owner, wanted)
 

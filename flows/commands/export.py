@@ -1,4 +1,4 @@
-"""`dmdr export`: the student of a finished run in another form, on this machine. What the store has sealed stays as it is."""
+"""`dmdr export`: the student of a finished run in another form, on this machine. The store stays as it is."""
 
 from __future__ import annotations
 

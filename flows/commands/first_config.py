@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from dmdr.config.families import FamilyFacts
 
 NO_REWARD = """\
-  # No reward: none of their weights is in the cache of the hub's library, and the hub does not answer. Until then joint
+  # No reward: none of their weights is in the cache of the hub's library, and the hub does not answer. So joint
   # training is distillation alone. DMDR fetches the weights of hpsv2.1, dfn-clip, pickscore, imagereward, aesthetic
-  # and clip-score itself, or takes yours from a section `weights`, for example {hpsv2.1: /models/HPS_v2.1_compressed.pt}
+  # and clip-score itself, or takes yours from a section of the config, for example
+  # weights: {hpsv2.1: /models/HPS_v2.1_compressed.pt}
   # rl:
   #   algorithm: refl
   #   weight: 1.0
@@ -110,7 +111,7 @@ cold_start:             # distillation alone
   batch_size: {size.batch}        # the authors: 64
   student: {{learning_rate: {_rate(facts.rate)}, kind: fused}}      # {facts.rate_source}
   fake_score: {{learning_rate: {_rate(facts.rate)}, kind: fused}}
-  dynamic: {{updates: {size.updates // 2}, real_scale: 0.75, renoise: [4.0, 1.5]}}   # official demo: half of the cold start
+  dynamic: {{updates: {size.updates // 2}, real_scale: 0.75, renoise: [4.0, 1.5]}}   # official demo: half of the stage
 
 joint:                  # distillation and reward at once
   updates: {size.updates}

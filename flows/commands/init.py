@@ -7,15 +7,14 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmdr.config.families import FACTS, Family, FamilyFacts
-from dmdr.config.load import parse_yaml, validate
+from dmdr.config.load import parse_mapping, validate
 from dmdr.config.reward_weights import OF_REWARD, PINNED
 from dmdr.config.run import Config, Prompts, Teacher
 from dmdr.config.worlds import OF_METRIC
@@ -25,7 +24,6 @@ from dmdr.teacher import hub
 from dmdr.teacher.index import read_index
 from flows.commands.first_config import FirstConfig, Rewards, Size, Source
 from flows.commands.schema import SCHEMA
-from stages.runtime.progress import Progress
 from stages.store.published_teachers import TeacherAddress, is_name
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ def print_config(family: Family, gpu: str, teacher: str | None, prompts: str | N
     rewards = find_rewards(few=card.memory < 30 * GIB)
     size = choose_small(rewards) if small else choose_size(facts, card)
     first = FirstConfig(f"my-{family}", facts, address, source, rewards, size)
-    config = validate(parse_yaml(first.to_yaml([]), "dmdr init"), Config, "dmdr init")
+    config = validate(parse_mapping(first.to_yaml([]), "dmdr init"), Config, "dmdr init")
     lines = describe_cost(plan(config, facts), config, card)
     print(first.to_yaml(write_head(facts, card, gpu, lines, needs_prompts=prompts is None)), end="")
     return 0
@@ -111,25 +109,29 @@ def read(path: str) -> Source:
     Raises:
         ConfigError, DataError, InputMissing: it cannot be read, or has fewer than two prompts.
     """
-    from stages.prompt_sources.report import Tally
-    from stages.prompts import select_records  # brings torch
-
     problem: ConfigError | DataError | None = None
     for column in COLUMNS:
         prompts = Prompts(sources=(path,), column=column)
         try:
-            count = sum(1 for _ in select_records(prompts, Tally(), lambda line: None))
+            count = sum(_count_prompts(prompts).values())
         except (ConfigError, DataError) as error:
             problem = problem or error
             continue
         share = min(0.5, max(0.01, HELD_OUT / count)) if count else 0.5
-        for share in (round(share, 2), 0.5):
-            splits = {split for split, _ in select_records(prompts.model_copy(update={"evaluation_share": share}), Tally(), lambda line: None)}
-            if len(splits) == 2:
-                return Source(path, share, column if column != "prompt" else None, f"{count:,} different prompts")
+        for held_out in (round(share, 2), 0.5):
+            if len(_count_prompts(prompts.model_copy(update={"evaluation_share": held_out}))) == 2:
+                return Source(path, held_out, None if column == "prompt" else column, f"{count:,} different prompts")
         raise DataError(f"{path} has {count} different prompts, too few to hold some out; give more")
     assert problem is not None
     raise problem
+
+
+def _count_prompts(prompts: Prompts) -> Counter[str]:
+    """The number of different prompts of each split. Raises as `read`."""
+    from stages.prompt_sources.report import Tally
+    from stages.prompts import select_records  # brings torch
+
+    return Counter(split for split, _ in select_records(prompts, Tally(), lambda line: None))
 
 
 def find_rewards(*, few: bool) -> Rewards:
@@ -149,7 +151,9 @@ def find_rewards(*, few: bool) -> Rewards:
     watch = [name for name in TO_WATCH if name in found and name not in train]
     if few:
         train, watch = train[-1:], []
-    return Rewards(tuple(train), watch[0] if watch and train else None, tuple(name for name in METRICS if name in found))
+    return Rewards(
+        tuple(train), watch[0] if watch and train else None, tuple(name for name in METRICS if name in found)
+    )
 
 
 def choose_size(facts: FamilyFacts, card: Gpu) -> Size:
@@ -162,7 +166,9 @@ def choose_size(facts: FamilyFacts, card: Gpu) -> Size:
 
 def choose_small(rewards: Rewards) -> Size:
     """For a network that is there to try things out with: short stages, and no tricks to save memory."""
-    return Size(50, 8, 8, "float32", tiled=bool(rewards.train), note="few, for a small network; the paper's length is 2000")
+    return Size(
+        50, 8, 8, "float32", tiled=bool(rewards.train), note="few, for a small network; the paper's length is 2000"
+    )
 
 
 def plan(config: Config, facts: FamilyFacts) -> StagePlan:
@@ -172,8 +178,12 @@ def plan(config: Config, facts: FamilyFacts) -> StagePlan:
 
     if "://" in config.teacher.path:
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"path": facts.teacher})})
-    show: Callable[[str], None] = lambda part: print(f"planning: {part}", file=sys.stderr)
-    return count_stage(config, "joint", say=show if sys.stderr.isatty() else lambda part: None)
+    return count_stage(config, "joint", say=_show_progress)
+
+
+def _show_progress(part: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[Kplanning: {part}", end="", file=sys.stderr, flush=True)
 
 
 def describe_cost(joint: StagePlan, config: Config, card: Gpu) -> list[str]:

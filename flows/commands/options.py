@@ -46,7 +46,9 @@ def list_gpus() -> list[str]:
 
 
 # Of several commands
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file, or a config that comes with DMDR, such as quickstart")]
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="a YAML file, or a config that comes with DMDR, such as quickstart")
+]
 OwnName = Annotated[str | None, typer.Option("--run", metavar="NAME", help="name of the run (default: the config's)")]
 AnyName = Annotated[str, typer.Argument(metavar="RUN", help="name of the run, or a name that it was promoted to")]
 Store = Annotated[str, typer.Option("--store", metavar="URL", help=STORE)]
@@ -71,7 +73,8 @@ OwnTeacher = Annotated[
     typer.Option("--teacher", metavar="PATH", help=f"{A_PIPELINE} (default: the family's published one)"),
 ]
 PromptFile = Annotated[
-    str | None, typer.Option("--prompts", metavar="FILE", help="a .txt, .jsonl, .csv, .tsv or .parquet file, or set:NAME")
+    str | None,
+    typer.Option("--prompts", metavar="FILE", help="a .txt, .jsonl, .csv, .tsv or .parquet file, or set:NAME"),
 ]
 
 # rm
@@ -82,7 +85,9 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 
 # export
 ExportForm = Annotated[Form, typer.Option("--form", metavar="FORM", help=f"one of {', '.join(FORMS)}")]
-ExportTo = Annotated[str, typer.Option("--out", metavar="DIR", help="where the form is written: a new or an empty folder")]
+ExportTo = Annotated[
+    str, typer.Option("--out", metavar="DIR", help="where the form is written: a new or an empty folder")
+]
 ExportTeacher = Annotated[
     str | None, typer.Option("--teacher", metavar="PATH", help="the teacher of the run, if it was a folder")
 ]

@@ -73,7 +73,8 @@ def check_training(config: Config) -> None:
 def check_evaluation(config: Config, records: list[PromptRecord], say: Callable[[str], None]) -> None:
     """Check that the metrics can judge the evaluation prompts, and that weights and pipelines are there.
 
-    records: the evaluation prompts; none where no metric looks at them. say: gets a line for each metric that will be left out.
+    records: the evaluation prompts; none where no metric looks at them.
+    say: gets a line for each metric that will be left out.
 
     Raises:
         ConfigError: a metric cannot judge these prompts.

@@ -122,10 +122,11 @@ class Address(Generic[SealT]):
     def describe_conflict(self, differences: list[str], *, is_sealed: bool) -> str:
         """One line that says why the address cannot be had for other settings, and what to do."""
         at = "" if self.store == "runs" else f" --store {self.store}"
+        remove = f"dmdr rm {self.run} {self.stage}{at}"
         state = "another" if is_sealed else "an unfinished"
         return (
             f"run {self.run} has {state} {self.stage} at {self.address}: {'; '.join(differences)}; give this run "
-            f"another name with --run, or remove that one and what was made from it: dmdr rm {self.run} {self.stage}{at}"
+            f"another name with --run, or remove that one and what was made from it: {remove}"
         )
 
     def read_claim(self) -> Claim | None:

@@ -168,9 +168,7 @@ def _require_whole(folder: Path) -> str:
 
 def _require_name(option: str, text: str) -> None:
     if not is_name(text):
-        raise ConfigError(
-            f"{option} {text!r} {describe_rule(text)}"
-        )
+        raise ConfigError(f"{option} {text!r} {describe_rule(text)}")
 
 
 def _copy_files(source: Path, address: TeacherAddress, report: Callable[[int, int], None]) -> dict[str, StoredFile]:

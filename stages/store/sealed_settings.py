@@ -10,15 +10,24 @@ from collections.abc import Mapping
 from dmdr.config.forms import Form
 from dmdr.config.load import validate
 from dmdr.config.run import Config
+from dmdr.config.stages import StageName
 from dmdr.errors import ConfigError
 from stages.store.records import Record
 
 Sections = dict[str, object]
-EXPORT_READS = ("seed", "teacher", "student", "fake_score", "precision", "cold_start", "joint")  # of cold start and joint
+EXPORT_READS = (
+    "seed",
+    "teacher",
+    "student",
+    "fake_score",
+    "precision",
+    "cold_start",
+    "joint",
+)  # of cold start and joint
 REWARDS = "joint.rl.rewards"  # its keys are names of rewards, which may have dots
 
 
-def rebuild_config(records: Mapping[str, Record], run: str, teacher: str, forms: tuple[Form, ...]) -> Config:
+def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, forms: tuple[Form, ...]) -> Config:
     """The config of a run for another export.
 
     records: by stage; those of cold start and joint are needed. teacher: its address on this machine.
@@ -28,7 +37,8 @@ def rebuild_config(records: Mapping[str, Record], run: str, teacher: str, forms:
         ConfigError: the student has no such form.
     """
     settings: Sections = {}
-    for stage in ("cold_start", "joint", "export"):
+    stages: tuple[StageName, ...] = ("cold_start", "joint", "export")
+    for stage in stages:
         record = records.get(stage)
         for key, value in record.identity.items() if record is not None else ():
             if key.split(".")[0] in (*EXPORT_READS, "export"):
@@ -44,7 +54,7 @@ def rebuild_config(records: Mapping[str, Record], run: str, teacher: str, forms:
     return validate(data, Config, f"run {run} as {forms[-1]}")
 
 
-def check_teacher(records: Mapping[str, Record], digest: str, teacher: str) -> None:
+def check_teacher(records: Mapping[StageName, Record], digest: str, teacher: str) -> None:
     """Raises ConfigError if a teacher is not the one that the run was made with. digest: of the teacher's files."""
     if records["joint"].inputs["teacher"] != digest:
         raise ConfigError(
@@ -55,16 +65,14 @@ def check_teacher(records: Mapping[str, Record], digest: str, teacher: str) -> N
 
 def _put(settings: Sections, key: str, value: object) -> None:
     """Put a value at its dotted key."""
-    if key.startswith(f"{REWARDS}."):
-        parts = [*REWARDS.split("."), key.removeprefix(f"{REWARDS}.")]
-    else:
-        parts = key.split(".")
+    name = key.removeprefix(f"{REWARDS}.")
+    *parts, last = key.split(".") if name == key else [*REWARDS.split("."), name]
     section = settings
-    for part in parts[:-1]:
+    for part in parts:
         inner = section.setdefault(part, {})
         assert isinstance(inner, dict), key
         section = inner
-    section[parts[-1]] = value
+    section[last] = value
 
 
 def _section(settings: Sections, name: str) -> Sections:
