@@ -257,6 +257,9 @@ def lab(context: typer.Context) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code. A wrong command line and a user's error are one line on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if sys.platform == "win32":  # which has no fork and no fcntl, on which stages and stores rest
+        print("dmdr: runs on Linux, not on Windows itself; use WSL 2, a container or a Linux machine", file=sys.stderr)
+        return ConfigError.exit_code
     if arguments[:1] == ["tables"]:
         arguments = repeat_seeds(arguments)
     try:

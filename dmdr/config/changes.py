@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 
 from dmdr.config.load import parse_yaml
@@ -34,7 +33,7 @@ def apply_changes(data: ConfigData, changes: Mapping[str, object], who: str) -> 
     Raises:
         ConfigError: a key leads into something that has no keys.
     """
-    changed = copy.deepcopy(data)
+    changed = {name: _copy(value) for name, value in data.items()}
     for key, value in changes.items():
         *sections, last = _split(key)
         mapping = changed
@@ -45,8 +44,15 @@ def apply_changes(data: ConfigData, changes: Mapping[str, object], who: str) -> 
             if not isinstance(inner, dict):
                 raise ConfigError(f"{who} changes {key}, but {'.'.join(sections[:depth])} is {inner!r} in the base")
             mapping = inner
-        mapping[last] = copy.deepcopy(value)
+        mapping[last] = _copy(value)
     return changed
+
+
+def _copy(value: object) -> object:
+    """A copy in which no part stands twice, as a part with an anchor of YAML does: a change would be seen in both."""
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _split(key: str) -> list[str]:

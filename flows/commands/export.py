@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dmdr.config.forms import Form
 from dmdr.config.stages import STAGES
-from dmdr.errors import ConfigError, InputMissing
+from dmdr.errors import InputMissing
 from dmdr.teacher.load import digest_teacher, find_teacher_of
 from flows.commands.pull import pull_stage, require_new_folder
 from stages.runtime.context import Context
@@ -64,10 +64,10 @@ def find_recorded_teacher(name: str | None, run: str) -> str:
 
     Raises:
         InputMissing: it was a folder of some machine.
-        ConfigError: an early record, which has no name.
     """
     if name is not None and name.startswith(("lab:", "hub:")):
         return name
-    raise (InputMissing if name else ConfigError)(
-        f"the teacher {name or ''} of run {run} is a folder that only you know; name it with --teacher PATH"
+    raise InputMissing(
+        f"the teacher {name or '(without a name)'} of run {run} is a folder that only you know; name it with "
+        "--teacher PATH"
     )

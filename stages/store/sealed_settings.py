@@ -12,6 +12,7 @@ from dmdr.config.load import validate
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName
 from dmdr.errors import ConfigError
+from stages.store.address import shorten
 from stages.store.records import Record
 
 Sections = dict[str, object]
@@ -56,10 +57,11 @@ def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, 
 
 def check_teacher(records: Mapping[StageName, Record], digest: str, teacher: str) -> None:
     """Raises ConfigError if a teacher is not the one that the run was made with. digest: of the teacher's files."""
-    if records["joint"].inputs["teacher"] != digest:
+    joint = records["joint"]
+    if joint.inputs["teacher"] != digest:
+        name = joint.provenance.teacher or f"sha256 {shorten(joint.inputs['teacher'])}"
         raise ConfigError(
-            f"teacher {teacher} is not the one that the run was made with ({records['joint'].provenance.teacher}); "
-            "name that one with --teacher"
+            f"teacher {teacher} is not the one that the run was made with ({name}); name that one with --teacher"
         )
 
 
