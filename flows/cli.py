@@ -97,9 +97,10 @@ def evaluate(
     store: options.Store = "runs",
 ) -> int:
     """Put any checkpoint that diffusers loads on a run's scorecard."""
+    from flows.commands.config_file import find_config
     from flows.commands.evaluate import evaluate_pipeline
 
-    return evaluate_pipeline(config, pipeline, steps, guidance, name=name, run=run, store=store)
+    return evaluate_pipeline(find_config(config), pipeline, steps, guidance, name=name, run=run, store=store)
 
 
 @app.command()
@@ -123,9 +124,10 @@ def render(
     attempt: options.Attempt = 1,
 ) -> int:
     """Print the Kubernetes Job of a stage, for kubectl create."""
+    from flows.commands.config_file import find_config
     from flows.commands.render import print_job
 
-    return print_job(config, stage, run, store, attempt)
+    return print_job(find_config(config), stage, run, store, attempt)
 
 
 @app.command()

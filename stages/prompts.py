@@ -34,7 +34,7 @@ from stages.prompt_sources.report import SourceReport, Tally
 from stages.prompt_sources.sources import digest_source, list_inputs, read_source, select_public_sets
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
-from stages.runtime.prerequisites import check_evaluation, check_training, needs_records
+from stages.runtime.prerequisites import check_evaluation, check_training, load_rewards, needs_records
 from stages.store.records import Json
 
 BATCH = 64  # prompts encoded at once
@@ -54,6 +54,7 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     prompts, progress = context.config.prompts, context.progress
     sets = select_public_sets(prompts) if sets is None else sets
     tally = check_run(context.config, sets, progress.say, tick=lambda: _stop_if_asked(context))
+    load_rewards(context.config)
     counts = tally.total()
     progress.say(", ".join(f"{name} {count:,}" for name, count in counts.to_dict().items()))
     reports = [_describe_source(name, source, tally, sets) for name, source in list_inputs(prompts).items()]
@@ -82,7 +83,7 @@ def run(context: Context, sets: Sets | None = None) -> Json:
 def check_run(
     config: settings.Config, sets: Sets, say: Callable[[str], None], *, tick: Callable[[], None] = lambda: None
 ) -> Tally:
-    """Read all sources once, and check whatever can be known before training; returns the counts.
+    """Read all sources once, and check what can be known of the later stages; returns the counts.
 
     tick: called for each prompt; it may raise an error to stop.
 

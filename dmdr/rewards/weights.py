@@ -41,7 +41,8 @@ def find_weights(name: str, addresses: Mapping[str, str]) -> Path:
     path = Path(address)
     if not path.exists():
         otherwise = f", or leave it out and DMDR fetches {PINNED[name]}" if name in PINNED else ""
-        raise InputMissing(f"weights.{name} {address} does not exist; give the file or folder{otherwise}")
+        hint = f"; {found}" if (found := hub.suggest_address(address)) else ""
+        raise InputMissing(f"weights.{name} {address} does not exist; give the file or folder{otherwise}{hint}")
     return path
 
 

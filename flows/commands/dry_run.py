@@ -10,6 +10,8 @@ from dmdr.config.identity import identity
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName, list_reads, list_until
 from dmdr.errors import SEALED, USER_ERRORS, ConfigError, exit_code_of
+from dmdr.teacher import hub
+from dmdr.teacher.load import find_teacher_of
 from stages.reports.scorecard_text import format_table
 from stages.store.address import list_differences, normalise_json
 from stages.store.artifacts import Artifact
@@ -60,8 +62,12 @@ def check_inputs(config: Config) -> Config:
     from stages.prompts import check_run  # brings torch
     from stages.runtime.prerequisites import check_worlds
 
-    config = resolve_teacher(config, None, lambda size: None)
-    check_worlds(config)
+    if hub.is_hub(config.teacher.path):
+        hub.require("teacher.path", config.teacher.path)
+    else:
+        config = resolve_teacher(config, None, lambda size: None)
+        find_teacher_of(config.teacher)
+        check_worlds(config)
     check_run(config, select_public_sets(config.prompts), print)
     return config
 
@@ -76,10 +82,12 @@ def foresee(config: Config, artifact: Artifact, adopt: str | None, *, on_cluster
     record = artifact.record()
     before = [Artifact(artifact.store, artifact.run, each) for each in list_reads(stage, config.evaluate.models)]
     is_ready = all(each.record() is not None for each in before) and not on_cluster
-    inputs = fingerprint_inputs(config, stage, artifact.store, artifact.run) if is_ready else None
+    owner = record or artifact.read_claim()
+    inputs = None
+    if is_ready and (owner is not None or adopt is not None):  # else nothing is compared, and nothing fetched for it
+        inputs = fingerprint_inputs(config, stage, artifact.store, artifact.run)
     if record is None and adopt is not None:
         return _foresee_copy(config, Artifact(artifact.store, adopt, stage), inputs)
-    owner = record or artifact.read_claim()
     differences = [] if owner is None else compare(config, owner, inputs)
     if record is not None and not differences:
         return Step("be skipped", f"it is sealed at {artifact.address}")

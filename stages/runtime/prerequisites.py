@@ -22,6 +22,7 @@ from dmdr.config.worlds import OF_METRIC, name_world, refuse_other_worlds
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.lab.origin import read_world
 from dmdr.rewards.weights import require_weights
+from dmdr.rl import tiny_decoder
 from dmdr.teacher import hub
 from dmdr.teacher.load import find_diffusers_folder, find_teacher_of
 from dmdr.teacher.single_file import SingleFile
@@ -47,23 +48,39 @@ def check_worlds(config: Config) -> None:
 
 
 def check_training(config: Config) -> None:
-    """Check what the training stages read besides the prompts: optimizers and rewards.
+    """Check that what the training stages read besides the prompts is there, and fetch nothing.
 
     Raises:
-        ConfigError: an optimizer is not installed, or ReFL would train on a reward without a gradient.
-        InputMissing, DataError: the weights of a reward, or the tiny decoder, are missing or damaged.
+        ConfigError: an optimizer is not installed.
+        InputMissing: the weights of a reward, or the tiny decoder, are missing.
     """
-    from dmdr.optimizers import check_optimizers
-    from dmdr.rewards.load import load_reward
-    from dmdr.rewards.mixture import refuse_without_gradient
-    from dmdr.rl.tiny_decoder import find_tiny_decoder
+    from dmdr.optimizers import check_optimizers  # brings torch
 
     split = config.execution.sharding == "fsdp" and config.student.form == "full"
     for stage in TRAINING_STAGES:
         check_optimizers(config.joint if stage == "joint" else config.cold_start, stage, split=split)
     rl = config.joint.rl
     if isinstance(rl, ReFL) and rl.tiny_decoder is not None:
-        find_tiny_decoder(rl.tiny_decoder)
+        if hub.is_hub(rl.tiny_decoder):
+            hub.require(tiny_decoder.KEY, rl.tiny_decoder)
+        else:
+            tiny_decoder.find_tiny_decoder(rl.tiny_decoder)
+    for name in sorted(config.rewards("joint")):
+        for weights in OF[name]:
+            require_weights(weights, config.weights)
+
+
+def load_rewards(config: Config) -> None:
+    """Load each reward of joint training once, and let it go.
+
+    Raises:
+        ConfigError: ReFL would train on a reward without a gradient.
+        InputMissing, DataError: the weights of a reward are missing, damaged, or of another model.
+    """
+    from dmdr.rewards.load import load_reward  # brings torch
+    from dmdr.rewards.mixture import refuse_without_gradient
+
+    rl = config.joint.rl
     for name in sorted(config.rewards("joint")):
         reward = load_reward(name, "cpu", config.weights)
         if isinstance(rl, ReFL) and name in rl.rewards:

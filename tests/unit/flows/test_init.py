@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -113,7 +115,6 @@ def test_a_teacher_of_another_kind_is_refused(
 
 
 def test_a_size_of_the_same_family_is_told_apart(tiny_sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    import shutil
 
     folder = tmp_path / "large"
     shutil.copytree(tiny_sd3_folder, folder)
@@ -156,3 +157,23 @@ def test_the_schema_that_ships_is_the_one_of_the_config():
     assert SCHEMA.read_text(encoding="utf-8") == build_schema(), f"dmdr schema > {SCHEMA}"
     schema = json.loads(build_schema())
     assert "teacher" in schema["required"] and "world" in json.dumps(schema["$defs"]["Teacher"])
+
+
+def test_the_schema_says_what_the_code_says():
+    sections = json.loads(build_schema())["$defs"]
+    assert sections["Student"]["properties"]["ema"]["description"].startswith("highest decay of the averaged weights")
+    assert sections["Execution"]["properties"]["keep_checkpoints"]["description"].startswith("at least 2, because")
+    assert sections["Pods"]["properties"]["grace"]["description"].startswith("seconds between SIGTERM and SIGKILL")
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_config_that_ships_names_its_schema(path: Path):
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert (path.parent / first.removeprefix("# yaml-language-server: $schema=")).resolve() == SCHEMA.resolve()
+
+
+def test_a_wheel_carries_the_configs():
+    data = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    carried = {path.resolve() for pattern in data["dmdr"] for path in Path("dmdr").glob(pattern)}
+    assert SCHEMA.resolve() in carried
+    assert {path.resolve() for path in Path("configs").rglob("*.yaml")} <= carried

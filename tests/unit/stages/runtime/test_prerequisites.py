@@ -17,7 +17,7 @@ from dmdr.lab.origin import read_world
 from dmdr.teacher.load import LAB
 from stages import prompts
 from stages.__main__ import main
-from stages.runtime.prerequisites import check_training, check_worlds
+from stages.runtime.prerequisites import check_training, check_worlds, load_rewards
 from tests.support.trained_run import context_for, run_stage
 
 REFL = {"algorithm": "refl", "weight": 0.5}
@@ -120,6 +120,7 @@ def test_the_weights_of_rewards_are_read_before_anything_is_trained(tiny_config:
         config = load_config(tiny_config(joint={**TRAINING, "rl": rl}, weights={"hpsv2.1": address}))
         with pytest.raises(kind, match=told):
             check_training(config)
+            load_rewards(config)
 
 
 def test_a_resolution_that_the_teacher_cannot_draw_is_refused(
