@@ -24,6 +24,7 @@ from dmdr.teacher import hub
 from dmdr.teacher.index import read_index
 from flows.commands.first_config import FirstConfig, Rewards, Size, Source
 from flows.commands.schema import SCHEMA
+from stages.store.layout import RECORD
 from stages.store.published_teachers import TeacherAddress, is_name
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def check_teacher(family: Family, facts: FamilyFacts, address: str) -> int | Non
             f"--teacher {address} is one file, and dmdr init needs the folder of its configuration; give that folder, "
             "then set teacher.path to the file and teacher.parts to the folder"
         )
-    if "://" in address:
+    if is_published(address):
         kind, layers, parameters = _read_published(address), None, None
     else:
         from dmdr.planning.meta import build_from_configs, find_configs  # brings torch
@@ -176,9 +177,14 @@ def plan(config: Config, facts: FamilyFacts) -> StagePlan:
     the published one of its family."""
     from dmdr.planning.plan import count_stage  # brings torch
 
-    if "://" in config.teacher.path:
+    if is_published(config.teacher.path):
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"path": facts.teacher})})
     return count_stage(config, "joint", say=_show_progress)
+
+
+def is_published(address: str) -> bool:
+    """Whether an address is that of a published teacher: PREFIX/NAME/REVISION, in a folder or in a store."""
+    return "://" in address or Path(address, RECORD).is_file()
 
 
 def _show_progress(part: str) -> None:

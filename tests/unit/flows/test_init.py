@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tomllib
@@ -18,6 +19,7 @@ from flows.commands.first_config import FirstConfig, Rewards, Size, Source
 from flows.commands.init import choose_size, find_rewards
 from flows.commands.schema import SCHEMA, build_schema
 from stages.store.artifacts import Artifact
+from stages.store.published_teachers import publish_teacher
 from tests.support.tiny_configs import PROMPTS
 from tests.support.trained_run import run_stage
 
@@ -122,6 +124,22 @@ def test_a_size_of_the_same_family_is_told_apart(tiny_sd3_folder: Path, tmp_path
     (folder / "transformer" / "config.json").write_text(json.dumps({**config, "num_layers": 38}))
     assert cli.main(["init", "sd3-medium", "--teacher", str(folder)]) == 64
     assert "dmdr init sd35-large" in capsys.readouterr().err
+
+
+def test_a_published_teacher_is_known_by_its_record(
+    tiny_sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """It is planned as the published network of its family, which takes minutes; here in the tiny one's place."""
+    made = publish_teacher(str(tiny_sd3_folder), "mine", "1", str(tmp_path / "teachers"), lambda copied, total: None)
+    assert cli.main(["init", "sdxl", "--teacher", made.address]) == 64
+    assert "of the family sd3, not sdxl" in capsys.readouterr().err
+    tiny = dataclasses.replace(FACTS["sd3-medium"], teacher=str(tiny_sd3_folder))
+    monkeypatch.setitem(FACTS, "sd3-medium", tiny)
+    path = written(["sd3-medium", "--teacher", made.address], tmp_path, capsys)
+    assert load_config(path).teacher.path == made.address
+    assert load_config(path).prompts.sources == ("prompts.txt",) and "# Before:" in path.read_text()
+    assert cli.main(["plan", str(path)]) == 0
+    assert "cold_start: fits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
