@@ -44,14 +44,14 @@ def export_form(run: str, form: Form, folder: str, *, teacher: str | None, store
     source = find_teacher_of(config.teacher)
     check_teacher(records, digest_teacher(source), address)
     check_forms(config, source)
-    from stages import export  # brings torch
+    from stages.export import run as write_forms  # brings torch
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as place:
         out = Path(place) / "out"
         out.mkdir()
         context = Context(config, artifact, out, Path(place) / "inputs", Progress("export"), lambda: False)
-        export.run(context)
+        write_forms(context)
         if target.is_dir():
             target.rmdir()
         shutil.move(out, target)
