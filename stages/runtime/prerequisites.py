@@ -4,6 +4,7 @@
    belong to another model. The weights of evaluation are only looked for, because its image may be another one.
 2. A metric whose weights are missing is left out of the scorecard, as evaluation does. If all are missing, the run is
    refused.
+3. On a cluster, a stage may have another image than this one, with weights inside. Then only that stage looks for them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.reward_weights import OF
 from dmdr.config.run import JUDGES, Config
-from dmdr.config.stages import TRAINING_STAGES
+from dmdr.config.stages import TRAINING_STAGES, StageName
 from dmdr.config.training import ReFL
 from dmdr.config.worlds import OF_METRIC, name_world, refuse_other_worlds
 from dmdr.errors import ConfigError, InputMissing
@@ -65,7 +66,7 @@ def check_training(config: Config) -> None:
             hub.require(tiny_decoder.KEY, rl.tiny_decoder)
         else:
             tiny_decoder.find_tiny_decoder(rl.tiny_decoder)
-    for name in sorted(config.rewards("joint")):
+    for name in sorted(config.rewards("joint")) if has_same_files(config, "joint") else ():
         for weights in OF[name]:
             require_weights(weights, config.weights)
 
@@ -81,7 +82,7 @@ def load_rewards(config: Config) -> None:
     from dmdr.rewards.mixture import refuse_without_gradient
 
     rl = config.joint.rl
-    for name in sorted(config.rewards("joint")):
+    for name in sorted(config.rewards("joint")) if has_same_files(config, "joint") else ():
         reward = load_reward(name, "cpu", config.weights)
         if isinstance(rl, ReFL) and name in rl.rewards:
             refuse_without_gradient({name: reward})
@@ -109,6 +110,8 @@ def check_evaluation(config: Config, records: list[PromptRecord], say: Callable[
                 require_weights(weights, config.weights)
         except InputMissing as error:
             missing[name] = str(error)
+    if not has_same_files(config, "evaluate"):
+        missing = {}
     quality = [name for name in config.evaluate.metrics if name != "lpips"]
     if quality and missing.keys() >= set(quality):
         raise InputMissing(f"evaluate.metrics: no metric has its weights ({missing[quality[0]]})")
@@ -137,6 +140,12 @@ def read_evaluation_prompts(config: Config, artifact: Artifact) -> list[PromptRe
         files = sorted(folder.glob("evaluation-*.jsonl"))
         lines = [line for file in files for line in file.read_bytes().splitlines()]
     return [json.loads(lines[index]) for index in spread_evenly(len(lines), config.evaluate.limit or len(lines))]
+
+
+def has_same_files(config: Config, stage: StageName) -> bool:
+    """Whether a later stage runs in the same image as the stage prompts, and so finds what we find."""
+    cluster = config.execution.cluster
+    return cluster is None or cluster.of(stage).image == cluster.of("prompts").image
 
 
 def needs_records(config: Config) -> bool:

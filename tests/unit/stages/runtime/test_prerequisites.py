@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from dmdr.lab.origin import read_world
 from dmdr.teacher.load import LAB
 from stages import prompts
 from stages.__main__ import main
-from stages.runtime.prerequisites import check_training, check_worlds, load_rewards
+from stages.runtime.prerequisites import check_evaluation, check_training, check_worlds, load_rewards
 from tests.support.trained_run import context_for, run_stage
 
 REFL = {"algorithm": "refl", "weight": 0.5}
@@ -121,6 +122,21 @@ def test_the_weights_of_rewards_are_read_before_anything_is_trained(tiny_config:
         with pytest.raises(kind, match=told):
             check_training(config)
             load_rewards(config)
+
+
+def test_a_stage_with_another_image_looks_for_its_weights_itself(tiny_config: Callable[..., Path]):
+    rl = {**REFL, "rewards": {"hpsv2.1": 1.0}}
+    nowhere = {"hpsv2.1": "/no/such.pt"}
+    image = "images.example.org/dmdr@sha256:" + "1" * 64
+    for images, is_checked in (({}, True), ({"joint": image.replace("1", "2"), "evaluate": image[:-1] + "3"}, False)):
+        stages = {stage: {"image": name} for stage, name in images.items()}
+        execution = {"device": "cpu", "cluster": {"image": image, "stages": stages}}
+        joint, evaluate = {**TRAINING, "rl": rl}, {"metrics": ["hpsv2.1"]}
+        config = load_config(tiny_config(joint=joint, evaluate=evaluate, weights=nowhere, execution=execution))
+        checks = (check_training, load_rewards, lambda each: check_evaluation(each, [], lambda line: None))
+        for check in checks:
+            with pytest.raises(InputMissing) if is_checked else nullcontext():
+                check(config)
 
 
 def test_a_resolution_that_the_teacher_cannot_draw_is_refused(
