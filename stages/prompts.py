@@ -66,6 +66,7 @@ def run(context: Context, sets: Sets | None = None) -> Json:
 
     teacher = context.config.teacher
     backbone = load_teacher(find_teacher_of(teacher), pick_device(context.config), resolution=teacher.resolution)
+    backbone.check_resolution()
     check_resolution(context.config.evaluate.metrics, backbone.resolution)
     if "single-file" in context.config.forms:
         check_single_file(backbone)

@@ -55,7 +55,7 @@ class Source:
 
 @dataclass(frozen=True)
 class FirstConfig:
-    """All that a first config says."""
+    """All that a first config says. resolution: None for the family's own."""
 
     run: str
     facts: FamilyFacts
@@ -63,6 +63,7 @@ class FirstConfig:
     source: Source
     rewards: Rewards
     size: Size
+    resolution: int | None = None
 
     def to_yaml(self, head: list[str]) -> str:
         """The config. head: lines of the comment at its top."""
@@ -72,6 +73,7 @@ class FirstConfig:
     def _describe_inputs(self) -> str:
         facts, source = self.facts, self.source
         column = f"  column: {json.dumps(source.column)}\n" if source.column else ""
+        resolution = f"  resolution: {self.resolution}        # its autoencoder's\n" if self.resolution else ""
         return f"""\
 run: {self.run}
 seed: 0
@@ -80,7 +82,7 @@ teacher:
   path: {json.dumps(self.teacher)}
   guidance_scale: {facts.guidance}   # {facts.guidance_source}
   steps: 25             # of the teacher in evaluation; DMDR, Table 1
-
+{resolution}
 prompts:
   sources: [{json.dumps(source.path)}]{f"   # {source.note}" if source.note else ""}
 {column}  evaluation_share: {source.share:g}   # held out for the scorecard; or name a file of its own: evaluation: FILE

@@ -49,9 +49,10 @@ def print_config(family: Family, gpu: str, teacher: str | None, prompts: str | N
     parameters = check_teacher(family, facts, address)
     source = Source("prompts.txt", 0.1, note="one prompt a line: put yours there") if prompts is None else read(prompts)
     small = parameters is not None and parameters < SMALL
+    resolution = read_resolution(address) if small else None
     rewards = find_rewards(few=card.memory < 30 * GIB)
     size = choose_small(rewards) if small else choose_size(facts, card)
-    first = FirstConfig(f"my-{family}", facts, address, source, rewards, size)
+    first = FirstConfig(f"my-{family}", facts, address, source, rewards, size, resolution)
     config = validate(parse_mapping(first.to_yaml([]), "dmdr init"), Config, "dmdr init")
     lines = describe_cost(plan(config, facts), config, card)
     print(first.to_yaml(write_head(facts, card, gpu, lines, needs_prompts=prompts is None)), end="")
@@ -102,6 +103,17 @@ def check_teacher(family: Family, facts: FamilyFacts, address: str) -> int | Non
             f"--teacher {address} is of the family {kind}, not {family}: dmdr init {' or '.join(fitting)}"
         )
     return parameters
+
+
+def read_resolution(address: str) -> int | None:
+    """The size of images that the autoencoder of a small teacher was made for, where its network names no size."""
+    from dmdr.planning.meta import find_configs  # brings torch
+
+    folder = find_configs(Teacher(path=address, guidance_scale=1.0))
+    if read_index(folder).family not in ("z-image", "flux"):
+        return None
+    size = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8")).get("sample_size")
+    return size if isinstance(size, int) else None
 
 
 def read(path: str) -> Source:

@@ -19,6 +19,8 @@ from dmdr.config.stages import STAGES, StageName
 from dmdr.errors import ConfigError
 from flows import chain, cli
 from flows.commands.config_file import change_config, find_config
+from flows.launch import process
+from flows.launch.failure import StageFailed
 from stages.__main__ import main as run_stage_main
 from stages.export import list_checksums
 from stages.store.artifacts import Artifact
@@ -250,3 +252,17 @@ def test_stop_after_runs_nothing_later():
 
     chain.distil(note, "c", "r", "s", cold_start_of="other", until="joint")
     assert ran == ["prompts other", "cold_start other", "joint None"]
+
+
+def test_a_stage_that_fails_every_time_ends_with_its_own_failure(monkeypatch: pytest.MonkeyPatch):
+    tries: list[str] = []
+
+    def fail(name: StageName, *rest: object) -> None:
+        tries.append(name)
+        raise StageFailed(name, 70, "exit code 70", says_more=False)
+
+    monkeypatch.setattr("flows.launch.process.run_stage", fail)
+    monkeypatch.setattr("flows.launch.process.RETRY_DELAYS", (0.0, 0.0, 0.0))
+    with pytest.raises(StageFailed):
+        process.run_stage_with_retries("joint", "c", "r", "s")
+    assert len(tries) == 4

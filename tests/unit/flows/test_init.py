@@ -52,6 +52,7 @@ def test_it_writes_a_config_of_the_teacher_that_it_was_given(
     )
     config, head = load_config(path), path.read_text()
     assert (config.teacher.path, config.prompts.sources) == (str(folder), (str(prompts),))
+    assert config.teacher.resolution == (16 if name in ("z_image", "flux") else None)
     assert (config.student.form, config.run) == ("lora", f"my-{FAMILY_OF[name]}")
     assert f"# yaml-language-server: $schema={SCHEMA}" in head and "NVIDIA RTX 4090" in head
     assert " MiB, by the planner" in head or " GiB, by the planner" in head

@@ -147,6 +147,14 @@ def test_a_resolution_that_the_teacher_cannot_draw_is_refused(
         prompts.run(context_for(config, tmp_path, "prompts"))
 
 
+def test_a_size_without_positions_is_refused(
+    tiny_config: Callable[..., Path], tiny_z_image_folder: Path, tmp_path: Path
+):
+    config = load_config(tiny_config(teacher=teacher(tiny_z_image_folder)))
+    with pytest.raises(DataError, match=r"resolution is 1024, but .* 64 patches a side .* set it to 256 or less"):
+        prompts.run(context_for(config, tmp_path, "prompts"))
+
+
 def test_settings_that_changed_after_the_prompts_are_checked_by_the_next_stage(
     tiny_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
