@@ -76,8 +76,7 @@ class PromptSet:
 
     def spread(self, limit: int) -> list[int]:
         """At most `limit` indices, evenly spaced and ascending."""
-        count = min(len(self), limit)
-        return [position * len(self) // count for position in range(count)]
+        return spread_evenly(len(self), limit)
 
     def records(self, indices: Sequence[int]) -> list[PromptRecord]:
         """Read the records at `indices`, in this order."""
@@ -143,3 +142,9 @@ def _offsets(lengths: list[int]) -> torch.Tensor:
 def _read_row(tensors: safe_open, key: str, row: int) -> torch.Tensor:
     start, end = tensors.get_slice(key + OFFSETS)[row : row + 2].tolist()
     return tensors.get_slice(key)[start:end]
+
+
+def spread_evenly(total: int, limit: int) -> list[int]:
+    """At most `limit` of the indices below `total`, evenly spaced and ascending."""
+    count = min(total, limit)
+    return [position * total // count for position in range(count)]

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.stages import StageName, list_needed
+from dmdr.config.stages import StageName, list_needed, list_until
 from dmdr.errors import INTERNAL
 from flows.launch.failure import StageFailed
 from stages.reports.tables.plan import Run
@@ -46,17 +46,31 @@ def distil(
     store: str,
     teacher: str | None = None,
     cold_start_of: str | None = None,
+    until: StageName | None = None,
 ) -> None:
     """Distil the teacher of a config file into its student, and score it. The arguments are those of the flow `dmdr`.
 
     Raises:
         StageFailed: a stage ended without its seal.
     """
+    run_stage = stop_after(until, run_stage)
     run_stage("prompts", config, run, store, teacher, adopt=cold_start_of)
     run_stage("cold_start", config, run, store, teacher, adopt=cold_start_of)
     run_stage("joint", config, run, store, teacher)
     run_stage("export", config, run, store, teacher)
     run_stage("evaluate", config, run, store, teacher)
+
+
+def stop_after(last: StageName | None, run_stage: RunStage) -> RunStage:
+    """`run_stage` that does nothing for the stages after `last`; None: it runs all."""
+
+    def run_wanted(
+        name: StageName, config: str, run: str, store: str, teacher: str | None = None, adopt: str | None = None
+    ) -> None:
+        if name in list_until(last):
+            run_stage(name, config, run, store, teacher, adopt=adopt)
+
+    return run_wanted
 
 
 def evaluate_with_pipelines(run_stage: RunStage, config: str, run: str, source_run: str, store: str) -> None:

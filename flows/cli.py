@@ -27,14 +27,46 @@ teachers = typer.Typer(help="Publish teachers, for retraining to find, and list 
 
 
 @app.command(epilog=EXIT_CODES)
-def run(config: options.Config, run: options.OwnName = None, store: options.Store = "runs") -> int:
+def run(
+    config: options.Config,
+    run: options.OwnName = None,
+    store: options.Store = "runs",
+    changes: options.Set = None,
+    until: options.Until = None,
+    from_cold_start: options.FromColdStart = None,
+    dry_run: options.DryRun = False,
+) -> int:
     """Run all stages of a config.
 
     A sealed stage is skipped. An open one continues.
     """
-    from flows.commands.run import run_config
+    from flows.commands.run import RunOptions, run_config
 
-    return run_config(config, run, store)
+    return run_config(config, RunOptions(run, store, tuple(changes or ()), until, from_cold_start, dry_run))
+
+
+@app.command()
+def init(
+    family: options.FamilyName,
+    gpu: options.Gpu = "h100-80",
+    teacher: options.OwnTeacher = None,
+    prompts: options.PromptFile = None,
+) -> int:
+    """Print a config for a model family and a GPU, to begin with.
+
+    example: dmdr init sdxl --gpu rtx-4090 --teacher ./my-sdxl --prompts prompts.txt > my.yaml
+    """
+    from flows.commands.init import print_config
+
+    return print_config(family, gpu, teacher, prompts)
+
+
+@app.command()
+def schema() -> int:
+    """Print the JSON schema of a config, by which editors complete and check it."""
+    from flows.commands.schema import print_schema
+
+    return print_schema()
 
 
 @app.command(epilog=EXIT_CODES)
@@ -65,9 +97,10 @@ def evaluate(
     store: options.Store = "runs",
 ) -> int:
     """Put any checkpoint that diffusers loads on a run's scorecard."""
+    from flows.commands.config_file import find_config
     from flows.commands.evaluate import evaluate_pipeline
 
-    return evaluate_pipeline(config, pipeline, steps, guidance, name=name, run=run, store=store)
+    return evaluate_pipeline(find_config(config), pipeline, steps, guidance, name=name, run=run, store=store)
 
 
 @app.command()
@@ -76,9 +109,10 @@ def plan(config: options.Config, gpu: options.Gpu = "h100-80") -> int:
 
     Nothing is trained for that, and no weights are loaded.
     """
+    from flows.commands.config_file import find_config
     from flows.commands.plan import print_plan
 
-    return print_plan(config, gpu)
+    return print_plan(find_config(config), gpu)
 
 
 @app.command()
@@ -90,9 +124,10 @@ def render(
     attempt: options.Attempt = 1,
 ) -> int:
     """Print the Kubernetes Job of a stage, for kubectl create."""
+    from flows.commands.config_file import find_config
     from flows.commands.render import print_job
 
-    return print_job(config, stage, run, store, attempt)
+    return print_job(find_config(config), stage, run, store, attempt)
 
 
 @app.command()
@@ -145,6 +180,33 @@ def pull(
     return pull_stage(run, stage, folder, store, form, hub=to_hub)
 
 
+@app.command()
+def export(
+    run: options.AnyName,
+    form: options.ExportForm,
+    out: options.ExportTo,
+    teacher: options.ExportTeacher = None,
+    store: options.Store = "runs",
+) -> int:
+    """Write the student of a finished run in another form.
+
+    What the run has sealed stays as it is. A form that it has is copied.
+    """
+    from flows.commands.export import export_form
+
+    return export_form(run, form, out, teacher=teacher, store=store)
+
+
+@app.command()
+def rm(
+    run: options.RunName, stage: options.Removed = None, yes: options.Yes = False, store: options.Store = "runs"
+) -> int:
+    """Remove a run, or one of its stages and what was made from it."""
+    from flows.commands.store import remove_result
+
+    return remove_result(run, stage, store, is_agreed=yes)
+
+
 app.add_typer(teachers, name="teachers")
 
 
@@ -188,6 +250,14 @@ def generate(
     return generate_images(run, prompt, count=n, seed=seed, compare=compare, out=out, store=store)
 
 
+@teachers.command("resolve")
+def resolve(repository: options.Repository) -> int:
+    """Print the address of a model on the hub with its newest commit."""
+    from flows.commands.teachers import print_resolved
+
+    return print_resolved(repository)
+
+
 @app.command(context_settings=PASS_ALL_ON, add_help_option=False)
 def stage(context: typer.Context) -> int:
     """Run one stage, as a container does; see dmdr stage --help."""
@@ -209,6 +279,9 @@ def lab(context: typer.Context) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code. A wrong command line and a user's error are one line on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if sys.platform == "win32":  # which has no fork and no fcntl, on which stages and stores rest
+        print("dmdr: runs on Linux, not on Windows itself; use WSL 2, a container or a Linux machine", file=sys.stderr)
+        return ConfigError.exit_code
     if arguments[:1] == ["tables"]:
         arguments = repeat_seeds(arguments)
     try:

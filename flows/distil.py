@@ -24,9 +24,9 @@ from pydantic import Field
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.run import NAME
+from dmdr.config.names import NAME
 from dmdr.config.section import Address
-from dmdr.config.stages import StageName
+from dmdr.config.stages import StageName, list_until
 from dmdr.errors import USER_ERRORS
 from flows import chain
 from flows.launch import process
@@ -130,7 +130,12 @@ def name_flow_run() -> str:
     on_cancellation=[stop_jobs],
 )
 def dmdr(
-    config: Address, run: PerhapsRun = "", store: Address = "runs", teacher: str = "", cold_start_of: PerhapsRun = ""
+    config: Address,
+    run: PerhapsRun = "",
+    store: Address = "runs",
+    teacher: str = "",
+    cold_start_of: PerhapsRun = "",
+    until: StageName = "evaluate",
 ) -> None:
     """Distil the teacher of a config file into its student, and score it.
 
@@ -141,10 +146,12 @@ def dmdr(
         teacher: replaces the config's teacher.path; may be the address of a published teacher; empty: the config's own
         cold_start_of: a run of the same store whose prompts and cold start are copied, if they suit this config; empty:
             none
+        until: the last stage to run
     """
     run = run or load_config(config).run
-    chain.distil(run_stage, config, run, store, teacher or None, cold_start_of or None)
-    artifacts.publish_scorecard(run, store)
+    chain.distil(run_stage, config, run, store, teacher or None, cold_start_of or None, until)
+    if "evaluate" in list_until(until):
+        artifacts.publish_scorecard(run, store)
 
 
 @flow(

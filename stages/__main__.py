@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dmdr.config.stages import STAGES
+from dmdr.config.stages import STAGES, TABLE
 from dmdr.errors import (
     INTERNAL,
     SEALED,
@@ -81,6 +81,7 @@ def prepare(options: Options) -> Work | int:
     began, stage = time.monotonic(), options.stage
     from dmdr.config.identity import identity
     from dmdr.config.load import load_config
+    from stages.runtime.prerequisites import check_evaluation, check_worlds, read_evaluation_prompts
     from stages.store.adoption import adopt_stage
     from stages.store.artifacts import Artifact
     from stages.store.inputs import fingerprint_inputs
@@ -101,6 +102,9 @@ def prepare(options: Options) -> Work | int:
         if artifact.claim(settings, fingerprint_inputs(config, stage, options.store, run)) is not None:
             print(f"{stage}: sealed already at {artifact.address}")
             return SEALED
+        check_worlds(config)
+        if TABLE[stage].trains and ranks.read_rank() is None:  # the settings may have changed since the prompts
+            check_evaluation(config, read_evaluation_prompts(config, artifact), lambda line: None)
     stop_if_asked()
     if processes:
         teacher = config.teacher.path if options.teacher is not None else None

@@ -2,7 +2,8 @@
 
 1. Prompts that differ only in case are duplicates. The first one stays.
 2. Without an evaluation file, the text of a prompt alone decides whether it is held out: every run decides the same.
-3. The sources are read twice, first to check and count them, so a bad file is found before the teacher is loaded.
+3. The sources are read twice, first to check and count them, so a bad file is found before the teacher is loaded. What
+   later stages need is checked here too (`stages.runtime.prerequisites`).
 4. A run may train on a public set that is meant for evaluation; the stage then prints a warning. Prompts that are also
    evaluation prompts of the run are left out of training.
 
@@ -25,7 +26,8 @@ from dmdr.errors import DataError, Stopped
 from dmdr.export.rounding import check_dtype
 from dmdr.export.teacher_parity import compare_teacher
 from dmdr.export.write import check_single_file
-from dmdr.promptset import Split, write_shard, write_unconditional
+from dmdr.metrics.load import check_resolution
+from dmdr.promptset import Split, spread_evenly, write_shard, write_unconditional
 from dmdr.teacher.load import find_teacher_of, load_teacher, note_sampler
 from stages.prompt_sources.lines import Lines
 from stages.prompt_sources.public_set_files import Sets, describe_set
@@ -34,6 +36,7 @@ from stages.prompt_sources.report import SourceReport, Tally
 from stages.prompt_sources.sources import digest_source, is_list, list_inputs, read_source, select_public_sets
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
+from stages.runtime.prerequisites import check_evaluation, check_training, load_rewards, needs_records
 from stages.store.records import Json
 
 BATCH = 64  # prompts encoded at once
@@ -47,18 +50,14 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     Raises:
         DataError: a source is empty or more than 1 % bad, a split ends up empty, or the teacher cannot be exported in
             a form that the config asks for.
+        ConfigError, InputMissing, DataError: a later stage could not run, as far as that can be known now.
         Stopped: SIGTERM arrived. There is no checkpoint, so the next attempt starts from the beginning.
     """
     prompts, progress = context.config.prompts, context.progress
     sets = select_public_sets(prompts) if sets is None else sets
-    tally = Tally()
-    for _ in select_records(prompts, tally, progress.say, sets):
-        _stop_if_asked(context)
+    tally = check_run(context.config, sets, progress.say, tick=lambda: _stop_if_asked(context))
+    load_rewards(context.config)
     counts = tally.total()
-    if not counts.evaluation:
-        raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
-    if not counts.train:
-        raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
     progress.say(", ".join(f"{name} {count:,}" for name, count in counts.to_dict().items()))
     reports = [_describe_source(name, source, tally, sets) for name, source in list_inputs(prompts).items()]
     for each in reports:
@@ -67,15 +66,14 @@ def run(context: Context, sets: Sets | None = None) -> Json:
                 f"{each.source} is meant for evaluation; after training on it, scores on its prompts mean nothing"
             )
 
-    source = find_teacher_of(context.config.teacher)
+    teacher = context.config.teacher
+    source = find_teacher_of(teacher)
     if (note := note_sampler(source)) is not None:
         progress.say(note)
-    backbone = load_teacher(source, pick_device(context.config))
-    compare_teacher(
-        backbone,
-        guidance_scale=context.config.teacher.guidance_scale,
-        student_steps=context.config.student.steps,
-    )
+    backbone = load_teacher(source, pick_device(context.config), resolution=teacher.resolution)
+    backbone.check_resolution()
+    check_resolution(context.config.evaluate.metrics, backbone.resolution)
+    compare_teacher(backbone, guidance_scale=teacher.guidance_scale, student_steps=context.config.student.steps)
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     if context.config.export.dtype == "float16":  # the others hold any number that float32 holds
@@ -89,6 +87,34 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     report = json.dumps({**facts, "sources": [each.to_json() for each in reports]}, indent=1)
     (context.out / "report.json").write_text(f"{report}\n", encoding="utf-8")
     return facts
+
+
+def check_run(
+    config: settings.Config, sets: Sets, say: Callable[[str], None], *, tick: Callable[[], None] = lambda: None
+) -> Tally:
+    """Read all sources once, and check what can be known of the later stages; returns the counts.
+
+    tick: called for each prompt; it may raise an error to stop.
+
+    Raises:
+        DataError, ConfigError, InputMissing: as `run`.
+    """
+    tally = Tally()
+    judged: list[PromptRecord] = []  # evaluation prompts, where a metric asks what their source says of them
+    keeps = needs_records(config)
+    for split, record in select_records(config.prompts, tally, say, sets):
+        tick()
+        if keeps and split == "evaluation":
+            judged.append(record)
+    counts = tally.total()
+    if not counts.evaluation:
+        raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
+    if not counts.train:
+        raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
+    check_training(config)
+    indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
+    check_evaluation(config, [judged[index] for index in indices], say)
+    return tally
 
 
 def select_records(

@@ -72,6 +72,13 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
         self.latent_shape = (channels, resolution // pixels, resolution // pixels)
         self.resolution = resolution
 
+    def check_resolution(self) -> None:
+        """Check that the network can draw images of this size; some know only so many positions.
+
+        Raises:
+            DataError: it cannot.
+        """
+
     @property
     def vae(self) -> AutoencoderKL:
         return self.pipe.vae

@@ -53,6 +53,9 @@ class Backbone(Protocol):
     def path(self) -> Path:
         """How the family mixes data and noise, and what its network predicts."""
 
+    def check_resolution(self) -> None:
+        """Check that the network can draw images of this size; raises DataError if it cannot."""
+
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """Encode prompts as the family's own pipeline does, without the padding that `collate` can rebuild.
 

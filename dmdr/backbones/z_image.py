@@ -13,10 +13,12 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
 from dmdr.backbones.latent import ShiftedFlowBackbone
 from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.errors import DataError
 
 TYPICAL_TOKENS = 96  # of a prompt of medium length with its chat template
 TOKENS = 512  # max_sequence_length, the default of ZImagePipeline.__call__
 PIXELS = 1024  # the default size of its images
+PATCH = 2  # latent pixels a side of a patch, as all_patch_size of its config
 
 
 class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
@@ -36,6 +38,14 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
             multiple=2,
             resolution=resolution,
         )
+
+    def check_resolution(self) -> None:
+        side, most = self.latent_shape[-1] // PATCH, min(self.network.config["axes_lens"][1:])
+        if side > most:
+            raise DataError(
+                f"teacher.resolution is {self.resolution}, but this Z-Image knows positions for {most} patches a side "
+                f"(axes_lens); set it to {most * PATCH * self.pipe.vae_scale_factor} or less"
+            )
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:

@@ -22,6 +22,7 @@ ADDRESSES = (
     "prompts.folder",
     "joint.rl.tiny_decoder",
 )
+STATEMENTS = ("teacher.world",)  # left out as well: it says what the files are, and changes no result
 PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # left out as well
 
 # Settings that are younger than some sealed results, each with the value that those results had. At this value a
@@ -40,7 +41,7 @@ def identity(config: Config, stage: StageName) -> dict[str, object]:
     """The settings that identify a stage's result, flat ("student.steps": 4), without ADDRESSES and execution."""
     flat = _flatten("", config.model_dump(mode="json"))
     settings = {key for key in flat for name in TABLE[stage].settings if key == name or key.startswith(f"{name}.")}
-    keys = [key for key in sorted(settings.difference(ADDRESSES)) if not PIPELINE.fullmatch(key)]
+    keys = [key for key in sorted(settings.difference(ADDRESSES, STATEMENTS)) if not PIPELINE.fullmatch(key)]
     return {key: flat[key] for key in keys if key not in LATER or LATER[key] != flat[key]}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import warnings
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -12,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, YAMLError
+from ruamel.yaml.error import YAMLError
 
+from dmdr.config.names import NAME, describe_rule
 from dmdr.config.run import Config
 from dmdr.config.section import Section
 from dmdr.config.training import DPO, GRPO, ReFL
@@ -21,6 +21,8 @@ from dmdr.errors import ConfigError, InputMissing
 
 SectionType = TypeVar("SectionType", bound=Section)
 Mapping = dict[str, object]
+SHIPPED = Path(__file__).parents[1] / "configs"  # the configs that come with DMDR
+WHERE = f"dmdr init writes one, and the ones that come with DMDR are in {SHIPPED}"
 ALGORITHMS: dict[str, type[BaseModel]] = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}  # the types of joint.rl
 
 
@@ -31,7 +33,7 @@ def load_config(path: str | Path) -> Config:
         InputMissing: there is no such file.
         ConfigError: it is not YAML, has an unknown key, a value out of range or settings that contradict each other.
     """
-    data = read_mapping(path, "config", "the ones that come with DMDR are in configs/")
+    data = read_mapping(path, "config", WHERE)
     return validate(data, Config, f"config {path}")
 
 
@@ -47,20 +49,35 @@ def read_mapping(path: str | Path, what: str, where: str) -> Mapping:
     path = Path(path)
     if not path.is_file():
         raise InputMissing(f"{what} {path} does not exist; {where}")
-    yaml = YAML(typ="safe", pure=True)
-    yaml.version = (1, 1)
     try:
-        with warnings.catch_warnings():
-            # ruamel reads 1e-4 as a number, as we want, and warns that YAML 1.1 reads it as text
-            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)
-            data = yaml.load(path.read_text(encoding="utf-8"))
-    except DuplicateKeyError as error:
-        raise ConfigError(f"{what} {path}: {_explain_duplicate(error)}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} {path} is not YAML: {error}") from error
+    return parse_mapping(text, f"{what} {path}")
+
+
+def parse_mapping(text: str, what: str) -> Mapping:
+    """The mapping that a YAML text is. Raises as `parse_yaml`, and ConfigError if it is something else."""
+    data = parse_yaml(text, what)
     if not isinstance(data, dict):
-        raise ConfigError(f"{what} {path} must be a mapping of sections, found {type(data).__name__}")
+        raise ConfigError(f"{what} must be a mapping of sections, found {type(data).__name__}")
     return data
+
+
+def parse_yaml(text: str, what: str) -> object:
+    """The value of a YAML text, by YAML 1.2: 2e-4 is a number, and off is a word.
+
+    what: for error messages.
+
+    Raises:
+        ConfigError: it is not YAML, or has a key twice.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except DuplicateKeyError as error:
+        raise ConfigError(f"{what}: {_explain_duplicate(error)}") from error
+    except YAMLError as error:
+        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def validate(data: Mapping, kind: type[SectionType], name: str) -> SectionType:
@@ -98,6 +115,10 @@ def _explain_error(error: ErrorDetails, root: type[BaseModel]) -> str:
             return f"{where}.algorithm is {error['ctx']['tag']}; set one of {', '.join(ALGORITHMS)}"
         case "missing":
             return f"{where} is missing"
+        case "bool_type":
+            return f"{where} is {error['input']!r}; write true or false"
+        case "string_pattern_mismatch" if error["ctx"]["pattern"] == NAME:
+            return f"{where} {error['input']!r} {describe_rule(str(error['input']))}"
         case "value_error":
             return str(error["ctx"]["error"])
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 
 from dmdr.config.cluster import Cluster
 from dmdr.config.forms import Dtype, Form
+from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Section
 from dmdr.config.stages import MODELS, ModelName, StageName
 from dmdr.config.training import DPO, GRPO, Joint, Training
-
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # of a run; it becomes part of paths and of Kubernetes labels
+from dmdr.config.worlds import World, name_world, refuse_other_worlds
 
 
 class Teacher(Section):
@@ -30,6 +30,9 @@ class Teacher(Section):
     steps: Positive = 25  # sampling steps in evaluation ("DMDR, Table 1")
     # width and height of the images in pixels; None: the default of the model family
     resolution: Positive | None = None
+    # the world of the lab that this teacher draws, which the lab's rewards and judges ask for. None: a teacher of the
+    # lab draws its own, and so does a folder that `dmdr lab build` wrote; any other teacher draws none.
+    world: World | None = None
 
 
 class Prompts(Section):
@@ -96,7 +99,8 @@ class Pipeline(Section):
 class Evaluate(Section):
     """The scorecard: models compared on held-out prompts. Student, teacher and naive teacher get the same noise."""
 
-    metrics: tuple[str, ...] = Field(min_length=1, strict=False)  # names from JUDGES or names of rewards
+    # names from JUDGES or names of rewards; may be empty where seeds is 2 or more: then only diversity is measured
+    metrics: tuple[str, ...] = Field(strict=False)
     limit: Positive | None = None  # largest number of prompts; None: all
     batch_size: Positive = 64
     models: tuple[ModelName, ...] = Field(MODELS, min_length=1, strict=False)  # the models to compare
@@ -108,6 +112,10 @@ class Evaluate(Section):
         if "lpips" in self.metrics and self.seeds == 1:
             raise ValueError(
                 "evaluate.metrics has lpips, a distance between images of one prompt, but seeds is 1; set 4"
+            )
+        if not self.metrics and self.seeds == 1:
+            raise ValueError(
+                "evaluate.metrics is empty; name a metric, or set evaluate.seeds to 2 to measure diversity"
             )
         if self.metrics == ("lpips",):
             raise ValueError(
@@ -213,6 +221,14 @@ class Config(Section):
         judges = set(OF_JUDGE).intersection(self.evaluate.metrics) if stage == "evaluate" else set()
         return self.rewards(stage) | judges
 
+    def list_uses(self) -> dict[str, tuple[str, ...]]:
+        """The key of each section that names rewards or metrics -> their names."""
+        return {
+            "joint.rl.rewards": tuple(self.joint.rl.rewards) if self.joint.rl else (),
+            "joint.watch.reward": (self.joint.watch.reward,) if self.joint.watch else (),
+            "evaluate.metrics": self.evaluate.metrics,
+        }
+
     @model_validator(mode="after")
     def _check_rewards(self) -> Config:
         rewards = self.rewards("joint") | self.rewards("evaluate")
@@ -228,6 +244,14 @@ class Config(Section):
                 f"weights.{unused[0]} is set but the rewards and metrics of this config read "
                 f"{', '.join(sorted(used)) or 'no weights'}; drop it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_worlds(self) -> Config:
+        """A teacher on a hub is none of the lab's. What a folder holds, `stages.runtime.prerequisites` reads."""
+        world = name_world(self.teacher.path, self.teacher.world)
+        if world is not None or self.teacher.path.startswith("hub:"):
+            refuse_other_worlds(self.list_uses(), self.teacher.path, world)
         return self
 
     @model_validator(mode="after")

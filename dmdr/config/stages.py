@@ -44,6 +44,11 @@ DRAWN_FROM: dict[ModelName, StageName] = {"student": "export", "cold start": "co
 TRAINING_STAGES = tuple(name for name, stage in TABLE.items() if stage.trains)
 
 
+def list_until(last: StageName | None) -> tuple[StageName, ...]:
+    """The stages up to `last`, in data order; None: all."""
+    return STAGES if last is None else STAGES[: STAGES.index(last) + 1]
+
+
 def list_reads(stage: StageName, models: Iterable[str]) -> tuple[StageName, ...]:
     """The stages whose results a stage reads. models: those that `evaluate` compares."""
     if stage != "evaluate":

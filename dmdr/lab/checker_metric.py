@@ -42,6 +42,15 @@ class LabChecker:
                 f"{', '.join(sorted(foreign)[:5])}; evaluate on lab:held-out, or drop lab-checker"
             )
 
+    @staticmethod
+    def check_size(width: int, height: int) -> None:
+        """Raises ConfigError unless images are of the lab's size."""
+        if (width, height) != (SIZE, SIZE):
+            raise ConfigError(
+                f"lab-checker judges {SIZE}x{SIZE} images, but these are {width}x{height}; drop lab-checker from "
+                "evaluate.metrics"
+            )
+
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
     ) -> tuple[dict[str, np.ndarray], list[GenEvalLine]]:
@@ -50,11 +59,7 @@ class LabChecker:
         Raises:
             ConfigError: the images are not of the lab's size.
         """
-        if images.shape[1:] != (3, SIZE, SIZE):
-            raise ConfigError(
-                f"lab-checker judges {SIZE}x{SIZE} images, but these are {images.shape[3]}x{images.shape[2]}; "
-                "drop lab-checker from evaluate.metrics"
-            )
+        self.check_size(images.shape[3], images.shape[2])
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         verdicts = [check(record, image) for record, image in zip(records, pixels, strict=True)]
         figures = {

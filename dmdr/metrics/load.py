@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,11 +16,13 @@ from dmdr.lab.checker_metric import LabChecker
 from dmdr.lab.fashion.judge_metric import FashionJudge
 from dmdr.metrics.dpg_bench import DPGBench
 from dmdr.metrics.geneval import GenEval
-from dmdr.metrics.lpips import LPIPS
 from dmdr.metrics.protocol import Line, Metric
 from dmdr.metrics.reward import RewardMetric
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.weights import find_weights
+
+if TYPE_CHECKING:
+    from dmdr.metrics.lpips import LPIPS  # brings torchvision, which only judging needs
 
 WITHOUT_WEIGHTS: dict[str, type[LabChecker | FashionJudge]] = {"lab-checker": LabChecker, "fashion-judge": FashionJudge}
 WITH_WEIGHTS: dict[str, type[GenEval | DPGBench]] = {"geneval": GenEval, "dpg-bench": DPGBench}
@@ -50,6 +53,17 @@ def check_metrics(names: tuple[str, ...], records: list[PromptRecord]) -> None:
             WITHOUT_WEIGHTS[name]().check_prompts(records)
         elif name in WITH_WEIGHTS:
             WITH_WEIGHTS[name].check_prompts(records)
+
+
+def check_resolution(names: tuple[str, ...], resolution: int) -> None:
+    """Check that the metrics can judge images of this many pixels a side.
+
+    Raises:
+        ConfigError: a metric cannot.
+    """
+    for name in names:
+        if name in WITHOUT_WEIGHTS:
+            WITHOUT_WEIGHTS[name].check_size(resolution, resolution)
 
 
 def load_metrics(
@@ -84,6 +98,8 @@ def load_metrics(
         metric.check_prompts(records)
     lpips = None
     if "lpips" in names:
+        from dmdr.metrics.lpips import LPIPS
+
         try:
             lpips = LPIPS(find_weights("lpips-vgg16", addresses or {}), device)
         except InputMissing as error:

@@ -121,6 +121,11 @@ def plan_stage(config: Config, name: str, *, say: Callable[[str], None] = lambda
     return plan
 
 
+def count_stage(config: Config, name: str, *, say: Callable[[str], None] = lambda line: None) -> StagePlan:
+    """`plan_stage` without `floor`, in half the time. Raises as `plan_stage`."""
+    return _Stage(config, select_stage(config, name), say).fill()
+
+
 class _Stage:
     """A small form of a training stage on meta: two parts of one rank's batch, and two updates of the fake score."""
 

@@ -9,6 +9,7 @@ import torch
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import ConfigError
 from dmdr.rewards.load import load_reward
+from dmdr.rewards.protocol import Reward
 
 PROBES = ["a red circle", "two blue squares", ""]  # prompts of the plain images that every reward has to score
 
@@ -37,12 +38,8 @@ class Mixture:
         self.shares, self.backbone = shares, backbone
         device = backbone.network.device
         self.rewards = {name: load_reward(name, str(device), weights) for name in shares}
-        without_gradient = [name for name, reward in self.rewards.items() if not reward.differentiable]
-        if differentiable and without_gradient:
-            raise ConfigError(
-                f"joint.rl.rewards: ReFL needs a gradient, but {', '.join(without_gradient)} has none; use another "
-                "reward, or algorithm: grpo or dpo"
-            )
+        if differentiable:
+            refuse_without_gradient(self.rewards)
         if device.type == "meta":  # no numbers to check
             return
         with torch.no_grad():
@@ -67,6 +64,19 @@ class Mixture:
             for start in range(0, len(x0), at_once)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in self.rewards}
+
+
+def refuse_without_gradient(rewards: Mapping[str, Reward]) -> None:
+    """
+    Raises:
+        ConfigError: one of the rewards has no gradient, which ReFL follows.
+    """
+    without_gradient = [name for name, reward in rewards.items() if not reward.differentiable]
+    if without_gradient:
+        raise ConfigError(
+            f"joint.rl.rewards: ReFL needs a gradient, but {', '.join(without_gradient)} has none; use another "
+            "reward, or algorithm: grpo or dpo"
+        )
 
 
 def check_scores(name: str, scores: torch.Tensor, *, share: float, positive: bool) -> None:

@@ -41,8 +41,18 @@ def find_weights(name: str, addresses: Mapping[str, str]) -> Path:
     path = Path(address)
     if not path.exists():
         otherwise = f", or leave it out and DMDR fetches {PINNED[name]}" if name in PINNED else ""
-        raise InputMissing(f"weights.{name} {address} does not exist; give the file or folder{otherwise}")
+        hint = f"; {found}" if (found := hub.suggest_address(address)) else ""
+        raise InputMissing(f"weights.{name} {address} does not exist; give the file or folder{otherwise}{hint}")
     return path
+
+
+def require_weights(name: str, addresses: Mapping[str, str]) -> None:
+    """Check that a set of weights is there or can be fetched now, and fetch nothing. Raises as `find_weights` does."""
+    address = find_address(name, addresses)
+    if hub.is_hub(address):
+        hub.require(f"weights.{name}", address)
+    else:
+        find_weights(name, addresses)
 
 
 def digest_weights(metrics: set[str], addresses: Mapping[str, str]) -> dict[str, str]:

@@ -73,7 +73,10 @@ def find_diffusers_folder(key: str, path: str) -> Path:
         folder = Path(path)
     if not os.path.isdir(folder):
         names = ", ".join(sorted(f"lab:{each.name}" for each in LAB.iterdir())) if LAB.is_dir() else "none"
-        raise InputMissing(f"{key} {path}: no such folder; give a diffusers folder or a teacher of the lab: {names}")
+        hint = f"; {found}" if (found := hub.suggest_address(path)) else ""
+        raise InputMissing(
+            f"{key} {path}: no such folder; give a diffusers folder or a teacher of the lab: {names}{hint}"
+        )
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputMissing(f"{key} {path}: this user may not read {folder}; change its permissions, or give another")
     if not (folder / "model_index.json").is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from dmdr.config.load import read_mapping, validate
+from dmdr.config.load import WHERE, read_mapping, validate
 from dmdr.config.run import Config
 from dmdr.config.stages import DRAWN_FROM, MODELS, STAGES, list_needed
 from dmdr.errors import ConfigError
@@ -37,7 +37,7 @@ def evaluate_pipeline(
     Raises:
         ConfigError, DataError, InputMissing: before anything has started.
     """
-    source = read_mapping(config, "config", "the ones that come with DMDR are in configs/")
+    source = read_mapping(config, "config", WHERE)
     source_run = run or validate(source, Config, f"config {config}").run
     name = name or pipeline.partition("@")[0].rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
     addition: ConfigFile = {"path": pipeline, "steps": steps, "guidance_scale": guidance}

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dmdr.config.families import FAMILIES, Family
 from dmdr.config.forms import FORMS, Form
 from dmdr.config.stages import STAGES, StageName
 from dmdr.planning.gpus import GPUS
@@ -52,11 +53,51 @@ def list_gpus() -> list[str]:
 
 
 # Of several commands
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file, for example configs/lab-flow.yaml")]
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="a YAML file, or a config that comes with DMDR, such as quickstart")
+]
 OwnName = Annotated[str | None, typer.Option("--run", metavar="NAME", help="name of the run (default: the config's)")]
 AnyName = Annotated[str, typer.Argument(metavar="RUN", help="name of the run, or a name that it was promoted to")]
 Store = Annotated[str, typer.Option("--store", metavar="URL", help=STORE)]
 Pipeline = Annotated[str, typer.Option("--pipeline", metavar="FOLDER-OR-ID", help=A_PIPELINE)]
+
+# run
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, for example joint.updates=500; repeatable"),
+]
+Until = Annotated[StageName | None, typer.Option("--until", metavar="STAGE", help=f"stop after it: {ONE_STAGE}")]
+FromColdStart = Annotated[
+    str | None,
+    typer.Option("--from-cold-start", metavar="RUN", help="copy prompts and cold start of that run of the same store"),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would run, be skipped or be refused")]
+
+# init
+FamilyName = Annotated[Family, typer.Argument(metavar="FAMILY", help=f"one of {', '.join(FAMILIES)}")]
+OwnTeacher = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="PATH", help=f"{A_PIPELINE} (default: the family's published one)"),
+]
+PromptFile = Annotated[
+    str | None,
+    typer.Option("--prompts", metavar="FILE", help="a .txt, .jsonl, .csv, .tsv or .parquet file, or set:NAME"),
+]
+
+# rm
+Removed = Annotated[
+    StageName | None, typer.Argument(metavar="[STAGE]", help=f"{ONE_STAGE}, with those made from it (default: all)")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
+
+# export
+ExportForm = Annotated[Form, typer.Option("--form", metavar="FORM", help=f"one of {', '.join(FORMS)}")]
+ExportTo = Annotated[
+    str, typer.Option("--out", metavar="DIR", help="where the form is written: a new or an empty folder")
+]
+ExportTeacher = Annotated[
+    str | None, typer.Option("--teacher", metavar="PATH", help="the teacher of the run, if it was a folder")
+]
 
 # tables
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="a YAML file, for example configs/tables/table-5-refl.yaml")]
@@ -108,6 +149,7 @@ ToHub = Annotated[
 ]
 
 # teachers
+Repository = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="a model of the hub, as its page is called")]
 Teacher = Annotated[str, typer.Argument(metavar="FOLDER", help=A_PIPELINE)]
 TeacherName = Annotated[str, typer.Option("--as", metavar="NAME", help="name of the teacher, for example sd35")]
 Revision = Annotated[

@@ -10,6 +10,7 @@ from dmdr.config.load import load_config
 from dmdr.config.stages import TRAINING_STAGES
 from dmdr.planning.gpus import GIB, GPUS, SHARE, Gpu, advise
 from stages.reports.scorecard_text import format_table
+from stages.store.teacher_folder import resolve_teacher
 
 if TYPE_CHECKING:
     from dmdr.planning.plan import StagePlan  # brings torch
@@ -20,7 +21,7 @@ def print_plan(path: str, gpu: str) -> int:
     fit. Returns 0: a plan that does not fit is an answer."""
     from dmdr.planning import plan as planning
 
-    config, card = load_config(path), GPUS[gpu]
+    config, card = resolve_teacher(load_config(path), None, lambda size: None), GPUS[gpu]
     plans: list[StagePlan] = []
     for stage in TRAINING_STAGES:
         _show_progress(f"{stage}: building it without weights")

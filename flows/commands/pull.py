@@ -40,19 +40,16 @@ def pull_stage(
         DataError: a file is missing or damaged, or the record is of another run or stage.
         StoreError: the store, the disk or the hub fails, or another pull is writing to this folder.
     """
-    target = Path(folder).absolute()
+    target = Path(folder).absolute() if hub is not None else require_new_folder(folder)
     for option in ("--form",) * (form is not None) + ("--to-hub",) * (hub is not None):
         if stage != "export":
             raise ConfigError(f"{option} is for the stage export, and the stage is {stage}; leave it out")
     if hub is not None:
         check_upload(hub, form)
-    is_occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if is_occupied and hub is None:
-        raise ConfigError(f"{target} exists and is not an empty folder; name a new one")
     artifact = Artifact(store, follow_name(store, run), stage)
     if artifact.run != run:
         print(f"{run} is run {artifact.run}")
-    if not is_occupied:
+    if is_new_folder(target):
         exit_code = copy_files(artifact, select_files(artifact, form), target)
         if exit_code:
             return exit_code
@@ -100,6 +97,19 @@ def copy_files(artifact: Artifact, names: list[str], target: Path) -> int:
     return 0
 
 
+def is_new_folder(path: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def require_new_folder(folder: str) -> Path:
+    """The absolute path of a folder that is new or empty. Raises ConfigError if it is not."""
+    target = Path(folder).absolute()
+    if not is_new_folder(target):
+        raise ConfigError(f"{target} exists and is not an empty folder; name a new one")
+    return target
+
+
 def select_files(artifact: Artifact, form: str | None) -> list[str]:
     """The names of the files to copy. Raises what `pull_stage` raises."""
     record = artifact.sealed()
@@ -114,8 +124,8 @@ def select_files(artifact: Artifact, form: str | None) -> list[str]:
     exported = [each for each in FORMS if any(name.startswith(f"{each}/") for name in names)]
     if form not in exported:
         raise InputMissing(
-            f"{artifact.address} has no {form}, it was exported as {', '.join(exported)}; name one of these, or export "
-            "again under another run's name with export.forms"
+            f"{artifact.address} has no {form}, it was exported as {', '.join(exported)}; name one of these, or make "
+            f"it: dmdr export {artifact.run} --form {form} --out DIR"
         )
     return [name for name in names if name.startswith(f"{form}/") or name in WITH_EACH]
 

@@ -14,15 +14,18 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.run import Config
-from dmdr.config.stages import STAGES
-from dmdr.errors import Stopped, StoreError
+from dmdr.config.stages import StageName, list_until
+from dmdr.errors import ConfigError, Stopped, StoreError
 from flows import chain
+from flows.commands.config_file import change_config, find_config
+from flows.commands.dry_run import print_steps
 from flows.launch.failure import StageFailed
 from flows.launch.process import run_stage_with_retries
 from flows.prefect_support import embedded_server
@@ -31,6 +34,7 @@ from stages.reports.scorecard_text import format_scorecard
 from stages.reports.tables.prepared import is_finished, prepare_table, write_page
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
+from stages.store.runs import find_run
 from stages.store.teacher_folder import resolve_teacher
 
 QUIET = {  # Prefect's settings; those that the user has set are kept
@@ -43,30 +47,74 @@ QUIET = {  # Prefect's settings; those that the user has set are kept
 SERVICES = ("EventsWorker", "APILogWorker")  # Prefect's; no setting quiets their loggers, which report progress
 
 
-def run_config(config: str, name: str | None, store: str) -> int:
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of `dmdr run`.
+
+    name: of the run; None: the config's. changes: "key=value" texts that change the config.
+    until: the last stage; None: all. cold_start_of: a run whose prompts and cold start are copied.
+    dry_run: only say what would happen.
+    """
+
+    name: str | None = None
+    store: str = "runs"
+    changes: tuple[str, ...] = ()
+    until: StageName | None = None
+    cold_start_of: str | None = None
+    dry_run: bool = False
+
+
+def run_config(config: str, options: RunOptions) -> int:
     """Run the stages that are not sealed, then show the scorecard; returns the exit code of a failed stage, or 0.
 
     Raises:
         ConfigError, DataError, InputMissing: before anything has started.
     """
-    checked = load_config(config)
-    name = name or checked.run
-    if not all_sealed(checked, name, store):
-
-        def flow() -> None:
-            from flows.distil import dmdr
-
-            dmdr(config, name, store)
-
-        exit_code = run_chain(
-            lambda: chain.distil(run_stage_with_retries, config, name, store),
-            flow,
-            on_cluster=checked.execution.cluster is not None,
-        )
-        if exit_code:
-            return exit_code
-    show_scorecard(name, store)
+    with change_config(find_config(config), options.changes) as path:
+        checked = load_config(path)
+        name, store = options.name or checked.run, options.store
+        if options.cold_start_of is not None:
+            check_cold_start(options.cold_start_of, name, store)
+        if options.dry_run:
+            return print_steps(checked, name, store, options.until, options.cold_start_of)
+        exit_code = 0
+        if not all_sealed(checked, name, store, options.until):
+            exit_code = run_stages(path, checked, name, options)
+    if exit_code:
+        return exit_code
+    if "evaluate" in list_until(options.until):
+        show_scorecard(name, store)
+    else:
+        print(f"stopped after {options.until}; the same command without --until goes on")
     return 0
+
+
+def run_stages(path: str, checked: Config, name: str, options: RunOptions) -> int:
+    """Run the stages of a run; returns an exit code. path: of the config file."""
+    store, until, cold_start_of = options.store, options.until, options.cold_start_of
+
+    def flow() -> None:
+        from flows.distil import dmdr
+
+        dmdr(path, name, store, cold_start_of=cold_start_of or "", until=list_until(until)[-1])
+
+    return run_chain(
+        lambda: chain.distil(run_stage_with_retries, path, name, store, cold_start_of=cold_start_of, until=until),
+        flow,
+        on_cluster=checked.execution.cluster is not None,
+    )
+
+
+def check_cold_start(of: str, name: str, store: str) -> None:
+    """Check that another run has the cold start that this one is to begin with.
+
+    Raises:
+        ConfigError: it is this run.
+        InputMissing: there is no such run, or its cold start is not sealed.
+    """
+    if of == name:
+        raise ConfigError(f"--from-cold-start names {of}, which is this run itself; give it another name with --run")
+    Artifact(store, find_run(store, of), "cold_start").sealed()
 
 
 def run_tables(spec: str, seeds: list[int] | None, store: str, base: str | None, out: str | None) -> int:
@@ -94,8 +142,8 @@ def run_tables(spec: str, seeds: list[int] | None, store: str, base: str | None,
     return 0
 
 
-def all_sealed(config: Config, name: str, store: str) -> bool:
-    """Whether all stages are sealed; if so, prints for each where its seal is.
+def all_sealed(config: Config, name: str, store: str, until: StageName | None = None) -> bool:
+    """Whether all stages, up to `until`, are sealed; if so, prints for each where its seal is.
 
     Raises:
         ConfigError: a stage is sealed under this name with other settings or inputs.
@@ -103,7 +151,7 @@ def all_sealed(config: Config, name: str, store: str) -> bool:
     on_cluster = config.execution.cluster is not None  # then this process may have no teacher and no prompts
     if not on_cluster:
         config = resolve_teacher(config, None, lambda size: None)
-    artifacts = {stage: Artifact(store, name, stage) for stage in STAGES}
+    artifacts = {stage: Artifact(store, name, stage) for stage in list_until(until)}
     for stage, artifact in artifacts.items():
         inputs = None if on_cluster else fingerprint_inputs(config, stage, store, name)
         record = artifact.record()

@@ -1,18 +1,21 @@
-"""`dmdr status`, `dmdr runs` and `dmdr promote`: what a store holds, and names for the results that are in use."""
+"""`dmdr status`, `dmdr runs`, `dmdr promote` and `dmdr rm`: what a store holds, names for results, and their end."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from dmdr.config.stages import STAGES
+from dmdr.config.stages import STAGES, StageName
+from dmdr.errors import ConfigError
 from stages.reports.scorecard_text import format_table
 from stages.store.address import shorten
 from stages.store.artifacts import Artifact
 from stages.store.layout import CHECKPOINTS, CLAIM
 from stages.store.records import Record
-from stages.store.runs import follow_name, list_promoted, list_runs, promote_run, read_latest
+from stages.store.removal import plan_removal, remove
+from stages.store.runs import find_run, list_promoted, list_runs, promote_run, read_latest
 
 
 class Score(BaseModel):
@@ -27,8 +30,12 @@ class Score(BaseModel):
 
 
 def print_status(run: str, store: str) -> int:
-    """Print for each stage its state, size, duration and address. Returns 0: a run that never started is no error."""
-    run = follow_name(store, run)
+    """Print for each stage its state, size, duration and address; returns 0.
+
+    Raises:
+        InputMissing: there is no such run.
+    """
+    run = find_run(store, run)
     rows = [["stage", "state", "size", "took", "address"]]
     for stage in STAGES:
         artifact = Artifact(store, run, stage)
@@ -72,6 +79,40 @@ def promote_result(run: str, name: str, store: str) -> int:
     before = "" if pointer.before is None else f", before {pointer.before.run}"
     print(f"{name} is the export of {run} now, fingerprint {shorten(pointer.fingerprint)}{before}")
     return 0
+
+
+def remove_result(run: str, stage: StageName | None, store: str, *, is_agreed: bool) -> int:
+    """Remove a run, or a stage and what was made from it, after telling what depends on it; returns 0.
+
+    is_agreed: do not ask.
+
+    Raises:
+        InputMissing: it is not there.
+        ConfigError: it is running, or nobody can be asked.
+    """
+    removal = plan_removal(store, find_run(store, run), stage)
+    print(f"{removal.store.rstrip('/')}/{removal.run}: {', '.join(removal.stages)}, {_format_size(removal.size)}")
+    for name in removal.promoted:
+        print(f"{name} is promoted to its export: dmdr pull {name} will fail until another run has that name")
+    if removal.adopted:
+        print(f"copied by {', '.join(removal.adopted)}, which keep their copies")
+    if not is_agreed and not _ask("remove them?"):
+        print("nothing was removed")
+        return 0
+    remove(removal)
+    print("removed")
+    return 0
+
+
+def _ask(question: str) -> bool:
+    """Whether the user says yes.
+
+    Raises:
+        ConfigError: nobody is there to answer.
+    """
+    if not sys.stdin.isatty():
+        raise ConfigError("dmdr rm asks before it removes something, and nobody can answer here; give --yes")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _read_scores(record: Record) -> list[Score]:

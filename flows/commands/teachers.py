@@ -6,6 +6,7 @@ import math
 import sys
 
 from dmdr.errors import StoreError
+from dmdr.teacher import hub
 from dmdr.teacher.index import FAMILIES
 from stages.reports.scorecard_text import format_table
 from stages.runtime.progress import Progress
@@ -31,6 +32,16 @@ def publish_folder(folder: str, name: str, revision: str | None, to: str) -> int
     published = publish_teacher(folder, name, revision, to, show_progress)
     print(f"{published.name}@{published.revision}, sha256 {published.digest}, is published at {published.address}")
     announce_teacher(published)
+    return 0
+
+
+def print_resolved(repo: str) -> int:
+    """Print the address of a model on the hub with its newest commit; returns 0.
+
+    Raises:
+        ConfigError, InputMissing: as `dmdr.teacher.hub.resolve`.
+    """
+    print(hub.resolve(repo))
     return 0
 
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from threading import Thread
 from typing import Protocol
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
 from dmdr.config.load import load_config
 from dmdr.config.stages import STAGES, StageName
@@ -80,7 +80,7 @@ def run_stage_with_retries(
     retrying = Retrying(
         retry=retry_if_exception(is_worth_a_retry),
         stop=stop_after_attempt(1 + len(RETRY_DELAYS)),
-        wait=lambda state: RETRY_DELAYS[state.attempt_number - 1],
+        wait=wait_chain(*map(wait_fixed, RETRY_DELAYS)),
         before_sleep=_announce,
         reraise=True,
     )

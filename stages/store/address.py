@@ -8,14 +8,13 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from dmdr.config.run import NAME
-from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.config.names import describe_rule, is_name
+from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.store.folder import Folder
 from stages.store.layout import CLAIM, RECORD, is_intact
 from stages.store.records import SCHEMA, Claim, Document, Json, Seal
@@ -53,15 +52,13 @@ class Address(Generic[SealT]):
     def __init__(self, store: str, run: str, stage: str, kind: type[SealT]) -> None:
         if not store:
             raise ConfigError("--store is empty; give a folder or s3://BUCKET/PREFIX")
-        if not re.fullmatch(NAME, run):
-            raise ConfigError(
-                f"run name {run!r} must be at most 63 of a-z 0-9 . _ - and begin with a letter or a digit; "
-                "change it in the config, or give another with --run"
-            )
+        if not is_name(run):
+            raise ConfigError(f"run name {run!r} {describe_rule(run)}")
         self.store, self.run, self.stage = store, run, stage
         self.address = f"{store.rstrip('/')}/{run}/{stage}"
         self.place = open_place(self.address)
         self._kind = kind
+        self._claimed: Claim | None = None  # what this process claimed the address for
 
     def record(self) -> SealT | None:
         """The record that seals this address; None if nothing is sealed here.
@@ -75,6 +72,7 @@ class Address(Generic[SealT]):
     def claim(self, identity: Json, inputs: dict[str, str]) -> SealT | None:
         """Claim the address for these settings and inputs, or check that it is already claimed for them.
 
+        A claim for other settings yields if nothing came of it yet, and nobody works on it.
         Returns the record if the address is sealed, None if the stage has to run.
 
         Raises:
@@ -86,16 +84,50 @@ class Address(Generic[SealT]):
         if owner is None:
             owner = self._parse_claim(self.place.create(CLAIM, wanted.to_json()))
             self.place.tidy()
-        differences = [
-            *_list_differences(owner.identity, wanted.identity),
-            *_list_differences(owner.inputs, wanted.inputs, "input "),
-        ]
-        if differences:
-            raise ConfigError(
-                f"run {self.run} has another {self.stage} at {self.address}: {'; '.join(differences)}; "
-                f"give this run another name with --run, or delete {self.address} and the stages that were made from it"
-            )
+            if list_differences(owner, wanted) and self.is_bare():
+                with self.place.alone():
+                    self.place.remove(CLAIM)
+                    owner = self._parse_claim(self.place.create(CLAIM, wanted.to_json()))
+        if differences := list_differences(owner, wanted):
+            raise ConfigError(self.describe_conflict(differences, is_sealed=record is not None))
+        self._claimed = wanted
         return record
+
+    def is_bare(self) -> bool:
+        """Whether nothing but a claim is here, and no other process works on it, as far as the store can tell."""
+        return not (set(self.place.names()) - {CLAIM} or self.place.is_busy())
+
+    def require_claim(self) -> Claim:
+        """The claim, before something is stored under it.
+
+        Raises:
+            StoreError: somebody deleted the address.
+            ConfigError: another process has claimed it for other settings since.
+        """
+        claim = self.read_claim()
+        if claim is None:
+            raise StoreError(f"{self.address}/{CLAIM} is gone, so somebody deleted the address; repeat the command")
+        if self._claimed is not None and (differences := list_differences(claim, self._claimed)):
+            raise ConfigError(
+                f"another process has begun {self.stage} at {self.address} with other settings "
+                f"({'; '.join(differences)}); give one of the two runs another name with --run"
+            )
+        return claim
+
+    def check_claim(self) -> None:
+        """Raises as `require_claim` does, if this process has claimed the address."""
+        if self._claimed is not None:
+            self.require_claim()
+
+    def describe_conflict(self, differences: list[str], *, is_sealed: bool) -> str:
+        """One line that says why the address cannot be had for other settings, and what to do."""
+        at = "" if self.store == "runs" else f" --store {self.store}"
+        remove = f"dmdr rm {self.run} {self.stage}{at}"
+        state = "another" if is_sealed else "an unfinished"
+        return (
+            f"run {self.run} has {state} {self.stage} at {self.address}: {'; '.join(differences)}; give this run "
+            f"another name with --run, or remove that one and what was made from it: {remove}"
+        )
 
     def read_claim(self) -> Claim | None:
         """The settings and inputs that the address belongs to; None if nobody has claimed it."""
@@ -193,6 +225,14 @@ def find_differing_keys(one: Mapping[str, object], other: Mapping[str, object]) 
     """The keys that are missing on one side or have different values, in alphabetical order."""
     keys = sorted({*one, *other})
     return [key for key in keys if (key in one, one.get(key)) != (key in other, other.get(key))]
+
+
+def list_differences(owner: Claim, wanted: Claim) -> list[str]:
+    """Each setting and each input in which two claims differ, in words."""
+    return [
+        *_list_differences(owner.identity, wanted.identity),
+        *_list_differences(owner.inputs, wanted.inputs, "input "),
+    ]
 
 
 def _list_differences(owner: Mapping[str, object], wanted: Mapping[str, object], kind: str = "") -> list[str]:

@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmdr.errors import DataError, StoreError
+from dmdr.errors import DataError
 from stages.store.address import Address, normalise_json
 from stages.store.layout import CHECKPOINTS, CLAIM, RECORD, digest, is_intact, tells_time
 from stages.store.records import Claim, Json, Provenance, Record, StoredFile, fingerprint_result
@@ -39,9 +39,7 @@ class Artifact(Address[Record]):
         facts: the stage's own description of its result.
         If another process has sealed the stage in the meantime, returns its record and writes none.
         """
-        claim = self.read_claim()
-        if claim is None:
-            raise StoreError(f"{self.address}/{CLAIM} is gone, so somebody deleted the address; repeat the command")
+        claim = self.require_claim()
         with self.place.alone():
             record = self.record() or self._seal(folder, claim, facts, provenance)
             kept = {CLAIM, RECORD, *(file.stored_as or name for name, file in record.files.items())}
@@ -112,4 +110,4 @@ class Artifact(Address[Record]):
         """The checkpoints of the open stage. keep: how many of the newest are kept, at least 2."""
         from stages.store.checkpoints import Checkpoints  # late: it imports torch, which a sealed stage does not need
 
-        return Checkpoints(self.place, f"{self.address}/{CHECKPOINTS}", keep)
+        return Checkpoints(self.place, f"{self.address}/{CHECKPOINTS}", keep, check=self.check_claim)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,11 +43,14 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one stage, from Artifact.checkpoints. Every method raises StoreError if the store fails."""
+    """The checkpoints of one stage, from Artifact.checkpoints. Every method raises StoreError if the store fails.
 
-    def __init__(self, place: Folder | Remote, address: str, keep: int) -> None:
+    check: called by rank 0 before it stores a checkpoint; raises if the address is no longer ours.
+    """
+
+    def __init__(self, place: Folder | Remote, address: str, keep: int, *, check: Callable[[], object]) -> None:
         assert keep >= 2, "the newest may turn out to be damaged"
-        self.place, self.address, self.keep = place, address, keep
+        self.place, self.address, self.keep, self.check = place, address, keep, check
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], info: Mapping[str, object]) -> None:
         """Store the state after `step`, then delete all but the newest `keep` checkpoints. All ranks call it.
@@ -71,6 +74,7 @@ class Checkpoints:
             written[INFO] = digest(file)
 
         if first:
+            self.check()
             self._forget(step)  # an old checkpoint of this step: its manifest must not vouch for our files
         distributed.barrier()
         if tensors:

@@ -141,6 +141,12 @@ class Folder:
                 with suppress(FileNotFoundError):  # its attempt ended, or another process deleted it
                     _delete_unless_locked(folder)
 
+    def is_busy(self) -> bool:
+        """Whether another attempt of this address still runs. Call `tidy` before."""
+        own = None if self._scratch is None else Path(self._scratch.name)
+        with translate_errors("list", self.root):
+            return any(folder != own for folder in self.root.glob(f"{ATTEMPT}*"))
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Lock the address, so that only one process at a time is inside the `with` block."""

@@ -9,7 +9,7 @@ from dmdr.errors import ConfigError, InputMissing
 from dmdr.rewards import weights
 from dmdr.rl.tiny_decoder import find_tiny_decoder
 from dmdr.teacher import digests
-from dmdr.teacher.load import ONE_FILE, digest_teacher, family_of, find_diffusers_folder, find_teacher_of
+from dmdr.teacher.load import ONE_FILE, TeacherSource, digest_teacher, family_of, find_diffusers_folder, find_teacher_of
 from stages.prompt_sources import sources
 from stages.store.address import shorten
 from stages.store.artifacts import Artifact
@@ -28,11 +28,7 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
         InputMissing: the teacher, a prompt file or a tiny decoder does not exist, or a stage before is not sealed.
     """
     teacher = find_teacher_of(config.teacher)
-    if "single-file" in config.forms and (family := family_of(teacher)) not in ONE_FILE:
-        raise ConfigError(
-            f"export.forms has single-file, but the teacher is of the family {family}; only "
-            f"{' and '.join(ONE_FILE)} have that form: take it out"
-        )
+    check_forms(config, teacher)
     inputs = {"teacher": digest_teacher(teacher)}
     if stage == "prompts":
         sets = sources.select_public_sets(config.prompts)
@@ -59,6 +55,15 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
         _check_stages_before(artifact, record)
         inputs[before] = record.fingerprint
     return inputs
+
+
+def check_forms(config: Config, teacher: TeacherSource) -> None:
+    """Raises ConfigError if the teacher's family does not have a form of export.forms."""
+    if "single-file" in config.forms and (family := family_of(teacher)) not in ONE_FILE:
+        raise ConfigError(
+            f"export.forms has single-file, but the teacher is of the family {family}; only "
+            f"{' and '.join(ONE_FILE)} have that form: take it out"
+        )
 
 
 def _check_teacher(artifact: Artifact, record: Record, teacher: str, path: str) -> None:

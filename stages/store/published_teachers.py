@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from dmdr.config.run import NAME
+from dmdr.config.names import NAME, describe_rule
 from dmdr.errors import ConfigError, DataError, StoreError
 from dmdr.teacher import digests
 from dmdr.teacher.index import read_index
@@ -168,9 +168,7 @@ def _require_whole(folder: Path) -> str:
 
 def _require_name(option: str, text: str) -> None:
     if not is_name(text):
-        raise ConfigError(
-            f"{option} {text!r} must be at most 63 of a-z 0-9 . _ - and begin with a letter or a digit; give another"
-        )
+        raise ConfigError(f"{option} {text!r} {describe_rule(text)}")
 
 
 def _copy_files(source: Path, address: TeacherAddress, report: Callable[[int, int], None]) -> dict[str, StoredFile]:

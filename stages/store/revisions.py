@@ -48,7 +48,6 @@ def _list_hub_revisions(address: str) -> list[Revision]:
             f"teachers {address} is not hub:OWNER/NAME; give a model of a hub without a commit, or a prefix"
         )
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import filter_repo_objects
 
     repo, api = match["repo"], HfApi()
@@ -64,10 +63,9 @@ def _list_hub_revisions(address: str) -> list[Revision]:
             revision = fingerprint(pipeline_files)[:SHORT_DIGEST]
             if "model_index.json" in pipeline_files:
                 revisions.setdefault(revision, Revision(name, revision, f"hub:{repo}@{commit}", None))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # of the hub, of its HTTP library, of the network
         raise InputMissing(
-            f"teachers {address} cannot be listed ({type(error).__name__}: {reason}); check the name and the network, "
-            "and set HF_TOKEN if the model is gated"
+            f"teachers {address} cannot be listed ({hub.shorten(error)}); check the name and the network, and set "
+            "HF_TOKEN if the model is gated"
         ) from error
     return list(revisions.values())

@@ -9,11 +9,12 @@ promoted again before the promoted name means the new result.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from datetime import UTC, datetime
 
-from dmdr.config.run import NAME
+from dmdr.config.names import NAME, describe_rule, is_name
 from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError, DataError, InputMissing
 from stages.store.address import open_place, shorten
@@ -60,7 +61,7 @@ def promote_run(store: str, run: str, name: str) -> Pointer:
         InputMissing: the export is not sealed.
     """
     if not re.fullmatch(NAME, name):
-        raise ConfigError(f"name {name!r} must be at most 63 of a-z 0-9 . _ - and begin with a letter or a digit")
+        raise ConfigError(f"name {name!r} {describe_rule(name)}")
     record = Artifact(store, run, STAGE).sealed()
     if is_run(store, name):
         raise ConfigError(f"{name} is the name of a run at {store}; promote {run} as something else")
@@ -100,6 +101,22 @@ def follow_name(store: str, name: str) -> str:
         wanted, present = shorten(pointer.fingerprint), shorten(record.fingerprint)
         raise DataError(f"{name} points at result {wanted} of run {run}, whose result is {present} now; {remedy}")
     return run
+
+
+def find_run(store: str, name: str) -> str:
+    """`follow_name`, of a run that is there.
+
+    Raises:
+        InputMissing: no run has that name; the message names those that are like it.
+        ConfigError, DataError: as `follow_name`.
+    """
+    run = follow_name(store, name)
+    if is_name(run) and is_run(store, run):
+        return run
+    known = [*list_runs(store), *list_promoted(store)]
+    near = difflib.get_close_matches(run.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"dmdr runs --store {store} lists what is there"
+    raise InputMissing(f"there is no run {name} at {store}; {hint}")
 
 
 def _open_pointers(store: str) -> Folder | Remote:

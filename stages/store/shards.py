@@ -36,10 +36,12 @@ class Shards:
 
     def __init__(self, artifact: Artifact, folder: Path) -> None:
         self.place, self.address, self.folder = artifact.place, artifact.address, folder
+        self._check = artifact.check_claim
         self._known: dict[str, Shard] = {}
 
     def keep(self, name: str, data: bytes, about: Facts | None = None) -> None:
         """Store a shard. about: figures to store beside it, which are no part of the result."""
+        self._check()
         own = self.folder / name
         own.parent.mkdir(parents=True, exist_ok=True)
         own.write_bytes(data)

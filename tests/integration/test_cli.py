@@ -149,7 +149,7 @@ def test_a_shell_completes_commands_options_and_choices():
     command = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())"]
     for words, offers in [
         ("dmdr p", ["plan", "promote", "pull"]),
-        ("dmdr run a.yaml --s", ["--store"]),
+        ("dmdr run a.yaml --st", ["--store"]),
         ("dmdr plan a.yaml --gpu h", ["h100-80", "h200"]),
         ("dmdr render a.yaml --stage e", ["export", "evaluate"]),
     ]:

@@ -430,6 +430,7 @@ def test_it_is_used_if_the_environment_says_so(
     data = source.read_bytes()
     artifact = Artifact(store, "r", "joint")
     assert artifact.claim({"a": 1}, {}) is None
+    artifact.place.publish("checkpoints/part", lambda file: file.write_bytes(b"1"))
     with pytest.raises(ConfigError, match="a is 1 there, 2 here"):
         Artifact(store, "r", "joint").claim({"a": 2}, {})
     record = artifact.seal(out, facts={}, provenance=PROVENANCE)

@@ -63,6 +63,8 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
             "execution": {"device": "cpu", "checkpoint_every": 1},
             **changes,
         }
+        # random teachers draw no world; the tests say that they draw one, to train on the lab's small rewards
+        config["teacher"] = {"world": "shapes", **config["teacher"]}
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         return path

@@ -51,6 +51,15 @@ class FashionJudge:
                 "or drop fashion-judge"
             )
 
+    @staticmethod
+    def check_size(width: int, height: int) -> None:
+        """Raises ConfigError unless images are of the lab's size."""
+        if (width, height) != (SIZE, SIZE):
+            raise ConfigError(
+                f"fashion-judge judges {SIZE}x{SIZE} images, but these are {width}x{height}; drop fashion-judge from "
+                "evaluate.metrics"
+            )
+
     def __call__(
         self, images: torch.Tensor, records: list[PromptRecord]
     ) -> tuple[dict[str, np.ndarray], list[GenEvalLine]]:
@@ -59,11 +68,7 @@ class FashionJudge:
         Raises:
             ConfigError: the images are not of the lab's size.
         """
-        if images.shape[1:] != (3, SIZE, SIZE):
-            raise ConfigError(
-                f"fashion-judge judges {SIZE}x{SIZE} images, but these are {images.shape[3]}x{images.shape[2]}; "
-                "drop fashion-judge from evaluate.metrics"
-            )
+        self.check_size(images.shape[3], images.shape[2])
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         verdicts = judge_images(self.classifier, records, pixels)
         color = np.array([float(verdict.color_right) for verdict in verdicts])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from dmdr.config.changes import ConfigData, apply_changes
 from dmdr.config.load import read_mapping, validate
 from dmdr.config.run import Config
 from dmdr.errors import ConfigError
@@ -22,7 +22,6 @@ FIGURES = {
     "lpips": ("diversity/lpips-vgg16",),
 }  # metric -> its figures; a reward is a figure of its own name
 OWN_KEYS = {"run", "seed", "evaluate.models"}  # the table sets them in each config
-ConfigData = dict[str, object]  # a config as its YAML file says it
 
 
 @dataclass(frozen=True)
@@ -66,27 +65,6 @@ def _collect_changes(spec: Spec, row: Row, variant: Variant | None) -> Changes:
     for key in OWN_KEYS & changes.keys():
         raise ConfigError(f"row {row.name} of {spec.table} changes {key}, which the table sets itself")
     return changes
-
-
-def apply_changes(data: ConfigData, changes: Changes, who: str) -> ConfigData:
-    """A copy of a config's data with changes. A value replaces all that stands at its dotted key.
-
-    Raises:
-        ConfigError: a key leads into something that has no keys.
-    """
-    changed = copy.deepcopy(data)
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        mapping = changed
-        for depth, section in enumerate(sections, start=1):
-            if mapping.get(section) is None:
-                mapping[section] = {}
-            inner = mapping[section]
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{who} changes {key}, but {'.'.join(sections[:depth])} is {inner!r} in the base")
-            mapping = inner
-        mapping[last] = copy.deepcopy(value)
-    return changed
 
 
 def _build_run(spec: Spec, folder: Path, row: Row, variant: Variant | None, data: ConfigData) -> Run:

@@ -148,7 +148,7 @@ def test_a_wrong_spec_is_refused_in_one_line(spec_file: Callable[..., Path], cha
                 "claims": [],
                 "variants": [{"name": "v" * 20, "label": "v"}],
             },
-            "run: ",
+            "at most 63 of them",
         ),
     ],
 )

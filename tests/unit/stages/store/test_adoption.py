@@ -38,6 +38,7 @@ def test_another_result_is_not_adopted(bench: Bench, tmp_path: Path, rng: random
     assert bench.artifact(stage="joint").adopt(maker, IDENTITY, INPUTS) is None
     assert {name.split("/")[0] for name in bench.names()} == {"maker"}, "nothing was written"
     bench.artifact().claim({**IDENTITY, "seed": 1}, INPUTS)
+    bench.put("r/cold_start/checkpoints/step-00000001/state.json", b"{}")  # something came of that claim
     with pytest.raises(ConfigError, match="seed is 1 there, 0 here"):
         bench.artifact().adopt(maker, IDENTITY, INPUTS)
 

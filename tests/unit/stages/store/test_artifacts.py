@@ -14,6 +14,7 @@ from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.store.artifacts import Artifact
 from stages.store.folder import ATTEMPT
 from stages.store.records import Record, StoredFile
+from stages.store.shards import Shards
 from tests.support.s3_server import BUCKET
 from tests.support.sealing import PROVENANCE
 from tests.support.store_bench import IDENTITY, INPUTS, Bench, check, contents, harmed, sealed, write
@@ -59,6 +60,7 @@ def test_an_address_belongs_to_one_identity(bench: Bench, tmp_path: Path, rng: r
     artifact = bench.artifact()
     assert artifact.claim(IDENTITY, INPUTS) is None
     assert artifact.claim(dict(reversed(IDENTITY.items())), INPUTS) is None, "the same command again"
+    bench.put("r/cold_start/checkpoints/step-00000001/state.json", b"{}")
     for seal in (False, True):
         if seal:
             sealed(bench.artifact(), tmp_path / "out", contents(rng))
@@ -71,10 +73,33 @@ def test_an_address_belongs_to_one_identity(bench: Bench, tmp_path: Path, rng: r
             "input teacher is abab",
             "--run",
             artifact.address,
+            "dmdr rm r cold_start --store",
+            "another cold_start" if seal else "an unfinished cold_start",
         ):
             assert part in told
         assert "seed" not in told
         assert "\n" not in told
+
+
+def test_a_claim_without_results_yields(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
+    """The settings of a stage can change as long as nothing came of it; who began it before can store nothing more."""
+    first, other = bench.artifact(), {**IDENTITY, "seed": 5}
+    assert first.claim(IDENTITY, INPUTS) is None
+    if bench.root:
+        with pytest.raises(ConfigError, match="an unfinished cold_start.* seed is 0 there, 5 here"):
+            bench.artifact().claim(other, INPUTS)  # the first still works on it
+        first.place._scratch.cleanup()  # it was killed, as far as the folder can tell
+    assert bench.artifact().claim(other, INPUTS) is None
+    assert bench.artifact().read_claim().identity["seed"] == 5
+    for store in (
+        lambda: first.seal(write(tmp_path / "out", contents(rng)), facts={}, provenance=PROVENANCE),
+        lambda: first.checkpoints(2).save(1, {}, {}),
+        lambda: Shards(first, tmp_path / "parts").keep("images-00000.tar", b"1"),
+    ):
+        with pytest.raises(ConfigError, match="another process has begun cold_start"):
+            store()
+    assert bench.artifact().record() is None
+    assert {name for name in bench.names() if not name.startswith("r/cold_start/.")} == {"r/cold_start/claim.json"}
 
 
 @pytest.mark.parametrize("harm", ["bit", "truncated", "longer", "missing"])

@@ -91,8 +91,8 @@ def test_what_may_not_be_published(tmp_path, capsys):
     (tmp_path / "nothing").mkdir()
     for code, folder, name, revision, said in (
         (64, LAB / "flow", "lab", "1", "belongs to another teacher than"),
-        (64, LAB / "flow", "La b", "1", "--as 'La b' must be at most 63"),
-        (64, LAB / "flow", "lab", "../1", "--revision '../1' must be at most 63"),
+        (64, LAB / "flow", "La b", "1", "--as 'La b' must be small letters"),
+        (64, LAB / "flow", "lab", "../1", "--revision '../1' must be small letters"),
         (65, broken["cut"], "cut", "1", "diffusion_pytorch_model.safetensors is damaged"),
         (65, broken["hollow"], "hollow", "1", "lacks vae, which its model_index.json names"),
         (65, broken["foreign"], "foreign", "1", "is a KandinskyPipeline; DMDR knows"),

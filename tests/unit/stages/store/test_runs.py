@@ -75,7 +75,7 @@ def test_a_name_that_would_mislead_is_refused(store, tmp_path, capsys):
     for run, name, error, said in (
         ("one", "one", ConfigError, "one is the name of a run"),
         ("one", "early", ConfigError, "early is the name of a run"),
-        ("one", "../up", ConfigError, "must be at most 63"),
+        ("one", "../up", ConfigError, "at most 63 of them.*for example up"),
         ("early", "production", InputMissing, "export of run early is not sealed"),
         ("nobody", "production", InputMissing, "export of run nobody is not sealed"),
     ):

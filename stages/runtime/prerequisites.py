@@ -1,0 +1,153 @@
+"""What the later stages need, checked by the first one: whatever can be known before training is refused before it.
+
+1. The rewards that joint training computes are loaded once, on the CPU, and let go: their weights may be damaged or
+   belong to another model. The weights of evaluation are only looked for, because its image may be another one.
+2. A metric whose weights are missing is left out of the scorecard, as evaluation does. If all are missing, the run is
+   refused.
+3. On a cluster, a stage may have another image than this one, with weights inside. Then only that stage looks for them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from dmdr.config.prompt_record import PromptRecord
+from dmdr.config.reward_weights import OF
+from dmdr.config.run import JUDGES, Config
+from dmdr.config.stages import TRAINING_STAGES, StageName
+from dmdr.config.training import ReFL
+from dmdr.config.worlds import OF_METRIC, name_world, refuse_other_worlds
+from dmdr.errors import ConfigError, InputMissing
+from dmdr.lab.origin import read_world
+from dmdr.rewards.weights import require_weights
+from dmdr.rl import tiny_decoder
+from dmdr.teacher import hub
+from dmdr.teacher.load import find_diffusers_folder, find_teacher_of
+from dmdr.teacher.single_file import SingleFile
+from stages.store.artifacts import Artifact
+
+
+def check_worlds(config: Config) -> None:
+    """Refuse rewards and judges of the lab with a teacher that does not draw the lab's world.
+
+    Raises:
+        ConfigError: with one line.
+    """
+    if OF_METRIC.keys().isdisjoint(name for names in config.list_uses().values() for name in names):
+        return
+    world = name_world(config.teacher.path, config.teacher.world)
+    if world is None:
+        source = find_teacher_of(config.teacher)
+        world = read_world(source.parts if isinstance(source, SingleFile) else source)
+    try:
+        refuse_other_worlds(config.list_uses(), config.teacher.path, world)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_training(config: Config) -> None:
+    """Check that what the training stages read besides the prompts is there, and fetch nothing.
+
+    Raises:
+        ConfigError: an optimizer is not installed.
+        InputMissing: the weights of a reward, or the tiny decoder, are missing.
+    """
+    from dmdr.optimizers import check_optimizers  # brings torch
+
+    split = config.execution.sharding == "fsdp" and config.student.form == "full"
+    for stage in TRAINING_STAGES:
+        check_optimizers(config.joint if stage == "joint" else config.cold_start, stage, split=split)
+    rl = config.joint.rl
+    if isinstance(rl, ReFL) and rl.tiny_decoder is not None:
+        if hub.is_hub(rl.tiny_decoder):
+            hub.require(tiny_decoder.KEY, rl.tiny_decoder)
+        else:
+            tiny_decoder.find_tiny_decoder(rl.tiny_decoder)
+    for name in sorted(config.rewards("joint")) if has_same_files(config, "joint") else ():
+        for weights in OF[name]:
+            require_weights(weights, config.weights)
+
+
+def load_rewards(config: Config) -> None:
+    """Load each reward of joint training once, and let it go.
+
+    Raises:
+        ConfigError: ReFL would train on a reward without a gradient.
+        InputMissing, DataError: the weights of a reward are missing, damaged, or of another model.
+    """
+    from dmdr.rewards.load import load_reward  # brings torch
+    from dmdr.rewards.mixture import refuse_without_gradient
+
+    rl = config.joint.rl
+    for name in sorted(config.rewards("joint")) if has_same_files(config, "joint") else ():
+        reward = load_reward(name, "cpu", config.weights)
+        if isinstance(rl, ReFL) and name in rl.rewards:
+            refuse_without_gradient({name: reward})
+
+
+def check_evaluation(config: Config, records: list[PromptRecord], say: Callable[[str], None]) -> None:
+    """Check that the metrics can judge the evaluation prompts, and that weights and pipelines are there.
+
+    records: the evaluation prompts; none where no metric looks at them.
+    say: gets a line for each metric that will be left out.
+
+    Raises:
+        ConfigError: a metric cannot judge these prompts.
+        InputMissing: no metric has its weights, or a pipeline is not there.
+        DataError: a pipeline has no model_index.json.
+    """
+    if records:
+        from dmdr.metrics.load import check_metrics
+
+        check_metrics(config.evaluate.metrics, records)
+    missing: dict[str, str] = {}
+    for name in config.evaluate.metrics:
+        try:
+            for weights in OF.get(name, ()):
+                require_weights(weights, config.weights)
+        except InputMissing as error:
+            missing[name] = str(error)
+    if not has_same_files(config, "evaluate"):
+        missing = {}
+    quality = [name for name in config.evaluate.metrics if name != "lpips"]
+    if quality and missing.keys() >= set(quality):
+        raise InputMissing(f"evaluate.metrics: no metric has its weights ({missing[quality[0]]})")
+    for name, reason in missing.items():
+        say(f"evaluate will leave {name} out: {reason}")
+    for name, pipeline in config.evaluate.pipelines.items():
+        key = f"evaluate.pipelines.{name}.path"
+        if hub.is_hub(pipeline.path):
+            hub.require(key, pipeline.path)
+        else:
+            find_diffusers_folder(key, pipeline.path)
+
+
+def read_evaluation_prompts(config: Config, artifact: Artifact) -> list[PromptRecord]:
+    """The prompts that evaluation will draw, of the sealed prompts of a run; none where no metric looks at them.
+
+    artifact: of any stage of the run.
+    """
+    if not needs_records(config):
+        return []
+    from dmdr.promptset import spread_evenly
+
+    sealed = Artifact(artifact.store, artifact.run, "prompts")
+    with tempfile.TemporaryDirectory() as cache:
+        folder = sealed.fetch(Path(cache), lambda name: name.startswith("evaluation-") and name.endswith(".jsonl"))
+        files = sorted(folder.glob("evaluation-*.jsonl"))
+        lines = [line for file in files for line in file.read_bytes().splitlines()]
+    return [json.loads(lines[index]) for index in spread_evenly(len(lines), config.evaluate.limit or len(lines))]
+
+
+def has_same_files(config: Config, stage: StageName) -> bool:
+    """Whether a later stage runs in the same image as the stage prompts, and so finds what we find."""
+    cluster = config.execution.cluster
+    return cluster is None or cluster.of(stage).image == cluster.of("prompts").image
+
+
+def needs_records(config: Config) -> bool:
+    """Whether some metric looks at what the source says about a prompt."""
+    return not set(JUDGES).isdisjoint(config.evaluate.metrics)

@@ -1,0 +1,83 @@
+"""The config of a finished run, as far as its records tell it: enough to export its student once more.
+
+A record holds the settings that name a result, but neither addresses of inputs nor what only concerns the execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dmdr.config.forms import Form
+from dmdr.config.load import validate
+from dmdr.config.run import Config
+from dmdr.config.stages import StageName
+from dmdr.errors import ConfigError
+from stages.store.address import shorten
+from stages.store.records import Record
+
+Sections = dict[str, object]
+EXPORT_READS = (
+    "seed",
+    "teacher",
+    "student",
+    "fake_score",
+    "precision",
+    "cold_start",
+    "joint",
+)  # of cold start and joint
+REWARDS = "joint.rl.rewards"  # its keys are names of rewards, which may have dots
+
+
+def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, forms: tuple[Form, ...]) -> Config:
+    """The config of a run for another export.
+
+    records: by stage; those of cold start and joint are needed. teacher: its address on this machine.
+    Prompts and evaluation are not those of the run: an export reads neither.
+
+    Raises:
+        ConfigError: the student has no such form.
+    """
+    settings: Sections = {}
+    stages: tuple[StageName, ...] = ("cold_start", "joint", "export")
+    for stage in stages:
+        record = records.get(stage)
+        for key, value in record.identity.items() if record is not None else ():
+            if key.split(".")[0] in (*EXPORT_READS, "export"):
+                _put(settings, key, value)
+    data: Sections = {
+        **settings,
+        "run": run,
+        "teacher": {**_section(settings, "teacher"), "path": teacher},
+        "prompts": {"sources": [f"those of run {run}"]},
+        "evaluate": {"metrics": [], "seeds": 2, "models": ["teacher"]},
+        "export": {**_section(settings, "export"), "forms": list(forms)},
+    }
+    return validate(data, Config, f"run {run} as {forms[-1]}")
+
+
+def check_teacher(records: Mapping[StageName, Record], digest: str, teacher: str) -> None:
+    """Raises ConfigError if a teacher is not the one that the run was made with. digest: of the teacher's files."""
+    joint = records["joint"]
+    if joint.inputs["teacher"] != digest:
+        name = joint.provenance.teacher or f"sha256 {shorten(joint.inputs['teacher'])}"
+        raise ConfigError(
+            f"teacher {teacher} is not the one that the run was made with ({name}); name that one with --teacher"
+        )
+
+
+def _put(settings: Sections, key: str, value: object) -> None:
+    """Put a value at its dotted key."""
+    name = key.removeprefix(f"{REWARDS}.")
+    *parts, last = key.split(".") if name == key else [*REWARDS.split("."), name]
+    section = settings
+    for part in parts:
+        inner = section.setdefault(part, {})
+        assert isinstance(inner, dict), key
+        section = inner
+    section[last] = value
+
+
+def _section(settings: Sections, name: str) -> Sections:
+    section = settings.get(name, {})
+    assert isinstance(section, dict), name
+    return section
