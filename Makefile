@@ -30,11 +30,11 @@ lint: setup ## ruff (rules, format) and mypy over flows, stages and dmdr
 bench: setup ## what a student update costs
 	@$(BIN)/python -m dmdr.planning.bench
 
-docs: setup ## the pages of docs/ as a site in build/docs; its generator goes into build/docs-venv
-	@test -x build/docs-venv/bin/mkdocs || { $(BIN)/python -m venv build/docs-venv && \
+docs: ## the pages of docs/ as a site in build/docs; its generator goes into build/docs-venv
+	@test -x build/docs-venv/bin/mkdocs || { $${PYTHON:-python3} -m venv build/docs-venv && \
 		build/docs-venv/bin/pip install -q --disable-pip-version-check -r docs/requirements.txt; }
 	@NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict --quiet
-	@echo "build/docs/index.html"
+	@echo "build/docs/index.html; with search: python3 -m http.server -d build/docs"
 
 reference: setup ## docs/reference from the code of the commands and of the config
 	@$(BIN)/python -m docs.scripts.reference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 
 import typer
 from typer.core import TyperGroup
@@ -49,7 +50,9 @@ def _describe_command(command: typer.core.TyperCommand, words: str) -> str:
     text = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
     records = [record for each in command.params if (record := each.get_help_record(context))]
     rows = [
-        f"| `{_escape(name)}` | {_escape(' '.join(help.split()))} |" for name, help in records if "--help" not in name
+        f"| `{re.sub(' <.*>', '', name)}` | {_escape(' '.join(help.split()))} |"
+        for name, help in records
+        if "--help" not in name
     ]
     return "\n".join(
         [f"## {words}\n", f"{text}\n", f"```text\n{usage}\n```\n", "| argument, option | |", "|---|---|", *rows, ""]

@@ -6,6 +6,7 @@ import ast
 import inspect
 import io
 import json
+import re
 import tokenize
 import types
 from collections.abc import Iterator
@@ -58,21 +59,36 @@ def _list_sections(annotation: object, suffix: str) -> Iterator[tuple[type[Secti
 def _describe_section(section: type[Section], at: list[str], places: dict[type[Section], list[str]]) -> str:
     bases = [base for base in section.__mro__[1:] if base in places]
     inherited = {name for base in bases for name in base.model_fields}
-    title = ", ".join(f"`{place}`" for place in at) if at != [""] else "The top of the file"
-    if section.model_fields.get("algorithm"):
-        title += f", `algorithm: {get_args(section.model_fields['algorithm'].annotation)[0]}`"
     text = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(section) or "").split("\n\n"))
-    parts = [f"## {title}\n", f"{text}\n"]
+    parts = [f"## {_name_section(section, at)}\n", f"{text}\n"]
     if inherited:
-        parts.append(f"All keys of {', '.join(f'`{places[base][0]}`' for base in bases)}, and:\n")
+        parts.append(f"All keys of {', '.join(_link(base, places, places[base][0]) for base in bases)}, and:\n")
     shapes, comments = section.model_json_schema()["properties"], read_comments(section)
-    rows = [
-        [f"`{name}`", _name_type(shapes[name]), _name_default(field), comments[name].replace("None:", "`null`:")]
-        for name, field in section.model_fields.items()
-        if name not in inherited
-    ]
+    rows = []
+    for name, field in section.model_fields.items():
+        if name not in inherited:
+            inner = [_link(each, places, name) for each, _ in _list_sections(field.annotation, "")]
+            values = f"see {' or '.join(inner)}" if inner else _name_type(shapes[name])
+            rows.append([f"`{name}`", values, _name_default(field), comments[name].replace("None:", "`null`:")])
     lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     return "\n".join([*parts, "| key | value | default | |", "|---|---|---|---|", *lines, ""])
+
+
+def _name_section(section: type[Section], at: list[str]) -> str:
+    """The heading of a section."""
+    if at == [""]:
+        return "The top of the file"
+    names = [f"`{place}`" for place in at]
+    if algorithm := section.model_fields.get("algorithm"):
+        names.append(f"`algorithm: {get_args(algorithm.annotation)[0]}`")
+    return ", ".join(names)
+
+
+def _link(section: type[Section], places: dict[type[Section], list[str]], words: str) -> str:
+    """A link to a section; to an algorithm, in its own name."""
+    heading, algorithm = _name_section(section, places[section]), section.model_fields.get("algorithm")
+    anchor = re.sub(r"[^\w\s-]", "", heading).lower().replace(" ", "-")
+    return f"[{get_args(algorithm.annotation)[0] if algorithm else words}](#{anchor})"
 
 
 def read_comments(section: type[Section]) -> dict[str, str]:
@@ -103,8 +119,6 @@ def _read_own_comments(source: str) -> dict[str, str]:
 
 def _name_type(shape: dict[str, object]) -> str:
     """The values that a key takes, in words."""
-    if "$ref" in shape or "discriminator" in shape or "oneOf" in shape:
-        return "see below"
     if "anyOf" in shape:
         kinds = [_name_type(each) for each in shape["anyOf"] if each.get("type") != "null"]  # type: ignore[attr-defined]
         return " or ".join(dict.fromkeys(kinds))
@@ -138,8 +152,8 @@ def _name_default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel):
-        return "see below"
-    if value is None or value == {} or value == ():
+    if isinstance(value, BaseModel) or value in (None, {}, ()):
         return ""
+    if isinstance(value, str):
+        return f"`{value}`"
     return f"`{json.dumps(value, default=lambda each: each.model_dump(exclude_none=True))}`"
