@@ -55,7 +55,7 @@ def _describe_command(command: typer.core.TyperCommand, words: str) -> str:
         if "--help" not in name
     ]
     return "\n".join(
-        [f"## {words}\n", f"{text}\n", f"```text\n{usage}\n```\n", "| argument, option | |", "|---|---|", *rows, ""]
+        [f"## {words}\n", f"{text}\n", f"```text\n{usage}\n```\n", "| argument, option | meaning |", "|---|---|", *rows, ""]
     )
 
 

@@ -71,7 +71,7 @@ def _describe_section(section: type[Section], at: list[str], places: dict[type[S
             values = f"see {' or '.join(inner)}" if inner else _name_type(shapes[name])
             rows.append([f"`{name}`", values, _name_default(field), comments[name].replace("None:", "`null`:")])
     lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    return "\n".join([*parts, "| key | value | default | |", "|---|---|---|---|", *lines, ""])
+    return "\n".join([*parts, "| key | value | default | meaning |", "|---|---|---|---|", *lines, ""])
 
 
 def _name_section(section: type[Section], at: list[str]) -> str:
