@@ -54,9 +54,8 @@ def _describe_command(command: typer.core.TyperCommand, words: str) -> str:
         for name, help in records
         if "--help" not in name
     ]
-    return "\n".join(
-        [f"## {words}\n", f"{text}\n", f"```text\n{usage}\n```\n", "| argument, option | meaning |", "|---|---|", *rows, ""]
-    )
+    table = ["| argument, option | meaning |", "|---|---|", *rows, ""]
+    return "\n".join([f"## {words}\n", f"{text}\n", f"```text\n{usage}\n```\n", *table])
 
 
 def _escape(text: str) -> str:

@@ -202,7 +202,7 @@ def test_what_is_advised_helps(tiny_config, monkeypatch, change, key, value):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_tiles_are_planned(tiny_config, precision):
-    """The decoder runs once more for each tile, in the backward pass, which casts and attends as the forward pass did."""
+    """The backward pass computes each tile again, and casts and attends as the forward pass did."""
     works = []
     for decoder in ("whole", "tiled"):
         rl = {"algorithm": "refl", "decoder": decoder, **REWARDS}
