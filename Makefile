@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run lab help test test-fast lint bench parity-hpsv2 parity-imagereward images image-test lock setup clean
+.PHONY: run lab help test test-fast lint bench docs reference parity-hpsv2 parity-imagereward images image-test lock setup clean
 
 run: setup ## the whole pipeline on a small teacher, in minutes; again: what is sealed is skipped
 	@$(BIN)/dmdr run $(CONFIG)
@@ -29,6 +29,15 @@ lint: setup ## ruff (rules, format) and mypy over flows, stages and dmdr
 
 bench: setup ## what a student update costs
 	@$(BIN)/python -m dmdr.planning.bench
+
+docs: ## the pages of docs/ as a site in build/docs; its generator goes into build/docs-venv
+	@test -x build/docs-venv/bin/mkdocs || { $${PYTHON:-python3} -m venv build/docs-venv && \
+		build/docs-venv/bin/pip install -q --disable-pip-version-check -r docs/requirements.txt; }
+	@NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict --quiet
+	@echo "build/docs/index.html; with search: python3 -m http.server -d build/docs"
+
+reference: setup ## docs/reference from the code of the commands and of the config
+	@$(BIN)/python -m docs.scripts.reference
 
 setup: ## .venv from requirements.lock; nothing if nothing changed
 	@./setup.sh

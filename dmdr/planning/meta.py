@@ -150,6 +150,15 @@ class Arithmetic(TorchFunctionMode):
         scale = options.get("scale")
         return kernel(query, key, value, attn_mask, keeps_graph, dropout_p, is_causal, scale=scale)[0]
 
+    def enclose(self, function: Callable[..., object]) -> Callable[..., object]:
+        """A function that enters an equal context, for what the backward pass calls outside of this one."""
+
+        def run_inside(*args: object) -> object:
+            with Arithmetic(self.compute, self.exempt):
+                return function(*args)
+
+        return run_inside
+
     def recompute(self, module: torch.nn.Module, *args: object) -> object:
         """Run a block and compute its activations again in the backward pass.
 

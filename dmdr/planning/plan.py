@@ -142,6 +142,8 @@ class _Stage:
             with Arithmetic(DTYPES[self.config.precision], exempt) as arithmetic:
                 if self.config.execution.gradient_checkpointing:
                     self.base.recompute_activations(arithmetic.recompute)
+                decoder = self.base.backbone.vae.decoder  # whose tiles the backward pass computes again
+                decoder.forward = arithmetic.enclose(decoder.forward)  # type: ignore[method-assign]
                 self.measure(cost)
         self.account_for_ranks()
         return self.plan

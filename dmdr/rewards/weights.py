@@ -23,7 +23,7 @@ def find_address(name: str, addresses: Mapping[str, str]) -> str:
     if name not in addresses and name not in PINNED:
         raise InputMissing(
             f"weights.{name} is not set and has no pinned address; set it to a folder, a file or "
-            "hub:OWNER/NAME@COMMIT (README, The scorecard, says which)"
+            "hub:OWNER/NAME@COMMIT (docs/evaluation.md says which)"
         )
     return addresses.get(name) or PINNED[name]
 

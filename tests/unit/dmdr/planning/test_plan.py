@@ -200,6 +200,17 @@ def test_what_is_advised_helps(tiny_config, monkeypatch, change, key, value):
     assert "joint: fits" in "\n".join(advise(better, improved, small))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_tiles_are_planned(tiny_config, precision):
+    """The backward pass computes each tile again, and casts and attends as the forward pass did."""
+    works = []
+    for decoder in ("whole", "tiled"):
+        rl = {"algorithm": "refl", "decoder": decoder, **REWARDS}
+        config = load_config(tiny_config(precision=precision, cold_start=TRAINING, joint={**TRAINING, "rl": rl}))
+        works.append(plan_stage(config, "joint").work["reward"])
+    assert works[0] < works[1]
+
+
 def test_the_command_prints_a_plan_and_refuses_in_one_line(tiny_config, capsys, tmp_path):
     path = tiny_config(execution={"device": "cpu", "processes": 2, "sharding": "fsdp"})
     assert cli.main(["plan", str(path), "--gpu", "l40s"]) == 0
