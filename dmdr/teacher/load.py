@@ -126,7 +126,18 @@ def load_teacher(
         DataError: DMDR does not know the family, a file is damaged, a tensor is missing or of another shape, or the
             family does not have that resolution.
     """
+    folder = _config_folder(source)
+    scheduler_config.check_scheduler(folder, read_index(folder))
     return build_backbone(load_pipeline(source, text=text).to(device), resolution)
+
+
+def load_network(folder: Path, device: str | torch.device = "cpu") -> ModelMixin:
+    """Load the network of a pipeline, frozen, in float32: that of a student, whose scheduler no teacher has.
+
+    Raises:
+        DataError: as `load_teacher`.
+    """
+    return build_backbone(load_pipeline(folder, text=False).to(device), None).network
 
 
 def backbone_classes() -> dict[str, type[Backbone]]:
@@ -157,7 +168,6 @@ def load_pipeline(source: TeacherSource, *, text: bool = True) -> DiffusionPipel
 
     folder = _config_folder(source)
     index = read_index(folder)
-    scheduler_config.check_scheduler(folder, index)
     _check_headers(folder)
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

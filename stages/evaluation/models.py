@@ -8,7 +8,7 @@ from dmdr.config.run import Config
 from dmdr.export.write import load_student
 from dmdr.metrics.scorecard import Model
 from dmdr.rollout import sample_student, sample_teacher
-from dmdr.teacher.load import find_teacher_of, load_teacher
+from dmdr.teacher.load import find_teacher_of, load_network, load_teacher
 from stages.evaluation import third_party
 from stages.evaluation.batch import Sampler
 from stages.runtime.context import Context
@@ -58,7 +58,7 @@ def _build_teacher_sampler(backbone: Backbone, model: Model, unconditional: Cond
 def _build_student_sampler(context: Context, backbone: Backbone, model: Model) -> Sampler:
     device = str(backbone.network.device)
     if model.name == "student":
-        network = load_teacher(context.input("export", "pipeline/") / "pipeline", device, text=False).network
+        network = load_network(context.input("export", "pipeline/") / "pipeline", device)
     else:
         network = load_teacher(find_teacher_of(context.config.teacher), device, text=False).network
         load_student(network, context.input("cold_start"))

@@ -21,7 +21,7 @@ from dmdr.lab.prompts import lab_prompts
 from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward
 from dmdr.rollout import noise_for, sample_student, sample_teacher
-from dmdr.teacher.load import find_teacher, load_teacher
+from dmdr.teacher.load import find_teacher, load_network, load_teacher
 from stages import evaluate
 from stages.evaluation.drawing import sample_noises
 from stages.store.inputs import fingerprint_inputs
@@ -81,7 +81,7 @@ def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
     """The same images drawn one prompt at a time, from the folders alone: metric -> model -> scores."""
     prompts = PromptSet(store / "tiny" / "prompts", "evaluation")
     backbone = load_teacher(find_teacher(config.teacher.path))
-    student = load_teacher(store / "tiny" / "export" / "pipeline").network
+    student = load_network(store / "tiny" / "export" / "pipeline")
     cold = load_teacher(find_teacher(config.teacher.path)).network
     cold.load_state_dict(load_file(store / "tiny" / "cold_start" / WEIGHTS))
     empty = backbone.collate(backbone.encode([""])[0])
@@ -207,7 +207,7 @@ def drawn(config: Config, store: Path, model: str) -> list[torch.Tensor]:
     """The images of all evaluation prompts, once for each of three seeds, from noise that is keyed here by hand."""
     prompts = PromptSet(store / "tiny" / "prompts", "evaluation")
     backbone = load_teacher(find_teacher(config.teacher.path))
-    student = load_teacher(store / "tiny" / "export" / "pipeline").network
+    student = load_network(store / "tiny" / "export" / "pipeline")
     c = backbone.collate(prompts.items(range(6)))
     empty = backbone.collate(backbone.encode([""])[0])
     found = []

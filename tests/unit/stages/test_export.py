@@ -20,7 +20,7 @@ from dmdr.errors import ConfigError, DataError, Stopped
 from dmdr.export.parity import compare_latents, load_form
 from dmdr.export.write import LORA_FILE, NETWORK_FILE, WEIGHTS, build_metadata, load_student, save_pipeline, write_form
 from dmdr.rollout import sample_student
-from dmdr.teacher.load import digest_teacher, load_teacher
+from dmdr.teacher.load import digest_teacher, load_network, load_teacher
 from stages import export
 from stages.reports.export_facts import ExportFacts
 from stages.reports.model_card import render_card
@@ -112,7 +112,7 @@ def test_teacher_without_t5_exports_a_folder_that_loads(tiny_sd3_folder, tmp_pat
 def test_weights_stay_float32_and_exact(tiny_folder, tmp_path):
     student = full_student(tmp_path / "joint", tiny_folder)
     exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
-    there = load_teacher(tmp_path / "pipeline", text=False).network.state_dict()
+    there = load_network(tmp_path / "pipeline").state_dict()
     assert all(torch.equal(weight, there[name]) for name, weight in load_file(student / WEIGHTS).items())
     assert {weight.dtype for weight in there.values()} == {torch.float32}
 
