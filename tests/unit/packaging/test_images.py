@@ -51,13 +51,15 @@ for file in sorted(pathlib.Path("flows").rglob("*.py")):
 for name in PROGRAMS:
     importlib.import_module(name)
 """
-# What a flow imports only for what the flow image does not do: plans, first configs, dry runs, exports, the lab's
-# teachers, pages of tables and of runs, a Prefect server.
+# What a flow imports only for what the flow image does not do: plans, first configs, dry runs, exports, images of a
+# student, the lab's teachers, pages of tables and of runs, a Prefect server.
 ELSEWHERE = (
     "dmdr.planning.plan",
     "dmdr.planning.meta",
     "stages.prompts",
     "stages.export",
+    "stages.generation",
+    "stages.reports.gallery",
     "dmdr.lab.build",
     "stages.reports.tables.page",
     "stages.reports.comparison",

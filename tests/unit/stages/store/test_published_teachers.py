@@ -133,10 +133,12 @@ for line in sys.stdin:
 
 
 def write_teacher(folder: Path, rng: random.Random) -> Path:
-    """A folder that looks like a teacher: an index and three files of 1 MiB."""
-    (folder / "unet").mkdir(parents=True)
-    index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
-    (folder / "model_index.json").write_text(json.dumps(index))
+    """A folder that looks like a teacher: an index, an autoencoder's config and three files of 1 MiB."""
+    parts = {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", **parts}))
+    (folder / "vae/config.json").write_text("{}")
     for n in range(3):
         weights = {"weight": np.frombuffer(rng.randbytes(2**20), np.uint8)}
         save_file(weights, folder / "unet" / f"{n}.safetensors")
