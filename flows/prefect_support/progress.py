@@ -28,14 +28,7 @@ def show_progress(stage: StageName, run: str, say: Callable[[str], None]) -> Ite
     if stage not in FOLLOWED:
         yield say
         return
-    try:
-        artifact = create_progress_artifact(0.0, key=stage.replace("_", "-"), description=f"{run}: {stage}")
-    except (HTTPError, PrefectException) as error:
-        say(f"{stage}: its progress is not shown, because Prefect did not take the artifact ({error})")
-        yield say
-        return
-    assert isinstance(artifact, UUID), "outside of a coroutine, Prefect has waited for the answer"
-    follower = Follower(artifact, run, stage)
+    follower = Follower(run, stage)
 
     def tell(line: str) -> None:
         say(line)
@@ -48,13 +41,14 @@ def show_progress(stage: StageName, run: str, say: Callable[[str], None]) -> Ite
 
 
 class Follower:
-    """Keeps a progress artifact at the newest line of a stage."""
+    """Keeps a progress artifact at the newest line of a stage; the first line makes it, so a sealed stage has none."""
 
-    def __init__(self, artifact: UUID, run: str, stage: StageName) -> None:
-        self.artifact, self.run, self.stage = artifact, run, stage
+    def __init__(self, run: str, stage: StageName) -> None:
+        self.run, self.stage = run, stage
         self._newest: ProgressLine | None = None
         self._changed, self._over = Event(), Event()
-        self._thread = Thread(target=copy_context().run, args=(self._send,), daemon=True)
+        context = copy_context()  # which tells Prefect whose artifact it is
+        self._thread = Thread(target=context.run, args=(self._send,), daemon=True)
         self._thread.start()
 
     def take(self, line: str) -> None:
@@ -71,12 +65,19 @@ class Follower:
 
     def _send(self) -> None:
         is_last = False
+        artifact: UUID | None = None
         while not is_last:
             self._changed.wait()
             self._changed.clear()
             is_last = self._over.is_set()  # read before the line: what came until then is sent
             line = self._newest
-            if line is not None:
-                percent = min(100.0, 100.0 * line.done / line.total)
-                with suppress(HTTPError, PrefectException):  # the next line tries again
-                    update_progress_artifact(self.artifact, percent, description=f"{self.run}: {line}")
+            if line is None:
+                continue
+            percent, words = min(100.0, 100.0 * line.done / line.total), f"{self.run}: {line}"
+            with suppress(HTTPError, PrefectException):  # the next line tries again
+                if artifact is None:
+                    made = create_progress_artifact(percent, key=self.stage.replace("_", "-"), description=words)
+                    assert isinstance(made, UUID), "outside of a coroutine, Prefect has waited for the answer"
+                    artifact = made
+                else:
+                    update_progress_artifact(artifact, percent, description=words)
