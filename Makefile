@@ -1,7 +1,7 @@
 # The two commands are `make run` and `make test`; both set up .venv first, once. `make help` lists the others.
 VENV ?= .venv
 CONFIG ?= configs/quickstart.yaml
-JOBS ?= 2
+JOBS ?= 3
 BIN := $(VENV)/bin
 export VENV
 
@@ -16,7 +16,7 @@ lab: setup ## a longer run: the lab's flow teacher, on 1,200 evaluation prompts
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-test: lint ## lint, then all tests; with JOBS=N in N processes, each takes about a core and 2 GiB
+test: lint ## lint, then all tests; in JOBS=3 processes of 2 GiB: on two cores, because many tests wait
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-fast: setup ## the tests that start no process and no server, and do not compute for long
