@@ -21,7 +21,7 @@ from dmdr.errors import ConfigError, InputMissing
 
 SectionType = TypeVar("SectionType", bound=Section)
 Mapping = dict[str, object]
-SHIPPED = Path(__file__).parents[1] / "configs"  # the configs that come with DMDR
+SHIPPED = Path(__file__).parent / "shipped"  # the configs that come with DMDR
 WHERE = f"dmdr init writes one, and the ones that come with DMDR are in {SHIPPED}"
 ALGORITHMS: dict[str, type[BaseModel]] = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}  # the types of joint.rl
 
