@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TypedDict
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dmdr import distributed
 from dmdr.config.training import Optimizer, Training
@@ -27,6 +28,32 @@ class StateInfo(TypedDict):
     update: int
     rl_weight: float
     rows: list[Row]
+
+
+class _SavedInfo(BaseModel):
+    """StateInfo as a checkpoint gives it back, its types checked."""
+
+    model_config = ConfigDict(strict=True)
+
+    update: int
+    rl_weight: float
+    rows: list[Row]
+
+
+def check_info(step: int, info: Mapping[str, object], *, updates: int) -> None:
+    """Check that the info of a checkpoint can be that of a state after `step` of so many updates.
+
+    Raises:
+        ValueError: in one line.
+    """
+    try:
+        found = _SavedInfo.model_validate(info)
+    except ValidationError as error:
+        raise ValueError("its state.json is not that of a training stage") from error
+    if found.update != step or len(found.rows) != step:
+        raise ValueError(f"its state.json is of update {found.update} with {len(found.rows)} rows of metrics")
+    if not 0 <= step <= updates:
+        raise ValueError(f"the stage has {updates} updates")
 
 
 class TrainState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +28,7 @@ from dmdr.hacking_alarm import exported_ema, summarize
 from dmdr.optimizers import check_optimizers
 from dmdr.promptset import PromptSet
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
-from dmdr.state import Row, StateInfo, TrainState
+from dmdr.state import Row, StateInfo, TrainState, check_info
 from dmdr.teacher.load import find_teacher_of, load_teacher
 from dmdr.train import Run, check_split
 from stages.runtime.context import Context
@@ -43,7 +44,8 @@ class Session:
     def __init__(self, context: Context, stage: StageConfig, run: Run, state: TrainState) -> None:
         self.context, self.stage, self.run, self.state = context, stage, run, state
         self.checkpoints = context.artifact.checkpoints(context.config.execution.keep_checkpoints)
-        if (newest := self.checkpoints.newest()) is not None:
+        newest = self.checkpoints.newest(partial(check_info, updates=stage.training.updates))
+        if newest is not None:
             state.restore(newest.tensors, cast(StateInfo, newest.info))  # `save` wrote it
             context.progress.say(f"continues from its checkpoint after update {state.update}")
         self.saved = state.update

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from dmdr.config.names import describe_rule, is_name
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.store.folder import Folder
-from stages.store.layout import CLAIM, RECORD, is_intact
-from stages.store.records import SCHEMA, Claim, Document, Json, Seal
+from stages.store.intact import Damaged, fetch_intact
+from stages.store.layout import CLAIM, RECORD
+from stages.store.records import SCHEMA, Claim, Document, Json, Seal, compute_checksum, parse_json
 
 if TYPE_CHECKING:
     from stages.store.remote import Remote
 
 SHORT_DIGEST = 12  # hex digits of a digest in messages
+LONGEST, TOLD = 80, 8  # letters of a setting's value, and differences between two claims, in messages
+LISTINGS = 5  # how often a listing that lacks the claim is asked for
+PAUSE = 0.5  # seconds between two listings
 SealT = TypeVar("SealT", bound=Seal)
 DocumentT = TypeVar("DocumentT", bound=Document)
 
@@ -76,12 +81,14 @@ class Address(Generic[SealT]):
         Returns the record if the address is sealed, None if the stage has to run.
 
         Raises:
-            ConfigError: the address belongs to other settings or inputs.
+            ConfigError: the address belongs to other settings or inputs, or holds files and no claim.
         """
         wanted = Claim(schema=SCHEMA, run=self.run, stage=self.stage, identity=normalise_json(identity), inputs=inputs)
         record = self.record()
         owner: Claim | None = record
         if owner is None:
+            if self.place.read(CLAIM) is None:
+                self.refuse_foreign_files()
             owner = self._parse_claim(self.place.create(CLAIM, wanted.to_json()))
             self.place.tidy()
             if list_differences(owner, wanted) and self.is_bare():
@@ -93,9 +100,38 @@ class Address(Generic[SealT]):
         self._claimed = wanted
         return record
 
+    def names(self) -> list[str]:
+        """The names of all files of a claimed address. A listing without the claim is stale, and asked for again.
+
+        Raises:
+            StoreError: every listing lacks it, or somebody deleted the address.
+        """
+        for _ in range(LISTINGS):
+            names = self.place.names()
+            if CLAIM in names:
+                return names
+            self.require_claim()
+            time.sleep(PAUSE)
+        raise StoreError(
+            f"the store lists {self.address} without its {CLAIM}, which is there; repeat the command later"
+        )
+
+    def refuse_foreign_files(self) -> None:
+        """
+        Raises:
+            ConfigError: nobody has claimed the address, and files are here, which a stage would replace and delete.
+        """
+        names = self.place.names()
+        if names and CLAIM not in names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ConfigError(
+                f"{self.address} holds {names[0]}{more}, which DMDR did not write; give another --run or --store, or "
+                "move them away"
+            )
+
     def is_bare(self) -> bool:
         """Whether nothing but a claim is here, and no other process works on it, as far as the store can tell."""
-        return not (set(self.place.names()) - {CLAIM} or self.place.is_busy())
+        return not (set(self.names()) - {CLAIM} or self.place.is_busy())
 
     def require_claim(self) -> Claim:
         """The claim, before something is stored under it.
@@ -113,6 +149,10 @@ class Address(Generic[SealT]):
                 f"({'; '.join(differences)}); give one of the two runs another name with --run"
             )
         return claim
+
+    def claimed(self) -> Claim:
+        """What the address belongs to: what this process claimed it for, or else what its claim says."""
+        return self._claimed or self.require_claim()
 
     def check_claim(self) -> None:
         """Raises as `require_claim` does, if this process has claimed the address."""
@@ -139,7 +179,6 @@ class Address(Generic[SealT]):
 
         Raises:
             InputMissing: nothing is sealed here.
-            DataError: the record names a file outside the address.
         """
         record = self.record()
         if record is None:
@@ -147,11 +186,6 @@ class Address(Generic[SealT]):
                 f"{self.stage} of run {self.run} is not sealed at {self.address}; run that stage first, "
                 "or correct --run and --store"
             )
-        for name in record.files:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise DataError(
-                    f"{self.address}/{RECORD} names {name!r}, a file outside this address; do not trust this store"
-                )
         return record
 
     def fetch(self, cache: Path, only: Callable[[str], bool] = lambda name: True) -> Path:
@@ -168,10 +202,12 @@ class Address(Generic[SealT]):
         for name, expected in self.sealed().files.items():
             if not only(name):
                 continue
-            path = self.place.fetch(expected.stored_as or name, cache / name)
-            if path is None or not is_intact(path, expected):
-                problem = "is missing" if path is None else f"is damaged: its sha256 is not the one in {RECORD}"
-                raise DataError(f"{self.address}/{name} {problem}; delete {self.address} and run {self.stage} again")
+            try:
+                fetch_intact(self.place, expected.stored_as or name, cache / name, expected)
+            except Damaged as error:
+                raise DataError(
+                    f"{self.address}/{name} {error}; delete {self.address} and run {self.stage} again"
+                ) from error
         return self.place.root if isinstance(self.place, Folder) else cache
 
     def workspace(self) -> Path:
@@ -180,7 +216,7 @@ class Address(Generic[SealT]):
 
     def write_record(self, record: SealT) -> SealT:
         """Seal the address unless it is already sealed; returns the record that is there now."""
-        return self._parse_record(self.place.create(RECORD, record.to_json()))
+        return self._parse_record(self.place.create(RECORD, record.with_checksum().to_json()))
 
     def _parse_record(self, data: bytes) -> SealT:
         parsed = self._parse_json(RECORD, data)
@@ -189,14 +225,25 @@ class Address(Generic[SealT]):
                 f"{self.address} was sealed with schema {parsed['schema']}, but this DMDR reads {SCHEMA}; "
                 "use the DMDR that sealed it, or give this run another name with --run"
             )
-        return self._parse(RECORD, parsed, self._kind)
+        record = self._parse(RECORD, parsed, self._kind)
+        if record.fingerprint != record.compute_fingerprint():
+            self._refuse_changed("its fingerprint is not that of its settings, inputs and files")
+        if record.checksum is not None and record.checksum != compute_checksum(parsed):
+            self._refuse_changed("its checksum is not that of its contents")
+        return record
+
+    def _refuse_changed(self, evidence: str) -> NoReturn:
+        raise DataError(
+            f"{self.address}/{RECORD} was changed after it was written: {evidence}; do not trust these files: delete "
+            f"{self.address} and make it again"
+        )
 
     def _parse_claim(self, data: bytes) -> Claim:
         return self._parse(CLAIM, self._parse_json(CLAIM, data), Claim)
 
     def _parse_json(self, name: str, data: bytes) -> Json:
         try:
-            parsed = json.loads(data)
+            parsed = parse_json(data)
         except ValueError as error:
             raise DataError(
                 f"{self.address}/{name} is not JSON; delete {self.address} and run the stage again"
@@ -209,6 +256,10 @@ class Address(Generic[SealT]):
         try:
             return kind.from_json(data)
         except ValueError as error:
+            if "outside this address" in str(error):
+                raise DataError(
+                    f"{self.address}/{name} names a file outside this address; do not trust this store"
+                ) from error
             raise DataError(self._describe_foreign(name)) from error
 
     def _describe_foreign(self, name: str) -> str:
@@ -245,7 +296,13 @@ def _list_differences(owner: Mapping[str, object], wanted: Mapping[str, object],
         if key not in values:
             return "not set"
         text = json.dumps(values[key])
-        return f"{text[1 : SHORT_DIGEST + 1]}…" if kind else text
+        return f"{text[1 : SHORT_DIGEST + 1]}…" if kind else _cut(text)
 
     differing = find_differing_keys(owner, wanted)
-    return [f"{kind}{key} is {show(owner, key)} there, {show(wanted, key)} here" for key in differing]
+    told = [f"{kind}{_cut(key)} is {show(owner, key)} there, {show(wanted, key)} here" for key in differing[:TOLD]]
+    return [*told, f"and {len(differing) - TOLD} more"] if len(differing) > TOLD else told
+
+
+def _cut(text: str) -> str:
+    """A text, or the beginning of a long one."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -14,17 +14,35 @@ overwritten: the later process stores its file under another name. So the record
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmdr.errors import DataError
 from stages.store.address import Address, normalise_json
-from stages.store.layout import CHECKPOINTS, CLAIM, RECORD, digest, is_intact, tells_time
-from stages.store.records import Claim, Json, Provenance, Record, StoredFile, fingerprint_result
+from stages.store.layout import CHECKPOINTS, CLAIM, RECORD, digest, is_intact
+from stages.store.records import (
+    Claim,
+    Json,
+    Provenance,
+    Record,
+    StoredFile,
+    fingerprint_result,
+    is_inside,
+    tells_time,
+)
 
 if TYPE_CHECKING:
     from stages.store.checkpoints import Checkpoints
+
+
+SECOND_NAME = re.compile(r"~[0-9a-f]{12}$")  # the end of a name under which a later process stored its file
+
+
+def first_name(name: str) -> str:
+    """The name of a file of an artifact, whose second name this may be."""
+    return SECOND_NAME.sub("", name)
 
 
 class Artifact(Address[Record]):
@@ -42,11 +60,28 @@ class Artifact(Address[Record]):
         claim = self.require_claim()
         with self.place.alone():
             record = self.record() or self._seal(folder, claim, facts, provenance)
-            kept = {CLAIM, RECORD, *(file.stored_as or name for name, file in record.files.items())}
             self.place.remove(CHECKPOINTS)
-            for name in set(self.place.names()) - kept:  # of killed attempts, or of a process that came second
-                self.place.remove(name)
+            kept = {file.stored_as or name for name, file in record.files.items()}
+            for name in set(self.names()) - kept:  # of killed attempts, or of a process that came second
+                if first_name(name) in record.files:  # another file is not ours to delete
+                    self.place.remove(name)
         return record
+
+    def delete(self) -> None:
+        """Remove the stage. The record goes first, so that no reader finds half of a result.
+
+        The claim goes last: an interrupted removal leaves an address that is still known as ours. A file beside a
+        sealed result that is not of it stays.
+        """
+        record, names = self.record(), self.place.names()
+        self.place.remove(RECORD)
+        self.place.remove(CHECKPOINTS)
+        for name in names:
+            if name != CLAIM and (record is None or first_name(name) in record.files):
+                self.place.remove(name)
+        self.place.remove(CLAIM)
+        self.place.tidy()
+        self.place.remove_empty("")
 
     def adopt(self, other: Artifact, identity: Json, inputs: dict[str, str]) -> Record | None:
         """Copy an artifact that another run sealed with the same settings and inputs.
@@ -86,6 +121,7 @@ class Artifact(Address[Record]):
             name = path.relative_to(folder).as_posix()
             assert name.split("/")[0] not in (RECORD, CLAIM, CHECKPOINTS), name
             assert not path.is_symlink(), name
+            assert is_inside(name), name
             own = digest(path)
             stored_as = self.place.add(name, path, own.sha256)
             files[name] = StoredFile(
@@ -110,4 +146,4 @@ class Artifact(Address[Record]):
         """The checkpoints of the open stage. keep: how many of the newest are kept, at least 2."""
         from stages.store.checkpoints import Checkpoints  # late: it imports torch, which a sealed stage does not need
 
-        return Checkpoints(self.place, f"{self.address}/{CHECKPOINTS}", keep, check=self.check_claim)
+        return Checkpoints(self, keep)

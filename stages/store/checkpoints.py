@@ -3,7 +3,10 @@
 step-00000100/state.safetensors     the tensors, or the rows of them that rank 0 holds
               state.1.safetensors   the rows that rank 1 holds, and so on
               state.json            everything else
-              manifest.json         written last: sha256 of all files. Without it the checkpoint does not exist
+              manifest.json         written last: whose the checkpoint is, and the sha256 of all files. Without it the
+                                    checkpoint does not exist
+
+A checkpoint of other settings or inputs is refused: somebody has copied it there.
 
 Each file holds rows of a tensor under the tensor's name. Joined in the order of ranks they are the whole tensor, so any
 number of ranks can read the checkpoint.
@@ -16,18 +19,22 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dmdr import distributed
-from dmdr.errors import StoreError
-from stages.store.folder import Folder
-from stages.store.layout import CHECKPOINTS, digest, is_intact
-from stages.store.records import FileDigest, Json, parse_manifest
-from stages.store.remote import Remote
+from dmdr.errors import DataError, StoreError
+from stages.store.address import list_differences
+from stages.store.intact import Damaged, fetch_intact
+from stages.store.layout import CHECKPOINTS, digest
+from stages.store.records import CHECKPOINT_SCHEMA, CheckpointManifest, Claim, FileDigest, Json, parse_json
+from stages.store.s3_errors import Refused, is_transient
+
+if TYPE_CHECKING:
+    from stages.store.artifacts import Artifact
 
 TENSORS, INFO, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 OF_RANK = re.compile(r"state\.([1-9]\d*)\.safetensors")
@@ -43,14 +50,12 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one stage, from Artifact.checkpoints. Every method raises StoreError if the store fails.
+    """The checkpoints of one stage, from Artifact.checkpoints. Every method raises StoreError if the store fails."""
 
-    check: called by rank 0 before it stores a checkpoint; raises if the address is no longer ours.
-    """
-
-    def __init__(self, place: Folder | Remote, address: str, keep: int, *, check: Callable[[], object]) -> None:
+    def __init__(self, artifact: Artifact, keep: int) -> None:
         assert keep >= 2, "the newest may turn out to be damaged"
-        self.place, self.address, self.keep, self.check = place, address, keep, check
+        self.artifact, self.place, self.keep = artifact, artifact.place, keep
+        self.address = f"{artifact.address}/{CHECKPOINTS}"
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], info: Mapping[str, object]) -> None:
         """Store the state after `step`, then delete all but the newest `keep` checkpoints. All ranks call it.
@@ -74,7 +79,7 @@ class Checkpoints:
             written[INFO] = digest(file)
 
         if first:
-            self.check()
+            self.artifact.check_claim()
             self._forget(step)  # an old checkpoint of this step: its manifest must not vouch for our files
         distributed.barrier()
         if tensors:
@@ -83,61 +88,113 @@ class Checkpoints:
         if first:
             self.place.publish(f"{folder}/{INFO}", write_info)
             manifest[INFO] = written[INFO]
-            text = json.dumps({name: each.to_dict() for name, each in manifest.items()})
-            self.place.publish(f"{folder}/{MANIFEST}", lambda file: file.write_text(text, encoding="utf-8"))
+            document = self._describe_owner(manifest)
+            self.place.publish(f"{folder}/{MANIFEST}", lambda file: file.write_bytes(document.to_json()))
             self._rotate(step)
         distributed.barrier()  # nobody leaves before the checkpoint is whole
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self, check: Callable[[int, Json], object] = lambda step, info: None) -> Checkpoint | None:
         """The newest undamaged checkpoint; None if there is none. Damaged ones are reported on stderr.
 
         All ranks call it, and each rank gets the whole tensors.
+        check: raises ValueError if the info of a checkpoint cannot be that of a state after its step.
+
+        Raises:
+            DataError: a checkpoint is of other settings or inputs.
+            StoreError: no checkpoint can be read, although there are some.
         """
-        checkpoint = self._find_newest()
+        checkpoint = self._find_newest(check)
         steps = distributed.all_gather(torch.tensor([checkpoint.step if checkpoint else -1])).tolist()
         if len(set(steps)) > 1:
             raise StoreError(f"ranks see different checkpoints in {self.address}: {steps}; repeat the command")
         return checkpoint
 
-    def _find_newest(self) -> Checkpoint | None:
+    def _find_newest(self, check: Callable[[int, Json], object]) -> Checkpoint | None:
+        if self.artifact.read_claim() is None:
+            return None
         damaged = False
+        unreadable: StoreError | Refused | None = None
 
         def say(line: str) -> None:
             if distributed.rank() == 0:
                 print(line, file=sys.stderr)
 
         for step in sorted(self._steps(), reverse=True):
-            manifest = self.place.read(f"{_folder_name(step)}/{MANIFEST}")
-            if manifest is None:
-                continue  # its writer was killed before it was complete
+            where = f"{self.address}/step-{step:08d}"
             try:
-                return self._load(step, manifest)
-            except (ValueError, SafetensorError) as error:
+                manifest = self.place.read(f"{_folder_name(step)}/{MANIFEST}")
+                if manifest is None:
+                    continue  # its writer was killed before it was complete
+                return self._load(step, manifest, check)
+            except (Damaged, SafetensorError) as error:
                 damaged = True
-                where = f"{self.address}/step-{step:08d}"
                 say(f"checkpoint {where} is DAMAGED ({error}); trying the one before")
+            except (StoreError, Refused) as error:
+                if error.__cause__ is not None and is_transient(error.__cause__):
+                    raise  # the store is away; this checkpoint may be whole
+                unreadable = error
+                say(f"checkpoint {where} cannot be READ ({_explain(error)}); trying the one before")
+        if unreadable is not None:
+            raise StoreError(f"{_explain(unreadable)}; delete {self.address} to start from the beginning")
         if damaged:
             say(f"no whole checkpoint is left in {self.address}; starting from the beginning")
         return None
 
-    def _load(self, step: int, manifest: bytes) -> Checkpoint:
-        expected = parse_manifest(manifest)
+    def _load(self, step: int, data: bytes, check: Callable[[int, Json], object]) -> Checkpoint:
+        try:
+            manifest = CheckpointManifest.parse(data)
+        except ValueError as error:
+            raise Damaged(str(error)) from error
+        self._check_owner(step, manifest)
+        expected = manifest.files
         if not {TENSORS, INFO} <= expected.keys():
-            raise ValueError(f"{MANIFEST} lacks {TENSORS} or {INFO}")
+            raise Damaged(f"{MANIFEST} lacks {TENSORS} or {INFO}")
         others = [name for name in expected if name not in (TENSORS, INFO)]
         if not all(map(OF_RANK.fullmatch, others)):
-            raise ValueError(f"{MANIFEST} names a file that no checkpoint has")
+            raise Damaged(f"{MANIFEST} names a file that no checkpoint has")
         paths = {}
         for name in (TENSORS, *sorted(others, key=_rank_of), INFO):
-            path = self.place.fetch(f"{_folder_name(step)}/{name}", self.place.scratch() / name)
-            if path is None:
-                raise ValueError(f"{name} is missing")
-            if not is_intact(path, expected[name]):
-                raise ValueError(f"the sha256 of {name} is not the one in {MANIFEST}")
-            paths[name] = path
-        info = json.loads(paths.pop(INFO).read_text(encoding="utf-8"))
+            try:
+                paths[name] = fetch_intact(
+                    self.place, f"{_folder_name(step)}/{name}", self.place.scratch() / name, expected[name]
+                )
+            except Damaged as error:
+                raise Damaged(f"{name} {error}") from error
+        try:
+            info = parse_json(paths.pop(INFO).read_bytes())
+            if not isinstance(info, dict):
+                raise ValueError(f"{INFO} is no JSON object")
+            check(step, info)
+        except ValueError as error:
+            raise Damaged(str(error)) from error
         parts = [load_file(path) for path in paths.values()]
         return Checkpoint(step, parts[0] if len(parts) == 1 else Joined(parts), info)
+
+    def _describe_owner(self, files: dict[str, FileDigest]) -> CheckpointManifest:
+        claim = self.artifact.claimed()
+        return CheckpointManifest(
+            schema=CHECKPOINT_SCHEMA, stage=claim.stage, identity=claim.identity, inputs=claim.inputs, files=files
+        )
+
+    def _check_owner(self, step: int, manifest: CheckpointManifest) -> None:
+        """Raises DataError if a checkpoint is not of the settings and inputs that the address belongs to."""
+        claim = self.artifact.claimed()
+        owner = Claim(
+            schema=claim.version,
+            run=claim.run,
+            stage=manifest.stage,
+            identity=manifest.identity,
+            inputs=manifest.inputs,
+        )
+        differences = list_differences(owner, claim)
+        if manifest.stage != claim.stage:
+            differences = [f"it is of the stage {manifest.stage}"]
+        if differences:
+            raise DataError(
+                f"checkpoint {self.address}/step-{step:08d} is of another result than {self.artifact.stage} of run "
+                f"{self.artifact.run} ({'; '.join(differences)}), so somebody copied it there; delete it, then repeat "
+                "the command"
+            )
 
     def _rotate(self, newest: int) -> None:
         """Delete old checkpoints. `newest` was just saved.
@@ -155,12 +212,17 @@ class Checkpoints:
 
     def _steps(self, having: str = "") -> set[int]:
         """The steps that have a checkpoint. having: only those with this file."""
-        names = (name.split("/", 2) for name in self.place.names() if name.startswith(f"{CHECKPOINTS}/"))
+        names = (name.split("/", 2) for name in self.artifact.names() if name.startswith(f"{CHECKPOINTS}/"))
         return {
             int(name[1].removeprefix("step-"))
             for name in names
             if len(name) == 3 and re.fullmatch(r"step-\d{8}", name[1]) and having in ("", name[2])
         }
+
+
+def _explain(error: StoreError | Refused) -> str:
+    """A store's error without the advice at its end."""
+    return str(error).split(";")[0]
 
 
 def _rank_of(name: str) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dmdr.errors import DataError
 from stages.store.address import Address, SealT
+from stages.store.intact import TRIES
 from stages.store.layout import RECORD, is_intact
 from stages.store.records import StoredFile
 from stages.store.transfer import AT_ONCE, map_in_parallel
@@ -43,17 +44,15 @@ def _complete_file(
         return
     if target.is_file() and target.stat().st_size >= expected.size:
         target.unlink()
-    continues = target.is_file()
-    _continue_file(artifact, name, expected, target, report)
-    if continues and not _matches(target, expected):  # it was the beginning of another file
-        target.unlink()
+    for _ in range(TRIES):  # it may be the beginning of another file, or arrive wrong
         _continue_file(artifact, name, expected, target, report)
-    if not _matches(target, expected):
+        if _matches(target, expected):
+            return
         target.unlink()
-        raise DataError(
-            f"{artifact.address}/{name} is damaged: its sha256 is not the one in {RECORD}; delete "
-            f"{artifact.address} and run {artifact.stage} again"
-        )
+    raise DataError(
+        f"{artifact.address}/{name} is damaged: its sha256 is not the one in {RECORD}; delete {artifact.address} and "
+        f"run {artifact.stage} again"
+    )
 
 
 def _matches(file: Path, expected: StoredFile) -> bool:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dmdr.errors import InputMissing, StoreError
+from dmdr.errors import DataError, InputMissing, StoreError
 
 ATTEMPT = ".attempt-"
+LARGEST_DOCUMENT = 64 * 2**20  # bytes
 UMASK = os.umask(0o022)  # it can only be read by setting it
 os.umask(UMASK)
 
@@ -38,7 +40,10 @@ def translate_errors(action: str, where: object) -> Iterator[None]:
 
 
 class Folder:
-    """The files of one address. Names are relative, with slashes. Every method raises StoreError."""
+    """The files of one address. Names are relative, with slashes. Every method raises StoreError.
+
+    A link inside of the address that leads out of it is not followed, but refused with DataError.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -46,16 +51,23 @@ class Folder:
         self._lock: int | None = None  # a file handle, open as long as this object exists
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file; None if there is none."""
-        with translate_errors("read", self.root / name):
+        """The bytes of a document; None if there is none. Anything but a file, or a larger one, is refused."""
+        path = self._locate(name)
+        with translate_errors("read", path):
             try:
-                return (self.root / name).read_bytes()
+                handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would make us wait for its other end
             except FileNotFoundError:
                 return None
+            with open(handle, "rb") as file:
+                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                    raise OSError("it is no file")
+                data = file.read(LARGEST_DOCUMENT + 1)
+        refuse_large(data, path)
+        return data
 
     def create(self, name: str, data: bytes) -> bytes:
         """Write a file unless there is one already; returns the content that the file has now."""
-        target = self.root / name
+        target = self._locate(name)
         with translate_errors("write", target):
             temporary = self._write_temporary(lambda file: file.write_bytes(data))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +82,9 @@ class Folder:
 
     def publish(self, name: str, write: Callable[[Path], object]) -> None:
         """Let `write` fill a new file, then put it in place of the old one."""
-        with translate_errors("write", self.root / name):
-            self._place(self._write_temporary(write), name)
+        target = self._locate(name)
+        with translate_errors("write", target):
+            self._place(self._write_temporary(write), target)
 
     def add(self, name: str, source: Path, digest: str) -> str:
         """Move a file into the store, and return the name under which it is stored. Call it inside `alone()`."""
@@ -80,13 +93,15 @@ class Folder:
 
     def fetch(self, name: str, target: Path) -> Path | None:
         """The file's path in the store (nothing is copied to `target`); None if there is no file."""
-        return self.root / name if (self.root / name).is_file() else None
+        path = self._locate(name)
+        return path if path.is_file() else None
 
     def read_range(self, name: str, start: int, end: int) -> bytes | None:
         """The bytes from `start` on and before `end`; fewer if the file ends earlier. None if there is no file."""
-        with translate_errors("read", self.root / name):
+        path = self._locate(name)
+        with translate_errors("read", path):
             try:
-                with (self.root / name).open("rb") as file:
+                with path.open("rb") as file:
                     file.seek(start)
                     return file.read(end - start)
             except FileNotFoundError:
@@ -110,13 +125,21 @@ class Folder:
                 return []
 
     def remove(self, name: str) -> None:
-        """Delete a file or a folder, if it exists."""
-        target = self.root / name
+        """Delete a file, a link, or a folder with all that is in it, if it exists."""
+        target = self._locate(name)
         with translate_errors("delete", target):
-            if target.is_dir():
+            if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
+
+    def remove_empty(self, name: str) -> None:
+        """Delete a folder, and those below it, as far as no file is in them."""
+        top = self._locate(name)
+        with translate_errors("delete", top):
+            for folder, _, _ in os.walk(top, topdown=False):
+                if not os.listdir(folder):
+                    os.rmdir(folder)
 
     def scratch(self) -> Path:
         """A folder of this attempt on the store's own disk, deleted when the process ends."""
@@ -171,11 +194,23 @@ class Folder:
             raise
         return Path(name)
 
-    def _place(self, temporary: Path, name: str) -> None:
-        target = self.root / name
+    def _locate(self, name: str) -> Path:
+        """The path of a name. Raises DataError if a link in it leads out of the address."""
+        path = self.root / name
+        if name and not path.parent.resolve().is_relative_to(self.root.resolve()):
+            raise DataError(f"{path.parent} leads out of {self.root} by a link; delete it, and do not trust this store")
+        return path
+
+    def _place(self, temporary: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, target)
         _flush(target.parent)
+
+
+def refuse_large(data: bytes, where: object) -> None:
+    """Raises DataError for a document that is larger than any of ours."""
+    if len(data) > LARGEST_DOCUMENT:
+        raise DataError(f"{where} is larger than {LARGEST_DOCUMENT // 2**20} MiB, so DMDR did not write it; delete it")
 
 
 def _delete_unless_locked(folder: Path) -> None:

@@ -1,22 +1,13 @@
-"""The fixed names of files at an address, the files that tell how long something took, and digests of files."""
+"""The fixed names of files at an address, and digests of files."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from stages.store.records import FileDigest
 
 RECORD, CLAIM, CHECKPOINTS = "record.json", "claim.json", "checkpoints"
-TIMED = {"provenance.json", "README.md", "SHA256SUMS", "report.html", "speed.json"}  # in any folder
-
-
-def tells_time(name: str) -> bool:
-    """Whether a file tells how long something took. That differs in every run, so the fingerprint leaves it out.
-
-    SHA256SUMS is one of these files, because it holds the digests of the others.
-    """
-    return PurePosixPath(name).name in TIMED
 
 
 def digest(path: Path) -> FileDigest:

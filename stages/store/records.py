@@ -1,21 +1,76 @@
 """The JSON documents of a store: claims, records, promoted names, and the manifests of checkpoints and shards.
 
 Each document is built in one place and never changed. Unknown keys, which an earlier or a later DMDR may have written,
-are kept.
+are kept. Anybody may have written to a store, so a document is believed only as far as it proves itself: names of files
+cannot leave their place, digests are digests, and a record's fingerprint is computed again from what it lists.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Self
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dmdr.config.identity import fingerprint
+from dmdr.config.names import NAME
 
 SCHEMA = 1
+CHECKPOINT_SCHEMA = 2  # the first manifests did not say whose the checkpoint is
+TIMED = {"provenance.json", "README.md", "SHA256SUMS", "report.html", "speed.json"}  # in any folder
+LONGEST_NAME = 1024  # letters of a file's name; the limit of S3's keys
 Json = dict[str, object]  # a JSON object whose keys its writer defines
+
+
+def parse_json(data: bytes | str) -> object:
+    """The value of a JSON document from a store. Raises ValueError with one line, whatever the bytes are."""
+    try:
+        return json.loads(data, object_pairs_hook=_build_object, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _build_object(pairs: list[tuple[str, object]]) -> Json:
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        raise ValueError("it gives a key twice")
+    return built
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def is_inside(name: str) -> bool:
+    """Whether the name of a file stays below its address, on every system and in every terminal."""
+    parts = name.split("/")
+    return (
+        0 < len(name) <= LONGEST_NAME
+        and name.isprintable()
+        and "\\" not in name
+        and not any(part in ("", ".", "..") for part in parts)
+    )
+
+
+def _require_inside(name: str) -> str:
+    if not is_inside(name):
+        raise ValueError(f"{name[:40]!r} is a file outside this address")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_require_inside)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+def tells_time(name: str) -> bool:
+    """Whether a file tells how long something took. That differs in every run, so the fingerprint leaves it out.
+
+    SHA256SUMS is one of these files, because it holds the digests of the others.
+    """
+    return PurePosixPath(name).name in TIMED
 
 
 class Document(BaseModel):
@@ -39,14 +94,14 @@ class Document(BaseModel):
 class FileDigest(Document):
     """The size and the digest of a file, by which its content is recognised."""
 
-    size: int  # bytes
-    sha256: str  # 64 hex digits
+    size: Annotated[int, Field(ge=0)]  # bytes
+    sha256: Sha256
 
 
 class StoredFile(FileDigest):
     """A file of an artifact."""
 
-    stored_as: str | None = None  # its name at the address, if another process had taken the usual one
+    stored_as: FileName | None = None  # its name at the address, if another process had taken the usual one
 
 
 class Cost(Document):
@@ -72,8 +127,8 @@ class Claim(Document):
     """claim.json: the settings and inputs that an address belongs to."""
 
     version: int = Field(alias="schema")
-    run: str
-    stage: str
+    run: Name
+    stage: Name
     identity: Json  # the settings that determine the result, flat: "student.steps": 4
     inputs: dict[str, str]  # name -> fingerprint
 
@@ -81,8 +136,17 @@ class Claim(Document):
 class Seal(Claim):
     """The keys that every record.json has."""
 
-    files: dict[str, StoredFile]  # by name, relative to the address
-    fingerprint: str  # of stage, identity, inputs and files
+    files: dict[FileName, StoredFile]  # by name, relative to the address
+    fingerprint: Sha256  # of stage, identity, inputs and files
+    checksum: Sha256 | None = None  # of the record's other keys; early records have none
+
+    def compute_fingerprint(self) -> str:
+        """The fingerprint that follows from what the record lists."""
+        return fingerprint_result(self, self.files)
+
+    def with_checksum(self) -> Self:
+        """The same record with its checksum."""
+        return self.model_copy(update={"checksum": compute_checksum(self.to_dict())})
 
 
 class Record(Seal):
@@ -90,6 +154,10 @@ class Record(Seal):
 
     facts: Json  # the stage's own description of its result
     provenance: Provenance
+
+    def compute_fingerprint(self) -> str:
+        """The fingerprint that follows from what the record lists, but for files that tell how long something took."""
+        return fingerprint_result(self, {name: file for name, file in self.files.items() if not tells_time(name)})
 
     @classmethod
     def from_json(cls, data: Json) -> Self:
@@ -111,8 +179,8 @@ class TeacherRecord(Seal):
 class Promotion(Document):
     """A result that a promoted name pointed at, and since when."""
 
-    run: str
-    fingerprint: str
+    run: Name
+    fingerprint: Sha256
     promoted_at: str  # ISO 8601, UTC
 
 
@@ -120,9 +188,9 @@ class Pointer(Document):
     """The result that a promoted name points at, and the one that it pointed at before."""
 
     version: int = Field(alias="schema")
-    run: str
-    stage: str = "export"
-    fingerprint: str
+    run: Name
+    stage: Literal["export"] = "export"
+    fingerprint: Sha256
     promoted_at: str  # ISO 8601, UTC
     before: Promotion | None = None
 
@@ -134,21 +202,50 @@ class Pointer(Document):
 
 
 class ShardManifest(FileDigest):
-    """The manifest of a finished shard. about: figures that its writer stored beside it."""
+    """The manifest of a finished shard.
 
+    owner: a digest of the claim that it was made under. about: figures that its writer stored beside it.
+    """
+
+    owner: Sha256
     about: dict[str, int | float | list[float]]
 
     def to_json(self) -> bytes:
         return json.dumps(self.to_dict()).encode()
 
 
-def parse_manifest(data: bytes) -> dict[str, FileDigest]:
-    """The files of a checkpoint by name. Raises ValueError with one line."""
-    manifest = json.loads(data)
-    try:
-        return {name: FileDigest.from_json(digest) for name, digest in manifest.items()}
-    except (AttributeError, ValueError) as error:
-        raise ValueError("its manifest lacks the size or sha256 of a file") from error
+class CheckpointManifest(Document):
+    """The manifest of a checkpoint: whose it is, and its files by name."""
+
+    version: int = Field(alias="schema")
+    stage: Name
+    identity: Json
+    inputs: dict[str, str]
+    files: dict[FileName, FileDigest]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Raises ValueError with one line."""
+        found = parse_json(data)
+        if not isinstance(found, dict) or found.get("schema") != CHECKPOINT_SCHEMA:
+            raise ValueError("its manifest does not say whose it is")
+        try:
+            return cls.from_json(found)
+        except ValueError as error:
+            raise ValueError("its manifest lacks the size or sha256 of a file") from error
+
+    def to_json(self) -> bytes:
+        return json.dumps(self.to_dict()).encode()
+
+
+def compute_checksum(record: Mapping[str, object]) -> str:
+    """A digest of a record's keys, its own checksum left out."""
+    return fingerprint({key: value for key, value in record.items() if key != "checksum"})
+
+
+def fingerprint_claim(claim: Claim) -> str:
+    """A digest of what a claim is for: its stage, settings and inputs. Runs that share them make the same result."""
+    return fingerprint({"stage": claim.stage, "identity": claim.identity, "inputs": claim.inputs})
 
 
 def fingerprint_result(claim: Claim, files: Mapping[str, FileDigest]) -> str:

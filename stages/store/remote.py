@@ -18,6 +18,7 @@ import fsspec
 
 from dmdr.errors import ConfigError, InputMissing, StoreError
 from stages.store import conditional_writes, transfer
+from stages.store.folder import LARGEST_DOCUMENT, refuse_large
 from stages.store.listing import list_names
 from stages.store.s3_errors import build_error, error_code, is_expired, is_taken, retry
 from stages.store.s3_requests import S3Answer
@@ -87,7 +88,10 @@ class Remote:
 
     def read(self, name: str) -> bytes | None:
         with self._translate_errors("read", name):
-            return _unless_missing(self._retry, self.fs.cat_file, self._path(name))
+            data = _unless_missing(self._reader(self._path(name)), 0, LARGEST_DOCUMENT + 1)
+        if data is not None:
+            refuse_large(data, f"{self.url}/{name}")
+        return data
 
     def create(self, name: str, data: bytes) -> bytes:
         with self._translate_errors("write", name):
@@ -213,6 +217,9 @@ class Remote:
         """Delete object by object, because s3fs does not report which of many objects the store failed to delete."""
         with self._translate_errors("delete", name):
             transfer.map_in_parallel(self._delete, self._list_below(self._path(name)))
+
+    def remove_empty(self, name: str) -> None:
+        """Do nothing, because here a folder is no more than the beginning of names."""
 
     def _list_below(self, path: str) -> list[str]:
         """The paths of the object at `path`, if there is one, and of all objects below it."""

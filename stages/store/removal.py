@@ -9,9 +9,8 @@ from dmdr.config.stages import STAGES, TABLE, StageName
 from dmdr.errors import ConfigError, InputMissing
 from stages.store.address import open_place
 from stages.store.artifacts import Artifact
-from stages.store.layout import RECORD
 from stages.store.records import Record
-from stages.store.runs import is_run, list_promoted, list_runs
+from stages.store.runs import list_promoted, list_runs
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,11 @@ def plan_removal(store: str, run: str, stage: StageName | None) -> Removal:
 
     Raises:
         InputMissing: nothing of it is there.
-        ConfigError: a process of this machine works on it.
+        ConfigError: a process of this machine works on it, or files lie there that DMDR did not write.
     """
     artifacts = {name: Artifact(store, run, name) for name in STAGES}
+    for artifact in artifacts.values():
+        artifact.refuse_foreign_files()
     found = {name: artifact.record() for name, artifact in artifacts.items() if artifact.place.names()}
     asked = set(STAGES) if stage is None else _list_made_from(stage, found)
     stages = tuple(name for name in STAGES if name in asked and name in found)
@@ -60,13 +61,10 @@ def plan_removal(store: str, run: str, stage: StageName | None) -> Removal:
 
 
 def remove(removal: Removal) -> None:
-    """Remove it. The last stage goes first, and of each stage the seal, so that no reader finds half of a result."""
-    place = open_place(f"{removal.store.rstrip('/')}/{removal.run}")
+    """Remove it, the last stage first. Whatever else lies in the run's folder stays there."""
     for stage in reversed(removal.stages):
-        place.remove(f"{stage}/{RECORD}")
-        place.remove(stage)
-    if not is_run(removal.store, removal.run):
-        open_place(removal.store).remove(removal.run)
+        Artifact(removal.store, removal.run, stage).delete()
+    open_place(removal.store).remove_empty(removal.run)
 
 
 def _list_made_from(stage: StageName, found: Mapping[StageName, Record | None]) -> set[StageName]:

@@ -10,9 +10,9 @@ promoted again before the promoted name means the new result.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from datetime import UTC, datetime
+from typing import Literal
 
 from dmdr.config.names import NAME, describe_rule, is_name
 from dmdr.config.stages import STAGES
@@ -20,11 +20,12 @@ from dmdr.errors import ConfigError, DataError, InputMissing
 from stages.store.address import open_place, shorten
 from stages.store.artifacts import Artifact
 from stages.store.folder import Folder
-from stages.store.records import Pointer, Record
+from stages.store.records import Pointer, Record, parse_json
 from stages.store.remote import Remote
 
 PROMOTED = "_promoted"  # no run can have this name
-SCHEMA, STAGE = 1, "export"
+SCHEMA = 1
+STAGE: Literal["export"] = "export"
 
 
 def list_runs(store: str) -> list[str]:
@@ -128,7 +129,8 @@ def _read_pointer(store: str, name: str) -> Pointer | None:
     if data is None:
         return None
     try:
-        pointer = Pointer.from_json(json.loads(data))
+        found = parse_json(data)
+        pointer = Pointer.from_json(found) if isinstance(found, dict) else None
     except ValueError:
         pointer = None
     if pointer is None or pointer.version != SCHEMA:

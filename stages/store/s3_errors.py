@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypedDict, TypeVar, runtime_checkable
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_after_delay
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
 
 from dmdr.errors import ConfigError, InputMissing, StoreError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TRIES = 12  # if three requests in ten fail, one request in two million fails every time
-PATIENCE = 90.0  # seconds, then no new try: a store that does not answer is given up within two minutes
+PATIENCE = 90.0  # seconds, then no new try: a store that stops to answer is given up within two minutes
+FIRST_PATIENCE = 20.0  # seconds, as long as no store has answered to this process: its address may be wrong
 SHORTEST, LONGEST = 0.2, 4.0  # seconds; upper limits of the pause after the first failure and after any later one
 JITTER = random.SystemRandom()  # the pauses must not move the generator that a stage may have seeded
 
@@ -35,6 +36,7 @@ PASSING = {
     "ClientPayloadError",
     "IncompleteReadError",
     "ResponseParserError",
+    "FlexibleChecksumError",  # the body is not that of the checksum that came with it
 }
 LASTING = {"SSLError", "ProxyConnectionError"}  # not transient, although they are subclasses of the ones above
 PASSING_CODES = {
@@ -64,6 +66,9 @@ PERMISSION = {  # operation -> its permission, if that has another name
     "UploadPart": "PutObject",
     "CompleteMultipartUpload": "PutObject",
 }
+
+
+_answering = threading.Event()  # whether some store has answered to this process
 
 
 class Refused(ConfigError):
@@ -98,13 +103,18 @@ class _ClientError(Protocol):
 
 def retry(request: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
     """The result of `request`. After a transient error it is repeated, with growing random pauses in between."""
-    policy = Retrying(
-        retry=retry_if_exception(is_transient),
-        stop=stop_after_attempt(TRIES) | stop_after_delay(PATIENCE),
-        wait=_draw_pause,
-        reraise=True,
-    )
-    return policy(request, *values, **named)
+    policy = Retrying(retry=retry_if_exception(is_transient), stop=_is_hopeless, wait=_draw_pause, reraise=True)
+    result = policy(request, *values, **named)
+    _answering.set()
+    return result
+
+
+def _is_hopeless(state: RetryCallState) -> bool:
+    """Whether a request has been repeated for long enough."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    if error is not None and error_code(error):
+        _answering.set()
+    return stop_after_delay(PATIENCE if _answering.is_set() else FIRST_PATIENCE)(state)
 
 
 def _draw_pause(state: RetryCallState) -> float:

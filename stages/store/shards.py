@@ -1,12 +1,12 @@
 """Keep finished shards of an open stage, so that the next attempt, on any machine, does not make them again.
 
 checkpoints/NAME        the shard
-checkpoints/NAME.json   written last: its size, its sha256 and figures about it. Without it the shard does not exist
+checkpoints/NAME.json   written last: its size, its sha256, whose it is, and figures about it. Without it there is no
+                        shard
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.store.artifacts import Artifact
-from stages.store.layout import CHECKPOINTS, digest, is_intact
-from stages.store.records import ShardManifest
+from stages.store.intact import Damaged, fetch_intact
+from stages.store.layout import CHECKPOINTS, digest
+from stages.store.records import ShardManifest, fingerprint_claim, parse_json
 
 Facts = dict[str, int | float | list[float]]  # that a writer stores beside its shard
 
@@ -36,17 +37,18 @@ class Shards:
 
     def __init__(self, artifact: Artifact, folder: Path) -> None:
         self.place, self.address, self.folder = artifact.place, artifact.address, folder
-        self._check = artifact.check_claim
+        self._artifact = artifact
         self._known: dict[str, Shard] = {}
 
     def keep(self, name: str, data: bytes, about: Facts | None = None) -> None:
         """Store a shard. about: figures to store beside it, which are no part of the result."""
-        self._check()
+        self._artifact.check_claim()
         own = self.folder / name
         own.parent.mkdir(parents=True, exist_ok=True)
         own.write_bytes(data)
         written = digest(own)
-        manifest = ShardManifest(size=written.size, sha256=written.sha256, about=about or {})
+        owner = fingerprint_claim(self._artifact.claimed())
+        manifest = ShardManifest(size=written.size, sha256=written.sha256, owner=owner, about=about or {})
         self.place.publish(f"{CHECKPOINTS}/{name}", lambda file: file.write_bytes(data))
         self.place.publish(f"{CHECKPOINTS}/{name}.json", lambda file: file.write_bytes(manifest.to_json()))
         self._known[name] = Shard(own, manifest.about)
@@ -77,12 +79,24 @@ class Shards:
         if data is None:
             return None
         try:
-            manifest = ShardManifest.from_json(json.loads(data))
-        except ValueError:
-            manifest = None  # treated as damage below
-        if manifest is not None:
-            path = self.place.fetch(f"{CHECKPOINTS}/{name}", self.folder / name)
-            if path is not None and is_intact(path, manifest):
-                return Shard(path, manifest.about)
-        print(f"shard {self.address}/{CHECKPOINTS}/{name} is DAMAGED; it is made again", file=sys.stderr)
-        return None
+            manifest = _parse_manifest(data)
+            if manifest.owner != fingerprint_claim(self._artifact.claimed()):
+                raise Damaged("is of another result")
+            return Shard(
+                fetch_intact(self.place, f"{CHECKPOINTS}/{name}", self.folder / name, manifest), manifest.about
+            )
+        except Damaged as error:
+            where = f"{self.address}/{CHECKPOINTS}/{name}"
+            print(f"shard {where} is DAMAGED (it {error}); it is made again", file=sys.stderr)
+            return None
+
+
+def _parse_manifest(data: bytes) -> ShardManifest:
+    """Raises Damaged."""
+    try:
+        found = parse_json(data)
+        if isinstance(found, dict):
+            return ShardManifest.from_json(found)
+    except ValueError:
+        pass
+    raise Damaged("has no manifest that reads")

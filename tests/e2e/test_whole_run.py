@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmdr.config.stages import STAGES
-from stages.store import layout
+from stages.store import records
 from stages.store.artifacts import Artifact
 from tests.support import program
 from tests.support.s3_proxy import Faults
@@ -66,4 +66,4 @@ def test_a_whole_run_through_trouble_is_the_run_on_a_folder(
         assert [name for name in ours | theirs if ours.get(name) != theirs.get(name)] == [], stage
         told |= {name.rsplit("/", 1)[-1] for name in ours}
     assert {*TIMES, "scorecard.json", "model_index.json"} <= told
-    assert TIMES.keys() == layout.TIMED
+    assert TIMES.keys() == records.TIMED

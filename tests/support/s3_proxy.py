@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ class Faults:
     unconditional: str = ""  # where a request has this in its line, the server never sees If-None-Match
     short: str = ""  # where a request has this in its line, the server gets all but the last byte of its body
     answers: dict[str, tuple[int, str]] = field(default_factory=dict)  # part of a request's line: status and code
+    flip: str = ""  # where a GET has this in its line, `flipped` answers more arrive with a wrong bit
+    flipped: int = 0
+    empty_lists: int = 0  # so many listings come back empty
+    busy_until: float = 0.0  # by the monotonic clock: until then every request is answered 503
     silent: bool = False  # no answer at all
     expired: str = ""  # the id of an access key whose requests are refused
     seen: list[str] = field(default_factory=list)  # the lines of all requests
@@ -86,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(*refusal(400, "ExpiredToken"))
         elif found := [answer for part, answer in faults.answers.items() if part in line]:
             self.reply(*refusal(*found[0]))
-        elif faults.befalls(faults.busy):
+        elif faults.befalls(faults.busy) or time.monotonic() < faults.busy_until:
             self.reply(*refusal(503, faults.random.choice(BUSY)))
         else:
             self.forward(line, body)
@@ -109,8 +114,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command in ("PUT", "POST") and faults.befalls(faults.lost):
             self.close_connection = True
             return
+        if "list-type=2" in line and faults.empty_lists > 0:
+            faults.empty_lists -= 1
+            data = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+        elif self.command == "GET" and faults.flip and faults.flip in line and faults.flipped > 0:
+            faults.flipped -= 1
+            if faults.flipped % 2:  # a proxy that changes a body may or may not pass S3's own checksum on
+                answer.headers = {n: v for n, v in answer.headers.items() if "checksum" not in n.lower()}
+            data = bytes([data[0] ^ 1]) + data[1:]
         cut = self.command == "GET" and len(data) > 1 and faults.befalls(faults.cut)
-        self.reply(answer.status, dict(answer.getheaders()), data, len(data) // 2 if cut else len(data))
+        self.reply(answer.status, dict(answer.headers), data, len(data) // 2 if cut else len(data))
 
     def reply(self, status: int, headers: dict[str, str], data: bytes, sent: int) -> None:
         self.send_response_only(status)

@@ -145,5 +145,6 @@ def same(found: tuple[int, dict[str, torch.Tensor], dict] | None, step: int) -> 
 
 def save(artifact: Artifact, *steps: int) -> None:
     """Save the checkpoints of these steps."""
+    artifact.claim(IDENTITY, INPUTS)
     for step in steps:
         artifact.checkpoints(2).save(step, state(step), {"step": step, "phase": "joint"})

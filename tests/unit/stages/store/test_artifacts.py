@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
+from stages.store import s3_errors
 from stages.store.artifacts import Artifact
 from stages.store.folder import ATTEMPT
 from stages.store.records import Record, StoredFile
@@ -115,7 +116,7 @@ def test_damage_is_found_and_named(bench: Bench, tmp_path: Path, rng: random.Ran
 def test_a_record_cannot_name_a_file_outside(bench: Bench, tmp_path: Path, rng: random.Random) -> None:
     record = sealed(bench.artifact(), tmp_path / "out", contents(rng))
     for name in ("../../claim.json", "/etc/hostname", "a/../../x"):
-        harmful = record.model_copy(update={"files": {name: StoredFile(size=1, sha256="0")}})
+        harmful = record.model_copy(update={"files": {name: StoredFile(size=1, sha256="0" * 64)}})
         bench.put("r/cold_start/record.json", harmful.to_json())
         with pytest.raises(DataError, match="outside"):
             bench.artifact().fetch(tmp_path / "cache")
@@ -218,6 +219,7 @@ def test_a_bucket_that_does_not_exist(s3: str, tmp_path: Path) -> None:
 
 def test_a_store_that_does_not_answer_is_given_up(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(s3_errors, "_answering", threading.Event())
     began = time.monotonic()
     with pytest.raises(StoreError) as caught:
         Artifact("s3://any/runs", "r", "joint").record()

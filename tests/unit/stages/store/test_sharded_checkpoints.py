@@ -8,8 +8,9 @@ import shutil
 import pytest
 import torch
 
-from stages.store.checkpoints import Checkpoints, Joined
-from stages.store.folder import Folder
+from stages.store.artifacts import Artifact
+from stages.store.checkpoints import Joined
+from tests.support.store_bench import IDENTITY, INPUTS
 
 
 def test_rows_of_many_files_are_one_tensor():
@@ -21,16 +22,18 @@ def test_rows_of_many_files_are_one_tensor():
 
 @pytest.mark.parametrize("damage", ["flip", "missing"])
 def test_damage_in_the_rows_of_one_rank_is_found(tmp_path, capsys, damage):
-    checkpoints = Checkpoints(Folder(tmp_path), str(tmp_path), keep=2, check=lambda: None)
+    artifact = Artifact(str(tmp_path), "r", "joint")
+    artifact.claim(IDENTITY, INPUTS)
+    checkpoints, root = artifact.checkpoints(2), tmp_path / "r/joint"
     for step in (1, 2):
         checkpoints.save(step, {"x": torch.full((2,), float(step))}, {"step": step})
-        folder = tmp_path / f"checkpoints/step-{step:08d}"
+        folder = root / f"checkpoints/step-{step:08d}"
         shutil.copyfile(folder / "state.safetensors", folder / "state.1.safetensors")  # as a second rank's
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["state.1.safetensors"] = manifest["state.safetensors"]
+        manifest["files"]["state.1.safetensors"] = manifest["files"]["state.safetensors"]
         (folder / "manifest.json").write_text(json.dumps(manifest))
     assert checkpoints.newest()[1]["x"].tolist() == [2, 2, 2, 2]
-    rows = tmp_path / "checkpoints/step-00000002/state.1.safetensors"
+    rows = root / "checkpoints/step-00000002/state.1.safetensors"
     if damage == "flip":
         data = bytearray(rows.read_bytes())
         data[-1] ^= 1
