@@ -8,7 +8,8 @@ from pathlib import Path
 from dmdr.config.reward_weights import OF, PINNED
 from dmdr.errors import InputMissing
 from dmdr.teacher import hub
-from dmdr.teacher.digests import digest
+from dmdr.teacher.digests import digest, digest_files, list_files
+from dmdr.teacher.pipeline_files import READ
 
 MISSING = "missing"
 FILES = ("*.json", "*.txt", "model.safetensors", "open_clip_model.safetensors")  # read from a whole repository
@@ -55,23 +56,46 @@ def require_weights(name: str, addresses: Mapping[str, str]) -> None:
         find_weights(name, addresses)
 
 
-def digest_weights(metrics: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
+def digest_weights(
+    metrics: set[str], addresses: Mapping[str, str], recorded: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The digest of every set of weights that these rewards and judges read, under the name weights:<set>.
+
+    recorded: what the stage recorded when it began. DMDR 0.1 counted every file of a folder.
 
     Raises:
         InputMissing: a set of weights does not exist.
     """
     needed = sorted({name for metric in metrics for name in OF[metric]})
-    return {f"weights:{name}": digest(find_weights(name, addresses)) for name in needed}
+    return {f"weights:{name}": _digest_named(name, addresses, recorded or {}) for name in needed}
 
 
-def digest_weights_or_missing(metrics: set[str], addresses: Mapping[str, str]) -> dict[str, str]:
+def _digest_named(name: str, addresses: Mapping[str, str], recorded: Mapping[str, str]) -> str:
+    path, before = find_weights(name, addresses), recorded.get(f"weights:{name}")
+    found = digest_set(path)
+    return before if before is not None and before != found and before == digest(path) else found
+
+
+def digest_set(path: Path) -> str:
+    """The digest of a set of weights: of its file, or of the files of its folder that the libraries read.
+
+    Raises:
+        InputMissing: some of it cannot be read.
+    """
+    if path.is_file():
+        return digest(path)
+    return digest_files(path, [file for file in list_files(path) if file.suffix in READ])
+
+
+def digest_weights_or_missing(
+    metrics: set[str], addresses: Mapping[str, str], recorded: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Like `digest_weights`, but MISSING stands for a set that does not exist. Its metrics are not on the scorecard."""
     digests = {}
     for metric in sorted(metrics):
         for name in OF[metric]:
             try:
-                digests[f"weights:{name}"] = digest(find_weights(name, addresses))
+                digests[f"weights:{name}"] = _digest_named(name, addresses, recorded or {})
             except InputMissing:
                 digests[f"weights:{name}"] = MISSING
     return digests

@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,9 +26,14 @@ def digest(path: Path) -> str:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             _raise_unreadable(error)
+    return digest_files(path, list_files(path))
+
+
+def digest_files(folder: Path, files: Iterable[Path]) -> str:
+    """sha256 over the (relative path, sha256) of these files of a folder. Raises as `digest` does."""
     total = hashlib.sha256()
-    for file in list_files(path):
-        total.update(f"{file.relative_to(path).as_posix()} {digest(file)}\n".encode())
+    for file in files:
+        total.update(f"{file.relative_to(folder).as_posix()} {digest(file)}\n".encode())
     return total.hexdigest()
 
 

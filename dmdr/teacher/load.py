@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -11,6 +12,7 @@ from dmdr.config.run import Teacher
 from dmdr.errors import DataError, InputMissing
 from dmdr.teacher import digests, hub, scheduler_config
 from dmdr.teacher.index import FAMILIES, Part, PipelineIndex, read_index
+from dmdr.teacher.pipeline_files import INDEX, READ, list_pipeline_files
 from dmdr.teacher.single_file import SingleFile, load_single_file
 from dmdr.teacher.weight_files import MODELS, check_config, find_variant, refuse_foreign_tensors
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 TeacherSource = Path | SingleFile  # a diffusers folder, or one file with the folder of its configuration
 ONE_FILE = ("sd3", "sdxl")  # the families of dmdr/teacher/original_layout.py
 LAB = Path(__file__).parents[1] / "lab" / "teachers"
-PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors")
+PIPELINE_FILES = (INDEX, *(f"*/*{end}" for end in READ))
 OTHER_FORMS = ("*.fp16.*", "*/*.non_ema.*", "*/flax_*", "*/openvino_*")  # of the same weights, in many repositories
 
 
@@ -104,13 +106,32 @@ def note_sampler(source: TeacherSource) -> str | None:
 
 
 def digest_teacher(source: TeacherSource) -> str:
-    """sha256 over the (relative path, sha256) of every file: the teacher's identity, wherever the folder lies.
+    """The teacher's identity, wherever it lies: sha256 over the (relative path, sha256) of its pipeline's files.
 
     Of one file with its parts: over the sha256 of the file and the digest of the parts.
     """
+    return _digest_source(source, digest_pipeline)
+
+
+def digest_pipeline(folder: Path) -> str:
+    """sha256 over the (relative path, sha256) of the files that make the pipeline in a diffusers folder."""
+    return digests.digest_files(folder, list_pipeline_files(folder))
+
+
+def digest_teacher_as_before(source: TeacherSource) -> str:
+    """The identity that runs of DMDR 0.1 recorded, where every file that lay in the folder counted."""
+    return _digest_source(source, digests.digest)
+
+
+def is_teacher(source: TeacherSource, recorded: str) -> bool:
+    """Whether a run that recorded this digest was made with the teacher."""
+    return digest_teacher(source) == recorded or digest_teacher_as_before(source) == recorded
+
+
+def _digest_source(source: TeacherSource, digest_folder: Callable[[Path], str]) -> str:
     if isinstance(source, SingleFile):
-        return hashlib.sha256(f"{digests.digest(source.file)} {digests.digest(source.parts)}\n".encode()).hexdigest()
-    return digests.digest(source)
+        return hashlib.sha256(f"{digests.digest(source.file)} {digest_folder(source.parts)}\n".encode()).hexdigest()
+    return digest_folder(source)
 
 
 def load_teacher(

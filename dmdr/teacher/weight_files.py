@@ -39,12 +39,12 @@ def find_variant(folder: Path, part: str) -> str | None:
         DataError: the part has no weights that are read.
     """
     files = [each.name for each in (folder / part).glob("*.safetensors") if not each.name.startswith(".")]
-    if any(_variant_of(name) is None for name in files):
+    if any(variant_of(name) is None for name in files):
         return None
-    found = [variant for variant in VARIANTS if any(_variant_of(name) == variant for name in files)]
+    found = [variant for variant in VARIANTS if any(variant_of(name) == variant for name in files)]
     if found:
         return found[0]
-    others = {_variant_of(name) for name in files}
+    others = {variant_of(name) for name in files}
     pickles = sorted(each.name for each in (folder / part).glob("*") if each.suffix in PICKLES)
     if others:
         raise DataError(
@@ -59,10 +59,10 @@ def find_variant(folder: Path, part: str) -> str | None:
     raise DataError(f"teacher {folder}: {part} has no weights (*.safetensors); fetch the teacher again")
 
 
-def _variant_of(name: str) -> str | None:
-    """ "fp16" of model.fp16.safetensors and of model.fp16-00001-of-00002.safetensors; None of plain weights."""
-    *_, last = name.removesuffix(".safetensors").split(".")
-    return None if last == name.removesuffix(".safetensors") else last.partition("-")[0]
+def variant_of(name: str) -> str | None:
+    """ "fp16" of model.fp16.safetensors, of its shards and of the list of these; None of plain weights."""
+    words = [word.partition("-")[0] for word in name.split(".")[1:]]
+    return next((word for word in words if word not in ("safetensors", "index", "json")), None)
 
 
 def check_config(folder: Path, part: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dmdr.config.forms import Form
 from dmdr.config.stages import STAGES
 from dmdr.errors import InputMissing
-from dmdr.teacher.load import digest_teacher, find_teacher_of
+from dmdr.teacher.load import find_teacher_of
 from flows.commands.pull import pull_stage, require_new_folder
 from stages.runtime.context import Context
 from stages.runtime.progress import Progress
@@ -42,7 +42,7 @@ def export_form(run: str, form: Form, folder: str, *, teacher: str | None, store
     forms: tuple[Form, ...] = ("pipeline", form) if form == "single-file" else (form,)
     config = resolve_teacher(rebuild_config(records, run, address, forms), None, lambda size: None)
     source = find_teacher_of(config.teacher)
-    check_teacher(records, digest_teacher(source), address)
+    check_teacher(records, source, address)
     check_forms(config, source)
     from stages.export import run as write_forms  # brings torch
 

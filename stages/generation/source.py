@@ -14,7 +14,7 @@ from dmdr.errors import DataError, InputMissing
 from dmdr.export.write import WEIGHTS
 from dmdr.teacher.hub import is_hub
 from dmdr.teacher.key_map import Weights
-from dmdr.teacher.load import TeacherSource, digest_teacher, find_teacher
+from dmdr.teacher.load import TeacherSource, digest_teacher, find_teacher, is_teacher
 from stages.reports.export_facts import ExportFacts
 from stages.store.address import shorten
 from stages.store.artifacts import Artifact
@@ -110,10 +110,10 @@ def find_teacher_of_run(source: StudentSource, config: Config | None) -> Teacher
             "file, in place of its name"
         )
     teacher = find_teacher(section.path, section.parts)
-    if not is_hub(section.path) and (digest := digest_teacher(teacher)) != source.teacher_digest:
+    if not is_hub(section.path) and not is_teacher(teacher, source.teacher_digest):
         raise DataError(
-            f"teacher {section.path} (sha256 {shorten(digest)}) is not the one that run {source.artifact.run} was made "
-            f"from ({shorten(source.teacher_digest)}); give the config of this run"
+            f"teacher {section.path} (sha256 {shorten(digest_teacher(teacher))}) is not the one that run "
+            f"{source.artifact.run} was made from ({shorten(source.teacher_digest)}); give the config of this run"
         )
     return teacher
 

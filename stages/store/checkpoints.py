@@ -19,7 +19,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -27,14 +27,11 @@ from safetensors.torch import load_file, save_file
 
 from dmdr import distributed
 from dmdr.errors import DataError, StoreError
-from stages.store.address import list_differences
+from stages.store.address import Address, list_differences
 from stages.store.intact import Damaged, fetch_intact
 from stages.store.layout import CHECKPOINTS, digest
-from stages.store.records import CHECKPOINT_SCHEMA, CheckpointManifest, Claim, FileDigest, Json, parse_json
+from stages.store.records import CHECKPOINT_SCHEMA, CheckpointManifest, Claim, FileDigest, Json, Record, parse_json
 from stages.store.s3_errors import Refused, is_transient
-
-if TYPE_CHECKING:
-    from stages.store.artifacts import Artifact
 
 TENSORS, INFO, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 OF_RANK = re.compile(r"state\.([1-9]\d*)\.safetensors")
@@ -52,7 +49,7 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one stage, from Artifact.checkpoints. Every method raises StoreError if the store fails."""
 
-    def __init__(self, artifact: Artifact, keep: int) -> None:
+    def __init__(self, artifact: Address[Record], keep: int) -> None:
         assert keep >= 2, "the newest may turn out to be damaged"
         self.artifact, self.place, self.keep = artifact, artifact.place, keep
         self.address = f"{artifact.address}/{CHECKPOINTS}"

@@ -9,7 +9,16 @@ from dmdr.errors import ConfigError, InputMissing
 from dmdr.rewards import weights
 from dmdr.rl.tiny_decoder import find_tiny_decoder
 from dmdr.teacher import digests
-from dmdr.teacher.load import ONE_FILE, TeacherSource, digest_teacher, family_of, find_diffusers_folder, find_teacher_of
+from dmdr.teacher.load import (
+    ONE_FILE,
+    TeacherSource,
+    digest_pipeline,
+    digest_teacher,
+    family_of,
+    find_diffusers_folder,
+    find_teacher_of,
+    is_teacher,
+)
 from stages.prompt_sources import sources
 from stages.store.address import shorten
 from stages.store.artifacts import Artifact
@@ -20,7 +29,7 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
     """Name of each input -> its fingerprint.
 
     Inputs are the teacher, the prompt sources of the stage prompts, the weights of rewards, the tiny decoder, other
-    pipelines on the scorecard, and the stages before.
+    pipelines on the scorecard, and the stages before. A run that DMDR 0.1 began keeps the digests from then.
 
     Raises:
         ConfigError: the teacher's family does not have a form of export.forms, or a stage before was made from another
@@ -29,18 +38,20 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
     """
     teacher = find_teacher_of(config.teacher)
     check_forms(config, teacher)
-    inputs = {"teacher": digest_teacher(teacher)}
+    inputs = {"teacher": _digest_for_run(teacher, store, run)}
+    claim, metrics = Artifact(store, run, stage).read_claim(), config.metrics_with_weights(stage)
+    recorded = None if claim is None else claim.inputs
     if stage == "prompts":
         sets = sources.select_public_sets(config.prompts)
         for name, source in sources.list_inputs(config.prompts).items():
             inputs[name] = sources.digest_source(source, sets)
     if stage == "evaluate":  # a scorecard is made even if some weights are missing, and says so
-        inputs |= weights.digest_weights_or_missing(config.metrics_with_weights(stage), config.weights)
+        inputs |= weights.digest_weights_or_missing(metrics, config.weights, recorded)
         for name, pipeline in config.evaluate.pipelines.items():
             folder = find_diffusers_folder(f"evaluate.pipelines.{name}.path", pipeline.path)
-            inputs[f"pipeline:{name}"] = digests.digest(folder)
+            inputs[f"pipeline:{name}"] = digest_pipeline(folder)
     else:
-        inputs |= weights.digest_weights(config.metrics_with_weights(stage), config.weights)
+        inputs |= weights.digest_weights(metrics, config.weights, recorded)
     if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
         inputs["tiny_decoder"] = digests.digest(find_tiny_decoder(config.joint.rl.tiny_decoder))
     for before in list_reads(stage, config.evaluate.models):
@@ -55,6 +66,15 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
         _check_stages_before(artifact, record)
         inputs[before] = record.fingerprint
     return inputs
+
+
+def _digest_for_run(teacher: TeacherSource, store: str, run: str) -> str:
+    """The digest of the teacher, in the form in which this run began to record it."""
+    for stage in STAGES:
+        if (claim := Artifact(store, run, stage).read_claim()) is not None:
+            recorded = claim.inputs.get("teacher", "")
+            return recorded if is_teacher(teacher, recorded) else digest_teacher(teacher)
+    return digest_teacher(teacher)
 
 
 def check_forms(config: Config, teacher: TeacherSource) -> None:

@@ -12,6 +12,7 @@ from dmdr.config.load import validate
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName
 from dmdr.errors import ConfigError
+from dmdr.teacher.load import TeacherSource, is_teacher
 from stages.store.address import shorten
 from stages.store.records import Record
 
@@ -55,10 +56,10 @@ def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, 
     return validate(data, Config, f"run {run} as {forms[-1]}")
 
 
-def check_teacher(records: Mapping[StageName, Record], digest: str, teacher: str) -> None:
-    """Raises ConfigError if a teacher is not the one that the run was made with. digest: of the teacher's files."""
+def check_teacher(records: Mapping[StageName, Record], source: TeacherSource, teacher: str) -> None:
+    """Raises ConfigError if a teacher is not the one that the run was made with. teacher: its address."""
     joint = records["joint"]
-    if joint.inputs["teacher"] != digest:
+    if not is_teacher(source, joint.inputs["teacher"]):
         name = joint.provenance.teacher or f"sha256 {shorten(joint.inputs['teacher'])}"
         raise ConfigError(
             f"teacher {teacher} is not the one that the run was made with ({name}); name that one with --teacher"
