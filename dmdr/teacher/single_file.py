@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dmdr.errors import DataError
 from dmdr.teacher.index import PipelineIndex
+from dmdr.teacher.scaled_weights import find_scales, list_weights, unscale_file
 from dmdr.teacher.scheduler_config import read_settings
 from dmdr.teacher.weight_files import check_markers, find_variant, refuse_foreign_tensors
 
@@ -60,9 +61,9 @@ def load_single_file(source: SingleFile, index: PipelineIndex, left_out: Collect
             source.parts / part, dtype=torch.float32, use_safetensors=True, variant=find_variant(source.parts, part)
         )
     kind: type[StableDiffusion3Pipeline] | type[StableDiffusionXLPipeline] = getattr(diffusers, index.class_name)
-    with silence_diffusers():
+    with silence_diffusers(), unscale_file(source.file) as plain:
         pipe: DiffusionPipeline = kind.from_single_file(
-            str(source.file), config=str(source.parts), local_files_only=True, dtype=torch.float32, **overrides
+            str(plain), config=str(source.parts), local_files_only=True, dtype=torch.float32, **overrides
         )
     if "text_encoder_3" in held:
         t5: T5EncoderModel = pipe.text_encoder_3
@@ -136,6 +137,8 @@ def _read_shapes(file: Path, scheduler: dict[str, object]) -> dict[str, tuple[in
     try:
         with safe_open(file, framework="pt") as header:
             names = list(header.keys())
+            if find_scales(names):
+                names = list_weights(names)
             refuse_foreign_tensors(names, file)
             check_markers(names, header.metadata() or {}, file, scheduler)
             return {name: tuple(header.get_slice(name).get_shape()) for name in names}

@@ -175,3 +175,67 @@ def test_a_run_from_one_file_exports_the_student(one_file, tiny_folder, tiny_con
         snippet = snippet.replace(f'"{name}"', repr(str(place)))
     exec(snippet, {})
     assert (tmp_path / "image.png").is_file()
+
+
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def scale_down(weights: dict[str, torch.Tensor], end: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Store every matrix in 8 bits with a scale beside it, as ComfyUI's files have it; returns the weights it means."""
+    means = {}
+    for name, weight in list(weights.items()):
+        means[name] = weight
+        if name.endswith(".weight") and weight.ndim == 2 and "embedding" not in name:
+            scale = weight.abs().max() / 100
+            weights[name] = (weight / scale).to(dtype)
+            layer = name.removesuffix(".weight")
+            weights[f"{layer}{end}"] = scale.reshape(()) if end == ".scale_weight" else scale.reshape(1)
+            weights[f"{layer}.scale_input"] = torch.ones(())
+            means[name] = weights[name].float() * scale
+            if end == ".weight_scale":
+                text = json.dumps({"format": str(dtype).removeprefix("torch.")}).encode()
+                weights[f"{layer}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+    if end == ".scale_weight":
+        weights["scaled_fp8"] = torch.zeros(2).to(dtype)
+    return means
+
+
+@pytest.mark.parametrize(("end", "dtype"), [(".scale_weight", EIGHT_BITS[0]), (".weight_scale", EIGHT_BITS[1])])
+def test_8_bit_weights_are_read_with_their_scales(one_file, tiny_folder, tmp_path, end, dtype):
+    """As diffusers draws with a file of the weights that they mean; without the scales it would draw something else."""
+    bare = without(tiny_folder, tmp_path / "bare", list(LAYOUTS[family_of(tiny_folder)]))
+    weights, plain, raw = load_file(one_file), tmp_path / "plain.safetensors", tmp_path / "raw.safetensors"
+    means = scale_down(weights, end, dtype)
+    scaled = tmp_path / "scaled.safetensors"
+    save_file(weights, scaled)
+    save_file(means, plain)
+    save_file({name: weights[name] for name in means}, raw)
+    found, expected, wrong = (predictions(find_teacher(str(file), str(bare))) for file in (scaled, plain, raw))
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, wrong, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda w, n: w.update({f"{n}.scale_weight": torch.ones(4)}), "one scale each"),
+        (lambda w, n: w.update({f"{n}.weight": w[f"{n}.weight"].float()}), "is torch.float32"),
+        (lambda w, n: w.update({"x.scale_weight": torch.ones(())}), "x.weight is not there"),
+        (lambda w, n: w.update({f"{n}.weight_scale_2": torch.ones(())}), "scales of their own"),
+        (
+            lambda w, n: w.update({f"{n}.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)}),
+            "in the format 'nvfp4'",
+        ),
+        (lambda w, n: w.update({f"{n}.comfy_quant": torch.zeros(3, dtype=torch.uint8)}), "in the format 'unknown'"),
+    ],
+)
+def test_8_bit_weights_of_another_kind_are_refused(one_file, tiny_folder, change, told):
+    def spoil(weights: dict[str, torch.Tensor]) -> None:
+        scale_down(weights, ".scale_weight", EIGHT_BITS[0])
+        name = next(name for name in weights if name.endswith(".scale_weight")).removesuffix(".scale_weight")
+        change(weights, name)
+
+    rewritten(one_file, spoil)
+    with pytest.raises(DataError, match=told) as caught:
+        load_teacher(find_teacher(str(one_file), str(tiny_folder)))
+    assert "\n" not in str(caught.value)
