@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmdr.errors import DataError, InputMissing
+from dmdr.errors import DataError
+from dmdr.teacher.json_file import read_object
 
 FAMILIES = {  # class of the pipeline -> family
     "StableDiffusion3Pipeline": "sd3",
@@ -73,14 +73,7 @@ def read_index(folder: Path) -> PipelineIndex:
         DataError: it is not JSON, DMDR does not know the pipeline's family, or a part has a class of its own.
         InputMissing: it cannot be read.
     """
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"teacher {folder}: model_index.json is not JSON ({error}); fetch the teacher again") from error
-    except OSError as error:
-        raise InputMissing(f"cannot read {error.filename}: {error.strerror}; let this user read it") from error
-    if not isinstance(index, dict):
-        raise DataError(f"teacher {folder}: model_index.json is no JSON object; fetch the teacher again")
+    index = read_object(folder / "model_index.json")
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in FAMILIES:
         raise DataError(f"teacher {folder} is a {_name_class(name)}; DMDR knows {', '.join(FAMILIES)}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from dmdr.errors import DataError
 from dmdr.teacher.digests import list_files
+from dmdr.teacher.json_file import read_object
 from dmdr.teacher.weight_files import VARIANTS, variant_of
 
 INDEX = "model_index.json"
@@ -20,15 +19,10 @@ def list_pipeline_files(folder: Path) -> list[Path]:
 
     Raises:
         DataError: the index is no JSON object.
-        InputMissing: a file cannot be read.
+        InputMissing: it, or a file of a part, cannot be read.
     """
     index = folder / INDEX
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"teacher file {index} cannot be read ({error}); fetch the teacher again") from error
-    if not isinstance(named, dict):
-        raise DataError(f"teacher file {index} is no JSON object; fetch the teacher again")
+    named = read_object(index)
     files = [index]
     for part, entry in sorted(named.items()):
         place = folder / part

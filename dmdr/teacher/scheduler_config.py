@@ -12,8 +12,9 @@ import inspect
 import json
 from pathlib import Path
 
-from dmdr.errors import DataError, InputMissing
+from dmdr.errors import DataError
 from dmdr.teacher.index import PipelineIndex
+from dmdr.teacher.json_file import read_object
 
 FLOW, EULER = "FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"
 OTHER_SAMPLERS = (  # of the noise schedule that EulerDiscreteScheduler has
@@ -95,15 +96,7 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         DataError, InputMissing: as `check_scheduler`.
     """
-    file = folder / "scheduler" / "scheduler_config.json"
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputMissing(f"cannot read {file}: {error.strerror}; fetch the teacher again") from error
-    except ValueError as error:
-        raise DataError(f"teacher file {file} is not JSON ({error}); fetch the teacher again") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"teacher file {file} is no JSON object; fetch the teacher again")
+    settings = read_object(folder / "scheduler" / "scheduler_config.json")
     return {name: value for name, value in settings.items() if not name.startswith("_")}
 
 

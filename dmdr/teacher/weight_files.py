@@ -8,11 +8,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from dmdr.errors import DataError
+from dmdr.teacher.json_file import read_object
 
 MODELS = ("transformer", "unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")  # parts with weights
 VARIANTS = ("fp16", "bf16")
@@ -70,14 +70,9 @@ def check_config(folder: Path, part: str) -> None:
 
     Raises:
         DataError: with the key.
+        InputMissing: it cannot be read.
     """
-    file = folder / part / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"teacher file {file} cannot be read ({error}); fetch the teacher again") from error
-    if not isinstance(config, dict):
-        raise DataError(f"teacher file {file} is no JSON object; fetch the teacher again")
+    config = read_object(folder / part / "config.json")
     if "auto_map" in config:
         raise DataError(
             f"teacher {folder}: {part} asks for code of its own (auto_map), which is never run; give another"

@@ -133,6 +133,7 @@ def test_kill_at_any_call_of_a_checkpoint(
 def test_kill_at_random_times(tmp_path: Path, rng: random.Random) -> None:
     """Kills inside a write, too: the child saves big checkpoints for as long as it lives."""
     artifact = Artifact(str(tmp_path / "runs"), "r", "joint")
+    artifact.claim(IDENTITY, INPUTS)
 
     def big(artifact: Artifact, step: int) -> None:
         artifact.checkpoints(2).save(step, {"big": torch.full((1_000_000,), float(step))}, {"step": step})
