@@ -169,6 +169,7 @@ def pull(
     folder: options.Target,
     form: options.FormOption = None,
     to_hub: options.ToHub = None,
+    verify: options.PublicKey = None,
     store: options.Store = "runs",
 ) -> int:
     """Copy the files of a sealed stage to a folder, verified.
@@ -177,7 +178,7 @@ def pull(
     """
     from flows.commands.pull import pull_stage
 
-    return pull_stage(run, stage, folder, store, form, hub=to_hub)
+    return pull_stage(run, stage, folder, store, form, hub=to_hub, key=verify)
 
 
 @app.command()

@@ -38,7 +38,10 @@ METHOD = {  # what only dmdr imports
 SERVER = {"aiosqlite", "alembic", "apprise", "asyncpg", "cryptography", "docker", "pydocket", "sqlalchemy"}
 DOWNLOADS = {"hf-xet"}  # fetches large files from a model hub; flows only list what is there
 WITHOUT = {"flow": METHOD | SERVER | DOWNLOADS, "stages": {"kubernetes", "prefect"}}
-ALSO = {"flow": {"huggingface-hub"}, "stages": set()}  # for dmdr/teacher/hub.py; in the other image diffusers needs it
+ALSO = {
+    "flow": {"huggingface-hub"},  # for dmdr/teacher/hub.py; in the other image diffusers needs it
+    "stages": {"model-signing", "pyopenssl"},  # for execution.signing_key
+}
 FROM_TORCH = re.compile(r"cuda|nvidia|triton")  # torch pins their versions itself; see `make lock`
 PLATFORM = default_environment() | {
     "implementation_name": "cpython",

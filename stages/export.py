@@ -4,6 +4,7 @@
 2. What rounding to export.dtype changes is measured and told, but not judged: evaluation scores the exported pipeline.
 3. provenance.json and SHA256SUMS, which `sha256sum -c` reads, lie beside the forms. Each form's folder has the model
    card (README.md), its images and a workflow for ComfyUI, because each is copied alone.
+4. With `execution.signing_key` each form is signed, and the whole.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 from stages.store.layout import digest
 from stages.store.published_teachers import teacher_name
+from stages.store.signature import check_signing_key, sign_export
 
 SUMS = "SHA256SUMS"
 WORKFLOW, IMAGES = "comfyui.json", "images"
@@ -54,12 +56,15 @@ def run(context: Context) -> dict[str, object]:
     """Write a folder for each form of the config, provenance.json and SHA256SUMS. Returns the facts for the record.
 
     Raises:
+        ConfigError, InputMissing: execution.signing_key is no key that can sign.
         DataError: the weights do not fit the teacher, or a form does not draw the student's images.
         NonFinite: an image of the model card is not a number.
         Stopped: SIGTERM arrived; the next run starts over.
     """
     config, source = context.config, find_teacher_of(context.config.teacher)
     steps, dtype = config.student.steps, DTYPES[config.export.dtype]
+    if config.execution.signing_key is not None:
+        check_signing_key(config.execution.signing_key)  # before minutes of work
     backbone = load_teacher(source, pick_device(config), resolution=config.teacher.resolution)
     load_student(backbone.network, context.input("joint"), lora_dtype=dtype)
     unrounded = sample_probes(backbone, steps, seed=config.seed)
@@ -78,6 +83,8 @@ def run(context: Context) -> dict[str, object]:
     text = json.dumps(facts.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
     (context.out / "provenance.json").write_text(text + "\n", encoding="utf-8")
     (context.out / SUMS).write_text(list_checksums(context.out), encoding="utf-8")
+    if config.execution.signing_key is not None:
+        sign_export(context.out, config.forms, config.execution.signing_key)
     return {"steps": steps, "dtype": config.export.dtype, "parity": max(parity.values())}
 
 

@@ -169,6 +169,9 @@ class Execution(Section):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    signing_key: str | None = (
+        None  # a file with a private key (PEM) that signs the export: dmdr pull --verify checks it
+    )
     processes: Positive = 1  # for training and evaluation on this machine, one on each GPU; they split the work
     # largest number of samples in one pass of a network; gradients of the parts are added. None: the whole batch
     micro_batch_size: Positive | None = None

@@ -148,6 +148,11 @@ ToHub = Annotated[
     typer.Option("--to-hub", metavar="OWNER/NAME", help="upload the export to this repository of the model hub"),
 ]
 
+PublicKey = Annotated[
+    str | None,
+    typer.Option("--verify", metavar="KEY", help="check that the owner of this public key (PEM) signed the export"),
+]
+
 # teachers
 Repository = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="a model of the hub, as its page is called")]
 Teacher = Annotated[str, typer.Argument(metavar="FOLDER", help=A_PIPELINE)]

@@ -6,8 +6,9 @@ import fcntl
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from dmdr.config.forms import FORMS, Form
@@ -19,30 +20,39 @@ from stages.store.artifacts import Artifact
 from stages.store.download import download
 from stages.store.layout import is_intact
 from stages.store.runs import follow_name
+from stages.store.signature import verify_folder
 
 WITH_EACH = ("provenance.json", "SHA256SUMS")  # files that come with each form
 MEGABYTE = 10**6
 
 
 def pull_stage(
-    run: str, stage: StageName, folder: str, store: str, form: Form | None, *, hub: str | None = None
+    run: str,
+    stage: StageName,
+    folder: str,
+    store: str,
+    form: Form | None,
+    *,
+    hub: str | None = None,
+    key: str | None = None,
 ) -> int:
     """Copy the files of a sealed stage to `folder` and verify each; returns the exit code.
 
     A pull that was cut off continues with the files that it has. Until the copy is whole, its files lie in
     .FOLDER.partial beside it. run: its name, or a name that it was promoted to. form: copy only this form of an export.
     hub: a repository of the model hub to upload the export to. Then `folder` may hold a whole copy of it already.
+    key: a public key; the copy appears only if its owner has signed it.
 
     Raises:
-        ConfigError: the folder is not empty, `form` or `hub` is set and the stage is not the export, or the hub
+        ConfigError: the folder is not empty, `form`, `hub` or `key` is set and the stage is not the export, or the hub
             refuses.
-        InputMissing: the stage is not sealed, or was not exported in this form.
-        DataError: a file is missing or damaged, or the record is of another run or stage.
+        InputMissing: the stage is not sealed, or was not exported in this form, or there is no such key.
+        DataError: a file is missing or damaged, the record is of another run or stage, or the signature is not right.
         StoreError: the store, the disk or the hub fails, or another pull is writing to this folder.
     """
     target = Path(folder).absolute() if hub is not None else require_new_folder(folder)
-    for option in ("--form",) * (form is not None) + ("--to-hub",) * (hub is not None):
-        if stage != "export":
+    for option, value in (("--form", form), ("--to-hub", hub), ("--verify", key)):
+        if value is not None and stage != "export":
             raise ConfigError(f"{option} is for the stage export, and the stage is {stage}; leave it out")
     if hub is not None:
         check_upload(hub, form)
@@ -50,16 +60,31 @@ def pull_stage(
     if artifact.run != run:
         print(f"{run} is run {artifact.run}")
     if is_new_folder(target):
-        exit_code = copy_files(artifact, select_files(artifact, form), target)
+        exit_code = copy_files(artifact, select_files(artifact, form), target, partial(check_signature, form, key))
         if exit_code:
             return exit_code
         print(f"{form or stage} of {artifact.run} is in {target}")
     elif not is_copy(artifact, select_files(artifact, form), target):
         raise ConfigError(f"{target} exists and holds something else than this export; name a new one")
+    else:
+        check_signature(form, key, target)
     if hub is not None:
         print(f"{form or stage} of {artifact.run} is at {upload_export(target, artifact, hub)}")
         print("a new repository is private until you change that there")
     return 0
+
+
+def check_signature(form: Form | None, key: str | None, folder: Path) -> None:
+    """Check that the owner of a public key signed a copy of an export, or of one form; nothing without a key.
+
+    Raises:
+        InputMissing, ConfigError: there is no such key.
+        DataError: he did not.
+    """
+    if key is not None:
+        what = form or "the export"
+        verify_folder(folder if form is None else folder / form, key, what)
+        print(f"{what} is signed by the owner of {key}")
 
 
 def is_copy(artifact: Artifact, names: list[str], target: Path) -> bool:
@@ -69,8 +94,10 @@ def is_copy(artifact: Artifact, names: list[str], target: Path) -> bool:
     return present == set(names) and all(is_intact(target / name, files[name]) for name in names)
 
 
-def copy_files(artifact: Artifact, names: list[str], target: Path) -> int:
+def copy_files(artifact: Artifact, names: list[str], target: Path, check: Callable[[Path], None]) -> int:
     """Copy files of an artifact to a folder that appears when it is whole; returns the exit code.
+
+    check: called with the whole copy before it appears; it may raise.
 
     Raises:
         ConfigError, DataError, InputMissing, StoreError: as `pull_stage`.
@@ -82,18 +109,19 @@ def copy_files(artifact: Artifact, names: list[str], target: Path) -> int:
         megabytes = math.ceil(total / MEGABYTE)
         progress.update(megabytes if copied == total else copied // MEGABYTE, megabytes)
 
-    with lock_folder(target.parent / f".{target.name}.partial") as partial:
+    with lock_folder(target.parent / f".{target.name}.partial") as begun:
         try:
-            download(artifact, sizes, partial, show_progress)
+            download(artifact, sizes, begun, show_progress)
         except (ConfigError, DataError, OSError) as error:
             kinds = (ConfigError, DataError, InputMissing)
             kind = next((each for each in kinds if isinstance(error, each)), StoreError)
-            raise kind(f"{error}; {_describe_missing(partial, sizes)}") from error
+            raise kind(f"{error}; {_describe_missing(begun, sizes)}") from error
         except KeyboardInterrupt:
-            print(f"dmdr: stopped; {_describe_missing(partial, sizes)}; repeat the command to go on", file=sys.stderr)
+            print(f"dmdr: stopped; {_describe_missing(begun, sizes)}; repeat the command to go on", file=sys.stderr)
             return Stopped.exit_code
-        _delete_others(partial, sizes)
-        partial.rename(target)
+        _delete_others(begun, sizes)
+        check(begun)
+        begun.rename(target)
     return 0
 
 

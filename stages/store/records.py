@@ -19,7 +19,7 @@ from dmdr.config.names import NAME
 
 SCHEMA = 1
 CHECKPOINT_SCHEMA = 2  # the first manifests did not say whose the checkpoint is
-TIMED = {"provenance.json", "README.md", "SHA256SUMS", "report.html", "speed.json"}  # in any folder
+TIMED = {"provenance.json", "README.md", "SHA256SUMS", "report.html", "speed.json", "model.sig"}  # in any folder
 LONGEST_NAME = 1024  # letters of a file's name; the limit of S3's keys
 Json = dict[str, object]  # a JSON object whose keys its writer defines
 
@@ -68,7 +68,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 def tells_time(name: str) -> bool:
     """Whether a file tells how long something took. That differs in every run, so the fingerprint leaves it out.
 
-    SHA256SUMS is one of these files, because it holds the digests of the others.
+    SHA256SUMS and the signature are such files, because they hold the digests of the others.
     """
     return PurePosixPath(name).name in TIMED
 
