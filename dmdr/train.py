@@ -15,10 +15,11 @@ import torch
 
 from dmdr import distributed
 from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.config.batches import count_trajectories
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
-from dmdr.errors import ConfigError, NonFinite
+from dmdr.errors import NonFinite
 from dmdr.hacking_alarm import Look, Row, Watcher
 from dmdr.optimizers import learning_rate
 from dmdr.rl.objective import Objective, RLTerm
@@ -30,7 +31,6 @@ from dmdr.update import (
     Levels,
     RealScore,
     WeightedLoss,
-    count_trajectories,
     roll_out,
     select_states,
     update_fake_score,
@@ -212,35 +212,6 @@ def count_groups(run: Run) -> tuple[int, int]:
         student_batches=student_batches,
     )
     return count // group, group
-
-
-def check_split(run: Run) -> None:
-    """Check that every rank has something to do in every part of an update.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    ranks, size, (prompts, group) = distributed.ranks(), run.training.batch_size, count_groups(run)
-    block = run.rl.algorithm.block if run.rl else 1
-    if size // block < ranks:
-        in_blocks = f" in blocks of {block}" if block > 1 else ""
-        raise ConfigError(
-            f"{run.stage}.batch_size {size} cannot be split over {ranks} processes{in_blocks}; make it "
-            f"{ranks * block} or more, or use fewer processes"
-        )
-    if prompts < ranks:
-        noun, in_groups = "prompt" if prompts == 1 else "prompts", f" of {group} images" if group > 1 else ""
-        raise ConfigError(
-            f"{run.stage}.batch_size {size} needs {prompts} {noun} an update{in_groups}, fewer than {ranks} processes; "
-            "raise it, or use fewer"
-        )
-    for count, together in ((size // block, block), (prompts, group)):
-        if len(distributed.split_batches(slice(0, 0), count, most_together(run, together))) > count // ranks:
-            raise ConfigError(
-                f"{run.stage}.batch_size {size} makes {count} to share among {ranks} processes, {count // ranks} for "
-                f"some and {count // ranks + 1} for others, which execution.micro_batch_size {run.micro_batch} cannot "
-                f"cut into equally many parts; make batch_size a multiple of {ranks * together}, or the parts larger"
-            )
 
 
 def select_batches(run: Run, update: int, states: States, c: Conditioning, objective: Objective | None) -> Batches:

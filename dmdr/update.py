@@ -13,7 +13,6 @@ Cost with CFG and a full student: (K - 1) F rollout + (K - 1)(F + b) + 3 F stude
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,17 +84,6 @@ class RealScore:
     unconditional: Conditioning
     guidance_scale: float
     lora_scale: float
-
-
-def count_trajectories(
-    batch_size: int, fake_updates: int, steps: int, *, group_size: int = 1, student_batches: float = 1.0
-) -> int:
-    """How many trajectories a training step rolls out so that their states suffice, in whole groups.
-
-    ceil(B max(K - 1, student_batches) / N). student_batches: batches rolled out for the student, unused ones included.
-    """
-    needed = math.ceil(max(fake_updates - 1, student_batches) * batch_size / steps)
-    return math.ceil(needed / group_size) * group_size
 
 
 def roll_out(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor) -> States:

@@ -29,7 +29,7 @@ from dmdr.config.section import Address
 from dmdr.config.stages import StageName, list_until
 from dmdr.errors import USER_ERRORS
 from flows import chain
-from flows.launch import process
+from flows.launch import given_config, process
 from flows.launch.failure import RETRY_DELAYS, StageFailed, announce_retry, check_sealed, is_worth_a_retry
 from flows.launch.stage import Stage, prepare_stage
 from flows.prefect_support import artifacts, owners, progress
@@ -105,7 +105,11 @@ def _run_as_job(stage: Stage, say: Callable[[str], None]) -> None:
 
 def stop_jobs(flow: Flow, flow_run: FlowRun, state: State) -> None:
     """Stop the Jobs of a cancelled flow run, from another process, in case its own could not."""
-    cluster = load_config(flow_run.parameters["config"]).execution.cluster
+    try:
+        cluster = given_config.read_config(flow_run.parameters["config"]).execution.cluster
+    except USER_ERRORS as error:
+        print(f"cannot see whether the flow run has Jobs to stop: {error}")
+        return
     if cluster is not None:
         from flows.launch import owned
 
@@ -117,7 +121,7 @@ def name_flow_run() -> str:
     """The name of the run, as that of the flow run. A config that cannot be read fails in the flow, with its reason."""
     parameters = flow_run.parameters
     try:
-        return parameters.get("run") or load_config(parameters["config"]).run
+        return parameters.get("run") or given_config.read_config(parameters["config"]).run
     except USER_ERRORS:
         return flow_run.name
 
@@ -140,7 +144,7 @@ def dmdr(
     """Distil the teacher of a config file into its student, and score it.
 
     Args:
-        config: path of the YAML file
+        config: path of the YAML file where the flow runs, its address such as s3://bucket/my-run.yaml, or its text
         run: name of the run: lower-case letters, digits, dots, dashes and underscores; empty: the config's own
         store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
         teacher: replaces the config's teacher.path; may be the address of a published teacher; empty: the config's own
@@ -148,8 +152,10 @@ def dmdr(
             none
         until: the last stage to run
     """
-    run = run or load_config(config).run
-    chain.distil(run_stage, config, run, store, teacher or None, cold_start_of or None, until)
+    wait = given_config.WAIT if deployment.id else 0.0  # by hand, a file that is missing is a mistake
+    with given_config.open_config(config, get_run_logger().info, wait=wait) as path:
+        run = run or load_config(path).run
+        chain.distil(run_stage, path, run, store, teacher or None, cold_start_of or None, until)
     if "evaluate" in list_until(until):
         artifacts.publish_scorecard(run, store)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from pathlib import Path
 
 from prefect import flow, get_run_logger
 from prefect.runtime import deployment
 
 from flows.chain import run_table
 from flows.distil import run_stage
+from flows.launch import given_config
 from flows.prefect_support import artifacts
 from stages.reports.tables.prepared import prepare_table
 
@@ -30,6 +32,7 @@ def lab_tables(
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    table = prepare_table(spec, seeds, store, base, out)
     say = get_run_logger().info if deployment.id else partial(print, file=sys.stderr, flush=True)
+    given_config.wait_for_file(Path(spec), say, seconds=given_config.WAIT if deployment.id else 0.0)
+    table = prepare_table(spec, seeds, store, base, out)
     run_table(run_stage, table, say=say, publish=partial(artifacts.publish_page, table.spec.runs))

@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import deployment as of_deployment
 from pydantic import Field
 
 from dmdr.config.identity import identity
@@ -26,6 +27,7 @@ from dmdr.config.load import load_config
 from dmdr.config.run import Address, Config
 from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError
+from flows.launch import given_config
 from stages.store.artifacts import Artifact
 from stages.store.revisions import list_revisions, run_name
 
@@ -44,7 +46,7 @@ def retrain(
     """Start the runs that are missing, and wait for none of them.
 
     Args:
-        config: path of the YAML file; its teacher.path stands for each teacher in turn
+        config: as that of the flow dmdr; its teacher.path stands for each teacher in turn
         teachers: a prefix where teachers are published, s3://bucket/teachers, or hub:OWNER/NAME
         store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
         deployment: of the flow dmdr, FLOW/DEPLOYMENT
@@ -55,7 +57,8 @@ def retrain(
         InputMissing, StoreError: the teachers cannot be listed.
     """
     say = get_run_logger().info
-    checked = load_config(config)
+    with given_config.open_config(config, say, wait=given_config.WAIT if of_deployment.id else 0.0) as path:
+        checked = load_config(path)
     revisions = list_revisions(teachers)
     if not revisions:
         say(f"no teachers at {teachers}")

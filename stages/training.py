@@ -22,6 +22,7 @@ from dmdr.assembly import (
     is_sharded,
     select_stage,
 )
+from dmdr.config.batches import check_split
 from dmdr.config.stages import StageName
 from dmdr.errors import Stopped
 from dmdr.hacking_alarm import exported_ema, summarize
@@ -30,7 +31,7 @@ from dmdr.promptset import PromptSet
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.state import Row, StateInfo, TrainState, check_info
 from dmdr.teacher.load import find_teacher_of, load_teacher
-from dmdr.train import Run, check_split
+from dmdr.train import Run
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 from stages.runtime.remaining import count_later_steps, count_update
@@ -99,6 +100,9 @@ def start_session(context: Context, name: StageName, *, start: Path | None = Non
     """
     config, stage = context.config, select_stage(context.config, name)
     device, sharded = pick_device(config), is_sharded(config)
+    micro_batch = config.execution.micro_batch_size
+    steps, ranks = config.student.steps, distributed.ranks()  # torchrun may have started more than the config says
+    check_split(name, stage.training, stage.rl, steps=steps, ranks=ranks, micro_batch=micro_batch)
     check_optimizers(stage.training, name, split=sharded and config.student.form == "full")
     teacher = find_teacher_of(config.teacher)
     backbone = load_teacher(teacher, "cpu" if sharded else device, text=False, resolution=config.teacher.resolution)
@@ -110,7 +114,6 @@ def start_session(context: Context, name: StageName, *, start: Path | None = Non
     watch = build_watcher(config, stage, assembly.base, prompts, say=context.progress.say)
     empty_prompt = PromptSet.unconditional(folder)
     run = build_run(config, stage, assembly, prompts=prompts, empty_prompt=empty_prompt, watch=watch)
-    check_split(run)
     return Session(context, stage, run, assembly.state)
 
 

@@ -40,11 +40,12 @@ class Pods(Section):
     node_selector: dict[str, str] = Field({})
     tolerations: tuple[Toleration, ...] = Field((Toleration(key="nvidia.com/gpu"),), strict=False)
     priority_class: Label | None = None
-    # How many pods may fail before the stage fails. With one node, an evicted pod does not count. A bad config or a bad
-    # input is not retried.
+    # How many pods may fail before the stage fails. A pod that was told to stop and wrote its checkpoint does not
+    # count: one that was evicted, or deleted by kubectl. A bad config or a bad input is not retried.
     retries: int = Field(3, ge=0)
     deadline: Positive | None = None  # seconds from the Job's start until it fails, including all retries
-    # seconds that a pod may wait for a node, an image or a secret; time in Kueue's queue does not count
+    # Seconds that a pod may wait for a node, an image or a secret, or may not even be created, because of a quota for
+    # example. Time in Kueue's queue does not count.
     patience: Positive = 1800
     grace: Positive = 300  # seconds between SIGTERM and SIGKILL, to finish a step and save its checkpoint
 

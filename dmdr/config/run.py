@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dmdr.config.batches import check_split
 from dmdr.config.cluster import Cluster
 from dmdr.config.forms import Dtype, Form
 from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Section
-from dmdr.config.stages import MODELS, ModelName, StageName
+from dmdr.config.stages import MODELS, TRAINING_STAGES, ModelName, StageName
 from dmdr.config.training import DPO, GRPO, Joint, Training
 from dmdr.config.worlds import World, name_world, refuse_other_worlds
 
@@ -219,6 +220,11 @@ class Config(Section):
             }
         return set(self.evaluate.metrics).difference(JUDGES) if stage == "evaluate" else set()
 
+    def count_ranks(self, stage: StageName) -> int:
+        """Processes that train: those of every node."""
+        cluster = self.execution.cluster
+        return self.execution.processes * (cluster.of(stage).nodes if cluster else 1)
+
     def metrics_with_weights(self, stage: StageName) -> set[str]:
         """The rewards of a stage, and its other metrics that read weights or questions."""
         judges = set(OF_JUDGE).intersection(self.evaluate.metrics) if stage == "evaluate" else set()
@@ -263,6 +269,20 @@ class Config(Section):
             raise ValueError(
                 f"joint.rl.algorithm {self.joint.rl.algorithm} learns from the renoising steps and student.steps 1 has "
                 "none; set algorithm: refl, or student.steps to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> Config:
+        """Here and not only in the stage: a cluster would start pods on all nodes to learn it."""
+        for name in TRAINING_STAGES:
+            check_split(
+                name,
+                self.joint if name == "joint" else self.cold_start,
+                self.joint.rl if name == "joint" else None,
+                steps=self.student.steps,
+                ranks=self.count_ranks(name),
+                micro_batch=self.execution.micro_batch_size,
             )
         return self
 

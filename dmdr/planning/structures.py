@@ -20,12 +20,12 @@ import torch
 
 from dmdr import losses
 from dmdr.backbones.protocol import Backbone, Conditioning, Item
+from dmdr.config.batches import count_trajectories
 from dmdr.optimizers import Trainable
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.update import (
     Levels,
     RealScore,
-    count_trajectories,
     roll_out,
     select_states,
     update_fake_score,

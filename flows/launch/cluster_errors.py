@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from dmdr.errors import ConfigError
 from flows.launch.failure import StageFailed
 
 MISSING, CONFLICT = 404, 409  # HTTP's
+RIGHT_IS_MISSING = re.compile(r" cannot \w+ resource ")  # how RBAC refuses; quotas and webhooks answer 403, too
 
 
 class ClusterUnavailable(Exception):
@@ -41,7 +43,7 @@ def explain_errors(stage: str, verb: str, resource: str, *, namespace: str, host
         if error.status == CONFLICT:
             raise NameTaken(f"the cluster has an object of that name already: {read_message(error)}") from error
         if is_outage(error):
-            raise ClusterUnavailable(f"the cluster answered {error.status} {error.reason}") from error
+            raise ClusterUnavailable(f"the cluster answered {error.status}: {read_message(error)}") from error
         why = explain_refusal(error, verb, resource, namespace)
         raise StageFailed(stage, ConfigError.exit_code, why, final=True) from error
 
@@ -64,10 +66,20 @@ def is_outage(error: client.ApiException) -> bool:
 def explain_refusal(error: client.ApiException, verb: str, resource: str, namespace: str) -> str:
     """What the cluster refuses, why, and what to do."""
     message = read_message(error)
-    if error.status in (401, 403):
+    if error.status == 401:
+        return (
+            f"the cluster does not know who this flow is ({message}); renew the credentials in KUBECONFIG, or the "
+            "ServiceAccount's token"
+        )
+    if error.status == 403 and RIGHT_IS_MISSING.search(message):
         return (
             f"the cluster does not let this flow {verb} {resource} in the namespace {namespace}: {message}; "
             "k8s/base has the Role that it needs"
+        )
+    if error.status == 403 and " quota" in message:
+        return (
+            f"the namespace {namespace} has no room for more {resource}: {message}; delete those that have ended, or "
+            "raise that quota"
         )
     if error.status == MISSING and "namespace" in message:
         return f"the cluster has no namespace {namespace}; create it (k8s/base), or set execution.cluster.namespace"

@@ -6,30 +6,34 @@
    Complete and Failed end a Job. A suspended Job, as a queue leaves it, is waiting.
 3. The cluster may be unreachable for a while (backoff.py); nothing is deleted meanwhile.
 4. A flow stops the Jobs that it started, and those it attached to which no living flow run waits for. Others belong to
-   somebody. Each flow run marks the Jobs that it waits for, so that one that dies leaves none behind; see owned.py.
+   somebody: it leaves them running, and says so. Each flow run marks the Jobs that it waits for, so that one that dies
+   leaves none behind; see owned.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import urllib3
 from kubernetes import client
 
 from dmdr.errors import INTERNAL, ConfigError, Stopped
-from flows.launch import pods
+from flows.launch import events, pods
 from flows.launch.api import JOB, JOB_SET, TIMEOUT, JobApi, connect
 from flows.launch.backoff import Backoff
 from flows.launch.cluster_errors import ClusterUnavailable, explain_errors, ignore_missing
 from flows.launch.failure import StageFailed
-from flows.launch.labels import ATTEMPT, FLOW_RUN, IDENTITY, NODE, PREFIX, STORE
+from flows.launch.labels import ATTEMPT, FLOW_RUN, IDENTITY, NODE, PREFIX, STAGE, STORE
 from flows.launch.logs import Logs
-from flows.launch.manifest import build_annotations, build_manifest, build_mark, read_marks
-from flows.launch.objects import ENDS, Job, Pod, PodList
-from flows.launch.stage import Stage
+from flows.launch.manifest import build_annotations, build_manifest, build_mark
+from flows.launch.objects import ENDS, Event, Job, Pod, PodList
+from flows.launch.owned import find_owner
+from flows.launch.stage import Stage, name_command
+from flows.launch.waiting import Waiting
 
 POLL = 15  # seconds that a watch may be silent
 LAST_LINES = 10  # seconds for the end of the logs
@@ -56,27 +60,14 @@ def run_job(
     job = jobs.begin(flow_run, sealed)
     if job is None:
         return
-    others = {other: of for other, of in read_marks(job).items() if other != flow_run}
-    is_ours = job.owner is not None and (job.owner == flow_run or all(is_over(*other) for other in others.items()))
     try:
         problem = jobs.watch(job.name)
     except BaseException:
-        if is_ours:
-            say(f"{stage.name}: stopping {job.name}")
-            jobs.stop(job.name)
-        jobs.logs.finish(LAST_LINES if is_ours else 0)
+        jobs.leave(job, flow_run, is_over)
         raise
     jobs.logs.finish(LAST_LINES)
     if problem is not None and not sealed():
         raise problem
-
-
-@dataclass(frozen=True)
-class Stuck:
-    """Pods of a Job wait for something. since: a time.monotonic()."""
-
-    since: float
-    why: str
 
 
 @dataclass(frozen=True)
@@ -159,7 +150,7 @@ class Jobs:
 
     def watch(self, name: str) -> StageFailed | None:
         """Wait for the end of a Job; returns what went wrong, if anything did."""
-        stuck: Stuck | None = None
+        waiting = Waiting(self.stage, self.read_events)
         was_suspended = False
         while True:
             snapshot = self.backoff.call(lambda: self._look(name))
@@ -172,7 +163,7 @@ class Jobs:
             was_suspended = job.spec.suspend
             if job.succeeded is not None:
                 return None if job.succeeded else self._explain_failure(snapshot)
-            stuck = self._check_waiting(snapshot, stuck)
+            self._check_waiting(snapshot, waiting)
             self.api.wait_for_event(job, POLL)
 
     def _look(self, name: str) -> Snapshot | None:
@@ -180,25 +171,20 @@ class Jobs:
         job = self.read_job(name)
         return None if job is None else Snapshot(job, self.list_pods(job))
 
-    def _check_waiting(self, snapshot: Snapshot, stuck: Stuck | None) -> Stuck | None:
-        """Whether pods wait for something, and since when. stuck: the same as it was before.
+    def _check_waiting(self, snapshot: Snapshot, waiting: Waiting) -> None:
+        """Tell why the Job does not run, if there is a reason.
 
         Raises:
-            StageFailed: they have waited too long; the Job is deleted.
+            StageFailed: it has waited too long; the Job is deleted.
         """
-        reasons = (pods.explain_waiting(pod, self.stage) for pod in snapshot.pods)
-        why = next((reason for reason in reasons if reason is not None), None)
-        if why is None:
-            return None
-        if stuck is None or stuck.why != why:
-            self.say(f"{self.stage.name}: {why}")
-        now = time.monotonic()
-        since = now if stuck is None else stuck.since
-        if now - since > self.stage.pods.patience:
+        find = partial(waiting.find_problem, snapshot.job, snapshot.pods, others_end=self.others_end)
+        problem = self.backoff.call(find)
+        if (news := waiting.note(problem, snapshot.pods)) is not None:
+            self.say(f"{self.stage.name}: {news}")
+        if problem is not None and waiting.lasts_too_long(problem):
             self.stop(snapshot.job.name)
             waited = f"it waited {self.stage.pods.patience:,} s (execution.cluster.patience)"
-            raise StageFailed(self.stage.name, ConfigError.exit_code, f"{why}; {waited}", final=True)
-        return Stuck(since, why)
+            raise StageFailed(self.stage.name, ConfigError.exit_code, f"{problem.why}; {waited}", final=True)
 
     def _explain_failure(self, snapshot: Snapshot) -> StageFailed:
         job = snapshot.job
@@ -211,21 +197,33 @@ class Jobs:
 
     def list_pods(self, job: Job) -> tuple[Pod, ...]:
         """The pods of an attempt. Their logs are followed from now on."""
-        with self._explain_errors("list", "pods"):
-            answer: urllib3.HTTPResponse = self.core.list_namespaced_pod(  # type: ignore[assignment]  # no V1PodList:
-                self.stage.cluster.namespace,
-                label_selector=f"{self.stage.selector},{ATTEMPT}={job.attempt}",
-                _request_timeout=TIMEOUT,
-                _preload_content=False,  # with it, the client returns the response itself
-            )
-            if answer.status != 200:
-                raise client.ApiException(http_resp=answer)
-            pods_of_job = PodList.model_validate_json(answer.data).items
+        pods_of_job = self._list_pods(f"{self.stage.selector},{ATTEMPT}={job.attempt}")
         for pod in pods_of_job:
             if pods.has_log(pod):
                 node = pod.metadata.annotations.get(NODE, "")
                 self.logs.follow(pod.name, f"node {node}: " if self.stage.is_set else "")
         return pods_of_job
+
+    def _list_pods(self, selector: str) -> tuple[Pod, ...]:
+        with self._explain_errors("list", "pods"):
+            answer: urllib3.HTTPResponse = self.core.list_namespaced_pod(  # type: ignore[assignment]  # no V1PodList:
+                self.stage.cluster.namespace,
+                label_selector=selector,
+                _request_timeout=TIMEOUT,
+                _preload_content=False,  # with it, the client returns the response itself
+            )
+            if answer.status != 200:
+                raise client.ApiException(http_resp=answer)
+            return PodList.model_validate_json(answer.data).items
+
+    def others_end(self) -> bool:
+        """Whether pods of stages are still ending, after a cancellation or an eviction for example."""
+        return any(pods.is_ending(pod) for pod in self._list_pods(STAGE))
+
+    def read_events(self, name: str) -> tuple[Event, ...] | None:
+        """The warnings about the object of a name; None where our Role does not let us read them."""
+        with self._explain_errors("list", "events"):
+            return events.read_events(self.core, self.stage.cluster.namespace, name)
 
     def read_job(self, name: str) -> Job | None:
         """A Job as it is now; None if there is none of that name."""
@@ -247,6 +245,26 @@ class Jobs:
             except (ClusterUnavailable, client.ApiException, urllib3.exceptions.HTTPError):
                 pass
             time.sleep(0.5)
+
+    def leave(self, job: Job, flow_run: str | None, is_over: Callable[[str, str], bool]) -> None:
+        """Stop a Job that nobody else waits for. Where somebody may, say so, and how a person stops it.
+
+        job: as it was when we began to wait. is_over: as that of `run_job`.
+        """
+        with suppress(ClusterUnavailable, StageFailed):  # then what we know has to do
+            now = self.read_job(job.name)
+            if now is None or now.is_ending or now.succeeded is not None:
+                self.logs.finish(LAST_LINES)
+                return
+            job = now
+        owner = find_owner(job, flow_run, is_over)
+        if owner is None:
+            self.say(f"{self.stage.name}: stopping {job.name}")
+            self.stop(job.name)
+        else:
+            command = name_command("delete", job.name, self.stage)
+            self.say(f"{self.stage.name}: {job.name} runs on, because {owner}; to stop it: {command}")
+        self.logs.finish(LAST_LINES if owner is None else 0)
 
     def _explain_errors(self, verb: str, resource: str | None = None) -> AbstractContextManager[None]:
         host = self.core.api_client.configuration.host

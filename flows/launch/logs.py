@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from threading import Event, Thread
 
 import urllib3
@@ -14,6 +16,10 @@ from flows.launch.manifest import CONTAINER
 
 PAUSE = 1.0  # seconds until a log that broke off is read again
 FORBIDDEN = 403
+DIGITS = 9  # of the fraction of a second
+LINE = re.compile(  # RFC 3339, a space and the text; the container runtime writes the time in the node's own zone
+    r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ?(.*)", re.DOTALL
+)
 
 
 class Logs:
@@ -38,9 +44,10 @@ class Logs:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _follow(self, pod: str, prefix: str) -> None:
-        last = ""  # the time of the last line; Kubernetes writes it before each, in full and sortable
+        place = Place()
         while True:
             is_last = self._over.is_set()
+            place.start_over()
             try:
                 answer: urllib3.HTTPResponse = self.core.read_namespaced_pod_log(  # type: ignore[assignment]  # not str:
                     pod,
@@ -52,9 +59,7 @@ class Logs:
                     _request_timeout=(5, 3600),
                 )
                 for line in iterate_lines(answer.stream(decode_content=False)):
-                    when, _, text = line.partition(" ")
-                    if when > last:
-                        last = when
+                    if (text := place.take(line)) is not None:
                         self.say(f"{prefix}{text}")
             except client.ApiException as error:
                 if error.status in (FORBIDDEN, MISSING):
@@ -64,6 +69,42 @@ class Logs:
             if is_last:
                 return
             self._over.wait(PAUSE)
+
+
+class Place:
+    """How far the log of a pod was read. It is read from its beginning each time that a connection breaks off.
+
+    Kubernetes writes the time before each line of the container. A line without one is the kubelet's own, such as
+    "unable to retrieve container logs for containerd://...": no line of the stage, and no place in its log.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[datetime, str] | None = None  # the time of the last line that was taken
+        self._taken, self._met = 0, 0  # lines of that time: taken so far, and met in this reading
+
+    def start_over(self) -> None:
+        """The log is read from its beginning again."""
+        self._met = 0
+
+    def take(self, line: str) -> str | None:
+        """The text of a line that was not taken yet, without its time; None for all others."""
+        found = LINE.fullmatch(line)
+        if found is None:
+            return None
+        seconds, fraction, zone, text = found.groups()
+        try:
+            when = datetime.fromisoformat(f"{seconds}{zone}"), (fraction or "").ljust(DIGITS, "0")
+        except ValueError:  # there is no such day
+            return None
+        if self._last is not None and when < self._last:
+            return None
+        if when != self._last:
+            self._last, self._taken, self._met = when, 0, 0
+        self._met += 1
+        if self._met <= self._taken:
+            return None
+        self._taken = self._met
+        return str(text)
 
 
 def iterate_lines(chunks: Iterable[bytes]) -> Iterator[str]:

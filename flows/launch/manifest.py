@@ -3,10 +3,13 @@
 1. Everything is in this one object: the config file is an annotation of the pod, which mounts it. So the flow needs no
    right but to create Jobs, and `kubectl create -f` of what `dmdr render` prints needs nothing else either.
 2. A name is a function of run, stage and attempt, so that a second creation finds the first.
-3. One node: a Job of one indexed pod. Evicted pods are replaced and not counted. Exit codes of bad input end the Job.
-4. Several nodes: a JobSet. A pod that ends badly, evicted or not, restarts all of them, since the others wait for it;
-   each pod starts its own ranks and finds the first pod by its host name. torchrun is not used: it turns every exit
-   code into 1 and kills ranks 30 s after SIGTERM, whatever their checkpoint needs.
+3. One node: a Job of one indexed pod. Exit codes of bad input end the Job. A pod that was told to stop is replaced and
+   not counted. Its exit code says that it was told, by a node that is drained or by kubectl delete pod; where a person
+   deleted it, nothing else in its status does. A pod that is killed before its checkpoint is written counts.
+4. Several nodes: a JobSet. If one pod is told to stop, all write a checkpoint, end with the same code and are replaced.
+   A pod that ends in another way restarts all of them, since the others wait for it. Each pod starts its own ranks and
+   finds the first pod by its host name. torchrun is not used: it turns every exit code into 1 and kills ranks 30 s
+   after SIGTERM, whatever their checkpoint needs.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from pathlib import PurePosixPath
 
 from dmdr.config.identity import fingerprint, identity
 from dmdr.config.stages import TABLE
-from dmdr.errors import FINAL, ConfigError
+from dmdr.errors import FINAL, ConfigError, Stopped
 from flows.launch.labels import (
     ATTEMPT,
     CONFIG,
@@ -138,7 +141,11 @@ def _check_store(stage: Stage) -> None:
 def _build_job(stage: Stage, labels: dict[str, str], name: str) -> Manifest:
     pods = stage.pods
     bad_input = {"containerName": CONTAINER, "operator": "In", "values": sorted(FINAL)}
-    rules: list[Manifest] = [{"action": "FailJob", "onExitCodes": bad_input}]
+    told_to_stop = {"containerName": CONTAINER, "operator": "In", "values": [Stopped.exit_code]}
+    rules: list[Manifest] = [
+        {"action": "FailJob", "onExitCodes": bad_input},
+        {"action": "Ignore", "onExitCodes": told_to_stop},
+    ]
     if not stage.is_set:
         evicted = {"type": "DisruptionTarget", "status": "True"}
         rules.append({"action": "Ignore", "onPodConditions": [evicted]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.alias_generators import to_camel
@@ -143,6 +143,7 @@ class PodStatus(FromCluster):
     reason: str | None = None
     conditions: tuple[Condition, ...] = ()
     container_statuses: tuple[ContainerStatus, ...] = ()
+    init_container_statuses: tuple[ContainerStatus, ...] = ()
 
 
 class Pod(FromCluster):
@@ -160,3 +161,36 @@ class PodList(FromCluster):
     """The answer to a list request."""
 
     items: tuple[Pod, ...] = ()
+
+
+class EventSeries(FromCluster):
+    """How often an event came again."""
+
+    last_observed_time: datetime | None = None
+
+
+class Event(FromCluster):
+    """Something that a controller tells of an object. type: Normal or Warning. Which of its times there are depends on
+    the controller."""
+
+    metadata: Metadata
+    type: str = ""
+    reason: str = ""
+    message: str = ""
+    first_timestamp: datetime | None = None
+    last_timestamp: datetime | None = None
+    event_time: datetime | None = None
+    series: EventSeries = EventSeries()
+
+    @property
+    def when(self) -> datetime:
+        """When it last happened."""
+        times = (self.series.last_observed_time, self.last_timestamp, self.event_time, self.first_timestamp)
+        created = self.metadata.creation_timestamp or datetime.min.replace(tzinfo=UTC)
+        return next((time for time in times if time is not None), created)
+
+
+class EventList(FromCluster):
+    """The answer to a list request."""
+
+    items: tuple[Event, ...] = ()

@@ -5,6 +5,7 @@ A Job that somebody created by hand has no such label and is not among them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import urllib3
@@ -12,9 +13,10 @@ from kubernetes import client
 
 from dmdr.errors import ConfigError, StoreError
 from flows.launch.api import JOB, JOB_SET, JobApi, connect
-from flows.launch.cluster_errors import CONFLICT, MISSING, is_outage, read_message
+from flows.launch.cluster_errors import CONFLICT, MISSING, explain_refusal, is_outage
 from flows.launch.failure import StageFailed
 from flows.launch.labels import FLOW_RUN
+from flows.launch.manifest import read_marks
 from flows.launch.objects import Job
 
 ClientError = client.ApiException | urllib3.exceptions.HTTPError
@@ -75,7 +77,7 @@ class OwnedJobs:
         if not isinstance(error, client.ApiException) or is_outage(error):
             why = f"cannot {request}: the cluster at {self.host} does not answer sensibly"
             return StageFailed(self.asker, StoreError.exit_code, why)
-        why = f"the cluster does not let us {request}: {read_message(error)}; k8s/base has the Role that it needs"
+        why = explain_refusal(error, verb, api.kind.plural, api.namespace)
         return StageFailed(self.asker, ConfigError.exit_code, why, final=True)
 
 
@@ -87,3 +89,22 @@ def stop_all(namespace: str, flow_run: str) -> list[str]:
         jobs.stop(owned)
         stopped.append(owned.job.name)
     return stopped
+
+
+def find_owner(job: Job, flow_run: str | None, is_over: Callable[[str, str], bool]) -> str | None:
+    """Who else may want a Job to go on, as a clause; None if nobody does, so that we stop it. flow_run: our own."""
+    if job.owner is None:
+        return "somebody created it by hand"
+    if job.owner == flow_run:
+        return None
+    for other, deployment in read_marks(job).items():
+        if other != flow_run and not _has_ended(other, deployment, is_over):
+            return f"the flow run {other} may wait for it"
+    return None
+
+
+def _has_ended(flow_run: str, deployment: str, is_over: Callable[[str, str], bool]) -> bool:
+    try:
+        return is_over(flow_run, deployment)
+    except Exception:  # Prefect's client raises many kinds; whoever cannot be asked may live
+        return False

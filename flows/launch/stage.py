@@ -66,6 +66,11 @@ def build_options(config: str, run: str, store: str, teacher: str | None, adopt:
     return options
 
 
+def name_command(verb: str, job: str, stage: Stage) -> str:
+    """What a person types to look at the Job of a stage, or to stop it."""
+    return f"kubectl -n {stage.cluster.namespace} {verb} {'jobset' if stage.is_set else 'job'} {job}"
+
+
 def prepare_stage(
     stage: StageName, config: str, run: str | None, store: str, teacher: str | None = None, adopt: str | None = None
 ) -> Stage:

@@ -20,12 +20,10 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 def is_over(flow_run: str, deployment: str) -> bool:
-    """Whether a flow run is in a final state or was deleted. deployment: the id of its deployment, or ""."""
-    with get_client(sync_client=True) as client:
-        run = _read_flow_run(client, flow_run)
-        if run is None:
-            return _has_deployment(client, deployment)
-        return run.state is not None and run.state.is_final()
+    """Whether a flow run has ended, was deleted or has been silent for too long. deployment: the id of its deployment,
+    or ""."""
+    end = find_end(flow_run, deployment)
+    return end is not None and end <= datetime.now(UTC)
 
 
 def find_end(flow_run: str, deployment: str) -> datetime | None:

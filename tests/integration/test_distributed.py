@@ -115,19 +115,3 @@ def test_sigterm_on_any_rank_leaves_one_checkpoint_and_75(tiny_config, tmp_path,
     told = [line for line in err.splitlines() if "stopped after update" in line]
     assert len(told) == 1 and f"after update {int(newest.removeprefix('step-'))} of 4000" in told[0], err
     assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"cold_start": {**TRAINING, "batch_size": 1}}, "cold_start.batch_size 1 cannot be split over 2 processes"),
-        ({"cold_start": {**TRAINING, "batch_size": 2, "fake_updates": 1}}, "needs 1 prompt an update, fewer than 2"),
-    ],
-    ids=["batch", "prompts"],
-)
-def test_what_cannot_be_split_is_refused_in_one_line(tiny_config, tmp_path, changes, said):
-    config = together(tiny_config, 2, **changes)
-    run_stage(load_config(config), tmp_path, "prompts")
-    err = finish(command("cold_start", config, tmp_path), code=64)
-    assert said in err and err.count("\n") == 1
-    assert not (tmp_path / "tiny/cold_start/record.json").exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dmdr.config.stages import STAGES
-from flows.launch import backoff, kubernetes, owned
+from flows.launch import backoff, kubernetes, logs, owned, waiting
 from flows.launch.backoff import Backoff
 from flows.launch.cluster_errors import ClusterUnavailable, NameTaken
 from flows.launch.failure import StageFailed
@@ -30,12 +30,17 @@ from tests.support.manifests import minors, problems, rendered, schema_problems
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
+RATE = {"learning_rate": 1e-4}
+TRAINING = {"updates": 2, "batch_size": 16, "fake_updates": 5, "student": RATE, "fake_score": RATE}
+TWO_NODES = {"cold_start": {"nodes": 2}, "joint": {"nodes": 2}}
 KILLS = int(os.environ.get("DMDR_KILLS", "6"))
 
 
 @pytest.fixture(autouse=True)
 def watches_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes, "POLL", 1)
+    monkeypatch.setattr(waiting, "CREATION", 0.2)
+    monkeypatch.setattr(waiting, "SETTLING", 0.5)
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def stage(tiny_config: Callable[..., Path], tmp_path: Path) -> Callable[..., Sta
     def made(which: str = "prompts", environment: dict[str, str] | None = None, run: str = "tiny", **asked) -> Stage:
         claims = {str(tmp_path.parent): "everything"}
         about = {"image": QUICK, "environment": environment or {}, "claims": claims, "grace": 5, **asked}
-        config = tiny_config(execution={"device": "cpu", "cluster": about})
+        config = tiny_config(execution={"device": "cpu", "cluster": about}, cold_start=TRAINING, joint=TRAINING)
         return prepare_stage(which, str(config), run, str(tmp_path / "store"))
 
     return made
@@ -191,6 +196,204 @@ def test_an_image_or_a_secret_that_is_missing_is_named(cluster: Cluster, stage: 
     assert failure.exit_code == 64 and 'secret "dmdr-store" not found' in str(failure)
 
 
+REFUSALS = {
+    "quota": ("most_pods", 0, {}, "exceeded quota: dmdr, requested: pods=1, used: pods=0, limited: pods=0; raise that"),
+    "account": (
+        "accounts",
+        set(),
+        {},
+        'error looking up service account dmdr/dmdr-stage: serviceaccount "dmdr-stage" not found; create it',
+    ),
+    "priority": (
+        "priorities",
+        set(),
+        {"priority_class": "dmdr-train"},
+        "no PriorityClass with name dmdr-train was found; create it",
+    ),
+    "webhook": (
+        "webhook",
+        "images come from elsewhere",
+        {},
+        'admission webhook "policy.example.org" denied the request: images come from elsewhere; mend what it names',
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSALS)
+def test_pods_that_cannot_be_created_are_told_and_given_up(cluster: Cluster, stage: Callable[..., Stage], fault: str):
+    attribute, value, asked, told = REFUSALS[fault]
+    setattr(cluster.kubelet, attribute, value)
+    said: list[str] = []
+    with pytest.raises(StageFailed) as failure:
+        kubernetes.run_job(stage(patience=1, **asked), say=said.append, sealed=lambda: False)
+    assert failure.value.exit_code == 64 and failure.value.final
+    why = str(failure.value)
+    assert told in why and "it waited 1 s (execution.cluster.patience)" in why and "\n" not in why
+    assert len(said) == 2 and said[1].startswith("prompts: dmdr-tiny-prompts-1 gets no pod: pods ") and told in said[1]
+    until(lambda: not jobs(cluster))
+
+
+def test_a_pod_of_several_that_cannot_be_created_is_told_too(cluster: Cluster, stage: Callable[..., Stage]):
+    """The second pod of a JobSet is over the quota; then the Job that the JobSet makes is."""
+    cluster.kubelet.most_pods = 1
+    failure = failed(stage("joint", patience=1, environment={"QUICK_SECONDS": "60"}, stages=TWO_NODES))
+    assert failure.exit_code == 64 and "lacks a pod: pods " in str(failure) and "used: pods=1" in str(failure)
+    until(lambda: not cluster.objects.list("jobsets")[0])
+    cluster.kubelet.most_pods, cluster.kubelet.most_jobs = None, 0
+    failure = failed(stage("cold_start", patience=1, stages=TWO_NODES))
+    assert (
+        failure.exit_code == 64 and "gets no pod: jobs.batch " in str(failure) and "count/jobs.batch=0" in str(failure)
+    )
+
+
+def test_a_pod_that_is_created_after_all_runs(cluster: Cluster, stage: Callable[..., Stage]):
+    cluster.kubelet.most_pods = 0
+
+    def mend(line: str) -> None:
+        said.append(line)
+        if "exceeded quota" in line:
+            cluster.kubelet.most_pods = 1
+
+    said: list[str] = []
+    asked = stage()
+    artifact = Artifact(asked.store, asked.run, asked.name)
+    kubernetes.run_job(asked, say=mend, sealed=lambda: artifact.record() is not None)
+    assert artifact.record() is not None and len([line for line in said if "exceeded quota" in line]) == 1
+
+
+def test_events_that_may_not_be_read_are_no_reason_to_wait_for_ever(cluster, stage, monkeypatch):
+    """A Role of before, and a Job that no controller looks at."""
+    monkeypatch.setattr(waiting, "SILENCE", 0.5)
+    cluster.kubelet.most_pods = 0
+    cluster.denied.add(("list", "events"))
+    failure = failed(stage(patience=1))
+    assert failure.exit_code == 64 and "kubectl -n dmdr describe job dmdr-tiny-prompts-1" in str(failure)
+    assert "k8s/base has the Role" in str(failure)
+
+
+def test_a_volume_that_cannot_be_mounted_is_told(cluster: Cluster, stage: Callable[..., Stage]):
+    cluster.kubelet.unmounted = 'MountVolume.SetUp failed for volume "claim-0" : mount failed: exit status 32'
+    failure = failed(stage(patience=1))
+    assert failure.exit_code == 64 and "FailedMount: MountVolume.SetUp failed" in str(failure)
+
+
+def test_a_reason_that_alternates_is_told_once(cluster: Cluster, stage: Callable[..., Stage]):
+    cluster.kubelet.missing.add(IMAGE)
+    said: list[str] = []
+    with pytest.raises(StageFailed, match="patience"):
+        kubernetes.run_job(stage(image=IMAGE, patience=3), say=said.append, sealed=lambda: False)
+    assert len([line for line in said if "cannot start" in line]) == 1, said
+
+
+def test_the_words_of_the_kubelet_are_no_lines_of_the_stage(cluster: Cluster, stage: Callable[..., Stage], monkeypatch):
+    monkeypatch.setattr(logs, "PAUSE", 0.1)
+    cluster.kubelet_says = [
+        "unable to retrieve container logs for containerd://8cdfe489333df0",
+        'failed to try resolving symlinks in path "/var/log/pods/dmdr_x/stage/0.log": lstat /var/log/pods/dmdr_x: no '
+        "such file or directory\n",
+    ]
+    said = launched(stage(environment={"QUICK_SECONDS": "1"}))
+    assert said == ["prompts: created job dmdr-tiny-prompts-1", "prompts: at work", "prompts: sealed"]
+
+
+def test_a_log_is_read_on_from_where_it_broke_off():
+    """Lines of one instant, times of another zone and words without a time."""
+    place = logs.Place()
+    lines = ["2026-01-01T00:00:00.000000001Z a", "2026-01-01T00:00:00.000000001Z b", "2026-01-01T00:00:00.000000002Z c"]
+    assert [place.take(line) for line in lines] == ["a", "b", "c"]
+    assert [place.take(line) for line in ("zzz", "2026-13-45T00:00:00Z no such day", "2026-01-01 ")] == [None] * 3
+    place.start_over()
+    more = ["2026-01-01T00:00:00.000000002Z d", "2026-01-01T02:00:00.000000001+02:00 b", "2026-01-01T02:00:01+02:00 e"]
+    assert [place.take(line) for line in [*lines, *more]] == [None, None, None, "d", None, "e"]
+
+
+def test_a_quota_on_jobs_is_no_missing_role(cluster: Cluster, stage: Callable[..., Stage]):
+    cluster.kubelet.most_jobs = 0
+    failure = failed(stage())
+    assert failure.exit_code == 64 and "exceeded quota: dmdr, requested: count/jobs.batch=1" in str(failure)
+    assert "Role" not in str(failure) and "no room for more jobs" in str(failure)
+
+
+def test_a_node_that_the_pod_before_still_holds_is_no_alarm(cluster: Cluster, stage: Callable[..., Stage], monkeypatch):
+    monkeypatch.setattr(waiting, "SETTLING", 0.2)
+    on_gpus = {"gpus": 8, "grace": 20}
+    before = stage("joint", environment={"QUICK_SECONDS": "60", "QUICK_GRACE": "3"}, **on_gpus)
+    job = kubernetes.Jobs(before, print).begin("me")
+    until(lambda: cluster.kubelet.running())
+    time.sleep(0.7)  # it has its handler
+    cluster.kubelet.delete_job(job.name)
+    said = launched(stage("evaluate", **on_gpus))
+    assert said == ["evaluate: created job dmdr-tiny-evaluate-1", "evaluate: at work", "evaluate: sealed"]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_pod_that_somebody_deletes_does_not_count(cluster: Cluster, stage: Callable[..., Stage], nodes: int):
+    """More often than `retries`; of two pods, both are told, as ranks tell each other."""
+    asked = stage("joint", environment={"QUICK_SECONDS": "3"}, retries=0, stages=TWO_NODES if nodes == 2 else {})
+    flow = threading.Thread(target=launched, args=(asked,), daemon=True)
+    flow.start()
+    for times in (1, 2):
+        until(lambda times=times: len(cluster.kubelet.started) == times * nodes)
+        time.sleep(0.7)  # they have their handlers
+        for pod in cluster.kubelet.running():
+            cluster.delete("pods", pod)
+        until(lambda: not cluster.kubelet.running())
+    flow.join(30)
+    assert Artifact(asked.store, "tiny", "joint").record() is not None
+    assert len(cluster.kubelet.started) == 3 * nodes
+    assert sorted(cluster.kubelet.ended.values()) == [0] * nodes + [75] * 2 * nodes
+
+
+def test_a_pod_that_fails_by_itself_counts_although_others_were_deleted(cluster, stage):
+    asked = stage(environment={"QUICK_SECONDS": "1", "QUICK_EXIT": "74"}, retries=0)
+
+    def delete() -> None:
+        until(lambda: cluster.kubelet.running())
+        time.sleep(0.5)
+        cluster.delete("pods", cluster.kubelet.started[-1])
+
+    threading.Thread(target=delete, daemon=True).start()
+    failure = failed(asked)
+    assert failure.exit_code == 74 and len(cluster.kubelet.started) == 2
+
+
+@pytest.mark.parametrize(
+    ("owner", "why"), [("alive", "the flow run alive may wait for it"), (None, "somebody created it by hand")]
+)
+def test_a_flow_that_leaves_a_job_says_so_and_how_to_stop_it(cluster, stage, owner, why):
+    cluster.kubelet.suspends = True
+    asked, said = stage(), []
+    kubernetes.Jobs(asked, print).begin(owner)
+
+    def interrupt(line: str) -> None:
+        said.append(line)
+        if "waits in the queue" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kubernetes.run_job(asked, say=interrupt, sealed=lambda: False, flow_run="me")
+    stop = "kubectl -n dmdr delete job dmdr-tiny-prompts-1"
+    assert said[-1] == f"prompts: dmdr-tiny-prompts-1 runs on, because {why}; to stop it: {stop}"
+    assert jobs(cluster) == ["dmdr-tiny-prompts-1"]
+
+
+def test_a_job_whose_owner_dies_while_we_wait_is_stopped_with_us(cluster: Cluster, stage: Callable[..., Stage]):
+    cluster.kubelet.suspends = True
+    asked, over = stage(), set()
+    kubernetes.Jobs(asked, print).begin("owner")
+
+    def interrupt(line: str) -> None:
+        if "waits in the queue" in line:
+            over.add("owner")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kubernetes.run_job(
+            asked, say=interrupt, sealed=lambda: False, flow_run="me", is_over=lambda flow, _: flow in over
+        )
+    until(lambda: not jobs(cluster))
+
+
 def test_what_the_cluster_refuses_is_one_line(cluster: Cluster, stage: Callable[..., Stage], monkeypatch, tmp_path):
     cluster.denied.add(("create", "jobs"))
     failure = failed(stage())
@@ -199,8 +402,7 @@ def test_what_the_cluster_refuses_is_one_line(cluster: Cluster, stage: Callable[
     failure = failed(stage(namespace="elsewhere"))
     assert failure.exit_code == 64 and "elsewhere" in str(failure)
     cluster.has_jobsets = False
-    asked = {"cold_start": {"nodes": 2}, "joint": {"nodes": 2}}
-    failure = failed(stage("joint", stages=asked))
+    failure = failed(stage("joint", stages=TWO_NODES))
     assert failure.exit_code == 64 and "JobSet" in str(failure)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     failure = failed(stage())
@@ -446,7 +648,7 @@ def test_several_nodes_train_as_one(cluster: Cluster, tiny_config: Callable[...,
         "student": {"learning_rate": 1e-4},
         "fake_score": {"learning_rate": 2e-4},
     }
-    config = tiny_config(execution={"device": "cpu", "cluster": about}, cold_start=training)
+    config = tiny_config(execution={"device": "cpu", "cluster": about}, cold_start=training, joint=training)
     run_stage(load_config(config), store, "prompts")
     said = launched(prepare_stage("cold_start", str(config), "tiny", str(store)))
     assert Artifact(str(store), "tiny", "cold_start").record().provenance.processes == 2
@@ -459,6 +661,7 @@ def test_the_launcher_uses_no_right_that_its_role_lacks(cluster: Cluster, stage:
     verbs = ("create", "get", "list", "watch", "patch", "delete")
     allowed = {(verb, kind) for verb in verbs for kind in ("jobs", "jobsets")}
     allowed |= {("get", "pods"), ("list", "pods"), ("watch", "pods"), ("get", "pods/log")}
+    allowed |= {("get", "events"), ("list", "events")}
     assert cluster.asked <= allowed, cluster.asked - allowed
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.launch import api, kubernetes
 from flows.launch.failure import StageFailed
@@ -18,6 +19,7 @@ from flows.launch.labels import FLOW_RUN
 from flows.launch.manifest import build_manifest, read_marks
 from flows.launch.owned import OwnedJobs
 from flows.launch.stage import Stage, prepare_stage
+from flows.prefect_support import owners
 from tests.support import program
 from tests.support.fake_cluster.server import QUICK, Cluster
 from tests.support.prefect_server import ROOT, asked, prefect
@@ -146,10 +148,13 @@ def test_who_is_over_and_who_may_live(scene: Scene) -> None:
     deleted = scene.flow_run("RUNNING", deployment=True)
     scene.begin("deleted", deleted, deployment=scene.deployment["id"])
     asked(scene.environment, f"/flow_runs/{deleted}", {}, method="DELETE")
-    for run, state, minutes in [("silent", "RUNNING", 40), ("beats", "RUNNING", 10), ("revived", "CRASHED", 0)]:
+    heartbeats = {"silent": ("RUNNING", 40, True), "beats": ("RUNNING", 10, False), "revived": ("CRASHED", 0, False)}
+    for run, (state, minutes, is_over) in heartbeats.items():
         flow_run = scene.flow_run(state)
         scene.heartbeat(flow_run, minutes)
         scene.begin(run, flow_run)
+        with temporary_settings({PREFECT_API_URL: scene.environment["PREFECT_API_URL"]}):
+            assert owners.is_over(flow_run, "") is is_over, run  # what a flow asks that is stopped
     stay = {"scheduled", "pending", "running", "paused", "unknown", "elsewhere", "visited", "beats", "revived"}
     go = {"failed", "cancelled", "completed", "crashed", "both", "deleted", "silent"}
     assert scene.jobs() == stay | go
@@ -186,7 +191,8 @@ def test_what_the_cluster_refuses_is_one_line(scene: Scene, monkeypatch: pytest.
     [job] = owned.list_jobs()
     for verb, ask in [("list", owned.list_jobs), ("delete", lambda: owned.stop(job))]:
         scene.cluster.denied = {(verb, "jobs")}
-        with pytest.raises(StageFailed, match=rf"reap: the cluster does not let us {verb} jobs in .* dmdr: .*k8s/base"):
+        said = rf"reap: the cluster does not let this flow {verb} jobs in .* dmdr: .*k8s/base"
+        with pytest.raises(StageFailed, match=said):
             ask()
     scene.cluster.port = 9  # discard
     monkeypatch.setenv("KUBECONFIG", str(scene.cluster.kubeconfig(tmp_path)))

@@ -11,10 +11,9 @@ import os
 import signal
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.support.fake_cluster.objects import Objects
+from tests.support.fake_cluster.objects import Objects, now
 from tests.support.stage_process import Process
 
 FOREGROUND = "foregroundDeletion"
@@ -25,16 +24,24 @@ class Kubelet:
     """Brings about what the objects ask for, in a thread of its own.
 
     gpus: of the one node. secrets: name -> environment. missing: images that cannot be pulled. images: with programs.
+    accounts, priorities: the ServiceAccounts and PriorityClasses there are. most_pods, most_jobs: a quota; None: none.
+    webhook: what an admission webhook says of every pod. unmounted: what a node says of the volumes of every pod.
     """
 
     def __init__(self, objects: Objects, folder: Path) -> None:
         self.objects, self.folder = objects, folder
         self.gpus, self.secrets, self.missing, self.images = 8, {}, set(), {}
+        self.accounts, self.priorities = {"dmdr-stage"}, {"dmdr-train", "dmdr-evaluate"}
+        self.most_pods: int | None = None
+        self.most_jobs: int | None = None
+        self.webhook = self.unmounted = ""
         self.started: list[str] = []  # names of all pods that ever ran
         self.suspends = False  # as a queue does: Jobs begin suspended
         self._pods: dict[str, Process] = {}
         self._evicted: set[str] = set()
         self._out_of_memory: set[str] = set()
+        self._verdicts: dict[str, dict[str, str]] = {}  # uid of a Job -> uid of a failed pod -> action of its policy
+        self._again: dict[str, float] = {}  # object -> when its controller tries again what has failed
         self._numbers = itertools.count()  # a Job of the same name as one that was deleted has other pods
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -52,6 +59,10 @@ class Kubelet:
         """As a node does that is drained: SIGTERM, and a condition that says so."""
         self._evicted.add(pod)
         self._pods[pod].send_signal(signal.SIGTERM)
+
+    def delete_pod(self, pod: str) -> None:
+        """As `kubectl delete pod` does: SIGTERM and a grace period, and no condition that says why."""
+        self._ask_to_end(self.objects.read("pods", pod))
 
     def kill_for_memory(self, pod: str) -> None:
         self._out_of_memory.add(pod)
@@ -96,6 +107,10 @@ class Kubelet:
         if not found:
             template = whole["spec"]["replicatedJobs"][0]["template"]
             labels = {**template["metadata"]["labels"], "jobset.sigs.k8s.io/jobset-name": name}
+            if self._must_wait(name):
+                return
+            if (refusal := self.refuse_job(child)) is not None:
+                return self._tell(whole, "JobSet", "JobCreationFailed", refusal)
             self.objects.create("jobs", {"metadata": {"name": child, "labels": labels}, "spec": template["spec"]})
             return
         end = _ended(found[0])
@@ -113,7 +128,7 @@ class Kubelet:
             self.delete_job(child)
 
     def delete_job(self, name: str) -> None:
-        self.objects.update("jobs", name, metadata={"deletionTimestamp": _now(), "finalizers": [FOREGROUND]})
+        self.objects.update("jobs", name, metadata={"deletionTimestamp": now(), "finalizers": [FOREGROUND]})
 
     # Jobs: indexed pods, failures counted by the pod failure policy
 
@@ -131,7 +146,9 @@ class Kubelet:
         succeeded = {_index(pod) for pod in mine if pod["status"].get("phase") == "Succeeded"}
         alive = {_index(pod) for pod in mine if pod["status"].get("phase") in (None, "Pending", "Running")}
         failed = [pod for pod in mine if pod["status"].get("phase") == "Failed"]
-        counted = [pod for pod in failed if self._policy(job, pod) == "Count"]
+        verdicts = self._verdicts.setdefault(job["metadata"]["uid"], {})  # they outlive the pods, which may be deleted
+        verdicts |= {pod["metadata"]["uid"]: self._policy(job, pod) for pod in failed}
+        counted = [verdict for verdict in verdicts.values() if verdict == "Count"]
         status = {"active": len(alive), "failed": len(counted), "succeeded": len(succeeded)}
         final = next((pod for pod in failed if self._policy(job, pod) == "FailJob"), None)
         if final is not None:
@@ -169,11 +186,72 @@ class Kubelet:
 
     def _create_pod(self, job: dict, index: int) -> None:
         template, name = job["spec"]["template"], job["metadata"]["name"]
+        if self._must_wait(name):
+            return
         labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-name": name}
         annotations = {**template["metadata"]["annotations"], "batch.kubernetes.io/job-completion-index": str(index)}
         called = f"{name}-{index}-{next(self._numbers)}x"
+        if (refusal := self._refuse_pod(template["spec"])) is not None:
+            return self._tell(job, "Job", "FailedCreate", f'Error creating: pods "{called}" is forbidden: {refusal}')
         metadata = {"name": called, "labels": labels, "annotations": annotations}
         self.objects.create("pods", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
+        self._tell(job, "Job", "SuccessfulCreate", f"Created pod: {called}", kind="Normal")
+
+    def _refuse_pod(self, spec: dict) -> str | None:
+        """What the API server's admission says of a new pod."""
+        account, priority = spec["serviceAccountName"], spec.get("priorityClassName")
+        if account not in self.accounts:
+            return f'error looking up service account dmdr/{account}: serviceaccount "{account}" not found'
+        if priority and priority not in self.priorities:
+            return f"no PriorityClass with name {priority} was found"
+        if self.webhook:
+            return f'admission webhook "policy.example.org" denied the request: {self.webhook}'
+        used = sum(pod["status"].get("phase") in ("Pending", "Running") for pod in self.objects.list("pods")[0])
+        if self.most_pods is not None and used >= self.most_pods:
+            return f"exceeded quota: dmdr, requested: pods=1, used: pods={used}, limited: pods={self.most_pods}"
+        return None
+
+    def refuse_job(self, name: str) -> str | None:
+        """The same of a new Job."""
+        used = len(self.objects.list("jobs")[0])
+        if self.most_jobs is None or used < self.most_jobs:
+            return None
+        return (
+            f'jobs.batch "{name}" is forbidden: exceeded quota: dmdr, requested: count/jobs.batch=1, used: '
+            f"count/jobs.batch={used}, limited: count/jobs.batch={self.most_jobs}"
+        )
+
+    def _must_wait(self, name: str) -> bool:
+        """Whether a controller still pauses after a failure."""
+        return time.monotonic() < self._again.get(name, 0.0)
+
+    def _tell(self, about: dict, of: str, reason: str, message: str, kind: str = "Warning") -> None:
+        """An event, as client-go records it: the same once more is counted, and similar ones become one."""
+        name, uid = about["metadata"]["name"], about["metadata"]["uid"]
+        if kind == "Warning":
+            self._again[name] = time.monotonic() + 0.4
+        similar = [each for each in self.objects.list("events")[0] if each["involvedObject"]["uid"] == uid]
+        similar = [each for each in similar if each["reason"] == reason]
+        if len(similar) > 2:
+            if not message.startswith("(combined"):
+                message = f"(combined from similar events): {message}"
+            last = similar[-1]
+            again = {"count": last["count"] + 1, "lastTimestamp": now(), "message": message}
+            self.objects.replace("events", last["metadata"]["name"], again)
+            return
+        event = {
+            "metadata": {"name": f"{name}.{next(self._numbers):016x}", "namespace": "dmdr"},
+            "involvedObject": {"kind": of, "namespace": "dmdr", "name": name, "uid": uid},
+            "reason": reason,
+            "message": message,
+            "type": kind,
+            "source": {"component": "kubelet" if of == "Pod" else "job-controller"},
+            "firstTimestamp": now(),
+            "lastTimestamp": now(),
+            "eventTime": None,
+            "count": 1,
+        }
+        self.objects.create("events", event)
 
     # Pods
 
@@ -186,12 +264,21 @@ class Kubelet:
                 self._try_to_start(pod)
             return
         if process.poll() is not None and pod["status"]["phase"] == "Running":
-            self._report(name, process.returncode)
+            return self._report(name, process.returncode)
         if "deletionTimestamp" in pod["metadata"]:
             if process.poll() is not None:
-                self.objects.remove("pods", name)
+                if self._is_accounted_for(pod):
+                    self.objects.remove("pods", name)
             elif time.monotonic() > pod["metadata"]["deadline"]:
                 os.killpg(process.pid, signal.SIGKILL)
+
+    def _is_accounted_for(self, pod: dict) -> bool:
+        """Whether its Job has counted it: until then the finalizer batch.kubernetes.io/job-tracking keeps it."""
+        job = self.objects.list("jobs", name=pod["metadata"]["labels"]["batch.kubernetes.io/job-name"])[0]
+        if not job or "deletionTimestamp" in job[0]["metadata"] or _ended(job[0]):
+            return True
+        failed = pod["status"]["phase"] == "Failed"
+        return not failed or pod["metadata"]["uid"] in self._verdicts.get(job[0]["metadata"]["uid"], {})
 
     def _ask_to_end(self, pod: dict) -> None:
         name, process = pod["metadata"]["name"], self._pods.get(pod["metadata"]["name"])
@@ -201,7 +288,7 @@ class Kubelet:
                 "pods",
                 name,
                 metadata={
-                    "deletionTimestamp": _now(),
+                    "deletionTimestamp": now(),
                     "deadline": time.monotonic() + grace,
                 },
             )
@@ -215,25 +302,40 @@ class Kubelet:
     def _try_to_start(self, pod: dict) -> None:
         container = pod["spec"]["containers"][0]
         wanted = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
-        if wanted > self.gpus:
+        if wanted > self.gpus - self._count_held_gpus():
             why = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: not eligible"
             self._condition(pod, _condition("PodScheduled", "Unschedulable", why, "False"))
         elif container["image"] in self.missing:
             message = f'failed to pull and unpack image "{container["image"]}": not found'
-            self._wait(pod, "ErrImagePull", message)
+            if int(time.monotonic() / 0.4) % 2:  # a try, and a pause, and a try
+                self._wait(pod, "ErrImagePull", message)
+            else:
+                self._wait(
+                    pod, "ImagePullBackOff", f'Back-off pulling image "{container["image"]}": ErrImagePull: {message}'
+                )
+        elif self.unmounted:
+            self._wait(pod, "ContainerCreating", "")
+            if not self._must_wait(pod["metadata"]["name"]):
+                self._tell(pod, "Pod", "FailedMount", self.unmounted)
         elif lacking := [each for each in _secrets(container) if each not in self.secrets]:
             self._wait(pod, "CreateContainerConfigError", f'secret "{lacking[0]}" not found')
         else:
             self._start(pod, container)
+
+    def _count_held_gpus(self) -> int:
+        """GPUs of pods that run, or have been told to end and have not yet."""
+        running = set(self.running())
+        boxes = [p["spec"]["containers"][0] for p in self.objects.list("pods")[0] if p["metadata"]["name"] in running]
+        return sum(int(box["resources"]["limits"].get("nvidia.com/gpu", 0)) for box in boxes)
 
     def _condition(self, pod: dict, condition: dict) -> None:
         if not pod["status"].get("conditions"):
             self.objects.update("pods", pod["metadata"]["name"], status={"conditions": [condition]})
 
     def _wait(self, pod: dict, reason: str, message: str) -> None:
-        if not pod["status"].get("containerStatuses"):
-            state = {"waiting": {"reason": reason, "message": message}}
-            self.objects.update("pods", pod["metadata"]["name"], status={"containerStatuses": [_status(state)]})
+        statuses = [_status({"waiting": {"reason": reason, "message": message}})]
+        if pod["status"].get("containerStatuses") != statuses:
+            self.objects.update("pods", pod["metadata"]["name"], status={"containerStatuses": statuses})
 
     def _start(self, pod: dict, container: dict) -> None:
         name, annotations = pod["metadata"]["name"], pod["metadata"]["annotations"]
@@ -270,14 +372,14 @@ class Kubelet:
             name,
             status={
                 "phase": "Running",
-                "containerStatuses": [_status({"running": {"startedAt": _now()}})],
+                "containerStatuses": [_status({"running": {"startedAt": now()}})],
                 "conditions": [_condition("PodScheduled", "", "")],
             },
         )
 
     def _report(self, name: str, code: int) -> None:
         reason = "Completed" if code == 0 else "OOMKilled" if name in self._out_of_memory else "Error"
-        end = {"exitCode": code if code >= 0 else 128 - code, "reason": reason, "finishedAt": _now()}
+        end = {"exitCode": code if code >= 0 else 128 - code, "reason": reason, "finishedAt": now()}
         conditions = [_condition("DisruptionTarget", "EvictionByEvictionAPI", "")] if name in self._evicted else []
         self.objects.update(
             "pods",
@@ -309,7 +411,3 @@ def _index(pod: dict) -> int:
 
 def _condition(kind: str, reason: str, message: str, status: str = "True") -> dict:
     return {"type": kind, "status": status, "reason": reason, "message": message}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -40,8 +40,9 @@ class Objects:
             if (resource, name) in self._objects:
                 raise Refused(409, "AlreadyExists", f'{resource} "{name}" already exists')
             made = copy.deepcopy(body)
-            made["metadata"] |= {"uid": str(uuid4()), "creationTimestamp": _now()}
-            made.setdefault("status", {})
+            made["metadata"] |= {"uid": str(uuid4()), "creationTimestamp": now()}
+            if resource != "events":
+                made.setdefault("status", {})
             self._objects[resource, name] = made
             return self._record(resource, "ADDED", made)
 
@@ -75,6 +76,14 @@ class Objects:
             for part, changes in parts.items():
                 found[part] = {**found.get(part, {}), **changes}
             return self._record(resource, "MODIFIED", found)
+
+    def replace(self, resource: str, name: str, fields: dict) -> None:
+        """Set top-level fields of an object, if it is still there."""
+        with self.changed:
+            found = self._objects.get((resource, name))
+            if found is not None:
+                found.update(fields)
+                self._record(resource, "MODIFIED", found)
 
     def annotate(self, resource: str, name: str, annotations: dict[str, str]) -> dict:
         with self.changed:
@@ -127,5 +136,6 @@ class Objects:
         return copy.deepcopy(each)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+def now() -> str:
+    """As objects have it: in whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,7 +1,7 @@
 """Stands for `python -m stages` where only its outside matters: it claims, works a little and seals, quickly.
 
 QUICK_SECONDS of work (0.1); QUICK_EXIT, with which it ends without a seal; QUICK_ONCE, a file: only its first start
-ends so. SIGTERM ends it with 75. Each start adds a line to QUICK_LOG.
+ends so. SIGTERM ends it with 75, after QUICK_GRACE seconds (0). Each start adds a line to QUICK_LOG.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.sealing import PROVENANCE
 
 
 def main(stage: str, config: str, run: str, store: str) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    signal.signal(signal.SIGTERM, stop)
     if log := os.environ.get("QUICK_LOG"):
         with open(log, "a") as file:
             file.write(f"{stage}\n")
@@ -38,6 +38,12 @@ def main(stage: str, config: str, run: str, store: str) -> int:
     artifact.seal(out, facts={}, provenance=PROVENANCE)
     print(f"{stage}: sealed", flush=True)
     return 0
+
+
+def stop(*_: object) -> None:
+    """End as a stage does that has written its checkpoint."""
+    time.sleep(float(os.environ.get("QUICK_GRACE", "0")))
+    sys.exit(75)
 
 
 if __name__ == "__main__":

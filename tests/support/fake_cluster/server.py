@@ -16,14 +16,15 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 from tests.support.fake_cluster.kubelet import Kubelet
-from tests.support.fake_cluster.objects import Objects, Refused
+from tests.support.fake_cluster.objects import Objects, Refused, now
 
 NAMESPACE = "dmdr"
 IMAGE = f"images.example.org/dmdr-train@sha256:{'1' * 64}"  # has `python -m stages`
 QUICK = f"images.example.org/quick@sha256:{'2' * 64}"  # has quick_stage.py
 GROUPS = {"jobs": ("batch", "v1", "Job"), "jobsets": ("jobset.x-k8s.io", "v1alpha2", "JobSet")}
+CORE = {"pods": "Pod", "events": "Event"}
 PATH = re.compile(
-    r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)/namespaces/(?P<namespace>[^/]+)/(?P<resource>jobs|jobsets|pods)"
+    r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)/namespaces/(?P<namespace>[^/]+)/(?P<resource>jobs|jobsets|pods|events)"
     r"(?:/(?P<name>[^/]+))?(?P<log>/log)?"
 )
 
@@ -41,10 +42,20 @@ class Cluster:
         self.has_jobsets = True
         self.asked: set[tuple[str, str]] = set()  # all (verb, resource) there were
         self.port = 0
+        self.kubelet_says: list[str] = []  # in the place of a log, one each time that one is asked for
 
     def happens(self, share: float) -> bool:
         with self._lock:
             return self.random.random() < share
+
+    def delete(self, resource: str, name: str) -> None:
+        """Begin to delete an object; its controller ends what belongs to it."""
+        if resource == "jobs":
+            self.kubelet.delete_job(name)
+        elif resource == "pods":
+            self.kubelet.delete_pod(name)
+        else:
+            self.objects.update(resource, name, metadata={"deletionTimestamp": now()})
 
     def kubeconfig(self, folder: Path) -> Path:
         entry = {"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}
@@ -143,10 +154,14 @@ class Handler(BaseHTTPRequestHandler):
             return self._watch(resource, asked)
         if verb == "list":
             found, version = objects.list(resource, asked.get("labelSelector", ""), _named(asked))
-            kind = "PodList" if resource == "pods" else f"{GROUPS[resource][2]}List"
+            if resource == "events":
+                found = [each for each in found if each["involvedObject"]["name"] == _involved(asked)]
+            kind = f"{CORE[resource]}List" if resource in CORE else f"{GROUPS[resource][2]}List"
             answer = {"kind": kind, "apiVersion": _version(resource), "metadata": {"resourceVersion": str(version)}}
             return self._send(200, {**answer, "items": found})
         if verb == "create":
+            if resource == "jobs" and (refusal := self.cluster.kubelet.refuse_job(body["metadata"]["name"])):
+                raise Refused(403, "Forbidden", refusal)
             if self.cluster.kubelet.suspends:
                 body["spec"]["suspend"] = True
             return self._send(201, objects.create(resource, body))
@@ -155,9 +170,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(200, objects.annotate(resource, name, body["metadata"]["annotations"]))
         if verb == "delete":
             objects.check(resource, name, (body or {}).get("preconditions", {}))
-            self.cluster.kubelet.delete_job(name) if resource == "jobs" else objects.update(
-                resource, name, metadata={"deletionTimestamp": "now"}
-            )
+            self.cluster.delete(resource, name)
         self._send(200, objects.read(resource, name))
 
     def _check(self, verb: str, resource: str, namespace: str) -> None:
@@ -210,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         while time.monotonic() < until:
             for kind, each in first:
-                each = {"kind": GROUPS.get(resource, ("", "", "Pod"))[2], "apiVersion": _version(resource), **each}
+                each = {"kind": CORE.get(resource) or GROUPS[resource][2], "apiVersion": _version(resource), **each}
                 self._chunk(json.dumps({"type": kind, "object": each}).encode() + b"\n")
                 version = int(each["metadata"]["resourceVersion"])
             first = self.cluster.objects.events(resource, version, _named(asked), min(0.5, until - time.monotonic()))
@@ -218,6 +231,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _log(self, pod: str, asked: dict) -> None:
         self.cluster.objects.read("pods", pod)
+        if self.cluster.kubelet_says:
+            self._stream()
+            self._chunk(self.cluster.kubelet_says.pop(0).encode())
+            return self._chunk(b"")
         file, told = self.cluster.kubelet.log(pod), 0
         self._stream()
         while True:
@@ -233,11 +250,15 @@ class Handler(BaseHTTPRequestHandler):
 
 def _named(asked: dict) -> str | None:
     selector = asked.get("fieldSelector", "")
-    return selector.removeprefix("metadata.name=") if selector else None
+    return selector.removeprefix("metadata.name=") if selector.startswith("metadata.name=") else None
+
+
+def _involved(asked: dict) -> str:
+    return dict(each.split("=", 1) for each in asked["fieldSelector"].split(","))["involvedObject.name"]
 
 
 def _version(resource: str) -> str:
-    return "v1" if resource == "pods" else "/".join(GROUPS[resource][:2])
+    return "v1" if resource in CORE else "/".join(GROUPS[resource][:2])
 
 
 def discovery(path: str, cluster: Cluster) -> dict | None:

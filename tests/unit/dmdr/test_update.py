@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dmdr.config.batches import count_trajectories
 from dmdr.optimizers import Trainable
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.update import (
     Levels,
     RealScore,
-    count_trajectories,
     roll_out,
     select_states,
     update_fake_score,

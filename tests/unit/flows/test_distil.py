@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import cli
-from flows.distil import RETRY_DELAYS, StageFailed, run_stage
+from dmdr.errors import InputMissing
+from flows import cli, distil
+from flows.distil import RETRY_DELAYS, StageFailed, dmdr, run_stage
+from flows.launch import given_config
 from flows.paper_tables import lab_tables
 from stages.store.artifacts import Artifact
 
@@ -60,6 +66,38 @@ def test_a_store_that_refuses_is_tried_again(
 def test_a_stage_is_done_when_its_seal_is_there(tiny_config: Callable[..., Path], tmp_path: Path):
     run_stage("prompts", str(tiny_config()), "tiny", str(tmp_path / "store"))
     assert Artifact(str(tmp_path / "store"), "tiny", "prompts").record() is not None
+
+
+def test_a_config_travels_with_the_run_or_is_waited_for(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As text, which no file of the worker has to hold; then as a file that a node shows some time after the start."""
+    text, store, late = tiny_config().read_text(), str(tmp_path / "store"), tmp_path / "configs.yaml"
+    dmdr(text, store=store, until="prompts")
+    assert Artifact(store, "tiny", "prompts").record() is not None
+
+    def appear() -> None:
+        time.sleep(0.5)
+        (tmp_path / "new").write_text(text)
+        (tmp_path / "new").rename(late)
+
+    monkeypatch.setattr(given_config, "PAUSE", 0.05)
+    with pytest.raises(InputMissing, match="configs.yaml does not exist"):
+        dmdr(str(late), store=store, until="prompts")  # started by hand
+    monkeypatch.setattr(distil.deployment, "id", str(uuid4()), raising=False)
+    threading.Thread(target=appear, daemon=True).start()
+    dmdr(str(late), store=store, until="prompts")
+
+
+def test_a_cancelled_flow_run_is_cleaned_up_whatever_its_config_is(
+    tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture
+):
+    run = FlowRun(flow_id=uuid4(), parameters={"config": tiny_config().read_text()})
+    distil.stop_jobs(dmdr, run, run.state)
+    assert capsys.readouterr().out == ""  # it has no cluster
+    run.parameters["config"] = "nowhere.yaml"
+    distil.stop_jobs(dmdr, run, run.state)
+    assert "cannot see whether the flow run has Jobs to stop: config nowhere.yaml does not" in capsys.readouterr().out
 
 
 def test_rows_of_a_table_share_their_stages_and_go_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.cli._utilities import load_json_key_values
 
 from tests.support.manifests import minors, problems, rendered, schema_problems
 
@@ -50,6 +52,7 @@ RIGHTS = [
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": FOLLOW},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "list"]},
 ]
 MORE_RIGHTS = {"many-nodes": [{"apiGroups": ["jobset.x-k8s.io"], "resources": ["jobsets"], "verbs": FOLLOW}]}
 
@@ -145,6 +148,60 @@ def test_only_stages_and_flows_reach_the_s3_server_of_a_trial():
     reach = {who: may(build("overlays/dev"), who, "s3", 5000) for who in ("stage", "worker", "server", "stranger")}
     assert reach == {"stage": True, "worker": True, "server": False, "stranger": False}
     assert not may(build("overlays/dev"), "s3", "52.216.0.1", 443)
+
+
+@pytest.fixture(scope="module")
+def with_component(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """A user's overlay: one node, and a store that is not on 443."""
+    folder = tmp_path_factory.mktemp("overlay")
+    here = os.path.relpath(K8S, folder.resolve())
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [f"{here}/overlays/one-node"],
+        "components": [f"{here}/components/store-on-9000"],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    return rendered(folder)
+
+
+def test_nothing_is_wrong_with_the_component(with_component: list[dict]):
+    assert problems(with_component) == []
+    for minor in minors():
+        assert schema_problems(with_component, minor) == []
+
+
+@pytest.mark.parametrize(
+    ("who", "whom", "port", "let"),
+    [
+        ("stage", "10.0.0.7", 9000, True),
+        ("worker", "10.0.0.7", 9000, True),
+        ("stage", "fd12::1", 9000, True),
+        ("stage", "52.216.0.1", 443, True),
+        ("stage", "169.254.169.254", 9000, False),
+        ("stage", "fd00:ec2::254", 9000, False),
+        ("stage", "10.0.0.7", 9001, False),
+        ("server", "10.0.0.7", 9000, False),
+        ("stranger", "10.0.0.7", 9000, False),
+    ],
+)
+def test_a_store_that_is_not_on_443_is_reached_with_the_component(with_component, who, whom, port, let):
+    assert may(with_component, who, whom, port) is let
+    assert port == 443 or not may(build("overlays/one-node"), who, whom, port)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_says_how_a_run_is_started(overlay: str, tmp_path: Path):
+    """Step 5, word for word: what `prefect deployment run` is given is the text of the config."""
+    if shutil.which("jq") is None:
+        pytest.skip("jq is not installed")
+    head = (K8S / "overlays" / overlay / "kustomization.yaml").read_text()
+    (tmp_path / "my-run.yaml").write_text('run: "mine"\nseed: 3\n')
+    argument = re.search(r'-p (config="[^ ]+ -Rs [^"]+")', head)[1]
+    given = subprocess.run(
+        ["sh", "-c", f"printf %s {argument}"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert load_json_key_values([given.stdout], "parameter") == {"config": 'run: "mine"\nseed: 3\n'}
 
 
 def settings(name: str) -> dict[str, str]:
