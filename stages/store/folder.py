@@ -164,6 +164,9 @@ class Folder:
                 with suppress(FileNotFoundError):  # its attempt ended, or another process deleted it
                     _delete_unless_locked(folder)
 
+    def end_uploads(self) -> None:
+        """Do nothing, because what a killed attempt has left lies in its folder."""
+
     def is_busy(self) -> bool:
         """Whether another attempt of this address still runs. Call `tidy` before."""
         own = None if self._scratch is None else Path(self._scratch.name)

@@ -30,6 +30,7 @@ S3 = {
     "max_concurrency": 1,  # transfer.py sends requests in parallel
     "config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 60},  # seconds
 }
+UPLOADS = 3  # how often a file is sent whose upload somebody deletes
 DIGITS = 12  # of the digest in the second name of a file
 
 
@@ -158,15 +159,27 @@ class Remote:
             mode = "create" if create else "overwrite"
             self._retry(self.fs.put_file, str(source), path, mode=mode)
             return
-        try:
-            self._upload(path, source, create=create)
-        except FileNotFoundError as error:
-            # The upload succeeded but its answer got lost, so the repeated request found no upload.
-            if error_code(error) != "NoSuchUpload" or not self._holds(path, source):
-                raise
+        self._upload_whole(path, source, create=create)
         stored = self._size(path)
         if stored != size:
             raise OSError(f"it has {stored} bytes, but {size} were sent")
+
+    def _upload_whole(self, path: str, source: Path, *, create: bool) -> None:
+        """Upload a file. Where the store says that there is no such upload, the file is there, or it is sent again.
+
+        It is there if the upload succeeded and its answer got lost. It is not if a copy of the stage that took over
+        deleted the upload.
+        """
+        for _ in range(UPLOADS):
+            try:
+                return self._upload(path, source, create=create)
+            except FileNotFoundError as error:
+                last = error
+                if error_code(error) != "NoSuchUpload":
+                    raise
+                if self._holds(path, source):
+                    return None
+        raise last
 
     def _upload(self, path: str, source: Path, *, create: bool) -> None:
         bucket, key, _ = self.fs.split_path(path)
@@ -239,6 +252,14 @@ class Remote:
 
     def tidy(self) -> None:
         """Do nothing, because an interrupted upload is not visible."""
+
+    def end_uploads(self) -> None:
+        """Delete the parts that uploads of killed attempts have left. An upload of another live copy starts again."""
+        if not self.is_s3:
+            return
+        bucket, key, _ = self.fs.split_path(self.root)
+        with self._translate_errors("delete"):
+            transfer.end_uploads(self._call, bucket, f"{key}/")
 
     def is_busy(self) -> bool:
         """False, because no lock tells. Who stores something compares the claim first."""

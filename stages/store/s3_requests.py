@@ -14,10 +14,16 @@ class ObjectEntry(TypedDict):
     Key: str
 
 
+class UploadEntry(TypedDict):
+    Key: str
+    UploadId: str
+
+
 class S3Answer(TypedDict, total=False):
     """The keys of S3's answers that DMDR reads. The operation decides which of them an answer has."""
 
     UploadId: str
+    Uploads: list[UploadEntry]
     ETag: str
     CommonPrefixes: list[FolderEntry]
     Contents: list[ObjectEntry]

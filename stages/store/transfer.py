@@ -97,3 +97,16 @@ def upload(call: S3Call, bucket: str, key: str, source: Path, *, create: bool) -
         with suppress(Exception):  # the first error is the one to report
             send_request("abort_multipart_upload", UploadId=upload_id)
         raise
+
+
+def end_uploads(call: S3Call, bucket: str, prefix: str) -> None:
+    """Delete every unfinished upload of an object whose key begins with the prefix."""
+    ended: set[str] = set()  # some stores list an upload for a while after it has ended
+    while True:
+        found = retry(call, "list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads", [])
+        if ended.issuperset(upload["UploadId"] for upload in found):
+            return
+        for upload in found:
+            ended.add(upload["UploadId"])
+            with suppress(FileNotFoundError):  # it has ended in the meantime
+                retry(call, "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])

@@ -374,6 +374,36 @@ def test_a_failed_upload_leaves_nothing(
     assert place.names() == ["first"]
 
 
+def test_the_parts_that_a_killed_upload_has_left_are_deleted(place: Remote, s3: str) -> None:
+    client, prefix = boto3.client("s3", endpoint_url=s3), place.root.removeprefix(f"{BUCKET}/")
+    for key in (f"{prefix}/a", f"{prefix}/below/b", f"{prefix}-of-another/c"):
+        upload = client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+        client.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=b"part")
+    place.end_uploads()
+    assert leftovers(s3, f"{place.root}/") == []
+    assert len(leftovers(s3, f"{place.root}-of-another")) == 1
+    place.end_uploads()
+    assert place.names() == ["first"]
+
+
+def test_an_upload_that_another_copy_ends_is_sent_again(
+    place: Remote, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, ends, call = a_file(tmp_path, 4 * LEAST_PART, 3), [1], place.fs.call_s3
+
+    def call_in_trouble(operation: str, **parameters: object) -> dict:
+        if operation == "complete_multipart_upload" and ends:
+            ends.pop()
+            Remote(place.url).end_uploads()
+        return call(operation, **parameters)
+
+    monkeypatch.setattr(place.fs, "call_s3", call_in_trouble)
+    assert place.add("thing", source, sha256(source)) == "thing"
+    assert not ends
+    assert place.fetch("thing", tmp_path / "back").read_bytes() == source.read_bytes()
+    assert leftovers(s3, place.root) == []
+
+
 def test_an_upload_that_lost_bytes_is_noticed(place: Remote, proxy: Faults, tmp_path: Path) -> None:
     source = a_file(tmp_path, 3 * LEAST_PART, 4)
     proxy.short = "partNumber=3"
