@@ -25,7 +25,7 @@ from pydantic import Field
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.names import NAME
-from dmdr.config.section import Address
+from dmdr.config.section import Argument
 from dmdr.config.stages import StageName, list_until
 from dmdr.errors import USER_ERRORS
 from flows import chain
@@ -130,9 +130,9 @@ def name_flow_run() -> str:
     on_cancellation=[stop_jobs],
 )
 def dmdr(
-    config: Address,
+    config: Argument,
     run: PerhapsRun = "",
-    store: Address = "runs",
+    store: Argument = "runs",
     teacher: str = "",
     cold_start_of: PerhapsRun = "",
     until: StageName = "evaluate",
@@ -162,7 +162,7 @@ def dmdr(
     on_cancellation=[stop_jobs],
 )
 def from_cold_start(
-    cold_start_of: Run, config: Address, run: PerhapsRun = "", store: Address = "runs", teacher: str = ""
+    cold_start_of: Run, config: Argument, run: PerhapsRun = "", store: Argument = "runs", teacher: str = ""
 ) -> None:
     """The flow `dmdr` on the cold start of another run, which has to be named. It takes the same arguments."""
     dmdr.fn(config, run, store, teacher, cold_start_of)

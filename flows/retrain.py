@@ -23,7 +23,8 @@ from pydantic import Field
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.run import Address, Config
+from dmdr.config.run import Config
+from dmdr.config.section import Argument
 from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError
 from stages.store.artifacts import Artifact
@@ -35,9 +36,9 @@ Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
 
 @flow(name="retrain", persist_result=False, result_serializer="json")
 def retrain(
-    config: Address,
-    teachers: Address,
-    store: Address = "runs",
+    config: Argument,
+    teachers: Argument,
+    store: Argument = "runs",
     deployment: Deployment = "dmdr/full",
     again: bool = False,
 ) -> None:
