@@ -30,7 +30,14 @@ from dmdr.config.stages import StageName, list_until
 from dmdr.errors import USER_ERRORS
 from flows import chain
 from flows.launch import process
-from flows.launch.failure import RETRY_DELAYS, StageFailed, announce_retry, check_sealed, is_worth_a_retry
+from flows.launch.failure import (
+    RETRY_DELAYS,
+    StageFailed,
+    announce_retry,
+    check_sealed,
+    explain_faults,
+    is_worth_a_retry,
+)
 from flows.launch.stage import Stage, prepare_stage
 from flows.prefect_support import artifacts, owners, progress
 from stages.store.artifacts import Artifact
@@ -69,7 +76,10 @@ def run_stage(
     """
     on_cluster = load_config(config).execution.cluster is not None
     log = get_run_logger().info if deployment.id else print
-    with progress.show_progress(name, run, log) if deployment.id or on_cluster else nullcontext(None) as say:
+    with (
+        explain_faults(name),
+        progress.show_progress(name, run, log) if deployment.id or on_cluster else nullcontext(None) as say,
+    ):
         if on_cluster:
             assert say is not None
             _run_as_job(prepare_stage(name, config, run, store, teacher, adopt), say)
@@ -148,10 +158,11 @@ def dmdr(
             none
         until: the last stage to run
     """
-    run = run or load_config(config).run
-    chain.distil(run_stage, config, run, store, teacher or None, cold_start_of or None, until)
-    if "evaluate" in list_until(until):
-        artifacts.publish_scorecard(run, store)
+    with explain_faults("flow dmdr"):
+        run = run or load_config(config).run
+        chain.distil(run_stage, config, run, store, teacher or None, cold_start_of or None, until)
+        if "evaluate" in list_until(until):
+            artifacts.publish_scorecard(run, store)
 
 
 @flow(
@@ -175,13 +186,14 @@ def evaluate_with_pipelines(config: str, run: str, source_run: str, store: str) 
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    chain.evaluate_with_pipelines(run_stage, config, run, source_run, store)
-    artifacts.publish_scorecard(run, store)
+    with explain_faults("flow evaluate"):
+        chain.evaluate_with_pipelines(run_stage, config, run, source_run, store)
+        artifacts.publish_scorecard(run, store)
 
 
 def _drop_stack(record: logging.LogRecord) -> bool:
-    """Drop the stack of a StageFailed: the stage has said why, and the stack of the flow adds nothing."""
-    if record.exc_info and isinstance(record.exc_info[1], StageFailed):
+    """Drop the stack of an error that says in one line what is wrong: the stack of the flow adds nothing."""
+    if record.exc_info and isinstance(record.exc_info[1], (StageFailed, *USER_ERRORS)):
         record.exc_info = None
     return True
 

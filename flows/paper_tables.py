@@ -10,6 +10,7 @@ from prefect.runtime import deployment
 
 from flows.chain import run_table
 from flows.distil import run_stage
+from flows.launch.failure import explain_faults
 from flows.prefect_support import artifacts
 from stages.reports.tables.prepared import prepare_table
 
@@ -30,6 +31,7 @@ def lab_tables(
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    table = prepare_table(spec, seeds, store, base, out)
-    say = get_run_logger().info if deployment.id else partial(print, file=sys.stderr, flush=True)
-    run_table(run_stage, table, say=say, publish=partial(artifacts.publish_page, table.spec.runs))
+    with explain_faults("flow lab-tables"):
+        table = prepare_table(spec, seeds, store, base, out)
+        say = get_run_logger().info if deployment.id else partial(print, file=sys.stderr, flush=True)
+        run_table(run_stage, table, say=say, publish=partial(artifacts.publish_page, table.spec.runs))

@@ -27,6 +27,7 @@ from dmdr.config.run import Config
 from dmdr.config.section import Argument
 from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError
+from flows.launch.failure import explain_faults
 from stages.store.artifacts import Artifact
 from stages.store.revisions import list_revisions, run_name
 
@@ -55,24 +56,26 @@ def retrain(
         ConfigError: the config or the deployment is wrong, or a run was made with other settings than the config's.
         InputMissing, StoreError: the teachers cannot be listed.
     """
-    say = get_run_logger().info
-    checked = load_config(config)
-    revisions = list_revisions(teachers)
-    if not revisions:
-        say(f"no teachers at {teachers}")
-    for revision in revisions:
-        run = run_name(checked.run, revision)
-        before = find_latest(f"{store}/{run}")  # before the store is read: a run that ends in between is finished there
-        state = None if before is None else before.state
-        if is_finished(checked, run, store, revision.digest):
-            say(f"{run}: finished")
-        elif state is not None and not state.is_final():
-            say(f"{run}: under way, {state.name}")
-        elif state is not None and state.type in JUDGED and not again:
-            say(f"{run}: {state.name}; with again=true it is started again")
-        else:
-            parameters = {"config": config, "run": run, "store": store, "teacher": revision.address}
-            say(f"{run}: of {revision.address}, flow run {start_run(deployment, parameters, before).id}")
+    with explain_faults("flow retrain"):
+        say = get_run_logger().info
+        checked = load_config(config)
+        revisions = list_revisions(teachers)
+        if not revisions:
+            say(f"no teachers at {teachers}")
+        for revision in revisions:
+            run = run_name(checked.run, revision)
+            # before the store is read: a run that ends in between is finished there
+            before = find_latest(f"{store}/{run}")
+            state = None if before is None else before.state
+            if is_finished(checked, run, store, revision.digest):
+                say(f"{run}: finished")
+            elif state is not None and not state.is_final():
+                say(f"{run}: under way, {state.name}")
+            elif state is not None and state.type in JUDGED and not again:
+                say(f"{run}: {state.name}; with again=true it is started again")
+            else:
+                parameters = {"config": config, "run": run, "store": store, "teacher": revision.address}
+                say(f"{run}: of {revision.address}, flow run {start_run(deployment, parameters, before).id}")
 
 
 def find_latest(tag: str) -> FlowRun | None:

@@ -6,17 +6,16 @@ Prefect may only be imported here after its settings are made, so each function 
 from __future__ import annotations
 
 import os
-import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
-from dmdr.config.plain_text import to_line
+from dmdr.config.plain_text import quote, to_line
 from dmdr.config.secrets import has_secret
 from dmdr.errors import USER_ERRORS, ConfigError, StoreError
 
 SETTING = "PREFECT_API_URL"
-ADDRESS = re.compile(r"https?://[^/\s]+", re.IGNORECASE)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LIBRARIES = ("prefect", "httpx", "httpcore", "websockets")  # the client's
 EXAMPLE = "http://127.0.0.1:4200/api"
@@ -42,20 +41,31 @@ def find_server() -> str | None:
     Raises:
         ConfigError: Prefect's settings cannot be read, or the address is none or has a password.
     """
+    if (given := os.environ.get(SETTING)) is not None:
+        _check_address(given)  # of which Prefect would print a page
     try:
         from prefect.settings import PREFECT_API_URL
 
         address = PREFECT_API_URL.value()
     except Exception as error:  # a profile or a variable that Prefect cannot read
         raise ConfigError(f"Prefect's settings cannot be read: {to_line(error, 400)}; correct them") from None
-    if address and has_secret(address):
+    if address:
+        _check_address(address)
+    return address or None
+
+
+def _check_address(address: str) -> None:
+    if has_secret(address):
         raise ConfigError(
             f"{SETTING} {name_source()} holds a password or a token; take it out and set PREFECT_API_AUTH_STRING or "
             "PREFECT_API_KEY"
         )
-    if address and not ADDRESS.match(address):
-        raise ConfigError(f"{SETTING} {name_source()} is {address}, which is no address; set one such as {EXAMPLE}")
-    return address or None
+    try:
+        host = urlsplit(address).hostname if address.lower().startswith(("http://", "https://")) else None
+    except ValueError:
+        host = None
+    if address and not host:
+        raise ConfigError(f"{SETTING} {name_source()} is {quote(address)}, which is no address; set one: {EXAMPLE}")
 
 
 def name_source() -> str:
@@ -115,9 +125,14 @@ def translate_errors(address: str | None) -> Iterator[None]:
         raise translate_error(error, address) from error
 
 
+def is_answer(error: BaseException) -> bool:
+    """Whether an error is what came of a request: no answer, or one that says no."""
+    return any(kind.__module__.partition(".")[0] in ("httpx", "httpcore") for kind in type(error).__mro__)
+
+
 def comes_from_client(error: BaseException) -> bool:
     """Whether Prefect or what it talks to its server with has raised an error, and not what Prefect runs."""
-    if type(error).__module__.partition(".")[0] in LIBRARIES:
+    if is_answer(error) or type(error).__module__.partition(".")[0] in LIBRARIES:
         return True
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(f"/site-packages/{name}/" in frames[-1].filename for name in LIBRARIES)
@@ -126,11 +141,11 @@ def comes_from_client(error: BaseException) -> bool:
 def translate_error(error: Exception, address: str | None) -> StoreError | ConfigError:
     """The error for the user. Only a server that takes part again helps, so it is worth a retry, unless the address
     answers that there is no such thing."""
-    told = to_line(error, 200) or type(error).__name__
+    told = to_line(error, 200).partition(" - Response")[0] or type(error).__name__
     if address is None:
         return StoreError(f"Prefect's embedded server fails ({told}); the same command goes on from here")
     where = f"the Prefect server at {address}, {SETTING} {name_source()},"
-    if "404" in told.split("\n")[0] or "405" in told:
+    if "'404 " in told or "'405 " in told:
         return ConfigError(
             f"{where} is no Prefect API ({told}); its address ends in /api, such as {EXAMPLE}; correct it, or "
             f"{describe_removal()} to run without one"
