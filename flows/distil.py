@@ -25,6 +25,7 @@ from pydantic import Field
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.names import NAME
+from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.config.section import Argument
 from dmdr.config.stages import StageName, list_until
 from dmdr.errors import USER_ERRORS
@@ -159,6 +160,7 @@ def dmdr(
         until: the last stage to run
     """
     with explain_faults("flow dmdr"):
+        refuse_secret_arguments([config, store, teacher])
         run = run or load_config(config).run
         chain.distil(run_stage, config, run, store, teacher or None, cold_start_of or None, until)
         if "evaluate" in list_until(until):

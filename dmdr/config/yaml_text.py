@@ -29,7 +29,7 @@ from dmdr.config.plain_text import to_line
 from dmdr.errors import ConfigError, InputMissing
 
 LARGEST = 100_000  # bytes; the largest config of DMDR has 5,000
-MOST_VALUES, DEEPEST, MOST_DIGITS = 5000, 32, 100
+MOST_VALUES, DEEPEST, MOST_DIGITS = 3000, 32, 100
 DEEP = re.compile(rf"([\[{{]\s*){{{DEEPEST + 1}}}")  # brackets that open in a row, which the library reads slowly
 PREFIX = "tag:yaml.org,2002:"
 TAGS = {f"{PREFIX}{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}

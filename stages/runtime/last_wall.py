@@ -24,6 +24,7 @@ from dmdr.errors import INTERNAL, USER_ERRORS, WHILE, InputMissing, Stopped, Sto
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 OURS = ("dmdr", "stages", "flows")  # the packages of this project
+ROOT = Path(__file__).parents[2]
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cudaErrorMemoryAllocation")  # as torch says it
 TERMINATION_MESSAGE = Path("/dev/termination-log")  # of a pod's container
 MOST_BYTES = 4096  # of a termination message, says Kubernetes
@@ -93,16 +94,15 @@ def find_missing_package(error: BaseException) -> str | None:
 def _describe_work(error: BaseException) -> str:
     """What was being done, as `dmdr.errors.doing` has noted it, the outermost first."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(WHILE)]
-    return "".join(f" {to_line(note, 300)}" for note in reversed(notes))
+    return ",".join(f" {to_line(note, 300)}" for note in reversed(notes))
 
 
 def _name_place(error: BaseException) -> str:
     """The innermost line of this project that the error came through: " (dmdr/train.py:120)"."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        parts = Path(frame.filename).parts
-        start = max((parts.index(name) for name in OURS if name in parts[:-1]), default=None)
-        if start is not None:
-            return f" ({'/'.join(parts[start:])}:{frame.lineno})"
+        path = Path(frame.filename)
+        if path.is_relative_to(ROOT) and (own := path.relative_to(ROOT)).parts[0] in OURS:
+            return f" ({own.as_posix()}:{frame.lineno})"
     return ""
 
 

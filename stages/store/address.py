@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dmdr.config.names import describe_rule, is_name
+from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.store.folder import Folder
 from stages.store.layout import CLAIM, RECORD, is_intact
@@ -33,7 +34,12 @@ def shorten(digest: str) -> str:
 
 
 def open_place(address: str) -> Folder | Remote:
-    """Open the files of an address: that of a stage, or a folder above it."""
+    """Open the files of an address: that of a stage, or a folder above it.
+
+    Raises:
+        ConfigError: the address holds a secret, or is of an unknown kind.
+    """
+    refuse_secret_arguments([address])
     if "://" in address.removeprefix("file://"):
         from stages.store.remote import Remote  # the libraries of S3 take time to import
 
