@@ -73,7 +73,8 @@ else
     entries 0 torch >"$work/rest.txt"
     entries 1 torch >"$work/torch.txt"
     checked -r "$work/rest.txt"
-    with_pip --no-deps --require-hashes -r "$work/torch.txt" # uv takes only one build of a version
+    sed 's/^\(torch==[^ ]*\)/\1+cpu/' "$work/torch.txt" >"$work/cpu.txt" # pip's settings may name a place that has it
+    checked -r "$work/cpu.txt" 2>/dev/null || checked -r "$work/torch.txt"
     say "3 of 4, what this build of torch needs besides"
     if "$bin/python" images/needs_cuda.py; then checked -r images/cuda.lock; fi
 fi

@@ -11,9 +11,15 @@ packages)
     lock=$2
     python3 -m venv /opt/pip
     python3 -m venv --without-pip /opt/venv
-    into_venv --no-deps --require-hashes -r "$lock"
-    if [ -f cuda.lock ] && /opt/venv/bin/python needs_cuda.py; then # what a CUDA build of torch needs besides
-        into_venv --no-deps --require-hashes -r cuda.lock
+    awk '/^[^ ]/ { found = /^torch==/ } !found' "$lock" >rest.txt
+    awk '/^[^ ]/ { found = /^torch==/ } found' "$lock" >torch.txt
+    into_venv --no-deps --require-hashes -r rest.txt
+    if [ -s torch.txt ]; then
+        sed 's/^\(torch==[^ ]*\)/\1+cpu/' torch.txt >cpu.txt # an index that was given may have it
+        into_venv --no-deps --require-hashes -r cpu.txt 2>/dev/null || into_venv --no-deps --require-hashes -r torch.txt
+        if /opt/venv/bin/python needs_cuda.py; then # what a CUDA build of torch needs besides
+            into_venv --no-deps --require-hashes -r cuda.lock
+        fi
     fi
     cd /opt/venv/lib/python3.*/site-packages
     # Remove what nothing here imports: tests, the asynchronous half of the Kubernetes client, and the services of AWS

@@ -50,23 +50,14 @@ def main(arguments: list[str]) -> int:
             if not isinstance(options, Options):
                 return options
             stage = options.stage
-            return run(options)
+            work = prepare(options)
+            if not isinstance(work, Work):
+                return work
+            facts = work.run(work.context)
+            seal(work, facts)
+            return SEALED
         except (Exception, KeyboardInterrupt) as error:
             return report_error(stage, error)
-
-
-def run(options: Options) -> int:
-    """Run one stage to its seal, if there is work left for this process; returns the exit code.
-
-    Raises:
-        any error of the stage.
-    """
-    work = prepare(options)
-    if not isinstance(work, Work):
-        return work
-    facts = work.run(work.context)
-    seal(work, facts)
-    return SEALED
 
 
 def prepare(options: Options) -> Work | int:
