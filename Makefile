@@ -59,10 +59,15 @@ image-test: setup ## builds and runs them; minutes; needs root and Debian's pack
 	@test "$$(id -u)" = 0 || { echo "image-test: builds with chroot isolation; run it as root" >&2; exit 1; }
 	@$(BIN)/python -m pytest -s tests/images/for_real.py
 
+COMPILE = $(BIN)/uv pip compile -q --system-certs --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-find-links --no-emit-index-url
+
 lock: setup ## requirements.lock from requirements.in, and the images' from it; takes no package newer than it must
-	@$(BIN)/uv pip compile -q --system-certs --python-version 3.11 --no-header --no-annotate --no-emit-find-links \
-		--no-emit-index-url --override overrides.txt requirements.in -o requirements.lock
-	@sed -i -E 's/\+cpu$$//; /^(cuda|nvidia|triton)/d' requirements.lock # setup.sh leaves CUDA's to torch itself
+	@$(COMPILE) --override overrides.txt requirements.in -o requirements.lock
+	@rm -rf build/torch-cpu; version=$$(sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements.lock); \
+		$(BIN)/pip download -q --no-deps --dest build/torch-cpu $${TORCH_INDEX_URL:+--extra-index-url "$$TORCH_INDEX_URL"} \
+		"torch==$$version+cpu" || echo "lock: set TORCH_INDEX_URL to an index with CPU builds; their hash is missing" >&2
+	@$(BIN)/python images/lock.py --split build/torch-cpu
 	@./setup.sh
 	@$(BIN)/python images/lock.py
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Creates .venv and installs requirements.lock and the project into it. Does nothing if nothing has changed since.
 #   PYTHON=...           the interpreter to use (3.11 or 3.12 are tested)
-#   TORCH_INDEX_URL=...  one more package index, for example one with CPU builds of torch
+#   TORCH_INDEX_URL=...  one more package index, for example one with CPU builds of torch, whose hashes no lock knows
 #   NO_UV=1              install with pip only
 set -eu
 cd "$(dirname "$0")"
@@ -11,7 +11,7 @@ began=$(date +%s)
 say() { echo "setup: $*" >&2; }
 
 # $venv/installed is a copy of the files that decide what is installed.
-inputs="setup.sh requirements.lock pyproject.toml dmdr/rewards/torchvision_shim.py"
+inputs="setup.sh requirements.lock images/cuda.lock pyproject.toml dmdr/rewards/torchvision_shim.py"
 if [ -f "$venv/installed" ] && cat $inputs | cmp -s - "$venv/installed"; then
     exit 0
 fi
@@ -54,13 +54,30 @@ install() {
     with_pip "$@"
 }
 
+# Every package is checked against the hash in the lock. awk: the entries of a lock whose names match, or do not.
+entries() { awk -v names="^($2)\$" -v wanted="$1" '/^[^ ]/ { split($0, part, "=="); found = (part[1] ~ names) } found == wanted' requirements.lock; }
+checked() { install --no-deps --require-hashes "$@"; }
+work=$(mktemp -d)
+trap 'rm -r "$work"' EXIT
+
 say "2 of 4, installing the $(grep -c '==' requirements.lock) packages of requirements.lock, 2 to 6 GB on disk"
 if [ -z "${NO_UV:-}" ]; then
-    with_pip -q "uv>=0.9" || say "uv is not available, pip does the work, which takes longer"
+    entries 1 uv >"$work/uv.txt"
+    with_pip -q --no-deps --require-hashes -r "$work/uv.txt" || say "uv is not available, pip does the work, which takes longer"
 fi
-install --no-deps -r requirements.lock
-say "3 of 4, what this build of torch needs besides"
-install "$(grep '^torch==' requirements.lock)" # a CUDA build brings CUDA libraries that the lock does not name
+if [ -n "${TORCH_INDEX_URL:-}" ]; then # a build of torch that the user names
+    entries 0 'torch|torchvision' >"$work/rest.txt"
+    checked -r "$work/rest.txt"
+    install $(entries 1 'torch|torchvision' | sed -n 's/^\([^ ]*==[^ ]*\).*/\1/p')
+else
+    entries 0 torch >"$work/rest.txt"
+    entries 1 torch >"$work/torch.txt"
+    checked -r "$work/rest.txt"
+    sed 's/^\(torch==[^ ]*\)/\1+cpu/' "$work/torch.txt" >"$work/cpu.txt" # pip's settings may name a place that has it
+    checked -r "$work/cpu.txt" 2>/dev/null || checked -r "$work/torch.txt"
+    say "3 of 4, what this build of torch needs besides"
+    if "$bin/python" images/needs_cuda.py; then checked -r images/cuda.lock; fi
+fi
 say "4 of 4, the project itself"
 install --no-deps --no-build-isolation -e .
 # Beside a CPU build of torch, torchvision breaks every import of diffusers, also in scripts that do not import dmdr.

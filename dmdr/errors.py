@@ -6,6 +6,8 @@ stand here only: stages, flows and Kubernetes manifests read them from the class
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -47,6 +49,7 @@ class Stopped(Exception):
 
 UserError = ConfigError | DataError | InputMissing | NonFinite | StoreError | Stopped
 USER_ERRORS = (ConfigError, DataError, InputMissing, NonFinite, StoreError, Stopped)
+WHILE = "while "  # how a note of `doing` begins
 SEALED = 0
 INTERNAL = 70  # a fault of ours, EX_SOFTWARE; a loss that is not a number shares it
 FINAL = frozenset(kind.exit_code for kind in (ConfigError, DataError, InputMissing))  # the same again ends the same
@@ -61,6 +64,16 @@ MEANINGS = {
     StoreError.exit_code: "store or disk",
     Stopped.exit_code: "stopped after a checkpoint: repeat the command",
 }
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Note on any exception what was being done: "loading the teacher hub:a/b". The last line of a program says it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{WHILE}{what}")
+        raise
 
 
 def exit_code_of(error: BaseException) -> int:

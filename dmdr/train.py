@@ -19,7 +19,7 @@ from dmdr.config.batches import count_trajectories
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
-from dmdr.errors import NonFinite
+from dmdr.errors import NonFinite, doing
 from dmdr.hacking_alarm import Look, Row, Watcher
 from dmdr.optimizers import learning_rate
 from dmdr.rl.objective import Objective, RLTerm
@@ -94,7 +94,8 @@ def train(run: Run, state: TrainState, *, stop: Callable[[], bool]) -> Iterator[
             if look.figures:
                 state.rows.append({"update": state.update, **look.figures})
             return
-        figures = training_step(run, state)
+        with doing(f"training {run.stage}, update {state.update}"):
+            figures = training_step(run, state)
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise NonFinite(

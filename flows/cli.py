@@ -10,9 +10,15 @@ import sys
 import typer
 from typer.core import TyperGroup
 
-from dmdr.errors import USER_ERRORS, ConfigError, StoreError, describe_exit_codes, describe_usage_error, exit_code_of
+from dmdr.config.plain_text import to_line
+from dmdr.config.secrets import refuse_secret_arguments
+from dmdr.errors import USER_ERRORS, ConfigError, StoreError, describe_exit_codes, describe_usage_error, doing
 from flows.commands import options
+from flows.prefect_support.connection import spare_loopback
+from stages.runtime.last_wall import end_program, is_disk_failure
+from stages.runtime.terminal import plain_streams
 
+TYPERS_INTERRUPT = 130  # what typer makes of Ctrl-C
 EXIT_CODES = describe_exit_codes()
 PASS_ALL_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -278,23 +284,46 @@ def lab(context: typer.Context) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code. A wrong command line and a user's error are one line on stderr."""
+    """Run a command and return its exit code. Whatever goes wrong is one line on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if sys.platform == "win32":  # which has no fork and no fcntl, on which stages and stores rest
         print("dmdr: runs on Linux, not on Windows itself; use WSL 2, a container or a Linux machine", file=sys.stderr)
         return ConfigError.exit_code
+    spare_loopback()
+    with plain_streams():
+        try:
+            with doing(f"running {name_command(arguments)}"):
+                return run_command(arguments)
+        except OSError as error:  # of a file that the command line names, unless it says more
+            if isinstance(error, USER_ERRORS) or is_disk_failure(error):
+                return end_program("dmdr", error)
+            return end_program("dmdr", StoreError(str(error)))
+        except (Exception, KeyboardInterrupt) as error:
+            return end_program("dmdr", error)
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run a command and return its exit code. A wrong command line is one line on stderr.
+
+    Raises:
+        any error of the command.
+    """
+    refuse_secret_arguments(arguments)
     if arguments[:1] == ["tables"]:
         arguments = repeat_seeds(arguments)
     try:
-        return typer.main.get_command(app).main(arguments, prog_name="dmdr", standalone_mode=False)
+        exit_code = typer.main.get_command(app).main(arguments, prog_name="dmdr", standalone_mode=False)
     except typer.TyperException as error:
         path = name_command(arguments)
-        message = describe_usage_error(error.format_message())
+        message = to_line(describe_usage_error(error.format_message()))
         print(f"{path}: {message}; see {path} --help", file=sys.stderr)
         return ConfigError.exit_code
-    except (*USER_ERRORS, OSError) as error:
-        print(f"dmdr: {error}", file=sys.stderr)
-        return exit_code_of(error) if isinstance(error, USER_ERRORS) else StoreError.exit_code
+    except typer.Abort:  # the end of stdin where a question was asked
+        raise ConfigError("nobody can answer the question here") from None
+    sys.stdout.flush()  # while a full disk can still be told
+    if exit_code == TYPERS_INTERRUPT:
+        raise KeyboardInterrupt
+    return exit_code
 
 
 def repeat_seeds(arguments: list[str]) -> list[str]:

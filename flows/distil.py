@@ -25,12 +25,20 @@ from pydantic import Field
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.names import NAME
-from dmdr.config.section import Address
+from dmdr.config.secrets import refuse_secret_arguments
+from dmdr.config.section import Argument
 from dmdr.config.stages import StageName, list_until
 from dmdr.errors import USER_ERRORS
 from flows import chain
 from flows.launch import given_config, process
-from flows.launch.failure import RETRY_DELAYS, StageFailed, announce_retry, check_sealed, is_worth_a_retry
+from flows.launch.failure import (
+    RETRY_DELAYS,
+    StageFailed,
+    announce_retry,
+    check_sealed,
+    explain_faults,
+    is_worth_a_retry,
+)
 from flows.launch.stage import Stage, prepare_stage
 from flows.prefect_support import artifacts, owners, progress
 from stages.store.artifacts import Artifact
@@ -69,7 +77,10 @@ def run_stage(
     """
     on_cluster = load_config(config).execution.cluster is not None
     log = get_run_logger().info if deployment.id else print
-    with progress.show_progress(name, run, log) if deployment.id or on_cluster else nullcontext(None) as say:
+    with (
+        explain_faults(name),
+        progress.show_progress(name, run, log) if deployment.id or on_cluster else nullcontext(None) as say,
+    ):
         if on_cluster:
             assert say is not None
             _run_as_job(prepare_stage(name, config, run, store, teacher, adopt), say)
@@ -134,9 +145,9 @@ def name_flow_run() -> str:
     on_cancellation=[stop_jobs],
 )
 def dmdr(
-    config: Address,
+    config: Argument,
     run: PerhapsRun = "",
-    store: Address = "runs",
+    store: Argument = "runs",
     teacher: str = "",
     cold_start_of: PerhapsRun = "",
     until: StageName = "evaluate",
@@ -153,11 +164,13 @@ def dmdr(
         until: the last stage to run
     """
     wait = given_config.WAIT if deployment.id else 0.0  # by hand, a file that is missing is a mistake
-    with given_config.open_config(config, get_run_logger().info, wait=wait) as path:
-        run = run or load_config(path).run
-        chain.distil(run_stage, path, run, store, teacher or None, cold_start_of or None, until)
-    if "evaluate" in list_until(until):
-        artifacts.publish_scorecard(run, store)
+    with explain_faults("flow dmdr"):
+        refuse_secret_arguments([config, store, teacher])
+        with given_config.open_config(config, get_run_logger().info, wait=wait) as path:
+            run = run or load_config(path).run
+            chain.distil(run_stage, path, run, store, teacher or None, cold_start_of or None, until)
+        if "evaluate" in list_until(until):
+            artifacts.publish_scorecard(run, store)
 
 
 @flow(
@@ -168,7 +181,7 @@ def dmdr(
     on_cancellation=[stop_jobs],
 )
 def from_cold_start(
-    cold_start_of: Run, config: Address, run: PerhapsRun = "", store: Address = "runs", teacher: str = ""
+    cold_start_of: Run, config: Argument, run: PerhapsRun = "", store: Argument = "runs", teacher: str = ""
 ) -> None:
     """The flow `dmdr` on the cold start of another run, which has to be named. It takes the same arguments."""
     dmdr.fn(config, run, store, teacher, cold_start_of)
@@ -181,13 +194,14 @@ def evaluate_with_pipelines(config: str, run: str, source_run: str, store: str) 
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    chain.evaluate_with_pipelines(run_stage, config, run, source_run, store)
-    artifacts.publish_scorecard(run, store)
+    with explain_faults("flow evaluate"):
+        chain.evaluate_with_pipelines(run_stage, config, run, source_run, store)
+        artifacts.publish_scorecard(run, store)
 
 
 def _drop_stack(record: logging.LogRecord) -> bool:
-    """Drop the stack of a StageFailed: the stage has said why, and the stack of the flow adds nothing."""
-    if record.exc_info and isinstance(record.exc_info[1], StageFailed):
+    """Drop the stack of an error that says in one line what is wrong: the stack of the flow adds nothing."""
+    if record.exc_info and isinstance(record.exc_info[1], (StageFailed, *USER_ERRORS)):
         record.exc_info = None
     return True
 

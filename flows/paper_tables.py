@@ -12,6 +12,7 @@ from prefect.runtime import deployment
 from flows.chain import run_table
 from flows.distil import run_stage
 from flows.launch import given_config
+from flows.launch.failure import explain_faults
 from flows.prefect_support import artifacts
 from stages.reports.tables.prepared import prepare_table
 
@@ -33,6 +34,7 @@ def lab_tables(
         StageFailed: a stage ended without its seal.
     """
     say = get_run_logger().info if deployment.id else partial(print, file=sys.stderr, flush=True)
-    given_config.wait_for_file(Path(spec), say, seconds=given_config.WAIT if deployment.id else 0.0)
-    table = prepare_table(spec, seeds, store, base, out)
-    run_table(run_stage, table, say=say, publish=partial(artifacts.publish_page, table.spec.runs))
+    with explain_faults("flow lab-tables"):
+        given_config.wait_for_file(Path(spec), say, seconds=given_config.WAIT if deployment.id else 0.0)
+        table = prepare_table(spec, seeds, store, base, out)
+        run_table(run_stage, table, say=say, publish=partial(artifacts.publish_page, table.spec.runs))

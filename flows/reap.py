@@ -19,6 +19,7 @@ from prefect import flow, get_run_logger
 from dmdr.config.cluster import Label
 from dmdr.config.section import Positive
 from flows.launch import api
+from flows.launch.failure import explain_faults
 from flows.launch.manifest import read_marks
 from flows.launch.objects import Job
 from flows.launch.owned import OwnedJobs
@@ -36,20 +37,21 @@ def reap(namespace: Label = "dmdr", after: Positive = 900) -> None:
     Raises:
         StageFailed: the cluster does not let us list or delete Jobs, or does not answer.
     """
-    say = get_run_logger().info
-    if not api.is_known():
-        say("no cluster here: nothing to stop")
-        return
-    jobs = OwnedJobs("reap", namespace)
-    latest = datetime.now(UTC) - timedelta(seconds=after)
-    for owned in jobs.list_jobs():
-        since = find_abandoned_since(owned.job)
-        if since is None or since > latest or owned.job.is_ending:
-            continue
-        if jobs.stop(owned, unchanged=True):
-            say(f"stopped {owned.job.name}: nobody waits for it since {since:%Y-%m-%d %H:%M} UTC")
-        else:
-            say(f"{owned.job.name} has changed meanwhile; it is looked at again next time")
+    with explain_faults("flow reap"):
+        say = get_run_logger().info
+        if not api.is_known():
+            say("no cluster here: nothing to stop")
+            return
+        jobs = OwnedJobs("reap", namespace)
+        latest = datetime.now(UTC) - timedelta(seconds=after)
+        for owned in jobs.list_jobs():
+            since = find_abandoned_since(owned.job)
+            if since is None or since > latest or owned.job.is_ending:
+                continue
+            if jobs.stop(owned, unchanged=True):
+                say(f"stopped {owned.job.name}: nobody waits for it since {since:%Y-%m-%d %H:%M} UTC")
+            else:
+                say(f"{owned.job.name} has changed meanwhile; it is looked at again next time")
 
 
 def find_abandoned_since(job: Job) -> datetime | None:

@@ -24,10 +24,12 @@ from pydantic import Field
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.run import Address, Config
+from dmdr.config.run import Config
+from dmdr.config.section import Argument
 from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError
 from flows.launch import given_config
+from flows.launch.failure import explain_faults
 from stages.store.artifacts import Artifact
 from stages.store.revisions import list_revisions, run_name
 
@@ -37,9 +39,9 @@ Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
 
 @flow(name="retrain", persist_result=False, result_serializer="json")
 def retrain(
-    config: Address,
-    teachers: Address,
-    store: Address = "runs",
+    config: Argument,
+    teachers: Argument,
+    store: Argument = "runs",
     deployment: Deployment = "dmdr/full",
     again: bool = False,
 ) -> None:
@@ -56,25 +58,27 @@ def retrain(
         ConfigError: the config or the deployment is wrong, or a run was made with other settings than the config's.
         InputMissing, StoreError: the teachers cannot be listed.
     """
-    say = get_run_logger().info
-    with given_config.open_config(config, say, wait=given_config.WAIT if of_deployment.id else 0.0) as path:
-        checked = load_config(path)
-    revisions = list_revisions(teachers)
-    if not revisions:
-        say(f"no teachers at {teachers}")
-    for revision in revisions:
-        run = run_name(checked.run, revision)
-        before = find_latest(f"{store}/{run}")  # before the store is read: a run that ends in between is finished there
-        state = None if before is None else before.state
-        if is_finished(checked, run, store, revision.digest):
-            say(f"{run}: finished")
-        elif state is not None and not state.is_final():
-            say(f"{run}: under way, {state.name}")
-        elif state is not None and state.type in JUDGED and not again:
-            say(f"{run}: {state.name}; with again=true it is started again")
-        else:
-            parameters = {"config": config, "run": run, "store": store, "teacher": revision.address}
-            say(f"{run}: of {revision.address}, flow run {start_run(deployment, parameters, before).id}")
+    with explain_faults("flow retrain"):
+        say = get_run_logger().info
+        with given_config.open_config(config, say, wait=given_config.WAIT if of_deployment.id else 0.0) as path:
+            checked = load_config(path)
+        revisions = list_revisions(teachers)
+        if not revisions:
+            say(f"no teachers at {teachers}")
+        for revision in revisions:
+            run = run_name(checked.run, revision)
+            # before the store is read: a run that ends in between is finished there
+            before = find_latest(f"{store}/{run}")
+            state = None if before is None else before.state
+            if is_finished(checked, run, store, revision.known_as):
+                say(f"{run}: finished")
+            elif state is not None and not state.is_final():
+                say(f"{run}: under way, {state.name}")
+            elif state is not None and state.type in JUDGED and not again:
+                say(f"{run}: {state.name}; with again=true it is started again")
+            else:
+                parameters = {"config": config, "run": run, "store": store, "teacher": revision.address}
+                say(f"{run}: of {revision.address}, flow run {start_run(deployment, parameters, before).id}")
 
 
 def find_latest(tag: str) -> FlowRun | None:
@@ -88,8 +92,8 @@ def find_latest(tag: str) -> FlowRun | None:
     return next(iter(runs), None)
 
 
-def is_finished(config: Config, run: str, store: str, digest: str | None) -> bool:
-    """Whether the last stage of a run is sealed. digest: of the teacher, where it is known.
+def is_finished(config: Config, run: str, store: str, known_as: tuple[str, ...]) -> bool:
+    """Whether the last stage of a run is sealed. known_as: digests of the teacher, where they are known.
 
     Raises:
         ConfigError: a stage was sealed with other settings, or of another teacher.
@@ -97,7 +101,8 @@ def is_finished(config: Config, run: str, store: str, digest: str | None) -> boo
     artifacts = {stage: Artifact(store, run, stage) for stage in STAGES}
     sealed = {stage: record for stage, artifact in artifacts.items() if (record := artifact.record()) is not None}
     for stage, record in sealed.items():
-        inputs = record.inputs if digest is None else {**record.inputs, "teacher": digest}
+        is_of_it = not known_as or record.teacher_digest in known_as
+        inputs = record.inputs if is_of_it else {**record.inputs, "teacher": known_as[0]}
         artifacts[stage].claim(identity(config, stage), inputs)  # it is sealed, so this only compares
     return STAGES[-1] in sealed
 

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Builds dmdr-flow, dmdr-train and dmdr-evaluate with the first of podman, buildah and docker that works here.
-#   BASE_IMAGE=...         a Debian with python3 and its venv module (the default is in the Containerfiles)
+#   BASE_IMAGE=...         a Debian with python3 and its venv module (the default is in the Containerfiles); NAME@sha256:...
+#                          is the same image tomorrow
 #   TAG=...                their tag (default: the project's version)
-#   TORCH_INDEX_URL=...    one more package index, for example one with CPU builds of torch
+#   TORCH_INDEX_URL=...    one more package index, for example one with CPU builds of torch, of those that the lock knows
 #   PIP_INDEX_URL=... PIP_EXTRA_INDEX_URL=... PIP_FIND_LINKS=...    where packages lie, as pip reads them
 #   BUILD_FLAGS=...        further flags of the builder, for example --volume=/wheels:/wheels:ro
 set -eu
@@ -25,6 +26,11 @@ version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 revision=$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 tag=${TAG:-$version}
 if [ -n "${TORCH_INDEX_URL:-}" ]; then PIP_EXTRA_INDEX_URL="$TORCH_INDEX_URL ${PIP_EXTRA_INDEX_URL:-}"; fi
+
+case ${BASE_IMAGE:-} in
+*@sha256:*) ;;
+*) echo "images: the base image is named by a tag, which may be another image tomorrow; BASE_IMAGE=NAME@sha256:... pins it" >&2 ;;
+esac
 
 # build FILE TARGET; an argument that is not set keeps the Containerfile's default.
 build() {

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what an image is made of; the build stages of the Containerfiles call it:
-#   install.sh packages LOCK    /opt/venv with the packages of a lock
+#   install.sh packages LOCK    /opt/venv with the packages of a lock, each checked against its hash
 #   install.sh project          /opt/project with the project itself, to be copied over /opt/venv
 # Two steps, because packages are gigabytes and seldom change: a new commit is then a layer of 20 MB.
 set -eu
@@ -11,9 +11,15 @@ packages)
     lock=$2
     python3 -m venv /opt/pip
     python3 -m venv --without-pip /opt/venv
-    into_venv --no-deps -r "$lock"
-    if torch=$(grep '^torch==' "$lock"); then
-        into_venv "$torch" # a CUDA build brings CUDA libraries that the lock does not name
+    awk '/^[^ ]/ { found = /^torch==/ } !found' "$lock" >rest.txt
+    awk '/^[^ ]/ { found = /^torch==/ } found' "$lock" >torch.txt
+    into_venv --no-deps --require-hashes -r rest.txt
+    if [ -s torch.txt ]; then
+        sed 's/^\(torch==[^ ]*\)/\1+cpu/' torch.txt >cpu.txt # an index that was given may have it
+        into_venv --no-deps --require-hashes -r cpu.txt 2>/dev/null || into_venv --no-deps --require-hashes -r torch.txt
+        if /opt/venv/bin/python needs_cuda.py; then # what a CUDA build of torch needs besides
+            into_venv --no-deps --require-hashes -r cuda.lock
+        fi
     fi
     cd /opt/venv/lib/python3.*/site-packages
     # Remove what nothing here imports: tests, the asynchronous half of the Kubernetes client, and the services of AWS
@@ -28,7 +34,8 @@ packages)
     fi
     ;;
 project)
-    /opt/pip/bin/pip install --no-cache-dir "$(grep '^setuptools==' requirements.lock)"
+    awk '/^[^ ]/ { found = /^setuptools==/ } found' requirements.lock >setuptools.txt
+    /opt/pip/bin/pip install --no-cache-dir --no-deps --require-hashes -r setuptools.txt
     /opt/pip/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /opt/wheel .
     into_venv --no-deps --prefix /opt/project /opt/wheel/*.whl
     ;;

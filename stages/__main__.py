@@ -12,31 +12,22 @@ from stages.runtime import stop_signal
 if __name__ == "__main__":
     stop_signal.install()  # before the imports below, which take time
 
-import errno
 import importlib
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.config.stages import STAGES, TABLE
-from dmdr.errors import (
-    INTERNAL,
-    SEALED,
-    USER_ERRORS,
-    ConfigError,
-    NonFinite,
-    Stopped,
-    StoreError,
-    exit_code_of,
-)
+from dmdr.errors import SEALED, ConfigError, NonFinite, Stopped, exit_code_of
 from stages.runtime import ranks
-from stages.runtime.command_line import Options, parse
+from stages.runtime.command_line import PROGRAM, Options, parse
 from stages.runtime.context import Context
+from stages.runtime.last_wall import end_program
 from stages.runtime.quiet import quiet_libraries
+from stages.runtime.terminal import plain_streams
 
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 Run = Callable[[Context], dict[str, object]]
 
 
@@ -50,26 +41,23 @@ class Work:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage and return the exit code. A user's error is one line on stderr; only ours show a traceback."""
-    options = parse(arguments)
-    if not isinstance(options, Options):
-        return options
-    try:
-        work = prepare(options)
-        if not isinstance(work, Work):
-            return work
-        facts = work.run(work.context)
-        seal(work, facts)
-    except USER_ERRORS as error:
-        report_error(options.stage, error)
-        return exit_code_of(error)
-    except Exception as error:
-        if not is_disk_failure(error):
-            traceback.print_exc()
-            return INTERNAL
-        report_error(options.stage, f"cannot write: {error}; free some space, then repeat the command")
-        return StoreError.exit_code
-    return SEALED
+    """Run one stage and return the exit code. Whatever goes wrong is one line on stderr."""
+    with plain_streams():
+        stage = PROGRAM
+        try:
+            refuse_secret_arguments(arguments)
+            options = parse(arguments)
+            if not isinstance(options, Options):
+                return options
+            stage = options.stage
+            work = prepare(options)
+            if not isinstance(work, Work):
+                return work
+            facts = work.run(work.context)
+            seal(work, facts)
+            return SEALED
+        except (Exception, KeyboardInterrupt) as error:
+            return report_error(stage, error)
 
 
 def prepare(options: Options) -> Work | int:
@@ -152,23 +140,16 @@ def stop_if_asked() -> None:
         raise Stopped("told to stop before it began; repeat the command to begin")
 
 
-def is_disk_failure(error: Exception) -> bool:
-    """Whether the local disk is full or refuses to write."""
-    if isinstance(error, OSError) and error.errno in DISK:
-        return True
-    return f"(os error {errno.ENOSPC})" in str(error)  # safetensors reports it so
-
-
-def report_error(stage: str, message: object) -> None:
-    """Print one line. What every rank meets, only the first reports."""
+def report_error(stage: str, error: BaseException) -> int:
+    """Print one line and return the exit code. What every rank meets, only the first reports."""
     from stages.store.s3_errors import Refused
 
     rank = ranks.read_rank()
     if rank:
-        if isinstance(message, (ConfigError, NonFinite, Stopped)) and not isinstance(message, Refused):
-            return
+        if isinstance(error, (ConfigError, NonFinite, Stopped)) and not isinstance(error, Refused):
+            return exit_code_of(error)
         stage = f"{stage}, rank {rank}"
-    print(f"{stage}: {' '.join(str(message).split())}", file=sys.stderr)
+    return end_program(stage, error)
 
 
 if __name__ == "__main__":

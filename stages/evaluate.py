@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from dmdr import distributed
 from dmdr.config.run import Config
+from dmdr.errors import doing
 from dmdr.metrics.aggregate import Conditions, build_scorecard
 from dmdr.metrics.description import describe_metrics
 from dmdr.metrics.dpg_bench import AnswersLine, DPGBench
@@ -120,7 +121,8 @@ def draw_all(attempt: Attempt) -> tuple[list[Model], str | None]:
     models = list_models(config, backbone)
     for model in models:
         load_sampler = partial(build_sampler, context, backbone, model, unconditional=unconditional)
-        draw_model(attempt, model, load_sampler, backbone=backbone)
+        with doing(f"drawing the images of {model.name}"):
+            draw_model(attempt, model, load_sampler, backbone=backbone)
     return models, base_model(type(backbone.network).__name__, backbone.network.config)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.identity import identity
-from dmdr.errors import Stopped
+from dmdr.errors import Stopped, doing
 from dmdr.export.comfyui import build_workflow
 from dmdr.export.parity import compare_latents, load_form, measure_difference, sample_probes
 from dmdr.export.rounding import DTYPES, WRITING_ORDER, round_parts
@@ -102,12 +102,14 @@ def write_forms(context: Context, backbone: Backbone, source: TeacherSource) -> 
     about = build_metadata(backbone, steps, title=context.artifact.run, teacher=digest_teacher(source))
     parity: dict[str, float] = {}
     for number, form in enumerate(sorted(config.forms, key=WRITING_ORDER.index)):
-        round_parts(backbone, form, dtype)
-        write_form(form, backbone, weights, steps, context.out, about, dtype=dtype)
+        with doing(f"writing the form {form}"):
+            round_parts(backbone, form, dtype)
+            write_form(form, backbone, weights, steps, context.out, about, dtype=dtype)
         _stop_if_asked(context)
         context.progress.update(2 * number + 1, 2 * len(config.forms))
-        pipe = load_form(form, context.out, backbone, source)
-        parity[form] = compare_latents(backbone, backbone.network, steps, pipe, seed=config.seed)
+        with doing(f"comparing the form {form} with the training sampler"):
+            pipe = load_form(form, context.out, backbone, source)
+            parity[form] = compare_latents(backbone, backbone.network, steps, pipe, seed=config.seed)
         del pipe  # or it would wait in memory beside the next one
         _stop_if_asked(context)
         context.progress.update(2 * number + 2, 2 * len(config.forms))
@@ -148,7 +150,7 @@ def build_facts(context: Context, backbone: Backbone, source: TeacherSource, wri
         teacher=TeacherFacts(
             name=teacher_name(config.teacher.path),
             parts=teacher_name(parts) if parts else None,
-            digest=sealed["prompts"].inputs["teacher"],
+            digest=sealed["prompts"].teacher_digest,
         ),
         prompts=PromptFacts(
             fingerprint=sealed["prompts"].fingerprint,

@@ -22,7 +22,7 @@ import torch
 from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
 from dmdr.config.prompt_record import PromptRecord
-from dmdr.errors import DataError, Stopped
+from dmdr.errors import DataError, Stopped, doing
 from dmdr.export.rounding import check_dtype
 from dmdr.export.teacher_parity import compare_teacher
 from dmdr.export.write import check_single_file
@@ -187,7 +187,8 @@ def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets)
 
 
 def _read_records(name: str, lines: Lines, column: str, tally: Tally, sets: Sets) -> Iterator[PromptRecord]:
-    yield from read_source(lines.source, column, lines, sets)
+    with doing(f"reading the prompts of {lines.source}"):
+        yield from read_source(lines.source, column, lines, sets)
     tally.add(name, "read", lines.read)
     tally.add(name, "bad", lines.bad)
 

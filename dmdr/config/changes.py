@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from dmdr.config.load import parse_yaml
 from dmdr.config.reward_weights import OF
+from dmdr.config.yaml_text import parse_yaml
 from dmdr.errors import ConfigError
 
 ConfigData = dict[str, object]  # a config as its YAML file says it

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dmdr.config.secrets import has_secret, is_secret_name
 from dmdr.config.section import Positive, Section
 from dmdr.config.stages import STAGES, TRAINING_STAGES, StageName
 
 Amount = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?$")]  # a Kubernetes quantity
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]  # the name of a Kubernetes object
 IMAGE = r"^[^\s@]+@sha256:[0-9a-f]{64}$"
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 class Toleration(Section):
@@ -79,11 +79,13 @@ class Cluster(Pods):
 
     @model_validator(mode="after")
     def _check_pods(self) -> Cluster:
-        for name in self.environment:
-            if SECRET.search(name):
+        for name, value in self.environment.items():
+            if is_secret_name(name) or has_secret(value):
+                what = "which looks like a secret" if is_secret_name(name) else "whose value looks like a secret"
                 raise ValueError(
-                    f"execution.cluster.environment has {name}, which looks like a secret, and everybody who may read "
-                    "Jobs could read it; put it into a Kubernetes Secret and list that in execution.cluster.secrets"
+                    f"execution.cluster.environment has {name}, {what}, and everybody who may read Jobs could read it; "
+                    f"put it into a Kubernetes Secret (kubectl create secret generic NAME --from-literal={name}=...) "
+                    "and list NAME in execution.cluster.secrets"
                 )
         for folder in self.claims:
             if not re.fullmatch(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+", folder):

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import YAMLError
 
 from dmdr.config.names import NAME, describe_rule
+from dmdr.config.plain_text import LONGEST_VALUE, quote, to_line
 from dmdr.config.run import Config
 from dmdr.config.section import Section
 from dmdr.config.training import DPO, GRPO, ReFL
-from dmdr.errors import ConfigError, InputMissing
+from dmdr.config.yaml_text import parse_yaml, read_text
+from dmdr.errors import ConfigError
 
 SectionType = TypeVar("SectionType", bound=Section)
 Mapping = dict[str, object]
 SHIPPED = Path(__file__).parent / "shipped"  # the configs that come with DMDR
 WHERE = f"dmdr init writes one, and the ones that come with DMDR are in {SHIPPED}"
+MOST_TOLD, LONGEST_CLAUSE = 8, 500  # faults of a config in one message, and characters of each
 ALGORITHMS: dict[str, type[BaseModel]] = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}  # the types of joint.rl
 
 
@@ -44,40 +43,19 @@ def read_mapping(path: str | Path, what: str, where: str) -> Mapping:
 
     Raises:
         InputMissing: there is no such file.
-        ConfigError: it is not YAML, is not a mapping, or has a key twice.
+        ConfigError: it is not YAML, is not a mapping, has a key twice, or is larger than any such file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputMissing(f"{what} {path} does not exist; {where}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} {path} is not YAML: {error}") from error
-    return parse_mapping(text, f"{what} {path}")
+    return parse_mapping(read_text(path, what, where), f"{what} {path}")
 
 
 def parse_mapping(text: str, what: str) -> Mapping:
     """The mapping that a YAML text is. Raises as `parse_yaml`, and ConfigError if it is something else."""
     data = parse_yaml(text, what)
+    if data is None:
+        raise ConfigError(f"{what} is empty; it must be a mapping of sections")
     if not isinstance(data, dict):
         raise ConfigError(f"{what} must be a mapping of sections, found {type(data).__name__}")
     return data
-
-
-def parse_yaml(text: str, what: str) -> object:
-    """The value of a YAML text, by YAML 1.2: 2e-4 is a number, and off is a word.
-
-    what: for error messages.
-
-    Raises:
-        ConfigError: it is not YAML, or has a key twice.
-    """
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except DuplicateKeyError as error:
-        raise ConfigError(f"{what}: {_explain_duplicate(error)}") from error
-    except YAMLError as error:
-        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def validate(data: Mapping, kind: type[SectionType], name: str) -> SectionType:
@@ -89,39 +67,38 @@ def validate(data: Mapping, kind: type[SectionType], name: str) -> SectionType:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {'; '.join(_explain_error(each, kind) for each in error.errors())}") from error
-
-
-def _explain_duplicate(error: DuplicateKeyError) -> str:
-    """Say in one clause which key a YAML file has twice."""
-    key = re.search(r'found duplicate key "(.*?)"', str(error.problem))
-    line = "" if error.problem_mark is None else f", again on line {error.problem_mark.line + 1}"
-    return f"key {key[1] if key else ''!r} is given twice{line}; keep one of them"
+        errors = error.errors(include_url=False)
+        told = [to_line(_explain_error(each, kind), LONGEST_CLAUSE) for each in errors[:MOST_TOLD]]
+        rest = [f"and {len(errors) - MOST_TOLD:,} more"] if len(errors) > MOST_TOLD else []
+        raise ConfigError(f"{name}: {'; '.join([*told, *rest])}") from None  # pydantic's own text repeats the values
 
 
 def _explain_error(error: ErrorDetails, root: type[BaseModel]) -> str:
     """Say in one clause what pydantic found wrong. For an unknown key, suggest the most similar known key."""
     loc = [part for part in error["loc"] if part not in ALGORITHMS]
-    where = ".".join(map(str, loc))
+    where = to_line(".".join(map(str, loc)), LONGEST_VALUE)
     match error["type"]:
         case "extra_forbidden":
             known = _find_section(error["loc"][:-1], root).model_fields
-            near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(loc[-1])[:LONGEST_VALUE], known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
             return f"unknown key {where}; {hint}"
         case "union_tag_not_found":
             return f"{where}.algorithm is missing; set one of {', '.join(ALGORITHMS)}"
         case "union_tag_invalid":
-            return f"{where}.algorithm is {error['ctx']['tag']}; set one of {', '.join(ALGORITHMS)}"
+            tag = to_line(error["ctx"]["tag"], LONGEST_VALUE)
+            return f"{where}.algorithm is {tag}; set one of {', '.join(ALGORITHMS)}"
         case "missing":
             return f"{where} is missing"
         case "bool_type":
-            return f"{where} is {error['input']!r}; write true or false"
+            return f"{where} is {quote(error['input'])}; write true or false"
         case "string_pattern_mismatch" if error["ctx"]["pattern"] == NAME:
-            return f"{where} {error['input']!r} {describe_rule(str(error['input']))}"
+            return f"{where} {quote(error['input'])} {describe_rule(str(error['input'])[:LONGEST_CLAUSE])}"
+        case "value_error" if isinstance(error["input"], str):  # of one value, which the message leaves out
+            return f"{where}: {error['ctx']['error']}"
         case "value_error":
             return str(error["ctx"]["error"])
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {quote(error['input'])}"
 
 
 def _find_section(keys: tuple[str | int, ...], root: type[BaseModel]) -> type[BaseModel]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from dmdr.config.run import Teacher
-from dmdr.errors import DataError, InputMissing
+from dmdr.errors import DataError, InputMissing, doing
 from dmdr.teacher import digests, hub, scheduler_config
 from dmdr.teacher.index import FAMILIES, Part, PipelineIndex, read_index
 from dmdr.teacher.pipeline_files import INDEX, READ, list_pipeline_files
@@ -147,9 +147,10 @@ def load_teacher(
         DataError: DMDR does not know the family, a file is damaged, a tensor is missing or of another shape, or the
             family does not have that resolution.
     """
-    folder = _config_folder(source)
-    scheduler_config.check_scheduler(folder, read_index(folder))
-    return build_backbone(load_pipeline(source, text=text).to(device), resolution)
+    with doing(f"loading the teacher {source}"):
+        folder = _config_folder(source)
+        scheduler_config.check_scheduler(folder, read_index(folder))
+        return build_backbone(load_pipeline(source, text=text).to(device), resolution)
 
 
 def load_network(folder: Path, device: str | torch.device = "cpu") -> ModelMixin:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from dmdr.config.identity import identity
+from dmdr.config.plain_text import to_line
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName, list_reads, list_until
 from dmdr.errors import SEALED, USER_ERRORS, ConfigError, exit_code_of
@@ -38,7 +39,7 @@ def print_steps(config: Config, run: str, store: str, until: StageName | None, c
     try:
         checked = config if on_cluster else check_inputs(config)
     except USER_ERRORS as error:
-        print(f"refused: {error}", file=sys.stderr)
+        print(f"refused: {to_line(error)}", file=sys.stderr)
         return exit_code_of(error)
     steps: dict[StageName, Step] = {}
     for stage in list_until(until):

@@ -20,15 +20,16 @@ from pathlib import Path
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
+from dmdr.config.plain_text import to_line
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName, list_until
-from dmdr.errors import ConfigError, Stopped, StoreError
+from dmdr.errors import ConfigError, Stopped
 from flows import chain
 from flows.commands.config_file import change_config, find_config
 from flows.commands.dry_run import print_steps
 from flows.launch.failure import StageFailed
 from flows.launch.process import run_stage_with_retries
-from flows.prefect_support import embedded_server
+from flows.prefect_support import connection, embedded_server
 from stages.reports.card import read_figures
 from stages.reports.scorecard_text import format_scorecard
 from stages.reports.tables.prepared import is_finished, prepare_table, write_page
@@ -38,6 +39,7 @@ from stages.store.runs import find_run
 from stages.store.teacher_folder import resolve_teacher
 
 QUIET = {  # Prefect's settings; those that the user has set are kept
+    "PREFECT_LOGGING_COLORS": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the stages themselves say what they do and what went wrong
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",  # events that can no longer be delivered
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # "database is locked": the embedded server tries again itself
@@ -173,17 +175,22 @@ def run_chain(stages: Callable[[], None], flow: Callable[[], None], *, on_cluste
         on_cluster: the stages are Jobs of a cluster.
 
     Raises:
-        StoreError: PREFECT_API_URL names a server that does not answer.
-        ConfigError: a cluster needs a server, and none is installed that could be embedded.
+        StoreError: Prefect's server does not answer, or fails.
+        ConfigError: PREFECT_API_URL is wrong, or a cluster needs a server, and none is installed that could be
+            embedded.
     """
     # An exception that is raised while a stage runs stops the stage first. Prefect raises its own, then calls this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(Stopped.exit_code))
     try:
-        (flow if prepare_prefect(on_cluster=on_cluster) else stages)()
+        if prepare_prefect(on_cluster=on_cluster):
+            with connection.translate_errors(connection.find_server()):
+                flow()
+        else:
+            stages()
     except StageFailed as failure:
         if failure.says_more or not failure.final:
             again = "" if failure.final else "; the same command goes on from here"
-            print(f"dmdr: {failure}{again}", file=sys.stderr)
+            print(f"dmdr: {to_line(failure)}{again}", file=sys.stderr)
         return failure.exit_code
     except KeyboardInterrupt:
         return Stopped.exit_code
@@ -196,17 +203,8 @@ def prepare_prefect(*, on_cluster: bool) -> bool:
         os.environ.setdefault(setting, value)
     for service in SERVICES:
         logging.getLogger(service).setLevel(logging.CRITICAL)
-    from prefect.settings import PREFECT_API_URL
-
-    if PREFECT_API_URL.value():
-        from prefect.client.orchestration import get_client
-
-        problem = get_client(sync_client=True).api_healthcheck()
-        if problem:
-            raise StoreError(
-                f"the Prefect server at {PREFECT_API_URL.value()} does not answer ({problem}); start it, "
-                "or unset PREFECT_API_URL to run without one"
-            )
+    if (address := connection.find_server()) is not None:
+        connection.check_server(address)
         return True
     if on_cluster:
         embedded_server.prepare_server()

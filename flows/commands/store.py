@@ -61,7 +61,7 @@ def print_runs(store: str) -> int:
         if record is None:
             rows.append([run, "", "nothing yet", "", promoted])
             continue
-        teacher = record.provenance.teacher or f"sha256 {shorten(record.inputs['teacher'])}"
+        teacher = record.provenance.teacher or f"sha256 {shorten(record.teacher_digest)}"
         is_complete = record.stage == STAGES[-1]
         scores = _format_scores(_read_scores(record)) if is_complete else ""
         rows.append([run, teacher, "all" if is_complete else f"to {record.stage}", scores, promoted])

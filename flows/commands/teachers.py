@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import sys
 
+from dmdr.config.plain_text import to_line
 from dmdr.errors import StoreError
 from dmdr.teacher import hub
 from dmdr.teacher.index import FAMILIES
+from flows.prefect_support import connection
 from stages.reports.scorecard_text import format_table
 from stages.runtime.progress import Progress
 from stages.store.address import shorten
-from stages.store.published_teachers import Revision, list_published, publish_teacher
+from stages.store.published_teachers import PublishedTeacher, list_published, publish_teacher
 
 EVENT, RESOURCE = "teacher.published", "dmdr.teacher"  # what prefect.yaml's trigger waits for
 MEGABYTE = 10**6
@@ -59,7 +61,7 @@ def print_published(at: str) -> int:
     return 0
 
 
-def announce_teacher(teacher: Revision) -> None:
+def announce_teacher(teacher: PublishedTeacher) -> None:
     """Emit the event teacher.published where a Prefect API is configured.
 
     Raises:
@@ -67,10 +69,10 @@ def announce_teacher(teacher: Revision) -> None:
     """
     from prefect.client.orchestration import get_client
     from prefect.events import Event, Resource
-    from prefect.settings import PREFECT_API_URL
 
     later = "retrain/on-new-teacher finds it when its schedule fires next"
-    if not PREFECT_API_URL.value():
+    address = connection.find_server()
+    if address is None:
         print(f"no Prefect API is configured (PREFECT_API_URL), so no event was emitted; {later}", file=sys.stderr)
         return
     about = {
@@ -85,7 +87,8 @@ def announce_teacher(teacher: Revision) -> None:
         get_client(sync_client=True).request("POST", "/events", json=[event.model_dump(mode="json")])
     except Exception as error:
         raise StoreError(
-            f"{teacher.address} is published, but the Prefect API at {PREFECT_API_URL.value()} did not take the event "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); repeat the command, or {later}"
+            f"{teacher.address} is published, but the Prefect API at {address}, {connection.SETTING} "
+            f"{connection.name_source()}, did not take the event ({type(error).__name__}: {to_line(error, 200)}); "
+            f"repeat the command, or {later}"
         ) from error
     print(f"emitted {EVENT} for {RESOURCE}.{teacher.name}")

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from dmdr.config.prompt_record import PromptRecord
-from dmdr.errors import Stopped
+from dmdr.errors import Stopped, doing
 from dmdr.metrics.aggregate import Scores
 from dmdr.metrics.diversity import diversity
 from dmdr.metrics.load import judge_images
@@ -109,7 +109,8 @@ def _judge_shard(evaluators: Evaluators, batches: list[list[Sample]]) -> ShardSc
         records = [sample.record for sample in batch for _ in range(seeds)]
         files = [image_file(sample.place, number) for sample in batch for number in range(seeds)]
         for metric in evaluators.metrics:
-            scores_by_figure, results = judge_images(metric, images, records)
+            with doing(f"judging images with {', '.join(metric.figures)}"):
+                scores_by_figure, results = judge_images(metric, images, records)
             for figure, scores in scores_by_figure.items():
                 figures.setdefault(figure, []).extend(_list_rows(scores.reshape(-1, seeds)))
             named = [

@@ -89,7 +89,7 @@ def _build_source(artifact: Artifact, claim: Claim, update: int | None) -> Stude
     teacher = None if prompts is None else prompts.provenance.teacher
     trained = Artifact(artifact.store, artifact.run, "cold_start").read_claim()
     settings = {**(trained.identity if trained else {}), **claim.identity}
-    return StudentSource(artifact, artifact.stage, update, settings, teacher, claim.inputs["teacher"])
+    return StudentSource(artifact, artifact.stage, update, settings, teacher, claim.teacher_digest)
 
 
 def find_teacher_of_run(source: StudentSource, config: Config | None) -> TeacherSource:

@@ -20,7 +20,7 @@ def read_licence(folder: Path) -> LicenceFacts | None:
         return None
     try:
         return parse_licence(metadata_load(card))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError):
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
         return None
 
 

@@ -92,7 +92,7 @@ def build_table(context: Context) -> list[tuple[str, str]]:
     prompts = sealed["prompts"]
     rows = [
         ("run", context.artifact.run),
-        ("teacher", f"{teacher_name(path)}, sha256 {prompts.inputs['teacher']}"),
+        ("teacher", f"{teacher_name(path)}, sha256 {prompts.teacher_digest}"),
         ("prompts", ", ".join(f"{name} {count:,}" for name, count in prompts.facts.items())),
     ]
     for stage, record in sealed.items():

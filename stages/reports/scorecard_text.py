@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dmdr.config.plain_text import to_line
 from dmdr.metrics.scorecard import Figures, MetricRow, ModelOnCard, PairedDifference
 from stages.reports.headline import list_plain_sentences
 from stages.reports.verdict import NOT_A_NUMBER, format_number
@@ -25,7 +26,8 @@ def format_scorecard(card: Figures) -> str:
 
 
 def format_table(rows: list[list[str]]) -> str:
-    """A Markdown table with aligned columns; the first row is the heading."""
+    """A Markdown table with aligned columns, each cell on one line; the first row is the heading."""
+    rows = [[to_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, " | ".join("-" * width for width in widths))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from dmdr.config.plain_text import to_line
 from dmdr.config.stages import STAGES, StageName
 from dmdr.errors import ConfigError, describe_exit_codes, describe_usage_error
 
@@ -72,7 +73,7 @@ def parse(arguments: list[str]) -> Options | int:
         result = _app(arguments, prog_name=PROGRAM, standalone_mode=False)
     except TyperException as error:
         print(
-            f"{PROGRAM}: {describe_usage_error(error.format_message())}; {PROGRAM} --help shows what there is",
+            f"{PROGRAM}: {to_line(describe_usage_error(error.format_message()))}; {PROGRAM} --help shows what there is",
             file=sys.stderr,
         )
         return ConfigError.exit_code

@@ -23,12 +23,12 @@ import socket
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from stages.runtime.last_wall import end_program
 from stages.runtime.parent_death import die_with_parent
 
 LARGEST = 2**20  # bytes of a request, most of which is the environment
@@ -264,9 +264,8 @@ def _run_and_exit(module: str, arguments: Sequence[str]) -> NoReturn:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
-    except BaseException:
-        traceback.print_exc()
-        code = 1
+    except BaseException as error:  # of a module that does not end itself
+        code = end_program(module, error)
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)
         code = 1

@@ -20,7 +20,7 @@ from dmdr.config.run import JUDGES, Config
 from dmdr.config.stages import TRAINING_STAGES, StageName
 from dmdr.config.training import ReFL
 from dmdr.config.worlds import OF_METRIC, name_world, refuse_other_worlds
-from dmdr.errors import ConfigError, InputMissing
+from dmdr.errors import ConfigError, InputMissing, doing
 from dmdr.lab.origin import read_world
 from dmdr.rewards.weights import require_weights
 from dmdr.rl import tiny_decoder
@@ -83,7 +83,8 @@ def load_rewards(config: Config) -> None:
 
     rl = config.joint.rl
     for name in sorted(config.rewards("joint")) if has_same_files(config, "joint") else ():
-        reward = load_reward(name, "cpu", config.weights)
+        with doing(f"loading the reward {name}"):
+            reward = load_reward(name, "cpu", config.weights)
         if isinstance(rl, ReFL) and name in rl.rewards:
             refuse_without_gradient({name: reward})
 

@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from dmdr.config.plain_text import to_line
 from stages.runtime.progress_line import ProgressLine
 
 EVERY = 10.0  # seconds between two lines of a log
@@ -55,7 +56,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line at once, above the bar if there is one."""
         if self.shown:
-            tqdm.write(f"{self.stage}: {line}", file=sys.stderr)
+            tqdm.write(f"{self.stage}: {to_line(line)}", file=sys.stderr)
             sys.stderr.flush()
 
     def _draw(self, done: int, total: int, figures: dict[str, str], whole: str) -> None:

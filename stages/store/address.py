@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from dmdr.config.names import describe_rule, is_name
+from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.store.folder import Folder
 from stages.store.intact import Damaged, fetch_intact
@@ -38,7 +39,12 @@ def shorten(digest: str) -> str:
 
 
 def open_place(address: str) -> Folder | Remote:
-    """Open the files of an address: that of a stage, or a folder above it."""
+    """Open the files of an address: that of a stage, or a folder above it.
+
+    Raises:
+        ConfigError: the address holds a secret, or is of an unknown kind.
+    """
+    refuse_secret_arguments([address])
     if "://" in address.removeprefix("file://"):
         from stages.store.remote import Remote  # the libraries of S3 take time to import
 

@@ -72,7 +72,7 @@ def _digest_for_run(teacher: TeacherSource, store: str, run: str) -> str:
     """The digest of the teacher, in the form in which this run began to record it."""
     for stage in STAGES:
         if (claim := Artifact(store, run, stage).read_claim()) is not None:
-            recorded = claim.inputs.get("teacher", "")
+            recorded = claim.teacher_digest
             return recorded if is_teacher(teacher, recorded) else digest_teacher(teacher)
     return digest_teacher(teacher)
 
@@ -88,7 +88,7 @@ def check_forms(config: Config, teacher: TeacherSource) -> None:
 
 def _check_teacher(artifact: Artifact, record: Record, teacher: str, path: str) -> None:
     """Raises ConfigError if a stage was made with another teacher. teacher, path: digest and path of the config's."""
-    recorded = record.inputs["teacher"]
+    recorded = record.teacher_digest
     if recorded != teacher:
         raise ConfigError(
             f"{artifact.stage} of run {artifact.run} was made with another teacher (sha256 {shorten(recorded)}) than "

@@ -23,7 +23,7 @@ from dmdr.config.names import NAME, describe_rule
 from dmdr.errors import ConfigError, DataError, StoreError
 from dmdr.teacher import digests
 from dmdr.teacher.index import read_index
-from dmdr.teacher.load import find_diffusers_folder
+from dmdr.teacher.load import digest_pipeline, find_diffusers_folder
 from stages.store.address import SHORT_DIGEST, Address, open_place, shorten
 from stages.store.download import CHUNK
 from stages.store.folder import Folder
@@ -35,17 +35,20 @@ from stages.store.s3_errors import Refused
 
 @dataclass(frozen=True)
 class Revision:
-    """One revision of a teacher, which never changes. digest: sha256 over its files; None if it is unknown."""
+    """One revision of a teacher, which never changes.
+
+    known_as: the digests by which a run may know it, that of today's runs first; empty if they are unknown.
+    """
 
     name: str
     revision: str
     address: str
-    digest: str | None
+    known_as: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class PublishedTeacher(Revision):
-    """A revision that is sealed in a store."""
+    """A revision that is sealed in a store. digest: sha256 over all its files."""
 
     digest: str
     record: TeacherRecord
@@ -106,10 +109,11 @@ def publish_teacher(
                 inputs=inputs,
                 files=files,
                 fingerprint=fingerprint_result(claim, files),
+                pipeline=digest_pipeline(source),
                 published_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         )
-    return PublishedTeacher(name, address.stage, address.address, teacher, record)
+    return _describe(address, record)
 
 
 def list_published(prefix: str) -> list[PublishedTeacher]:
@@ -121,13 +125,15 @@ def list_published(prefix: str) -> list[PublishedTeacher]:
     for name in filter(is_name, open_place(prefix).folders()):
         below = open_place(f"{prefix.rstrip('/')}/{name}")
         addresses = [TeacherAddress(prefix, name, revision) for revision in filter(is_name, below.folders())]
-        revisions = [
-            PublishedTeacher(name, address.stage, address.address, record.inputs["teacher"], record)
-            for address in addresses
-            if (record := address.record()) is not None
-        ]
+        revisions = [_describe(address, record) for address in addresses if (record := address.record()) is not None]
         teachers += sorted(revisions, key=lambda teacher: teacher.record.published_at)
     return teachers
+
+
+def _describe(address: TeacherAddress, record: TeacherRecord) -> PublishedTeacher:
+    digest = record.teacher_digest
+    known_as = (record.pipeline, digest) if record.pipeline is not None else ()
+    return PublishedTeacher(address.run, address.stage, address.address, known_as, digest, record)
 
 
 def is_name(text: str) -> bool:

@@ -8,11 +8,12 @@ cannot leave their place, digests are digests, and a record's fingerprint is com
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, NoReturn, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from dmdr.config.identity import fingerprint
 from dmdr.config.names import NAME
@@ -132,6 +133,11 @@ class Claim(Document):
     identity: Json  # the settings that determine the result, flat: "student.steps": 4
     inputs: dict[str, str]  # name -> fingerprint
 
+    @property
+    def teacher_digest(self) -> str:
+        """The digest of the teacher that the result is made with; empty if somebody took it out."""
+        return self.inputs.get("teacher", "")
+
 
 class Seal(Claim):
     """The keys that every record.json has."""
@@ -171,9 +177,18 @@ class Record(Seal):
 
 
 class TeacherRecord(Seal):
-    """The seal of a published teacher."""
+    """The seal of a published teacher. pipeline: the digest by which runs know it; early records have none."""
 
+    pipeline: Sha256 | None = None
     published_at: str  # ISO 8601, UTC
+
+    @field_validator("inputs")
+    @classmethod
+    def _check_inputs(cls, inputs: dict[str, str]) -> dict[str, str]:
+        """A folder of this machine is named by the digest."""
+        if re.fullmatch("[0-9a-f]{64}", inputs.get("teacher", "")) is None:
+            raise ValueError("inputs.teacher is no sha256")
+        return inputs
 
 
 class Promotion(Document):

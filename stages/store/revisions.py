@@ -62,7 +62,7 @@ def _list_hub_revisions(address: str) -> list[Revision]:
             pipeline_files = {file: blobs[file] for file in read}
             revision = fingerprint(pipeline_files)[:SHORT_DIGEST]
             if "model_index.json" in pipeline_files:
-                revisions.setdefault(revision, Revision(name, revision, f"hub:{repo}@{commit}", None))
+                revisions.setdefault(revision, Revision(name, revision, f"hub:{repo}@{commit}", ()))
     except Exception as error:  # of the hub, of its HTTP library, of the network
         raise InputMissing(
             f"teachers {address} cannot be listed ({hub.shorten(error)}); check the name and the network, and set "

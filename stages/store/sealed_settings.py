@@ -59,8 +59,8 @@ def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, 
 def check_teacher(records: Mapping[StageName, Record], source: TeacherSource, teacher: str) -> None:
     """Raises ConfigError if a teacher is not the one that the run was made with. teacher: its address."""
     joint = records["joint"]
-    if not is_teacher(source, joint.inputs["teacher"]):
-        name = joint.provenance.teacher or f"sha256 {shorten(joint.inputs['teacher'])}"
+    if not is_teacher(source, joint.teacher_digest):
+        name = joint.provenance.teacher or f"sha256 {shorten(joint.teacher_digest)}"
         raise ConfigError(
             f"teacher {teacher} is not the one that the run was made with ({name}); name that one with --teacher"
         )

@@ -54,7 +54,7 @@ def _fetch_folder(url: str, report: Callable[[int], None]) -> Path:
     record = address.record()
     if record is None:
         raise InputMissing(f"no teacher is published at {url}; dmdr teachers list --at {address.store} names them")
-    digest, folder = record.inputs["teacher"], f"{address.run}@{address.stage}"
+    digest, folder = record.teacher_digest, f"{address.run}@{address.stage}"
     if isinstance(address.place, Folder):
         return _verify(address.place.root / folder, digest, "publish it again under another --revision")
     target = cache_folder() / digest / folder

@@ -81,7 +81,7 @@ def _find_teacher(run: EvaluatedRun) -> ModelOnCard | None:
 
 def _identify_teacher(run: EvaluatedRun, teacher: ModelOnCard) -> TeacherKey:
     return TeacherKey(
-        run.records["evaluate"].inputs["teacher"],
+        run.records["evaluate"].teacher_digest,
         teacher.steps,
         teacher.guidance_scale,
         tuple(run.prompts),

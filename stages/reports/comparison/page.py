@@ -219,7 +219,7 @@ def list_differing_settings(runs: list[EvaluatedRun]) -> list[Setting]:
 def describe_evaluation(run: EvaluatedRun) -> str:
     """Teacher, device, prompts that were cut, version and fingerprint."""
     record, speed = run.records["evaluate"], run.speed
-    provenance, digest = record.provenance, f"sha256 {record.inputs['teacher']}"
+    provenance, digest = record.provenance, f"sha256 {record.teacher_digest}"
     teacher = digest if provenance.teacher is None else f"{teacher_name(provenance.teacher)}, {digest}"
     drawn = f"{speed.device}, batches of {speed.batch_size}"
     cut = f"{format_count(run.card.truncated, 'evaluation prompt')} cut by the text encoder"

@@ -192,6 +192,17 @@ def test_a_stage_is_the_process_that_gets_sigterm() -> None:
     assert [json.loads(rest) for verb, rest in steps if verb == "ENTRYPOINT"] == [["python", "-m", "stages"]]
 
 
+@pytest.mark.parametrize(
+    "lock", [ROOT / "requirements.lock", *sorted(IMAGES.glob("*.lock"))], ids=lambda path: path.name
+)
+def test_every_package_of_a_lock_has_hashes(lock: Path) -> None:
+    entries = re.split(r"(?m)^(?=\S)", lock.read_text(encoding="utf-8"))[1:]
+    assert len(entries) > 10
+    assert [
+        each for each in entries if not re.fullmatch(r"\S+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+\n", each)
+    ] == []
+
+
 @pytest.mark.process
 def test_the_locks_follow_from_requirements_lock(tmp_path: Path) -> None:
     command = [sys.executable, "images/lock.py", "--check"]

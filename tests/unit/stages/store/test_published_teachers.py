@@ -284,10 +284,10 @@ def test_a_cold_start_is_adopted_or_refused(tiny_config: Callable[..., Path], tm
 def test_a_run_is_named_after_its_teacher():
     names = ["a", "a-b", "b", "b-1", "1", "sd3.5-large", "x" * 63]
     triples = [(config, name, revision) for config in names for name in names for revision in names]
-    made = {run_name(config, Revision(name, revision, "", None)) for config, name, revision in triples}
+    made = {run_name(config, Revision(name, revision, "", ())) for config, name, revision in triples}
     assert len(made) == len(triples), "a-b of 1 is not a of b-1"
     assert all(re.fullmatch(NAME, name) for name in made)
-    assert run_name("lab", Revision("sd3", "2026-11", "", None)).startswith("lab-sd3-2026-11-")
+    assert run_name("lab", Revision("sd3", "2026-11", "", ())).startswith("lab-sd3-2026-11-")
 
 
 HUB = """
