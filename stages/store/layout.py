@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from stages.store.records import FileDigest
 
 RECORD, CLAIM, CHECKPOINTS = "record.json", "claim.json", "checkpoints"
+LEASES = "lease"  # on S3: which live copy of the stage works
 TIMED = {"provenance.json", "README.md", "SHA256SUMS", "report.html", "speed.json"}  # in any folder
 
 
