@@ -231,6 +231,7 @@ def find_lease(artifact: Artifact, ask_to_stop: Callable[[], object], *, takes: 
             return None
         if has_waited:
             say(artifact, "the other copy ended without a seal; taking over")
+            artifact.place.tidy()  # what the other left
         os.environ[VARIABLE] = owner.token
     else:
         owner = owner.model_copy(update={"token": token})
