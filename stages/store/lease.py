@@ -77,9 +77,12 @@ class FolderSeat:
                 self.give_sign(owner)
                 return True
         holder = self.read()
-        if self._unchanged.look(holder) > PATIENCE and holder is not None and not holder.is_gone():
+        silent = self._unchanged.look(holder)
+        if holder is None or holder.is_gone():
+            return False
+        if silent > (PATIENCE if holder.is_here() else 3 * PATIENCE):  # a network's file system may show old files
             raise Stopped(
-                f"{holder.locate()} runs this stage and has given no sign for {PATIENCE:.0f} s; "
+                f"{holder.locate()} runs this stage and has given no sign for {silent:.0f} s; "
                 f"{locks.describe_remedy(holder)}, then repeat the command"
             )
         return False

@@ -170,3 +170,14 @@ def test_a_second_copy_stands_by_and_takes_over(tiny_config: Callable[..., Path]
     assert "sealed at" in out
     assert not [each for each in (tmp_path / "tiny/cold_start").iterdir() if each.name.startswith(".")]
     first.communicate()
+
+
+def test_a_flow_ends_a_stage_that_somebody_stopped(
+    tiny_config: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    config = tiny_config(cold_start={**TRAINING, "updates": 4000}, execution={"device": "cpu", "watchdog": WATCHDOG})
+    run_stage(load_config(config), tmp_path, "prompts")
+    with Process(["tests.support.stopped_flow", str(config), str(tmp_path)], environment=os.environ) as flow:
+        _, err = flow.communicate(timeout=90)
+    assert flow.returncode == 70, err
+    assert f"(SIGSTOP) for {WATCHDOG} s; it was ended" in err
