@@ -121,7 +121,7 @@ def prepare(options: Options, ends: ExitStack) -> Work | int:
     from stages.runtime.device import pick_device
     from stages.runtime.progress import Progress
 
-    guard.listen()
+    guard.heed_waits()
     stop_if_asked()
     ranks.join_ranks(pick_device(config))
     workspace = artifact.workspace()

@@ -144,7 +144,7 @@ def run_module(
     reader = Thread(target=_forward, args=(reading, say), daemon=True)
     reader.start()
     try:
-        code = child.wait() if patience is None else _wait(child, patience, arguments[0])
+        code = child.wait() if patience is None else await_end(child, patience, arguments[0])
     except HostDied:
         code = -signal.SIGKILL
     except BaseException:
@@ -162,7 +162,7 @@ def _forward(reading: int | None, say: Say | None) -> None:
                 say(line.rstrip("\n"))
 
 
-def _wait(child: Child, patience: float, stage: str) -> int:
+def await_end(child: Child, patience: float, stage: str) -> int:
     """Wait for the end of a stage; kill it with its ranks when somebody has stopped it for `patience` seconds."""
     running = time.monotonic()  # when it was last seen not to be stopped
     while True:

@@ -32,12 +32,12 @@ class Guard:
         else:
             self._heart = watchdog.show_to_watcher(self._board, int(os.environ["LOCAL_RANK"]))
 
-    def listen(self) -> None:
-        """Count the modules of torch that run, and heed whether this rank waits for others. torch is imported now."""
+    def heed_waits(self) -> None:
+        """From now on, a rank that waits for others does not stand still. torch is imported now."""
         from dmdr.distributed import WAIT
 
         assert self._heart is not None, "it watches"
-        self._heart.listen(WAIT.__bool__)
+        self._heart.waits = WAIT.__bool__
 
     def end(self) -> None:
         """End the threads. They may be ended twice."""

@@ -1,9 +1,9 @@
 """The heartbeat of a process that works for a stage: a number that grows as long as its main thread moves on.
 
-1. That a process lives says nothing. A thread looks at the main thread: it moves on when it runs a module of torch,
-   when it is at another place of the Python code than before, or when the process has read or written a MiB since. So
-   the number grows while a model loads, a checkpoint is saved or a store is slow, and stands still in a call that never
-   returns: in a sum that waits for a rank, in a lock, in a read from a dead disk.
+1. That a process lives says nothing. A thread looks at the main thread: it moves on when it has entered or left a
+   function of Python since, when it is at another instruction, or when the process has read or written a MiB. So the
+   number grows while networks run, a model loads, a checkpoint is saved or a store is slow, and stands still in a call
+   that never returns: in a sum that waits for a rank, in a lock, in a read from a dead disk.
 2. The number lies in memory that the process which started the ranks shares, so it needs no collective, and a rank that
    cannot run any more cannot lie.
 3. A signal makes the process write the stacks of all its threads to stderr, even while a call of C holds it.
@@ -76,10 +76,9 @@ class Heart(Thread):
     def __init__(self, every: float, report: Callable[[Beat], object]) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.every, self.report = every, report
-        self.waits: Callable[[], bool] = bool  # whether the main thread waits for other ranks
-        self._modules = 0  # of torch that ran
+        self.waits: Callable[[], bool] = bool  # tells whether the main thread waits for other ranks
         self._beats, self._moves = 0, 0
-        self._last: tuple[int, int, tuple[tuple[int, int], ...]] | None = None
+        self._last: tuple[int, tuple[tuple[int, int], ...]] | None = None
         self._bytes, self._own = 0, 0  # of the process at the last move, and what looking has read since the start
         self._end = Event()
 
@@ -94,7 +93,7 @@ class Heart(Thread):
 
     def look(self) -> Beat:
         """Look at the main thread."""
-        now, counters = (self._modules, POLLS.number, _find_place()), _read_counters()
+        now, counters = (POLLS.number, _find_place()), _read_counters()
         self._own += len(counters)
         transferred = _sum_bytes(counters) - self._own
         self._beats += 1
@@ -102,16 +101,6 @@ class Heart(Thread):
             self._moves += 1
             self._last, self._bytes = now, transferred
         return Beat(self._moves, self._beats, self.waits())
-
-    def listen(self, waits: Callable[[], bool]) -> None:
-        """From now on, count each module of torch that runs. waits: whether the main thread waits for other ranks."""
-        from torch.nn.modules.module import register_module_forward_pre_hook
-
-        self.waits = waits
-        register_module_forward_pre_hook(self._count)
-
-    def _count(self, module: object, inputs: object) -> None:
-        self._modules += 1
 
 
 def start_heart(every: float, report: Callable[[Beat], object]) -> Heart:
@@ -123,10 +112,10 @@ def start_heart(every: float, report: Callable[[Beat], object]) -> Heart:
 
 
 def _find_place() -> tuple[tuple[int, int], ...]:
-    """Where the main thread is: code and instruction of each frame."""
+    """Where the main thread is: each frame and its instruction. Each call of a function has a new frame."""
     places, frame = [], sys._current_frames().get(main_thread().ident or 0)
     while frame is not None:
-        places.append((id(frame.f_code), frame.f_lasti))
+        places.append((id(frame), frame.f_lasti))
         frame = frame.f_back
     return tuple(places)
 

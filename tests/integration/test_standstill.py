@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dmdr.config.load import load_config
+from flows.launch.process import await_end
 from stages.runtime.watchdog import read_state
 from tests.support.stage_process import Process, command, start
 from tests.support.trained_run import run_stage
@@ -172,12 +174,10 @@ def test_a_second_copy_stands_by_and_takes_over(tiny_config: Callable[..., Path]
     first.communicate()
 
 
-def test_a_flow_ends_a_stage_that_somebody_stopped(
-    tiny_config: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
-    config = tiny_config(cold_start={**TRAINING, "updates": 4000}, execution={"device": "cpu", "watchdog": WATCHDOG})
-    run_stage(load_config(config), tmp_path, "prompts")
-    with Process(["tests.support.stopped_flow", str(config), str(tmp_path)], environment=os.environ) as flow:
-        _, err = flow.communicate(timeout=90)
-    assert flow.returncode == 70, err
-    assert f"(SIGSTOP) for {WATCHDOG} s; it was ended" in err
+def test_a_flow_ends_a_stage_that_somebody_stopped(capfd: pytest.CaptureFixture) -> None:
+    child = subprocess.Popen(["sleep", "60"], process_group=0)
+    os.kill(child.pid, signal.SIGSTOP)
+    assert await_end(child, 1.0, "joint") == 70
+    assert f"joint: somebody stopped process {child.pid} (SIGSTOP) for 1 s; it was ended" in capfd.readouterr().err
+    quick = subprocess.Popen(["sh", "-c", "exit 3"], process_group=0)
+    assert await_end(quick, 1.0, "joint") == 3
