@@ -136,7 +136,7 @@ def run_ranks(
     started()
     team = Team(arguments[0], children, before, board)
     if team.wait(stop_signals, bounds) is not None:
-        return INTERNAL
+        return Stopped.exit_code if stop_signals else INTERNAL
     # a killed rank that waits for a dead disk has no code yet
     code = pick_exit_code([-signal.SIGKILL if child.poll() is None else child.returncode or 0 for child in children])
     return Stopped.exit_code if code and stop_signals and code not in FINAL else code

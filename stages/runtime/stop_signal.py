@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import time
-from threading import Thread
+from threading import Event, Thread
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ AFTER_RANKS = 5.0  # seconds for what is left to do when the ranks have ended
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 received: list[int] = []  # grows with each signal
+_seen = Event()  # set by the thread that ends this process; the main thread may not have come to its handler
 
 
 def install() -> None:
@@ -40,7 +41,7 @@ def install() -> None:
 
 def is_set() -> bool:
     """Whether a signal to stop has arrived."""
-    return bool(received)
+    return bool(received) or _seen.is_set()
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
@@ -77,6 +78,7 @@ class Limit(Thread):
                     return
                 if deadline is None and not set(STOPS).isdisjoint(numbers):
                     deadline = time.monotonic() + self.seconds
+                    _seen.set()
         if self.stage is not None:
             print(f"{self.stage}: {describe_end(self.seconds)}", file=sys.stderr, flush=True)
         os._exit(Stopped.exit_code)

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmdr.errors import INTERNAL
+from dmdr.errors import INTERNAL, Stopped
+from stages.runtime import stop_signal
 from stages.runtime.heartbeat import Beat, Board, Heart, start_heart
 
 PACE = 0.5  # seconds between two beats
@@ -111,7 +112,7 @@ def describe(standstill: Standstill, *, name: str, process: int, patience: float
 
 
 def watch_self(stage: str, patience: float) -> Heart:
-    """Start a thread that ends this process with exit code 70 if its main thread stands still."""
+    """Start a thread that ends this process if its main thread stands still: with 70, or 75 if it was told to stop."""
     dog = Watchdog(patience, alone=False)
 
     def judge(beat: Beat) -> None:
@@ -120,7 +121,7 @@ def watch_self(stage: str, patience: float) -> Heart:
             say(stage, "the stacks of all threads:")
             faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
             say(stage, describe(standstill, name="", process=os.getpid(), patience=patience))
-            os._exit(INTERNAL)
+            os._exit(Stopped.exit_code if stop_signal.is_set() else INTERNAL)
 
     return start_heart(PACE, judge)
 
