@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from dmdr.config.run import Execution
 from stages.runtime.heartbeat import Beat, Heart, create_board
 from stages.runtime.watchdog import Standstill, Watchdog
 
@@ -105,6 +106,13 @@ def test_what_counts_as_progress(tmp_path) -> None:
     assert before[1] == before[2], "the main thread is in one call"
     after = look()
     assert after > before[2], "it is elsewhere"
+
+
+@pytest.mark.parametrize("seconds", [0, 4, 86401])
+def test_the_config_bounds_the_patience(seconds: int) -> None:
+    assert Execution().watchdog == 600
+    with pytest.raises(ValueError, match="watchdog"):
+        Execution(watchdog=seconds)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
