@@ -23,7 +23,7 @@ from stages.store.artifacts import Artifact
 from tests.support.s3_server import BUCKET
 from tests.support.stage_process import Process, command, prepare_host, start
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(0)]  # it takes as long as it takes
 TIMES = int(os.environ.get("TIMES", "20"))
 SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(2**32)))
 TRIES = 4  # of a stage

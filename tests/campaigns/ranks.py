@@ -25,7 +25,7 @@ from tests.support.stage_process import Process, command, finish, start
 from tests.support.trained_run import run_stage
 from tests.support.training_results import TRAINING, digests, steps_saved
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(0)]  # it takes as long as it takes
 TIMES = int(os.environ.get("TIMES", "20"))
 WATCHDOG = 10  # seconds
 SLACK = 10  # seconds, for a busy machine
