@@ -5,6 +5,7 @@
 2. Gradients are summed once, after the backward pass, in few large messages. An update runs the networks several times
    and goes backward twice, which torch's DistributedDataParallel, with hooks on each forward, does not allow.
 3. Without a group of processes every function here returns its argument, at no cost.
+4. `WAIT` tells another thread whether this rank waits for the others, which is no fault of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,25 @@ TIMEOUT = timedelta(minutes=60)  # how long the others wait for one rank: it may
 MESSAGE = 2**25  # elements that are summed at once
 
 
+class Wait:
+    """Whether the main thread is in a call that needs the other ranks. Used as `with WAIT:` around such a call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __bool__(self) -> bool:
+        return self.calls > 0
+
+    def __enter__(self) -> None:
+        self.calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.calls -= 1
+
+
+WAIT = Wait()
+
+
 def join(device: str, local_rank: int) -> None:
     """Enter the group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name; on CUDA, take the GPU of this rank.
 
@@ -40,7 +60,8 @@ def join(device: str, local_rank: int) -> None:
                 f"execution.processes to {have}, and micro_batch_size or gradient_checkpointing if memory is short"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    with WAIT:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
 
 
 def leave() -> None:
@@ -92,7 +113,8 @@ def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
     if ranks() == 1:
         return value
     value = value.detach().clone()
-    dist.all_reduce(value)
+    with WAIT:
+        dist.all_reduce(value)
     return value
 
 
@@ -118,7 +140,8 @@ def all_gather(part: torch.Tensor) -> torch.Tensor:
     padded = part.new_zeros(max(lengths), *part.shape[1:])
     padded[: len(part)] = part.detach()
     parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
+    with WAIT:
+        dist.all_gather(parts, padded)
     return torch.cat([each[:length] for each, length in zip(parts, lengths, strict=True)])
 
 
@@ -143,7 +166,8 @@ def all_reduce_in_place(tensors: Iterable[torch.Tensor]) -> None:
 
 def _all_reduce(message: list[torch.Tensor]) -> None:
     flat = torch.cat([tensor.flatten() for tensor in message])
-    dist.all_reduce(flat)
+    with WAIT:
+        dist.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in message])
     torch._foreach_copy_(message, [part.view_as(tensor) for part, tensor in zip(parts, message, strict=True)])
 
@@ -185,7 +209,10 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All rows. Every rank has to call this for a sharded tensor."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    with WAIT:
+        return tensor.full_tensor()
 
 
 def has_rows(tensor: torch.Tensor) -> bool:

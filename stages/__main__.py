@@ -1,6 +1,7 @@
 """python -m stages STAGE --config FILE [--run NAME] [--store URL] [--teacher ADDRESS] [--adopt RUN]
 
-Is the stage sealed already? Say so and stop. Otherwise run it, then seal it. Resuming is the same command again.
+Is the stage sealed already? Say so and stop. Does another live copy of it run? Stand by. Otherwise run it, then seal
+it. Resuming is the same command again.
 dmdr/errors.py lists the exit codes. With `execution.processes` above 1 a stage becomes as many processes; see ranks.py.
 Only what the help shows is imported at once. `prepare` imports the rest, in the order in which it is needed.
 """
@@ -16,17 +17,23 @@ import importlib
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.config.stages import STAGES, TABLE
-from dmdr.errors import SEALED, ConfigError, NonFinite, Stopped, exit_code_of
+from dmdr.errors import SEALED, ConfigError, NonFinite, Stopped, StoreError, exit_code_of
 from stages.runtime import ranks
 from stages.runtime.command_line import PROGRAM, Options, parse
 from stages.runtime.context import Context
 from stages.runtime.last_wall import end_program
 from stages.runtime.quiet import quiet_libraries
 from stages.runtime.terminal import plain_streams
+
+if TYPE_CHECKING:
+    from dmdr.config.run import Config
+    from stages.store.artifacts import Artifact
 
 Run = Callable[[Context], dict[str, object]]
 
@@ -42,67 +49,75 @@ class Work:
 
 def main(arguments: list[str]) -> int:
     """Run one stage and return the exit code. Whatever goes wrong is one line on stderr."""
-    with plain_streams():
+    with plain_streams(), ExitStack() as ends:
         stage = PROGRAM
+        work: Work | int | None = None
         try:
             refuse_secret_arguments(arguments)
             options = parse(arguments)
             if not isinstance(options, Options):
                 return options
             stage = options.stage
-            work = prepare(options)
+            work = prepare(options, ends)
             if not isinstance(work, Work):
                 return work
             facts = work.run(work.context)
             seal(work, facts)
             return SEALED
         except (Exception, KeyboardInterrupt) as error:
-            return report_error(stage, error)
+            if isinstance(work, Work) and is_sealed_meanwhile(work.context.artifact):
+                return SEALED
+            code = report_error(stage, error)
+            # whoever told it to stop asks for no reason; the last checkpoint is whole
+            return Stopped.exit_code if code == StoreError.exit_code and stop_signal.is_set() else code
 
 
-def prepare(options: Options) -> Work | int:
+def prepare(options: Options, ends: ExitStack) -> Work | int:
     """Claim the stage's address and build its context; the exit code where no work is left for this process.
+
+    ends: gets what has to end with the process.
 
     Raises:
         any of USER_ERRORS.
     """
     began, stage = time.monotonic(), options.stage
-    from dmdr.config.identity import identity
     from dmdr.config.load import load_config
-    from stages.runtime.prerequisites import check_evaluation, check_worlds, read_evaluation_prompts
-    from stages.store.adoption import adopt_stage
+    from stages.runtime.guard import Guard
     from stages.store.artifacts import Artifact
-    from stages.store.inputs import fingerprint_inputs
+    from stages.store.lease import find_lease
     from stages.store.teacher_folder import resolve_teacher
 
-    config = resolve_teacher(load_config(options.config), options.teacher, lambda size: stop_if_asked())
+    guard = Guard(stage)
+    ends.callback(guard.end)
+    config = load_config(options.config)
+    guard.watch(config)
+    config = resolve_teacher(config, options.teacher, lambda size: stop_if_asked())
     run = config.run if options.run is None else options.run
     artifact = Artifact(options.store, run, stage)
     processes, is_first = ranks.count_processes(config, stage), not ranks.read_rank()
-    if not is_first and artifact.record() is not None:
+    if is_first and claim(options, config, artifact):
         return SEALED
-    if is_first:
-        settings = identity(config, stage)
-        if options.adopt is not None and artifact.record() is None:
-            adopt_stage(artifact, options.adopt, settings, fingerprint_inputs(config, stage, options.store, run))
-            print(f"{stage}: the same as that of {options.adopt}, copied to {artifact.address}")
-            return SEALED
-        if artifact.claim(settings, fingerprint_inputs(config, stage, options.store, run)) is not None:
-            print(f"{stage}: sealed already at {artifact.address}")
-            return SEALED
-        check_worlds(config)
-        if TABLE[stage].trains and ranks.read_rank() is None:  # the settings may have changed since the prompts
-            check_evaluation(config, read_evaluation_prompts(config, artifact), lambda line: None)
+    lease = find_lease(artifact, stop_if_asked, takes=is_first and ranks.is_on_first_node())
+    if lease is None:
+        report_sealed(artifact)
+        return SEALED
+    ends.callback(lease.release)
     stop_if_asked()
     if processes:
+        guard.end()  # a process with threads cannot be forked
         teacher = config.teacher.path if options.teacher is not None else None
-        return ranks.run_ranks(processes, options.to_arguments(run, teacher), stop_signal.received)
+        bounds = ranks.Bounds(config.execution.watchdog, stop_signal.count_seconds(config, stage))
+        arguments = options.to_arguments(run, teacher)
+        code = ranks.run_ranks(processes, arguments, stop_signal.received, bounds, started=lease.start_signs)
+        return end_ranks(code, artifact)
+    lease.start_signs()
 
     quiet_libraries()
     run_stage: Run = importlib.import_module(f"stages.{stage}").run  # imports torch
     from stages.runtime.device import pick_device
     from stages.runtime.progress import Progress
 
+    guard.heed_waits()
     stop_if_asked()
     ranks.join_ranks(pick_device(config))
     workspace = artifact.workspace()
@@ -117,6 +132,37 @@ def prepare(options: Options) -> Work | int:
         stop=stop_signal.is_set,
     )
     return Work(run_stage, context, began)
+
+
+def claim(options: Options, config: Config, artifact: Artifact) -> bool:
+    """Claim the stage's address, and check what can be known before the stage runs. Returns whether it is sealed."""
+    from dmdr.config.identity import identity
+    from stages.runtime.prerequisites import check_evaluation, check_worlds, read_evaluation_prompts
+    from stages.store.adoption import adopt_stage
+    from stages.store.inputs import fingerprint_inputs
+
+    stage = options.stage
+    settings = identity(config, stage)
+    if options.adopt is not None and artifact.record() is None:
+        inputs = fingerprint_inputs(config, stage, options.store, artifact.run)
+        adopt_stage(artifact, options.adopt, settings, inputs)
+        print(f"{stage}: the same as that of {options.adopt}, copied to {artifact.address}")
+        return True
+    if artifact.claim(settings, fingerprint_inputs(config, stage, options.store, artifact.run)) is not None:
+        print(f"{stage}: sealed already at {artifact.address}")
+        return True
+    check_worlds(config)
+    if TABLE[stage].trains and ranks.read_rank() is None:  # the settings may have changed since the prompts
+        check_evaluation(config, read_evaluation_prompts(config, artifact), lambda line: None)
+    return False
+
+
+def end_ranks(code: int, artifact: Artifact) -> int:
+    """The exit code of the process that started the ranks. code: theirs."""
+    if stop_signal.is_set():
+        stop_signal.start_limit(None, stop_signal.AFTER_RANKS)  # the store may hang while the lease is given back
+        return code
+    return SEALED if code and is_sealed_meanwhile(artifact) else code
 
 
 def seal(work: Work, facts: dict[str, object]) -> None:
@@ -138,6 +184,23 @@ def stop_if_asked() -> None:
     """
     if stop_signal.is_set():
         raise Stopped("told to stop before it began; repeat the command to begin")
+
+
+def is_sealed_meanwhile(artifact: Artifact) -> bool:
+    """Whether another copy sealed the stage while this one worked: then it may have removed what this one read."""
+    try:
+        if artifact.record() is None:
+            return False
+    except (OSError, ValueError):  # the store fails, which is what this copy met, too
+        return False
+    report_sealed(artifact)
+    return True
+
+
+def report_sealed(artifact: Artifact) -> None:
+    """Say that another copy sealed the stage; only the first rank does."""
+    if not ranks.read_rank():
+        print(f"{artifact.stage}: sealed by another copy at {artifact.address}")
 
 
 def report_error(stage: str, error: BaseException) -> int:

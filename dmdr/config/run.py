@@ -181,6 +181,9 @@ class Execution(Section):
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     checkpoint_every: Positive = 50  # student updates
     keep_checkpoints: int = Field(2, ge=2)  # at least 2, because the newest may be damaged
+    # seconds without progress of a process, then the stage ends with exit code 70 and shows the stacks of all. Loading,
+    # drawing and saving are progress; below 180, a store that is slow to answer is none
+    watchdog: int = Field(600, ge=5, le=86400)
     cluster: Cluster | None = None  # run the stages as Kubernetes Jobs; None: as processes on this machine
 
 

@@ -7,6 +7,7 @@
    the stage, so this thread has to live as long as the flow: stage tasks are called directly, never submitted.
 3. The stages of a flow are forks of one interpreter that has their libraries (`stages.runtime.preloaded`). A stage that
    starts ranks of its own is not: its first process imports nothing heavy.
+4. A stage ends itself if it stands still, unless somebody stopped its process (SIGSTOP). That is seen here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
@@ -24,13 +26,17 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from dmdr.config.load import load_config
 from dmdr.config.stages import STAGES, StageName
+from dmdr.errors import INTERNAL
 from flows.launch.failure import RETRY_DELAYS, StageFailed, announce_retry, check_sealed, is_worth_a_retry
 from flows.launch.stage import build_options
+from stages.runtime import watchdog
 from stages.runtime.parent_death import die_with_parent
 from stages.runtime.preloaded import Host, HostDied, start_host
+from stages.runtime.watchdog import read_state
 from stages.store.artifacts import Artifact
 
 GRACE = 60  # seconds for the last step and the checkpoint of a stage
+POLL = 2.0  # seconds between two looks at whether somebody stopped a stage
 Say = Callable[[str], None]
 
 
@@ -62,8 +68,9 @@ def run_stage(
         StageFailed: it exited with another code than 0, or its seal is missing.
     """
     arguments = [name, *build_options(config, run, store, teacher, adopt)]
-    host = _find_host() if load_config(config).execution.processes == 1 else None
-    exit_code = run_module("stages", arguments, say=say, host=host)
+    execution = load_config(config).execution
+    host = _find_host() if execution.processes == 1 else None
+    exit_code = run_module("stages", arguments, say=say, host=host, patience=execution.watchdog)
     if exit_code:
         raise StageFailed(name, exit_code, f"exit code {exit_code}", says_more=False)
     check_sealed(Artifact(store, run, name))
@@ -106,7 +113,9 @@ def _find_host() -> Host | None:
     return _hosts[0] if _hosts else None
 
 
-def run_module(module: str, arguments: list[str], *, say: Say | None, host: Host | None = None) -> int:
+def run_module(
+    module: str, arguments: list[str], *, say: Say | None, host: Host | None = None, patience: float | None = None
+) -> int:
     """Run `python -m module arguments` to its end and return its exit code, 128 + n if signal n ended it.
 
     say: gets each line of the program's stdout and stderr as it comes. If None, the program writes to our own terminal.
@@ -135,7 +144,7 @@ def run_module(module: str, arguments: list[str], *, say: Say | None, host: Host
     reader = Thread(target=_forward, args=(reading, say), daemon=True)
     reader.start()
     try:
-        code = child.wait()
+        code = child.wait() if patience is None else await_end(child, patience, arguments[0])
     except HostDied:
         code = -signal.SIGKILL
     except BaseException:
@@ -151,6 +160,21 @@ def _forward(reading: int | None, say: Say | None) -> None:
         with open(reading, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 say(line.rstrip("\n"))
+
+
+def await_end(child: Child, patience: float, stage: str) -> int:
+    """Wait for the end of a stage; kill it with its ranks when somebody has stopped it for `patience` seconds."""
+    running = time.monotonic()  # when it was last seen not to be stopped
+    while True:
+        with suppress(TimeoutError, subprocess.TimeoutExpired):
+            return child.wait(POLL)
+        if read_state(child.pid) not in ("T", "t"):
+            running = time.monotonic()
+        elif time.monotonic() - running > patience:
+            watchdog.say(stage, f"somebody stopped process {child.pid} (SIGSTOP) for {patience:g} s; it was ended")
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            return INTERNAL
 
 
 def _stop(child: Child) -> None:

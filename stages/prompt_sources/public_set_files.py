@@ -9,14 +9,16 @@ import fcntl
 import hashlib
 import http.client
 import os
+import socket
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from dmdr.config.identity import fingerprint
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
@@ -24,6 +26,7 @@ from dmdr.teacher.hub import ADDRESS, is_hub
 from stages.prompt_sources.public_sets import SETS, UNPINNED, File, NamedSet, find_set
 
 TIMEOUT = 30.0  # seconds without a byte
+PATIENCE = 120.0  # seconds without a byte of another process that fetches the file, which tries several times
 PAUSES = (0.5, 2.0)  # seconds between tries
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses after which the same request may succeed
 CHUNK = 2**20
@@ -106,14 +109,14 @@ class Sets:
         partial = target.with_name(f".{target.name}.begun")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with target.with_name(f".{target.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with target.with_name(f".{target.name}.lock").open("a+") as lock:
+                _wait_for(lock, source, partial)
                 if target.is_file() and file.sha256 in (None, sha256(target)):
                     return target
                 _fetch(source, file, partial, self.pauses)
                 _verify(source, file, partial, _describe_alternative(file))
                 partial.replace(target)
-        except InputMissing:
+        except (InputMissing, StoreError):
             raise
         except OSError as error:
             raise StoreError(
@@ -121,6 +124,33 @@ class Sets:
                 f"folder with free space, or {_describe_alternative(file)}"
             ) from error
         return target
+
+
+def _wait_for(lock: IO[str], source: str, partial: Path) -> None:
+    """Lock a file, as soon as no other process fetches the set. `partial` grows as long as that one does."""
+    began, told, size, grown = time.monotonic(), False, -1, time.monotonic()
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            now, here = time.monotonic(), partial.stat().st_size if partial.is_file() else 0
+        lock.seek(0)
+        owner = lock.read() or "another process"
+        if here != size:
+            size, grown = here, now
+        if not told and now - began > 2.0:
+            print(f"prompt source {source}: waiting for {owner}, which fetches it", file=sys.stderr, flush=True)
+            told = True
+        if now - grown > PATIENCE:
+            raise StoreError(
+                f"prompt source {source}: {owner} fetches it and has got no byte for {PATIENCE:.0f} s; end that "
+                "process with kill -9, then repeat the command"
+            )
+        time.sleep(0.1)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
 
 
 FETCHED = Sets()

@@ -222,22 +222,20 @@ def fork_module(
     folder: str | None = None,
     files: Sequence[int] = (),
     leave: Callable[[], None] = lambda: None,
+    parent_dies: signal.Signals = signal.SIGTERM,
 ) -> Fork:
     """Run `python -m module arguments` in a fork of this process, which does not return from here.
 
     files: become its stdin, stdout and stderr; without them it has ours, and reads nothing. leave: closes in the fork
-    what belongs to this process.
+    what belongs to this process. parent_dies: the signal that the fork gets when this process dies.
     """
-    parent = os.getpid()
+    set_parent_signal = die_with_parent(parent_dies)
+    assert set_parent_signal is not None, "only Linux forks here"
     pid = os.fork()
     if pid:
         return Fork(pid)
     leave()
-    set_parent_signal = die_with_parent()
-    assert set_parent_signal is not None, "only Linux forks here"
     set_parent_signal()
-    if os.getppid() != parent:  # it died before the kernel was told
-        os.kill(os.getpid(), signal.SIGTERM)
     if files:
         os.setpgid(0, 0)
     else:

@@ -6,7 +6,10 @@
 3. On several machines, each machine gets NNODES, its NODE_RANK, and the address of the first machine in MASTER_ADDR and
    MASTER_PORT.
 4. SIGTERM is passed on to all ranks, where it only raises a flag. The ranks compare their flags before each update, so
-   that all of them stop at the same step.
+   that all of them stop at the same step. Ranks that have not ended in time are killed.
+5. Each rank shows how its main thread moves on (`heartbeat.py`). If one stands still, all are asked for their stacks
+   and killed: the others wait for it in a sum and would do so for an hour.
+6. The kernel kills the ranks if this process dies.
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dmdr.config.stages import TABLE, StageName
-from dmdr.errors import MOST_TELLING, ConfigError, Stopped
-from stages.runtime import preloaded
+from dmdr.errors import FINAL, INTERNAL, MOST_TELLING, ConfigError, Stopped
+from stages.runtime import heartbeat, preloaded, stop_signal, watchdog
 from stages.runtime.parent_death import die_with_parent
 
 if TYPE_CHECKING:
@@ -30,10 +34,15 @@ if TYPE_CHECKING:
 
 GRACE = 60  # seconds; then the ranks left after a failure are killed: one that waits for a sum never sees its flag
 POLL = 0.05  # seconds
+FOR_STACKS = 0.5  # seconds in which a rank writes its stacks
+FOR_KILL = 5.0  # seconds until a killed process has ended; one that waits for a dead disk takes longer
 
 
 class Child(Protocol):
     """The process of a rank: a Popen, or a fork of this process."""
+
+    @property
+    def pid(self) -> int: ...
 
     @property
     def returncode(self) -> int | None: ...
@@ -89,6 +98,11 @@ def count_nodes() -> int:
     return int(os.environ.get("NNODES", "1"))
 
 
+def is_on_first_node() -> bool:
+    """Whether this is the first of the machines that share the stage."""
+    return os.environ.get("NODE_RANK", "0") == "0"
+
+
 def join_ranks(device: str) -> None:
     """Join the process group, if this process is one of several ranks."""
     if read_rank() is not None:
@@ -97,38 +111,120 @@ def join_ranks(device: str) -> None:
         distributed.join(device, int(os.environ["LOCAL_RANK"]))
 
 
-def run_ranks(ranks: int, arguments: list[str], stop_signals: list[int]) -> int:
+@dataclass(frozen=True)
+class Bounds:
+    """How long ranks may take, in seconds: without progress, and to end after a signal to stop."""
+
+    watchdog: float
+    stop: float
+
+
+def run_ranks(
+    ranks: int, arguments: list[str], stop_signals: list[int], bounds: Bounds, *, started: Callable[[], object]
+) -> int:
     """Run `python -m stages` with these arguments in `ranks` processes; returns the most telling exit code.
 
-    stop_signals: grows with each signal that this process receives.
+    stop_signals: grows with each signal that this process receives. started: called when the processes are there.
     """
-    shared = _build_environment(ranks)
+    board = heartbeat.create_board(ranks)
+    shared = _build_environment(ranks) | {heartbeat.VARIABLE: str(board.descriptor)}
     before = ranks * int(os.environ.get("NODE_RANK", "0"))  # ranks of the machines before this one
-    children = [_start_rank(arguments, {**shared, "RANK": str(before + n), "LOCAL_RANK": str(n)}) for n in range(ranks)]
-    passed_on = 0  # signals
-    deadline: float | None = None
-    while any(child.poll() is None for child in children):
-        failed = deadline is None and any(child.poll() for child in children)
-        if failed:
-            deadline = time.monotonic() + GRACE
-        if failed or len(stop_signals) > passed_on:
-            passed_on = len(stop_signals)
-            _signal(children, signal.SIGTERM)
-        if deadline is not None and time.monotonic() > deadline:
-            _signal(children, signal.SIGKILL)
-        time.sleep(POLL)
-    return pick_exit_code([child.returncode or 0 for child in children])
+    children = [
+        _start_rank(arguments, {**shared, "RANK": str(before + n), "LOCAL_RANK": str(n)}, board.descriptor)
+        for n in range(ranks)
+    ]
+    started()
+    team = Team(arguments[0], children, before, board)
+    if team.wait(stop_signals, bounds) is not None:
+        return Stopped.exit_code if stop_signals else INTERNAL
+    # a killed rank that waits for a dead disk has no code yet
+    code = pick_exit_code([-signal.SIGKILL if child.poll() is None else child.returncode or 0 for child in children])
+    return Stopped.exit_code if code and stop_signals and code not in FINAL else code
 
 
-def _start_rank(arguments: list[str], environment: dict[str, str]) -> Child:
-    """A process of one rank: a fork of this one if that has the libraries already, else one that imports them."""
+class Team:
+    """The ranks of one stage on this machine, while they run. first: the number of the first of them."""
+
+    def __init__(self, stage: str, children: Sequence[Child], first: int, board: heartbeat.Board) -> None:
+        self.stage, self.children, self.first, self.board = stage, children, first, board
+
+    def wait(self, stop_signals: list[int], bounds: Bounds) -> watchdog.Standstill | None:
+        """Wait until all have ended, and see to it that they do. Returns what the watchdog found, if it ended them."""
+        dog = watchdog.Watchdog(bounds.watchdog, alone=count_nodes() == 1)
+        passed_on = 0  # signals
+        failed: float | None = None  # when a rank failed
+        stopping: float | None = None  # when the first signal to stop came
+        while running := [number for number, child in enumerate(self.children) if child.poll() is None]:
+            now = time.monotonic()
+            if failed is None and any(child.poll() for child in self.children):
+                failed = now
+                self._report_kill(stopping is not None)
+                _signal(self.children, signal.SIGTERM)
+            if len(stop_signals) > passed_on:
+                passed_on, stopping = len(stop_signals), stopping or now
+                _signal(self.children, signal.SIGTERM)
+            if stopping is not None and now > stopping + bounds.stop:
+                watchdog.say(self.stage, stop_signal.describe_end(bounds.stop, self._name(running)))
+                _kill(self.children)
+                return None
+            if failed is not None and now > failed + GRACE:
+                _kill(self.children)
+                return None
+            if (standstill := dog.look(self.board.read(), running)) is not None:
+                self._end_all(standstill, bounds.watchdog)
+                return standstill
+            time.sleep(POLL)
+        return None
+
+    def _end_all(self, standstill: watchdog.Standstill, patience: float) -> None:
+        """Show the stacks of all ranks, then kill them, and say why."""
+        for number, child in enumerate(self.children):
+            if child.poll() is not None:
+                continue
+            name = f"{self._name([number])} (process {child.pid})"
+            if watchdog.read_state(child.pid) in ("T", "t"):
+                watchdog.say(self.stage, f"{name} is stopped and cannot show its stacks")
+                continue
+            watchdog.say(self.stage, f"the stacks of {name}:")
+            child.send_signal(heartbeat.SHOW_STACKS)
+            time.sleep(FOR_STACKS)
+        process = self.children[standstill.rank].pid
+        name = self._name([standstill.rank])
+        line = watchdog.describe(standstill, name=name, process=process, patience=patience)
+        _kill(self.children)
+        watchdog.say(self.stage, line)
+
+    def _report_kill(self, is_stopping: bool) -> None:
+        """Name the rank that a signal ended: it could not say so itself."""
+        for number, child in enumerate(self.children):
+            code = child.poll()
+            if code is not None and code < 0 and not is_stopping:
+                reason = " (out of memory, or somebody killed it)" if code == -signal.SIGKILL else ""
+                watchdog.say(
+                    self.stage,
+                    f"{self._name([number])} was ended by signal {-code}{reason}; the others stop: repeat the command "
+                    "to go on from the last checkpoint",
+                )
+
+    def _name(self, numbers: Sequence[int]) -> str:
+        """Ranks by their numbers among all machines."""
+        names = ", ".join(str(self.first + number) for number in numbers)
+        return f"rank{'s' if len(numbers) > 1 else ''} {names}"
+
+
+def _start_rank(arguments: list[str], environment: dict[str, str], board: int) -> Child:
+    """A process of one rank: a fork of this one if that has the libraries already, else one that imports them.
+
+    board: the descriptor of the heartbeats.
+    """
     if preloaded.is_ready_to_fork():
-        return preloaded.fork_module("stages", arguments, environment)
+        return preloaded.fork_module("stages", arguments, environment, parent_dies=signal.SIGKILL)
     return subprocess.Popen(
         [sys.executable, "-m", "stages", *arguments],
         stdin=subprocess.DEVNULL,
-        preexec_fn=die_with_parent(),
+        preexec_fn=die_with_parent(signal.SIGKILL),
         env=environment,
+        pass_fds=[board],
     )
 
 
@@ -155,6 +251,14 @@ def _signal(children: Sequence[Child], number: signal.Signals) -> None:
     for child in children:
         if child.poll() is None:
             child.send_signal(number)
+
+
+def _kill(children: Sequence[Child]) -> None:
+    """Kill those that still run, even stopped ones, and give the kernel time to end them."""
+    _signal(children, signal.SIGKILL)
+    deadline = time.monotonic() + FOR_KILL
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        time.sleep(POLL)
 
 
 def pick_exit_code(codes: list[int]) -> int:

@@ -19,7 +19,7 @@ from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.store.folder import Folder
 from stages.store.intact import Damaged, fetch_intact
-from stages.store.layout import CLAIM, RECORD
+from stages.store.layout import CLAIM, LEASES, RECORD
 from stages.store.records import SCHEMA, Claim, Document, Json, Seal, compute_checksum, parse_json
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Address(Generic[SealT]):
         self.place = open_place(self.address)
         self._kind = kind
         self._claimed: Claim | None = None  # what this process claimed the address for
+        self.check_lease: Callable[[], object] = lambda: None  # raises Stopped if another copy has taken over
 
     def record(self) -> SealT | None:
         """The record that seals this address; None if nothing is sealed here.
@@ -137,7 +138,8 @@ class Address(Generic[SealT]):
 
     def is_bare(self) -> bool:
         """Whether nothing but a claim is here, and no other process works on it, as far as the store can tell."""
-        return not (set(self.names()) - {CLAIM} or self.place.is_busy())
+        others = [name for name in self.names() if name != CLAIM and not name.startswith(f"{LEASES}/")]
+        return not (others or self.place.is_busy())
 
     def require_claim(self) -> Claim:
         """The claim, before something is stored under it.
@@ -161,7 +163,8 @@ class Address(Generic[SealT]):
         return self._claimed or self.require_claim()
 
     def check_claim(self) -> None:
-        """Raises as `require_claim` does, if this process has claimed the address."""
+        """Raises as `check_lease` does, and as `require_claim` if this process has claimed the address."""
+        self.check_lease()
         if self._claimed is not None:
             self.require_claim()
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from dmdr.errors import DataError
 from stages.store.address import Address, normalise_json
-from stages.store.layout import CHECKPOINTS, CLAIM, RECORD, digest, is_intact
+from stages.store.layout import CHECKPOINTS, CLAIM, LEASES, RECORD, digest, is_intact
 from stages.store.records import (
     Claim,
     Json,
@@ -75,7 +75,8 @@ class Artifact(Address[Record]):
         """
         record, names = self.record(), self.place.names()
         self.place.remove(RECORD)
-        self.place.remove(CHECKPOINTS)
+        for name in (CHECKPOINTS, LEASES):
+            self.place.remove(name)
         for name in names:
             if name != CLAIM and (record is None or first_name(name) in record.files):
                 self.place.remove(name)

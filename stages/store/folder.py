@@ -2,12 +2,11 @@
 
 A file is written in the attempt's own `.attempt-*` folder, flushed to the disk and renamed into place. The attempt
 holds a lock on that folder. The lock ends with the process, so an `.attempt-*` folder without a lock is left over from
-a killed attempt.
+a killed attempt. `locks.py` says how long a lock is waited for.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
@@ -18,8 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmdr.errors import DataError, InputMissing, StoreError
+from stages.store import locks
 
 ATTEMPT = ".attempt-"
+NOTE = "holds-the-lock.json"  # in the folder of the attempt that is `alone`
 LARGEST_DOCUMENT = 64 * 2**20  # bytes
 UMASK = os.umask(0o022)  # it can only be read by setting it
 os.umask(UMASK)
@@ -152,8 +153,8 @@ class Folder:
                 except FileNotFoundError:  # another attempt's tidy() came first
                     continue
                 weakref.finalize(self, os.close, self._lock)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-                if Path(folder.name).exists():  # else tidy() came before our lock
+                # else another attempt's tidy() came first, and deletes it or was stopped while it did
+                if locks.try_lock(self._lock) and Path(folder.name).exists():
                     self._scratch = folder
             return Path(self._scratch.name)
 
@@ -176,13 +177,25 @@ class Folder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Lock the address, so that only one process at a time is inside the `with` block."""
+        doing, note = f"writes to {self.root}", self.scratch() / NOTE
         with translate_errors("lock", self.root):
             handle = os.open(self.root, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
         try:
-            yield
+            with translate_errors("lock", self.root):
+                locks.wait_for(handle, doing, self._read_owner)
+            with locks.announce(note, doing):
+                yield
         finally:
             os.close(handle)
+
+    def _read_owner(self) -> locks.Owner | None:
+        """The attempt that says that it is `alone`."""
+        for folder in self.root.glob(f"{ATTEMPT}*"):
+            with suppress(OSError):  # its attempt ended
+                owner = locks.parse_present((folder / NOTE).read_bytes())
+                if owner is not None and _is_locked(folder):
+                    return owner
+        return None
 
     def _write_temporary(self, write: Callable[[Path], object]) -> Path:
         """Write a new file in the scratch folder and flush it to the disk. All who may read the store may read it."""
@@ -220,10 +233,17 @@ def _delete_unless_locked(folder: Path) -> None:
     """Delete the folder of an attempt, unless the attempt still runs."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder)
-    except BlockingIOError:
-        pass  # its attempt still runs
+        if locks.try_lock(handle):
+            shutil.rmtree(folder)
+    finally:
+        os.close(handle)
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether the attempt of this folder still runs."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        return not locks.try_lock(handle)
     finally:
         os.close(handle)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.store.records import FileDigest
 
 RECORD, CLAIM, CHECKPOINTS = "record.json", "claim.json", "checkpoints"
+LEASES = "lease"  # on S3: which live copy of the stage works
 
 
 def digest(path: Path) -> FileDigest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from dmdr.config.load import validate
 from dmdr.config.run import Config
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.teacher import digests
+from stages.store import locks
 from stages.store.address import shorten
 from stages.store.download import download
 from stages.store.folder import Folder, translate_errors
@@ -74,17 +74,24 @@ def _fetch(address: TeacherAddress, record: TeacherRecord, target: Path, report:
 
     Waits if another process is fetching it, and continues the download of a killed process.
     """
-    partial = target.parent / f".{target.name}.begun"
+    partial, note = target.parent / f".{target.name}.begun", target.parent / f".{target.name}.lock"
+    doing = f"fetches the teacher {address.address}"
     with translate_errors("write", partial):
         partial.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with note.open("ab") as lock:
+            locks.wait_for(lock.fileno(), doing, lambda: locks.parse_present(note.read_bytes()))
             if target.is_dir():
                 return
-            try:
-                download(address, record.files, partial, report)
-            except DataError as error:
-                problem = str(error).split(";")[0]
-                raise DataError(f"{problem}; publish that teacher again under another --revision") from error
+            with locks.announce(note, doing):
+                _complete(address, record, partial, report)
             (partial / target.name).rename(target)
             shutil.rmtree(partial)
+
+
+def _complete(address: TeacherAddress, record: TeacherRecord, folder: Path, report: Callable[[int], None]) -> None:
+    """Fetch what is missing in `folder` of a teacher's files."""
+    try:
+        download(address, record.files, folder, report)
+    except DataError as error:
+        problem = str(error).split(";")[0]
+        raise DataError(f"{problem}; publish that teacher again under another --revision") from error

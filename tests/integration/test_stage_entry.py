@@ -127,7 +127,7 @@ def test_what_a_stage_raises(
         "an import catches none"
     )
 
-    def prepare(options: object) -> None:
+    def prepare(*given: object) -> None:
         raise raised
 
     monkeypatch.setattr(entry, "prepare", prepare)

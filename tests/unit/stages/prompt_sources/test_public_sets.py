@@ -353,7 +353,7 @@ def test_killed_in_the_middle_nothing_looks_whole(site: Site, tmp_path: Path) ->
     command = [sys.executable, "-c", FETCH, address, str(cache)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     until = time.monotonic() + 60
-    while not any(path.is_file() and path.stat().st_size for path in cache.rglob("*")):
+    while not any(path.is_file() and path.stat().st_size for path in cache.rglob(".*.begun")):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
