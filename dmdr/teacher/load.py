@@ -27,7 +27,8 @@ TeacherSource = Path | SingleFile  # a diffusers folder, or one file with the fo
 ONE_FILE = ("sd3", "sdxl")  # the families of dmdr/teacher/original_layout.py
 LAB = Path(__file__).parents[1] / "lab" / "teachers"
 PIPELINE_FILES = (INDEX, *(f"*/*{end}" for end in READ))
-OTHER_FORMS = ("*.fp16.*", "*/*.non_ema.*", "*/flax_*", "*/openvino_*")  # of the same weights, in many repositories
+HALF = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")  # variants of the weights, read where the plain ones are not
+OTHER_FORMS = ("*/*.non_ema.*", "*/flax_*", "*/openvino_*")  # of the same weights, in many repositories
 
 
 def find_teacher(path: str, parts: str | None = None) -> TeacherSource:
@@ -68,7 +69,9 @@ def find_diffusers_folder(key: str, path: str) -> Path:
         ConfigError, InputMissing, DataError: as `find_teacher`.
     """
     if hub.is_hub(path):
-        folder = hub.fetch(key, path, files=PIPELINE_FILES, exclude=OTHER_FORMS)
+        folder = hub.fetch(key, path, files=PIPELINE_FILES, exclude=(*OTHER_FORMS, *HALF))
+        if any((folder / part).is_dir() and not any((folder / part).glob("*.safetensors")) for part in MODELS):
+            folder = hub.fetch(key, path, files=PIPELINE_FILES, exclude=OTHER_FORMS)
     elif path.startswith("lab:"):
         folder = LAB / path.removeprefix("lab:")
     else:

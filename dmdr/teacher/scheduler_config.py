@@ -85,7 +85,7 @@ def _check_prediction(folder: Path, settings: Settings) -> None:
 def note_sampler(folder: Path, index: PipelineIndex) -> str | None:
     """What a user should know about the sampler of a teacher; None if there is nothing."""
     kind = index.require_part("scheduler").class_name
-    if index.family != "sdxl" or kind == EULER:
+    if index.family != "sdxl" or kind not in OTHER_SAMPLERS:
         return None
     return f"the teacher's own scheduler is {kind}; DMDR samples the teacher with {EULER} of the same noise schedule"
 

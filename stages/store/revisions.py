@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dmdr.config.identity import fingerprint
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.teacher import hub
-from dmdr.teacher.load import OTHER_FORMS, PIPELINE_FILES
+from dmdr.teacher.load import PIPELINE_FILES
 from stages.store.address import SHORT_DIGEST
 from stages.store.published_teachers import Revision, list_published
 
 REPOSITORY = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)")
+# Files that do not count. A change of this list would make every teacher a new one, and start runs anew.
+OTHER_FORMS = ("*.fp16.*", "*/*.non_ema.*", "*/flax_*", "*/openvino_*")
 LONGEST = 54  # letters of a run's name before the digest at its end
 DIGITS = 8  # of that digest
 

@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from dmdr.errors import DataError
 from dmdr.rewards.weights import digest_weights
-from dmdr.teacher import digests
-from dmdr.teacher.load import digest_teacher, digest_teacher_as_before, is_teacher
+from dmdr.teacher import digests, hub
+from dmdr.teacher.load import digest_teacher, digest_teacher_as_before, find_diffusers_folder, is_teacher
 from dmdr.teacher.pipeline_files import list_pipeline_files
 
 BESIDE = (
@@ -105,3 +107,40 @@ def test_of_reward_weights_what_is_read_counts(tmp_path: Path) -> None:
     assert digest_weights({"pickscore"}, addresses, {"weights:pickscore": "ab" * 32}) == before
     put(tmp_path / "vocab.txt", b"b")
     assert digest_weights({"pickscore"}, addresses) != before
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that the hub's client takes for a repository, copying what it is asked for."""
+    theirs, cache = tmp_path / "repository", tmp_path / "cache"
+
+    def snapshot_download(repo: str, *, allow_patterns: list, ignore_patterns: list, **options: object) -> str:
+        names = [path.relative_to(theirs).as_posix() for path in theirs.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            put(cache / name, (theirs / name).read_bytes())
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "find_problem", lambda *of: None)
+    return theirs
+
+
+@pytest.mark.parametrize("is_half", [False, True])
+def test_of_a_repository_the_plain_weights_are_fetched_or_else_the_variant(
+    tiny_sd3_folder: Path, repository: Path, is_half: bool
+) -> None:
+    shutil.copytree(tiny_sd3_folder, repository)
+    for file in list(repository.rglob("*.safetensors")):
+        shutil.copy(file, file.with_name(f"{file.stem}.fp16.safetensors"))
+        shutil.copy(file, file.with_name(f"{file.stem}.fp16-00001-of-00002.safetensors"))
+        if is_half:
+            file.unlink()
+    put(repository / "README.md", b"hello")
+    folder = find_diffusers_folder("teacher.path", f"hub:owner/name@{'a' * 40}")
+    fetched = {file.name for file in folder.rglob("*") if file.is_file()}
+    assert any("fp16" in name for name in fetched) == is_half
+    assert "README.md" not in fetched
+    if is_half:
+        assert any("fp16" in file.name for file in list_pipeline_files(folder))
+    else:
+        assert digest_teacher(folder) == digest_teacher(tiny_sd3_folder), "wherever it was fetched from"
