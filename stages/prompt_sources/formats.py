@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from dmdr.config.plain_text import to_line
 from dmdr.errors import ConfigError, DataError
 from stages.prompt_sources.lines import LONGEST_ROW, ByteReader, Lines, iterate_lines
 from stages.prompt_sources.tables import Rows, check_columns, read_csv, read_tsv
@@ -114,8 +115,9 @@ def read_parquet(file: ByteReader, column: str, lines: Lines) -> Rows:
                     yield number, prompt.decode() if isinstance(prompt, bytes) else prompt, row
                 except UnicodeDecodeError:
                     lines.skip(number, "is not UTF-8")
-    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{lines.source} is not a complete Parquet file: {error}; fetch it again") from error
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = to_line(error, 200)
+        raise DataError(f"{lines.source} is not a complete Parquet file: {reason}; fetch it again") from error
 
 
 READERS = {

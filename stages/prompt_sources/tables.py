@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dmdr.config.plain_text import quote, to_line
 from dmdr.errors import ConfigError
 from stages.prompt_sources.lines import LONGEST, LONGEST_ROW, ByteReader, Lines, iterate_lines
 
@@ -109,7 +110,7 @@ def _read_table(rows: Fields, column: str, lines: Lines) -> Rows:
     names = [name if header.count(name) == 1 else "" for name in header]
     for name, count in Counter(header).items():
         if name and count > 1:
-            lines.say(f"{lines.source} has the column {name!r} {count} times; it is left out")
+            lines.say(f"{lines.source} has the column {quote(name)} {count} times; it is left out")
     place = header.index(column) if header else 0
     for number, row in rows:
         if len(row) != len(header):
@@ -123,7 +124,8 @@ def check_columns(names: Sequence[str], column: str, source: str) -> None:
     """Raises ConfigError if a table does not have exactly one column of that name."""
     if column not in names:
         raise ConfigError(
-            f"{source} has no column {column!r}, it has {', '.join(map(repr, names))}; correct prompts.column"
+            f"{source} has no column {column!r}, it has {to_line(', '.join(map(quote, names)), 300)}; correct "
+            "prompts.column"
         )
     if names.count(column) > 1:
         raise ConfigError(f"{source} has the column {column!r} {names.count(column)} times; rename all but one")

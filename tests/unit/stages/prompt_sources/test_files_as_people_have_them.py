@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from dmdr.config.prompt_record import PromptRecord
-from dmdr.errors import ConfigError, InputMissing
+from dmdr.errors import USER_ERRORS, ConfigError, InputMissing
 from stages.prompt_sources.lines import Lines
 from stages.prompt_sources.sources import digest_source, read_source
 
@@ -172,3 +173,80 @@ def test_what_is_shown_has_no_control_characters(tmp_path: Path):
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
     [record] = read(tmp_path / "p.jsonl")
     assert record == {"prompt": "a[31m red ring", "tag": "col]0;titleour", "note": "two lines"}
+
+
+SEED = random.SystemRandom().randrange(2**32)
+ODD = (
+    b"\0",
+    b"\xff\xfe",
+    b"\xc3",
+    b'"',
+    b"'",
+    b"\r",
+    b"\n",
+    b"\x1b[2J",
+    b"\\",
+    b",",
+    b"\t",
+    b"{",
+    b"]",
+    b"\xe2\x80\xae",
+    b"-" * 9000,
+)
+
+
+def harm(data: bytes, rng: random.Random) -> bytes:
+    """The bytes of a file after one to four accidents."""
+    for _ in range(rng.randrange(1, 5)):
+        at, to = sorted(rng.randrange(len(data) + 1) for _ in range(2))
+        accident = rng.choice(["flip", "cut", "insert", "repeat", "drop", "swap", "begin", "shuffle"])
+        if accident == "flip" and at < len(data):
+            data = data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+        elif accident == "cut":
+            data = data[:at]
+        elif accident == "insert":
+            data = data[:at] + rng.choice(ODD) + data[at:]
+        elif accident == "repeat":
+            data = data[:to] + data[at:to] * rng.randrange(1, 4) + data[to:]
+        elif accident == "drop":
+            data = data[:at] + data[to:]
+        elif accident == "swap":
+            data = data.replace(rng.choice((b"\n", b",", b'"', b":")), rng.choice(ODD))
+        elif accident == "begin":
+            data = rng.choice((*ODD, b"\xef\xbb\xbf", b"PAR1", b"\x1f\x8b", b"[")) + data
+        else:
+            lines = data.split(b"\n")
+            rng.shuffle(lines)
+            data = b"\n".join(lines)
+    return data
+
+
+def test_whatever_happened_to_a_file_it_is_read_or_refused_in_one_line(tmp_path: Path):
+    """500 files after accidents: prompts that can be used and shown, or one line that can be shown; and soon."""
+    print(f"seed {SEED}")
+    rng, whole, refused = random.Random(SEED), {}, 0
+    for name, content in FILES.items():
+        path = tmp_path / name
+        path.write_bytes(content) if isinstance(content, bytes) else content(path)
+        whole[name] = path.read_bytes()
+        path.unlink()
+    for number in range(500):
+        name = rng.choice(list(whole))
+        file = tmp_path / f"{number}-{name}"
+        file.write_bytes(harm(whole[name], rng))
+        said: list[str] = []
+        try:
+            records = list(read_source(str(file), "prompt", Lines(str(file), said.append)))
+        except USER_ERRORS as error:
+            refused += 1
+            assert len(str(error)) < 1000, name
+            assert str(error).isprintable(), name
+        else:
+            for record in records:
+                assert isinstance(record["prompt"], str)
+                assert record["prompt"].strip()
+                json.dumps(record, allow_nan=False).encode()
+            digest_source(str(file))
+        assert all(len(line) < 1000 and line.isprintable() for line in said), name
+        file.unlink()
+    assert 50 < refused < 450
