@@ -1,8 +1,9 @@
 """KILLS=100 python -m pytest -s tests/campaigns/kills.py: whole runs that are killed at random moments, many times.
 
-Not part of `make test`. Stages are processes that are killed by SIGKILL at a random moment and started again by the same
-command, until the run is whole; then the next run begins. On S3 a proxy refuses, cuts or loses three requests in ten. Each
-run has the fingerprints of one that nobody harmed, each update once in its metrics, and no damaged checkpoint on the way.
+Not part of `make test`. Stages are processes that are killed by SIGKILL at a random moment and started again by the
+same command, until the run is whole; then the next run begins. On S3 a proxy refuses, cuts or loses three requests in
+ten. Each run has the fingerprints of one that nobody harmed, each update once in its metrics, and no damaged checkpoint
+on the way.
 """
 
 from __future__ import annotations
