@@ -223,6 +223,22 @@ class Folder:
         _flush(target.parent)
 
 
+def open_local_folder() -> Folder:
+    """A folder of this machine for the attempts whose store is elsewhere. What killed ones have left there is deleted.
+
+    Raises:
+        StoreError: it cannot be written, or is another user's.
+    """
+    root = Path(tempfile.gettempdir(), f"dmdr-{os.getuid()}")
+    with translate_errors("write in", root):
+        root.mkdir(mode=0o700, exist_ok=True)
+        if root.is_symlink() or root.stat().st_uid != os.getuid():
+            raise OSError("it is another user's; set TMPDIR to a folder of your own")
+    folder = Folder(root)
+    folder.tidy()
+    return folder
+
+
 def refuse_large(data: bytes, where: object) -> None:
     """Raises DataError for a document that is larger than any of ours."""
     if len(data) > LARGEST_DOCUMENT:

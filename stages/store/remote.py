@@ -18,7 +18,7 @@ import fsspec
 
 from dmdr.errors import ConfigError, InputMissing, StoreError
 from stages.store import conditional_writes, transfer
-from stages.store.folder import LARGEST_DOCUMENT, refuse_large
+from stages.store.folder import LARGEST_DOCUMENT, Folder, open_local_folder, refuse_large
 from stages.store.listing import list_names
 from stages.store.s3_errors import build_error, error_code, is_expired, is_taken, retry
 from stages.store.s3_requests import S3Answer
@@ -47,7 +47,7 @@ class Remote:
         if self.is_s3:
             self.fs.retries = 1  # s3_errors.py repeats failed requests
         self.url = url
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._local: Folder | None = None
 
     @contextmanager
     def _translate_errors(self, action: str, name: str = "") -> Iterator[None]:
@@ -246,9 +246,9 @@ class Remote:
         _unless_missing(self._retry, self.fs.rm_file, path)
 
     def scratch(self) -> Path:
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="dmdr-", ignore_cleanup_errors=True)
-        return Path(self._scratch.name)
+        if self._local is None:
+            self._local = open_local_folder()
+        return self._local.scratch()
 
     def tidy(self) -> None:
         """Do nothing, because an interrupted upload is not visible."""

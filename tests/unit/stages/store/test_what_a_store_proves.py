@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import random
+import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from flows import cli
 from stages.store import address, s3_errors
 from stages.store.artifacts import Artifact
 from stages.store.published_teachers import TeacherAddress
+from stages.store.remote import Remote
 from stages.store.removal import plan_removal, remove
 from stages.store.runs import follow_name, list_promoted, promote_run
 from stages.store.shards import Shards
@@ -461,6 +465,25 @@ def test_a_busy_store_is_waited_for_as_long_as_patience_says(
     with pytest.raises(StoreError, match="SlowDown|Service ?Unavailable|503"):
         remote.artifact().record()
     assert time.monotonic() - began > 3.0
+
+
+@pytest.mark.process
+def test_what_a_killed_attempt_has_left_on_this_machine_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str
+) -> None:
+    """Its copies of a store's files; those of an attempt that lives stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    url = f"s3://{BUCKET}/{tmp_path.name}"
+    first, second, killed = Remote(url), Remote(url), Remote(url)
+    alive = first.scratch()
+    child = os.fork()
+    if child == 0:
+        (killed.scratch() / "copy").write_bytes(b"x" * 1000)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.glob("dmdr-*/.attempt-*"))) == 2
+    assert {second.scratch(), alive} == set(tmp_path.glob("dmdr-*/.attempt-*"))
+    assert not list(tmp_path.rglob("copy"))
 
 
 def test_only_the_names_of_a_checkpoint_are_steps(bench: Bench) -> None:
