@@ -10,6 +10,7 @@ from dmdr.errors import InputMissing
 from dmdr.teacher import hub
 from dmdr.teacher.digests import digest, digest_files, list_files
 from dmdr.teacher.pipeline_files import READ
+from dmdr.teacher.weight_files import PICKLES
 
 MISSING = "missing"
 FILES = ("*.json", "*.txt", "model.safetensors", "open_clip_model.safetensors")  # read from a whole repository
@@ -84,7 +85,7 @@ def digest_set(path: Path) -> str:
     """
     if path.is_file():
         return digest(path)
-    return digest_files(path, [file for file in list_files(path) if file.suffix in READ])
+    return digest_files(path, [file for file in list_files(path) if file.suffix in (*READ, *PICKLES)])
 
 
 def digest_weights_or_missing(

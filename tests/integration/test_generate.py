@@ -94,7 +94,7 @@ def test_the_teacher_stands_beside_the_student(family, request, tiny_config, tmp
 
     other = tmp_path / "other"
     shutil.copytree(folder, other)
-    (other / "README.md").write_text("another")
+    (other / "vae/config.json").write_text((other / "vae/config.json").read_text() + " ")
     wrong = tiny_config(teacher={"path": str(other), "guidance_scale": 3.0, "steps": 3})
     assert generate(wrong, PROMPT, "--compare", "--store", store, "--out", tmp_path / "new") == 65
     assert "is not the one that run tiny was made from" in capsys.readouterr().err

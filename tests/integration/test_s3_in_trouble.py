@@ -14,6 +14,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError, InputMissing, StoreError
@@ -395,6 +396,8 @@ def test_an_upload_that_another_copy_ends_is_sent_again(
         if operation == "complete_multipart_upload" and ends:
             ends.pop()
             Remote(place.url).end_uploads()
+            answer = {"Error": {"Code": "NoSuchUpload"}, "ResponseMetadata": {"HTTPStatusCode": 404}}
+            raise FileNotFoundError("as s3fs tells it") from ClientError(answer, operation)  # moto answers 500
         return call(operation, **parameters)
 
     monkeypatch.setattr(place.fs, "call_s3", call_in_trouble)

@@ -58,7 +58,7 @@ def test_killed_on_two_ranks_resumed_on_one_and_the_reverse(tiny_config, tmp_pat
     newest = split / f"tiny/cold_start/checkpoints/step-{whole_steps(split)[-1]:08d}"
     files = {path.name for path in newest.iterdir()}
     assert files == {"state.safetensors", "state.1.safetensors", "state.json", "manifest.json"}
-    assert json.loads((newest / "manifest.json").read_text()).keys() == files - {"manifest.json"}
+    assert json.loads((newest / "manifest.json").read_text())["files"].keys() == files - {"manifest.json"}
     name = "student/param/transformer_blocks.0.attn.to_q.weight"
     for file in ("state.safetensors", "state.1.safetensors"):
         with safe_open(newest / file, framework="pt") as rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -124,29 +125,49 @@ def test_a_killed_rank_is_named(start_ranks) -> None:
     assert are_gone(ranks)
 
 
+def await_reader(pipe: Path) -> int:
+    """A handle that keeps the reader of a pipe waiting, as soon as there is one."""
+    for _ in range(600):
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it yet
+            time.sleep(0.1)
+    raise TimeoutError("nobody read it")
+
+
 @pytest.fixture
-def dead_store(tmp_path: Path) -> Path:
-    """A store that never answers: reading the record of the prompts does not return."""
-    (tmp_path / "tiny/prompts").mkdir(parents=True)
-    os.mkfifo(tmp_path / "tiny/prompts/record.json")
-    return tmp_path
+def dead_disk(tiny_sd3_folder: Path, tmp_path: Path) -> Path:
+    """A teacher's file that never answers: reading it does not return."""
+    file = shutil.copytree(tiny_sd3_folder, tmp_path / "teacher") / "vae/config.json"
+    file.unlink()
+    os.mkfifo(file)
+    return file
 
 
-def test_a_stage_of_one_process_that_stands_still(tiny_config: Callable[..., Path], dead_store: Path) -> None:
-    config = tiny_config(execution={"device": "cpu", "watchdog": WATCHDOG})
-    with start(command("prompts", config, dead_store)) as process:
+def name_teacher(file: Path) -> dict[str, object]:
+    return {"path": str(file.parents[1]), "guidance_scale": 3.0, "steps": 3}
+
+
+def test_a_stage_of_one_process_that_stands_still(
+    tiny_config: Callable[..., Path], dead_disk: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(teacher=name_teacher(dead_disk), execution={"device": "cpu", "watchdog": WATCHDOG})
+    with start(command("prompts", config, tmp_path / "store")) as process:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 70, err
     assert f"prompts: made no progress for {WATCHDOG} s; the stage was ended" in err.splitlines()[-1]
-    assert "read_bytes" in err, "where it stands"
+    assert "read_object" in err, "where it stands"
 
 
-def test_sigterm_ends_a_stage_whose_store_never_answers(tiny_config: Callable[..., Path], dead_store: Path) -> None:
-    arguments = command("prompts", tiny_config(), dead_store)[1:]
+def test_sigterm_ends_a_stage_whose_disk_never_answers(
+    tiny_config: Callable[..., Path], dead_disk: Path, tmp_path: Path
+) -> None:
+    arguments = command("prompts", tiny_config(teacher=name_teacher(dead_disk)), tmp_path / "store")[1:]
     with start(["tests.support.hurried_stage", "2", *arguments]) as process:
-        time.sleep(1)
+        writer = await_reader(dead_disk)
         process.terminate()
         _, err = process.communicate(timeout=30)
+    os.close(writer)
     assert process.returncode == 75, err
     assert err.splitlines()[-1].startswith("prompts: was told to stop and did not finish within 2 s, so it was ended")
 

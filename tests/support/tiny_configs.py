@@ -43,9 +43,10 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
     def write(**changes: object) -> Path:
         (tmp_path / "train.txt").write_text("\n".join(PROMPTS[:14]) + "\n", encoding="utf-8")
         (tmp_path / "held-out.txt").write_text("\n".join(PROMPTS[14:]) + "\n", encoding="utf-8")
+        execution = changes.get("execution", {})
         training = {
             "updates": 2,
-            "batch_size": 2,
+            "batch_size": 2 * execution.get("processes", 1),  # each rank needs a prompt
             "fake_updates": 2,
             "student": {"learning_rate": 1e-4},
             "fake_score": {"learning_rate": 2e-4},

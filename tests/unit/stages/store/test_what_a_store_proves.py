@@ -359,7 +359,7 @@ def test_no_changed_document_is_believed(tmp_path: Path, rng: random.Random, cap
     artifact.seal(write(tmp_path / "out", contents(rng)), facts={"loss": 0.5}, provenance=PROVENANCE)
     promote_run(bench.url, "r", "production")
     save(bench.artifact(stage="joint"), 1, 2)
-    beside = {name: bench.get(name) for name in bench.names()}
+    beside = {name: bench.get(name) for name in bench.names() if "/." not in name}
     whole = artifact.record()
 
     def read_pointer() -> object:
