@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.config.stages import STAGES, TABLE
-from dmdr.errors import SEALED, ConfigError, NonFinite, Stopped, StoreError, exit_code_of
+from dmdr.errors import INTERNAL, SEALED, ConfigError, NonFinite, Stopped, StoreError, exit_code_of
 from stages.runtime import ranks
 from stages.runtime.command_line import PROGRAM, Options, parse
 from stages.runtime.context import Context
@@ -208,6 +208,9 @@ def report_error(stage: str, error: BaseException) -> int:
     from stages.store.s3_errors import Refused
 
     rank = ranks.read_rank()
+    if rank is not None and ranks.is_of_lost_rank(error):
+        print(f"{stage}, rank {rank}: lost its connection to another rank, which ended first", file=sys.stderr)
+        return INTERNAL
     if rank:
         if isinstance(error, (ConfigError, NonFinite, Stopped)) and not isinstance(error, Refused):
             return exit_code_of(error)

@@ -52,9 +52,23 @@ class Child(Protocol):
     def send_signal(self, sig: int) -> None: ...
 
 
+OF_LOST_RANKS = (  # in the words of gloo, NCCL and the store of a group
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "remote process exited",
+    "Broken pipe",
+    "failed to recv",
+)
+
+
 def read_rank() -> int | None:
     """The rank of this process; None if it was started alone."""
     return int(os.environ["RANK"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+
+
+def is_of_lost_rank(error: BaseException) -> bool:
+    """Whether a rank fails because another one has ended: gloo and NCCL have no class of their own for that."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OF_LOST_RANKS)
 
 
 def count_processes(config: Config, stage: StageName) -> int:
