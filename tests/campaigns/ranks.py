@@ -99,8 +99,8 @@ def test_a_harmed_rank(harm: str, config: Path, expected: dict[str, str], tmp_pa
 
 
 def check_end(harm: str, took: float, code: int, *, told: bool) -> None:
-    if told:
-        assert code in (0, 75), code
+    if told:  # a stage whose rank was killed may be ending already when the signal comes
+        assert code in ((0, 70, 75) if "killed" in harm else (0, 75)), code
         assert took < min(60, stop_signal.TIME + launcher.FOR_KILL + stop_signal.AFTER_RANKS)
     elif "stopped" in harm:
         assert code in (0, 70), code
