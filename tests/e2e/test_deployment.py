@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,9 @@ def test_the_deployment_runs_each_stage_as_a_job(
     time.sleep(2)  # it has its handler
     flow_run = re.search(r"UUID: ([0-9a-f-]{36})", started)[1]
     prefect("flow-run", "cancel", flow_run, environment=server)
-    until(lambda: not cluster.kubelet.running() and not cluster.objects.list("pods", "dmdr.dev/run=another")[0], 60)
+    left = partial(cluster.objects.list, labels="dmdr.dev/run=another")
+    until(lambda: not cluster.kubelet.running() and not left("pods")[0] and not left("jobs")[0], 60)
     assert cluster.kubelet.ended[cluster.kubelet.started[-1]] == 75
-    assert not cluster.objects.list("jobs", "dmdr.dev/run=another")[0]
 
 
 def until(holds: Callable[[], object], seconds: float) -> None:
