@@ -109,7 +109,9 @@ def check_student_start(config: Config, say: Callable[[str], None], *, fetches: 
 
         teacher = None if is_on_hub(config) and not fetches else find_teacher_of(config.teacher)
         with doing(f"checking {start.path}, which the student starts from"):
-            check_start(config.student, build_meta_backbone(config.teacher), teacher)
+            backbone = build_meta_backbone(config.teacher)
+            for line in check_start(config.student, backbone, teacher, trains_at_once=config.cold_start is None):
+                say(line)
     if config.cold_start is None and joint.distribution_matching and not joint.fake_warmup:
         say(
             "joint.fake_warmup is 0 and there is no cold start: the first student updates follow a fake score that is "
