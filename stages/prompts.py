@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from dmdr.assembly import check_lora_targets
 from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
 from dmdr.config.prompt_record import PromptRecord
@@ -72,8 +73,10 @@ def run(context: Context, sets: Sets | None = None) -> Json:
         progress.say(note)
     backbone = load_teacher(source, pick_device(context.config), resolution=teacher.resolution)
     backbone.check_resolution()
+    backbone.check_unconditional(teacher.unconditional)
+    check_lora_targets(context.config, backbone)
     check_resolution(context.config.evaluate.metrics, backbone.resolution)
-    compare_teacher(backbone, guidance_scale=teacher.guidance_scale, student_steps=context.config.student.steps)
+    compare_teacher(backbone, guidance_scale=teacher.guidance, student_steps=context.config.student.steps)
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     if context.config.export.dtype == "float16":  # the others hold any number that float32 holds
@@ -182,7 +185,7 @@ def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets)
         if records:
             write(split)
     with torch.no_grad():
-        write_unconditional(context.out, backbone.encode([""])[0][0])
+        write_unconditional(context.out, backbone.encode_unconditional(context.config.teacher.unconditional))
     return truncated
 
 

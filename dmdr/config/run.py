@@ -10,9 +10,11 @@ from pydantic import Field, model_validator
 from dmdr.config.batches import check_split
 from dmdr.config.cluster import Cluster
 from dmdr.config.forms import Dtype, Form
+from dmdr.config.guidance import Scale, take_middle
+from dmdr.config.lora import Init, LoraForm, LoraForms, Targets
 from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
-from dmdr.config.section import Address, Positive, Section
+from dmdr.config.section import Address, Positive, Rate, Section
 from dmdr.config.stages import MODELS, TRAINING_STAGES, ModelName, StageName
 from dmdr.config.training import DPO, GRPO, Joint, Training
 from dmdr.config.worlds import World, name_world, refuse_other_worlds
@@ -26,14 +28,23 @@ class Teacher(Section):
     path: Address
     # for a .safetensors file: a folder or hub:OWNER/NAME@COMMIT with its configuration, tokenizers and missing parts
     parts: Address | None = None
-    # classifier-free guidance in the real score and in evaluation; 1 turns it off
-    guidance_scale: float = Field(ge=1.0)
+    # classifier-free guidance in the real score and in evaluation; 1 turns it off. A range such as [6.5, 7.5]: the real
+    # score draws one scale an update, and everything else takes the middle
+    guidance_scale: Scale
+    # the conditioning of the half without a prompt, in the real score and in evaluation. pipeline: what the teacher's
+    # own pipeline takes, which are zeros for SDXL-Base. encoded: the empty text, encoded. zeros: zeros.
+    unconditional: Literal["pipeline", "encoded", "zeros"] = "pipeline"
     steps: Positive = 25  # sampling steps in evaluation ("DMDR, Table 1")
     # width and height of the images in pixels; None: the default of the model family
     resolution: Positive | None = None
     # the world of the lab that this teacher draws, which the lab's rewards and judges ask for. None: a teacher of the
     # lab draws its own, and so does a folder that `dmdr lab build` wrote; any other teacher draws none.
     world: World | None = None
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale of evaluation: the middle of a range."""
+        return take_middle(self.guidance_scale)
 
 
 class Prompts(Section):
@@ -66,6 +77,13 @@ class Student(Section):
     steps: Literal[1, 2, 4, 8]
     form: Literal["full", "lora"] = "full"
     lora_rank: Positive | None = None
+    lora_alpha: Rate | None = None  # the LoRA counts lora_alpha / lora_rank times; None: the rank, so once
+    # The modules that the LoRA adapts. attention: the projections of all attentions. wide: all linear layers of the
+    # blocks; of SDXL the authors' list, which has its convolutions too. Or names, or endings of names.
+    lora_targets: Targets = "attention"
+    # How the LoRA's A begins; B is zero. gaussian: standard deviation 1 / lora_rank (the authors' code, t2i), whose
+    # first steps are longer than those of kaiming at the same learning rate.
+    lora_init: Init = "kaiming"
     # highest decay of the averaged weights (EMA) that are exported; 0 exports the last weights
     ema: float = Field(0.99, ge=0.0, lt=1.0)
 
@@ -75,7 +93,15 @@ class Student(Section):
             raise ValueError("student.lora_rank is set but student.form is full; drop it, or set form: lora")
         if self.form == "lora" and self.lora_rank is None:
             raise ValueError("student.form is lora but student.lora_rank is missing; set one, for example 64")
+        if self.form == "full" and self.lora_form != LoraForm():
+            changed = next(name for name in ("targets", "init", "alpha") if f"lora_{name}" in self.model_fields_set)
+            raise ValueError(f"student.lora_{changed} is set but student.form is full; drop it, or set form: lora")
         return self
+
+    @property
+    def lora_form(self) -> LoraForm:
+        """What a LoRA student adapts, how it begins, and its alpha."""
+        return LoraForm(self.lora_targets, self.lora_init, self.lora_alpha)
 
 
 class FakeScore(Section):
@@ -83,6 +109,8 @@ class FakeScore(Section):
 
     lora_rank: Positive = 32  # "official demo"
     scale: float = Field(2.0, gt=0)  # LoRA scale when the network acts as the fake score ("official demo")
+    lora_targets: Targets = "attention"  # as for student
+    lora_init: Init = "kaiming"  # as for student
 
 
 JUDGES = ("lab-checker", "fashion-judge", *OF_JUDGE)  # metrics that are not rewards
@@ -213,6 +241,11 @@ class Config(Section):
         if self.export.forms is not None:
             return self.export.forms
         return ("pipeline", "lora") if self.student.form == "lora" else ("pipeline",)
+
+    @property
+    def lora_forms(self) -> LoraForms:
+        """What the LoRAs of fake score and student adapt, and how they begin."""
+        return LoraForms(LoraForm(self.fake_score.lora_targets, self.fake_score.lora_init), self.student.lora_form)
 
     def rewards(self, stage: StageName) -> set[str]:
         """The rewards that a stage computes: joint trains on some and watches one, evaluate reports some."""
