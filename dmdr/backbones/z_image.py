@@ -52,7 +52,7 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
         super().check_unconditional(kind)
         if kind == "zeros":
             raise ConfigError(
-                "teacher.unconditional is zeros, but Z-Image reads as many tokens as a prompt has, so that zeros have no "
+                "teacher.unconditional is zeros, but Z-Image reads as many tokens as a prompt has, and zeros have no "
                 "length; set encoded"
             )
 
