@@ -26,7 +26,11 @@ from dmdr import distributed
 from dmdr.backbones.lora_targets import select_targets
 from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.config.lora import LoraForm, LoraForms
+from dmdr.errors import ConfigError, doing
 from dmdr.rollout import predict_guided
+from dmdr.teacher.start_files import KEY, StartSource
+from dmdr.teacher.start_lora import read_lora
+from dmdr.teacher.start_weights import build_skeleton, turn_into_start
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of a config's precision
 FAKE, STUDENT, REFERENCE = "fake_score", "student", "reference"
@@ -89,6 +93,33 @@ class SharedBase:
         self._layers = [module for module in base.modules() if isinstance(module, LoraLayer)]
         self._name_parameters()
         self._switch_to(Adapter(FAKE, fake_scale))
+
+    @torch.no_grad()
+    def begin_at(self, source: StartSource, *, scale: float) -> None:
+        """Give the student the weights of a start: before `split`, and before a reference is kept.
+
+        A LoRA student goes on with the start's LoRA. Where the scales of the two differ, `up` takes up the difference,
+        so that the function is the start's. Modules that the start does not adapt begin as new ones do, at 0.
+
+        Raises:
+            ConfigError: a LoRA does not have the student's rank or modules.
+            DataError: the start is of another model.
+        """
+        pipeline = type(self.backbone.pipe)
+        if not self.student_is_lora:
+            turn_into_start(self.student_network, source, pipeline, scale=scale)
+            return
+        with doing(f"loading the start {source.address}"):
+            modules = read_lora(source, build_skeleton(self.backbone.network), pipeline, scale=scale)
+        for name, module in modules.items():
+            layer = self.backbone.network.get_submodule(name)
+            down = self.student_parameters.get(f"{name}.lora_A.{STUDENT}.weight")
+            up = self.student_parameters.get(f"{name}.lora_B.{STUDENT}.weight")
+            if down is None or up is None or not isinstance(layer, LoraLayer) or down.shape != module.down.shape:
+                raise ConfigError(f"{KEY} {source.address} adapts {name} otherwise than the student's LoRA does")
+            own = layer.lora_alpha[STUDENT] / layer.r[STUDENT]
+            down.copy_(module.down)
+            up.copy_(module.up * (module.scale / own))
 
     def _name_parameters(self) -> None:
         self.fake_parameters = _select_parameters(self.backbone.network, f".{FAKE}.")

@@ -22,7 +22,7 @@ from dmdr import distributed, losses
 from dmdr.backbones.protocol import Conditioning
 from dmdr.optimizers import GradientSum, Trainable, match_gradients
 from dmdr.rollout import States, simulate_backward
-from dmdr.shared_base import STUDENT, SharedBase
+from dmdr.shared_base import FAKE, STUDENT, SharedBase
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,18 @@ def update_fake_score(
         figures.add({"loss_fake": loss})
     grad_fake = fake_score.step()
     return {**figures.of_all_ranks(), "grad_fake": grad_fake}
+
+
+@torch.no_grad()
+def measure_teacher_loss(base: SharedBase, batches: list[Batch], levels: Levels) -> dict[str, torch.Tensor]:
+    """L_diff of the bare teacher on the samples and levels that the fake score trains on: how far the two are apart."""
+    path, figures = base.backbone.path, FigureSums()
+    for batch in batches:
+        t, noise = levels.of(batch)
+        with base.use_adapter(FAKE, 0.0) as network:
+            prediction = base.backbone.predict(network, path.renoise(batch.x0, noise, t), t, batch.c)
+        figures.add({"loss_teacher": losses.fake_score(prediction, path.target(batch.x0, noise, t)) * batch.share})
+    return figures.of_all_ranks()
 
 
 def update_student(

@@ -37,7 +37,14 @@ from stages.prompt_sources.report import SourceReport, Tally
 from stages.prompt_sources.sources import digest_source, is_list, list_inputs, read_source, select_public_sets
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
-from stages.runtime.prerequisites import check_evaluation, check_training, load_rewards, needs_records
+from stages.runtime.prerequisites import (
+    check_evaluation,
+    check_student_start,
+    check_training,
+    load_rewards,
+    needs_records,
+    warn_of_teacher,
+)
 from stages.store.records import Json
 
 BATCH = 64  # prompts encoded at once
@@ -93,11 +100,16 @@ def run(context: Context, sets: Sets | None = None) -> Json:
 
 
 def check_run(
-    config: settings.Config, sets: Sets, say: Callable[[str], None], *, tick: Callable[[], None] = lambda: None
+    config: settings.Config,
+    sets: Sets,
+    say: Callable[[str], None],
+    *,
+    tick: Callable[[], None] = lambda: None,
+    fetches: bool = True,
 ) -> Tally:
     """Read all sources once, and check what can be known of the later stages; returns the counts.
 
-    tick: called for each prompt; it may raise an error to stop.
+    tick: called for each prompt; it may raise an error to stop. fetches: whether models may be fetched from a hub.
 
     Raises:
         DataError, ConfigError, InputMissing: as `run`.
@@ -115,6 +127,8 @@ def check_run(
     if not counts.train:
         raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
     check_training(config)
+    warn_of_teacher(config, say, fetches=fetches)
+    check_student_start(config, say, fetches=fetches)
     indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
     check_evaluation(config, [judged[index] for index in indices], say)
     return tally

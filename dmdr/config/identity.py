@@ -21,6 +21,7 @@ ADDRESSES = (
     "prompts.evaluation",
     "prompts.folder",
     "joint.rl.tiny_decoder",
+    "student.start.path",
 )
 STATEMENTS = ("teacher.world",)  # left out as well: it says what the files are, and changes no result
 PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # left out as well
@@ -29,6 +30,8 @@ PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # left out as well
 # setting is left out, so that the old results keep their identity.
 LATER: dict[str, object] = {
     "precision": "float32",
+    "student.start": None,
+    "joint.fake_warmup": 0,
     "export.forms": None,
     "export.dtype": "bfloat16",  # those results are float32, and stay valid: a run that is done is not done again
     "teacher.unconditional": "pipeline",

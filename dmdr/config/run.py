@@ -15,9 +15,11 @@ from dmdr.config.lora import Init, LoraForm, LoraForms, Targets
 from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Rate, Section
-from dmdr.config.stages import MODELS, TRAINING_STAGES, ModelName, StageName
+from dmdr.config.stages import MODELS, TABLE, ModelName, StageName, list_compared, list_stages
+from dmdr.config.start import Start
 from dmdr.config.training import DPO, GRPO, Joint, Training
 from dmdr.config.worlds import World, name_world, refuse_other_worlds
+from dmdr.errors import ConfigError
 
 
 class Teacher(Section):
@@ -86,6 +88,7 @@ class Student(Section):
     lora_init: Init = "kaiming"
     # highest decay of the averaged weights (EMA) that are exported; 0 exports the last weights
     ema: float = Field(0.99, ge=0.0, lt=1.0)
+    start: Start | None = None  # what the student starts from; None: the teacher
 
     @model_validator(mode="after")
     def _check_rank(self) -> Student:
@@ -132,7 +135,8 @@ class Evaluate(Section):
     metrics: tuple[str, ...] = Field(strict=False)
     limit: Positive | None = None  # largest number of prompts; None: all
     batch_size: Positive = 64
-    models: tuple[ModelName, ...] = Field(MODELS, min_length=1, strict=False)  # the models to compare
+    # the models to compare. A run without a cold start compares its student's start in the place of the cold start.
+    models: tuple[ModelName, ...] = Field(list_compared(cold_start=True), min_length=1, strict=False)
     seeds: Positive = 1  # images of each prompt; with 2 or more, diversity is reported
     pipelines: dict[Annotated[str, Field(pattern=MODEL)], Pipeline] = Field({})  # name on the scorecard -> checkpoint
 
@@ -227,13 +231,49 @@ class Config(Section):
     # of the networks in training. bfloat16: frozen weights are stored in it; trained weights stay float32 and are
     # rounded to it for each pass.
     precision: Literal["float32", "bfloat16"] = "float32"
-    cold_start: Training
+    cold_start: Training | None  # null: joint training begins at student.start, without a cold start
     joint: Joint
     evaluate: Evaluate
     # set of weights of a reward or judge -> a file, a folder or hub:OWNER/NAME@COMMIT[/FILE]
     weights: dict[str, Address] = Field({})
     export: Export = Export()
     execution: Execution = Execution()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compare_start(cls, data: object) -> object:
+        """A run without a cold start compares the student's start in its place, where evaluate.models is not set."""
+        if not isinstance(data, dict) or "cold_start" not in data or data["cold_start"] is not None:
+            return data
+        evaluate = data.get("evaluate")
+        if not isinstance(evaluate, dict) or "models" in evaluate:
+            return data
+        return {**data, "evaluate": {**evaluate, "models": list_compared(cold_start=False)}}
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages of this run, in data order."""
+        return list_stages(cold_start=self.cold_start is not None)
+
+    @property
+    def training_stages(self) -> tuple[StageName, ...]:
+        """The stages of this run that train the student, in data order."""
+        return tuple(stage for stage in self.stages if TABLE[stage].trains)
+
+    def require_stage(self, stage: StageName | None, option: str) -> None:
+        """Refuse a stage that this run lacks. option: that named it, for the message.
+
+        Raises:
+            ConfigError: it has no cold start.
+        """
+        if stage is not None and stage not in self.stages:
+            raise ConfigError(f"{option}: this config has cold_start: null, so its run has no stage {stage}")
+
+    def training_of(self, stage: StageName) -> Training:
+        """The settings of a training stage that this run has."""
+        training = self.joint if stage == "joint" else self.cold_start
+        assert training is not None, "callers go through training_stages"
+        return training
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -311,15 +351,39 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_batches(self) -> Config:
         """Here and not only in the stage: a cluster would start pods on all nodes to learn it."""
-        for name in TRAINING_STAGES:
+        for name in self.training_stages:
             check_split(
                 name,
-                self.joint if name == "joint" else self.cold_start,
+                self.training_of(name),
                 self.joint.rl if name == "joint" else None,
                 steps=self.student.steps,
                 ranks=self.count_ranks(name),
                 micro_batch=self.execution.micro_batch_size,
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Config:
+        """A student that starts at its teacher needs a cold start: at few steps it would draw what the naive teacher
+        draws, and joint training has no schedule that brings it from there."""
+        if "start" in self.evaluate.models and self.student.start is None:
+            raise ValueError("evaluate.models has start but student.start is not set; take it out")
+        if self.cold_start is not None:
+            if self.joint.fake_warmup:
+                raise ValueError(
+                    "joint.fake_warmup is set but the cold start has trained the fake score already; drop it, or set "
+                    "cold_start: null"
+                )
+            return self
+        if self.student.start is None:
+            raise ValueError(
+                "cold_start is null but student.start is not set: a student that starts at its teacher needs a cold "
+                "start; give the few-step model to start from, or a cold_start"
+            )
+        if "cold start" in self.evaluate.models:
+            raise ValueError("evaluate.models has cold start but cold_start is null; take it out, or compare start")
+        if self.execution.cluster is not None and "cold_start" in self.execution.cluster.stages:
+            raise ValueError("execution.cluster.stages.cold_start is set but cold_start is null; drop it")
         return self
 
     @model_validator(mode="after")

@@ -229,6 +229,17 @@ class Joint(Training):
     rl: Annotated[AnyRL, Field(discriminator="algorithm")] | None = None
     distribution_matching: bool = True
     watch: Watch | None = None
+    # without a cold start: updates of the fake score alone, `fake_updates` steps each, before the first student update,
+    # until it follows the student; they do not count as `updates`
+    fake_warmup: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Joint:
+        if self.fake_warmup and not self.distribution_matching:
+            raise ValueError(
+                "joint.fake_warmup trains the fake score, which distribution_matching: false does not use; drop it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_losses(self) -> Joint:

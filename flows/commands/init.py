@@ -206,7 +206,7 @@ def _show_progress(part: str) -> None:
 def describe_cost(joint: StagePlan, config: Config, card: Gpu) -> list[str]:
     """Memory and hours, for people; and what to change if it does not fit."""
     hours = card.hours(joint, config.precision)
-    cold = replace(joint, updates=config.cold_start.updates, work={**joint.work, "reward": 0.0})
+    cold = replace(joint, updates=config.training_of("cold_start").updates, work={**joint.work, "reward": 0.0})
     total = hours + card.hours(cold, config.precision)
     need = max(joint.peak, joint.load)
     fits, *remedies = advise(config, [joint], card)

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from dmdr.config.run import Config, Teacher
+from dmdr.config.stages import TRAINING_STAGES
 from dmdr.errors import DataError, InputMissing
 from dmdr.export.write import WEIGHTS
 from dmdr.shared_base import scale_lora
@@ -84,7 +85,7 @@ def find_student(store: str, run: str) -> StudentSource:
             continue
         newest = artifact.checkpoints(KEEP).newest()
         if newest is not None:
-            return _build_source(artifact, claim, newest.step)
+            return _build_source(artifact, claim, int(str(newest.info["update"])))
     raise InputMissing(
         f"run {run} at {store} has no student to draw with yet: no training stage has a result or a checkpoint; "
         "dmdr run goes on with it"
@@ -94,8 +95,9 @@ def find_student(store: str, run: str) -> StudentSource:
 def _build_source(artifact: Artifact, claim: Claim, update: int | None) -> StudentSource:
     prompts = Artifact(artifact.store, artifact.run, "prompts").record()
     teacher = None if prompts is None else prompts.provenance.teacher
-    trained = Artifact(artifact.store, artifact.run, "cold_start").read_claim()
-    settings = {**(trained.identity if trained else {}), **claim.identity}
+    claims = [Artifact(artifact.store, artifact.run, stage).read_claim() for stage in TRAINING_STAGES]
+    trained = next((each for each in claims if each is not None), claim)  # a run may have no cold start
+    settings = {**trained.identity, **claim.identity}
     return StudentSource(artifact, artifact.stage, update, settings, teacher, claim.teacher_digest)
 
 

@@ -1,0 +1,77 @@
+"""Whether a start fits its teacher and its student: known from headers and configurations, before weights are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dmdr.config.run import Student
+from dmdr.errors import ConfigError, DataError
+from dmdr.teacher.load import TeacherSource, is_teacher
+from dmdr.teacher.start_files import KEY, StartSource, find_start
+from dmdr.teacher.start_headers import StartHeader, read_header
+from dmdr.teacher.start_lora import read_lora
+from dmdr.teacher.start_network import check_network
+
+if TYPE_CHECKING:
+    from dmdr.backbones.protocol import Backbone
+
+TEACHER = "dmdr.teacher"  # in the metadata of our exports: the digest of the teacher
+
+
+def check_start(student: Student, backbone: Backbone, teacher: TeacherSource | None) -> StartHeader:
+    """Check that a student of these settings can begin at its start; returns what the start's header says.
+
+    Args:
+        student: of the config; it has a start.
+        backbone: of the teacher, which may lie on meta.
+        teacher: where it lies, to compare it with the one that a LoRA of ours was trained on. None: it is not here.
+
+    Raises:
+        ConfigError: the start's form, rank or modules are not those of the student.
+        DataError: the start is of another architecture or another teacher, or is damaged.
+        InputMissing: it is not there.
+    """
+    start = student.start
+    assert start is not None
+    source = find_start(start, student.form)
+    header = read_header(source)
+    if header.is_lora:
+        _check_lora(source, header, student, backbone, teacher)
+        return header
+    if student.form == "lora":
+        raise ConfigError(
+            f"{KEY} {start.path} holds full weights and student.form is lora, which only adds to the teacher's; set "
+            "form: full, or give a LoRA"
+        )
+    if start.scale != 1.0:
+        raise ConfigError(f"student.start.scale is {start.scale:g} but {KEY} {start.path} holds no LoRA; drop it")
+    check_network(source, header, backbone.network)
+    return header
+
+
+def _check_lora(
+    source: StartSource, header: StartHeader, student: Student, backbone: Backbone, teacher: TeacherSource | None
+) -> None:
+    assert student.start is not None
+    of = header.metadata.get(TEACHER)
+    if of is not None and teacher is not None and not is_teacher(teacher, of):
+        raise DataError(
+            f"{KEY} {source.address} is a LoRA of another teacher (sha256 {of[:12]}…); give the teacher that it was "
+            "trained from, or a start of this one"
+        )
+    modules = read_lora(source, backbone.network, type(backbone.pipe), scale=student.start.scale)
+    if student.form == "full":
+        return
+    ranks = sorted({module.rank for module in modules.values()})
+    if ranks != [student.lora_rank]:
+        found = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks from {ranks[0]} to {ranks[-1]}"
+        change = f"set student.lora_rank: {ranks[0]}" if len(ranks) == 1 else "set student.form: full, which fuses it"
+        raise ConfigError(
+            f"{KEY} {source.address} is a LoRA of {found} and student.lora_rank is {student.lora_rank}; {change}"
+        )
+    ends = tuple(f".{target}" for target in backbone.lora_targets)
+    if others := [name for name in modules if not f".{name}".endswith(ends)]:
+        raise ConfigError(
+            f"{KEY} {source.address} adapts {others[0]}, which the student's LoRA does not; set student.form: full, "
+            "which fuses it"
+        )
