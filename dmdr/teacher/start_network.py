@@ -74,17 +74,20 @@ def rename(source: StartSource, tensors: Mapping[str, torch.Tensor], network: Mo
     """
     expected = set(network.state_dict())
     named = _select_network(tensors, expected)
-    if _are_most(named, expected):
+    if expected <= named.keys():
         return named
     try:
-        return _from_original(named, network)
-    except DataError:
-        raise
+        original = _from_original(named, network)
     except Exception as error:  # a converter that meets another network raises whatever comes first
+        if _are_most(named, expected):
+            return named
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"{KEY} {source.address} holds no {type(network).__name__}: its tensors, such as {min(tensors)}, have "
             "neither diffusers' names nor those of the teacher's family; give a start of the teacher's architecture"
         ) from error
+    return min(named, original, key=lambda found: len(expected.symmetric_difference(found)))
 
 
 def _are_most(named: Mapping[str, torch.Tensor], expected: set[str]) -> bool:
