@@ -43,6 +43,15 @@ class Teacher(Section):
     # lab draws its own, and so does a folder that `dmdr lab build` wrote; any other teacher draws none.
     world: World | None = None
 
+    @model_validator(mode="after")
+    def _check_unconditional(self) -> Teacher:
+        if self.unconditional != "pipeline" and self.guidance_scale == 1.0:
+            raise ValueError(
+                f"teacher.unconditional is {self.unconditional} but teacher.guidance_scale 1 runs no half without a "
+                "prompt; drop it, or raise the scale"
+            )
+        return self
+
     @property
     def guidance(self) -> float:
         """The guidance scale of evaluation: the middle of a range."""

@@ -57,7 +57,7 @@ class Training(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_warmup(self) -> Training:
+    def _check_rate_warmup(self) -> Training:
         for network, optimizer in {"student": self.student, "fake_score": self.fake_score}.items():
             if optimizer.warmup > self.updates:
                 raise ValueError(
@@ -249,6 +249,8 @@ class Joint(Training):
                     "joint.distribution_matching is false and joint.rl is missing: nothing would be trained; set one"
                 )
             return self
+        if self.dm_floor and not self.distribution_matching:
+            raise ValueError("joint.dm_floor is set but joint.distribution_matching is false; drop it")
         if self.rl.weight_is == "matched" and not self.distribution_matching:
             raise ValueError("joint.rl.weight_is matched needs distribution_matching; set it to fixed")
         if isinstance(self.rl, DPO) and self.batch_size % 2:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdr.config.lora import LoraForm, LoraForms
+from dmdr.config.start import Start
 from dmdr.config.training import Optimizer, Training
 from dmdr.errors import ConfigError
 from dmdr.export.parity import load_form
@@ -16,6 +17,7 @@ from dmdr.export.write import LORA_FILE, WEIGHTS, build_metadata, load_student, 
 from dmdr.rollout import noise_for
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.state import TrainState, fill_parameters
+from dmdr.teacher.start_files import find_start
 from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two squares"]
@@ -93,7 +95,8 @@ def test_a_lora_begins_as_its_init_says_and_changes_nothing_yet(tiny_sd3_folder,
 @pytest.mark.parametrize("targets", ["attention", "wide"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_lora_carries_its_alpha(family, targets, request, tmp_path):
-    """Fused by us, and loaded by plain diffusers from its file, it predicts what the training base predicts."""
+    """Fused by us, loaded by plain diffusers from its file, and as the start of a student of another alpha, it predicts
+    what the training base predicts."""
     folder = request.getfixturevalue(f"tiny_{family}_folder")
     base = make_base(folder, targets=targets, alpha=2.5 * RANK, init="gaussian")
     move(base)
@@ -118,6 +121,9 @@ def test_an_exported_lora_carries_its_alpha(family, targets, request, tmp_path):
     network = pipe.unet if family == "sdxl" else pipe.transformer
     loaded = type(plain)(pipe, 16)
     torch.testing.assert_close(loaded.predict_x0(network, *inputs), trained, atol=1e-4, rtol=1e-4)
+    again = make_base(folder, targets=targets, alpha=0.5 * RANK)
+    again.begin_at(find_start(Start(path=str(tmp_path / "lora")), "lora"), scale=1.0)
+    torch.testing.assert_close(again.student(*inputs), trained, atol=1e-4, rtol=1e-4)
     alphas = {float(v) for k, v in load_file(tmp_path / "lora" / LORA_FILE).items() if k.endswith(".alpha")}
     assert alphas == ({RANK} if family == "sdxl" else set()), "B has the alpha; a reader has to add none"
 

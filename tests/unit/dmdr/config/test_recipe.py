@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from dmdr.config.changes import apply_changes, parse_changes
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.stages import STAGES
+from dmdr.config.training import ReFL
 from dmdr.errors import ConfigError
+from stages.store.sealed_settings import _put
 
 REFL = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}
 WORDS = {"positive": ["Realistic"], "negative": ["Painting"]}
@@ -54,6 +57,8 @@ def changed(tiny_config):
         ({"teacher.guidance_scale": float("inf")}, "is inf"),
         ({"teacher.guidance_scale": [2, float("nan")]}, "is 2, nan"),
         ({"teacher.unconditional": "empty"}, "teacher.unconditional: .*pipeline.*encoded.*zeros"),
+        ({"teacher.unconditional": "zeros", "teacher.guidance_scale": 1}, "zeros but teacher.guidance_scale 1 runs no"),
+        ({"joint.dm_floor": 1e-8, "joint.distribution_matching": False}, "joint.dm_floor is set but joint.distribu"),
         ({"student.lora_alpha": 8}, "student.lora_alpha is set but student.form is full"),
         ({"student.lora_init": "gaussian"}, "student.lora_init is set but student.form is full"),
         ({"student.lora_targets": ["to_q"]}, "student.lora_targets is set but student.form is full"),
@@ -134,6 +139,20 @@ def test_a_setting_at_its_default_leaves_every_result_its_name(changed, stage):
 def test_any_other_value_names_another_result(changed, changes, stages):
     before, after = load_config(changed({})), load_config(changed(changes))
     assert {stage for stage in STAGES if identity(after, stage) != identity(before, stage)} == stages
+
+
+def test_a_reward_with_a_dot_in_its_name_has_settings_of_its_own(changed):
+    """On the command line, and from the flat settings of a run's records, of which an export reads them."""
+    rl = {**REFL, "rewards": {"hpsv2.1": 5.0}, "preferences": {"hpsv2.1": {**WORDS, "k": 0.3}}}
+    config = load_config(changed({"joint.rl": rl, "teacher.world": None, "evaluate.metrics": ["hpsv2.1"]}))
+    settings: dict[str, object] = {}
+    for key, value in identity(config, "joint").items():
+        if key.startswith("joint.rl"):
+            _put(settings, key, value)
+    assert ReFL.model_validate(settings["joint"]["rl"]) == config.joint.rl
+    asked = parse_changes(["joint.rl.preferences.hpsv2.1.k=0.5", "joint.rl.scales.hpsv2.1=0.01"])
+    changes = apply_changes({"joint": {"rl": rl}}, asked, "--set")["joint"]["rl"]
+    assert changes["preferences"] == {"hpsv2.1": {**WORDS, "k": 0.5}} and changes["scales"] == {"hpsv2.1": 0.01}
 
 
 def test_everything_but_the_real_score_takes_the_middle_of_a_range(changed):

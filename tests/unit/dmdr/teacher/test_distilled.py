@@ -47,7 +47,9 @@ def test_names_of_few_step_models_do(path: str) -> None:
     assert warning is not None and "DMD needs the multi-step base" in warning and "\n" not in warning
 
 
-def test_the_tiny_bases_raise_no_alarm(tiny_sd3_folder: Path, tiny_sdxl_folder: Path, tiny_z_image_folder: Path) -> None:
+def test_the_tiny_bases_raise_no_alarm(
+    tiny_sd3_folder: Path, tiny_sdxl_folder: Path, tiny_z_image_folder: Path
+) -> None:
     for folder in (tiny_sd3_folder, tiny_sdxl_folder, tiny_z_image_folder):
         assert warn_of_distilled(str(folder), folder) is None
 

@@ -287,8 +287,10 @@ def test_loras_that_do_not_fit_are_refused(tmp_path: Path, tiny_sd3_folder: Path
     assert "text encoder" in refuse_changed({**tensors, "text_encoder.a.lora_A.weight": torch.zeros(2, 2)})
     assert "not of a plain LoRA" in refuse_changed({**tensors, "transformer.x.lokr_w1": torch.zeros(2, 2)})
     assert "set student.lora_rank: 4" in refuse_changed(tensors, **{**lora, "lora_rank": 8})
-    wide = {f"transformer.transformer_blocks.0.ff.net.2.lora_{side}.weight": torch.zeros(shape)
-            for side, shape in {"A": (RANK, 128), "B": (32, RANK)}.items()}
+    wide = {
+        f"transformer.transformer_blocks.0.ff.net.2.lora_{side}.weight": torch.zeros(shape)
+        for side, shape in {"A": (RANK, 128), "B": (32, RANK)}.items()
+    }
     assert "set student.form: full" in refuse_changed({**tensors, **wide}, **lora)
     full, _ = export(tmp_path / "full", tiny_sd3_folder, "weights")
     assert "set form: full" in refuse(tiny_sd3_folder, full, **lora)
