@@ -83,7 +83,9 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     backbone.check_unconditional(teacher.unconditional)
     check_lora_targets(context.config, backbone)
     check_resolution(context.config.evaluate.metrics, backbone.resolution)
-    compare_teacher(backbone, guidance_scale=teacher.guidance, student_steps=context.config.student.steps)
+    few = context.config.student.few_steps
+    backbone.check_student(few)
+    compare_teacher(backbone, guidance_scale=teacher.guidance, few=few)
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     if context.config.export.dtype == "float16":  # the others hold any number that float32 holds

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.lora import LoraForm, LoraForms
 from dmdr.config.start import Start
 from dmdr.config.training import Optimizer, Training
@@ -114,8 +115,8 @@ def test_an_exported_lora_carries_its_alpha(family, targets, request, tmp_path):
     torch.testing.assert_close(backbone.predict_x0(backbone.network, *inputs), trained, atol=1e-4, rtol=1e-4)
     assert float((trained - untrained).abs().max()) > 1e-2
 
-    about = build_metadata(backbone, 2, title="tiny", teacher="ab")
-    write_form("lora", backbone, tmp_path / "joint" / WEIGHTS, 2, tmp_path, about)
+    about = build_metadata(backbone, FewSteps(2), title="tiny", teacher="ab")
+    write_form("lora", backbone, tmp_path / "joint" / WEIGHTS, FewSteps(2), tmp_path, about)
     pipe = load_form("lora", tmp_path, backbone, folder)
     plain = copy_teacher(folder, 16)
     network = pipe.unet if family == "sdxl" else pipe.transformer

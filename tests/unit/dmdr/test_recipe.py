@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dmdr.assembly import build_base, check_lora_targets
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.config.training import Dynamic, Optimizer, Training
 from dmdr.dyna import real_scale, renoise_beta
@@ -53,7 +54,7 @@ def make_run(folder, training: Training = TRAINING, **changes) -> Run:
         base=base,
         prompts=Prompts(backbone),
         unconditional=backbone.collate([backbone.encode_unconditional("pipeline")]),
-        times=backbone.student_times(2),
+        times=backbone.student_times(FewSteps(2)),
         guidance_scale=3.0,
     )
     return replace(run, **changes)

@@ -58,6 +58,9 @@ EVERY = {  # what all their runs share
 }
 SD3 = {
     "student.steps": 4,
+    "student.eta": 0.0,
+    "student.timesteps": None,
+    "student.start": None,
     "student.form": "lora",
     "student.lora_rank": 64,
     "student.lora_alpha": 128.0,
@@ -72,6 +75,10 @@ SD3 = {
 }
 SDXL = {
     "student.steps": 1,
+    "student.eta": 1.0,  # one step has nothing to renoise
+    "student.timesteps": [399.0],
+    "student.start.path": "models/dmd2-ode-cond399.safetensors",
+    "student.start.scale": 1.0,
     "student.form": "full",
     "fake_score.lora_targets": "wide",
     "cold_start.dynamic.updates": 0,
@@ -107,10 +114,10 @@ def row(pixels, guidance, cold, joint, weights):
 
 COLD = {M: (2000, 192, 1e-6, 5e-7), L: (2000, 96, 1e-6, 2e-8), X: (3000, 192, 1e-7, 1e-7)}
 RUNS = {
-    f"{M}-authors": SD3 | PHOTO | row(512, 7, COLD[M], (2000, 96, 5e-7, 2e-7), (0.3, 0.3)),
-    f"{M}-authors-srpo": SD3 | SRPO | row(512, 7, COLD[M], (300, 96, 5e-7, 2e-7), (0.1, 5.0)),
-    f"{L}-authors": SD3 | PHOTO | row(1024, 4, COLD[L], (1000, 48, 1e-7, 5e-9), (0.1, 0.1)),
-    f"{L}-authors-srpo": SD3 | SRPO | row(1024, 4, COLD[L], (200, 48, 1e-7, 5e-9), (0.1, 5.0)),
+    f"{M}-authors": SD3 | PHOTO | {"student.shift": 3.0} | row(512, 7, COLD[M], (2000, 96, 5e-7, 2e-7), (0.3, 0.3)),
+    f"{M}-authors-srpo": SD3 | SRPO | {"student.shift": 3.0} | row(512, 7, COLD[M], (300, 96, 5e-7, 2e-7), (0.1, 5.0)),
+    f"{L}-authors": SD3 | PHOTO | {"student.shift": 5.0} | row(1024, 4, COLD[L], (1000, 48, 1e-7, 5e-9), (0.1, 0.1)),
+    f"{L}-authors-srpo": SD3 | SRPO | {"student.shift": 5.0} | row(1024, 4, COLD[L], (200, 48, 1e-7, 5e-9), (0.1, 5.0)),
     f"{X}-authors": SDXL | PHOTO | row(1024, 7, COLD[X], (1000, 96, 5e-8, 5e-8), (0.3, 0.3)),
 }
 

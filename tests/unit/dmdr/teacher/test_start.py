@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdr.backbones.protocol import Backbone
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.run import Student
 from dmdr.config.start import Start
 from dmdr.errors import ConfigError, DataError, InputMissing
@@ -45,8 +46,8 @@ def export(place: Path, folder: Path, form: str, *, is_lora: bool = False) -> tu
     return place / "export" / form, backbone
 
 
-def backbone_steps(backbone: Backbone) -> int:
-    return 4
+def backbone_steps(backbone: Backbone) -> FewSteps:
+    return FewSteps(4)
 
 
 def begin(folder: Path, path: Path, *, rank: int | None = None, scale: float = 1.0) -> SharedBase:
