@@ -277,7 +277,7 @@ class Config(Section):
     # of the networks in training. bfloat16: frozen weights are stored in it; trained weights stay float32 and are
     # rounded to it for each pass.
     precision: Literal["float32", "bfloat16"] = "float32"
-    cold_start: Training | None  # null: joint training begins at student.start, without a cold start
+    cold_start: Training | None  # None: joint training begins at student.start, without a cold start
     joint: Joint
     evaluate: Evaluate
     # set of weights of a reward or judge -> a file, a folder or hub:OWNER/NAME@COMMIT[/FILE]

@@ -37,7 +37,7 @@ class ModelCard:
     """What the card says besides the facts of the export.
 
     teacher, parts: as arguments of from_pretrained or from_single_file; pinned: the teacher is on the hub at a commit.
-    bases: the repositories of teacher and start on the hub. absent: arguments for the parts that the pipeline lacks. call:
+    bases: the repositories of teacher and start on the hub. absent: arguments for parts that are not there. call:
     arguments that draw an image. prompt: in quotes. scores: of the scorecard, as a table.
     """
 

@@ -48,6 +48,7 @@ EVERY = {  # what all their runs share
     "joint.dynamic.updates": 0,
     "joint.distribution_matching": True,
     "joint.watch": None,
+    "joint.fake_warmup": 0,
     "joint.rl.algorithm": "refl",
     "joint.rl.weight": 1.0,
     "joint.rl.weight_is": "fixed",
