@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from dmdr.assembly import check_lora_targets
 from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
 from dmdr.config.prompt_record import PromptRecord
@@ -40,6 +39,7 @@ from stages.runtime.device import pick_device
 from stages.runtime.prerequisites import (
     check_evaluation,
     check_student_start,
+    check_teacher_settings,
     check_training,
     load_rewards,
     needs_records,
@@ -80,8 +80,6 @@ def run(context: Context, sets: Sets | None = None) -> Json:
         progress.say(note)
     backbone = load_teacher(source, pick_device(context.config), resolution=teacher.resolution)
     backbone.check_resolution()
-    backbone.check_unconditional(teacher.unconditional)
-    check_lora_targets(context.config, backbone)
     check_resolution(context.config.evaluate.metrics, backbone.resolution)
     few = context.config.student.few_steps
     backbone.check_student(few)
@@ -130,6 +128,7 @@ def check_run(
         raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
     check_training(config)
     warn_of_teacher(config, say, fetches=fetches)
+    check_teacher_settings(config, fetches=fetches)
     check_student_start(config, say, fetches=fetches)
     indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
     check_evaluation(config, [judged[index] for index in indices], say)

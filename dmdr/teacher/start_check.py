@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from dmdr.backbones.lora_targets import select_targets
 from dmdr.config.run import Student
 from dmdr.errors import ConfigError, DataError
+from dmdr.path import FlowPath, VPPath
 from dmdr.teacher.load import TeacherSource, is_teacher
 from dmdr.teacher.start_files import KEY, StartSource, find_start
 from dmdr.teacher.start_headers import StartHeader, read_header
 from dmdr.teacher.start_lora import read_lora
 from dmdr.teacher.start_network import check_network
+from dmdr.teacher.start_sampler import Sampling, compare_sampling, read_sampling
 
 if TYPE_CHECKING:
     from dmdr.backbones.protocol import Backbone
@@ -19,16 +21,19 @@ if TYPE_CHECKING:
 TEACHER = "dmdr.teacher"  # in the metadata of our exports: the digest of the teacher
 
 
-def check_start(student: Student, backbone: Backbone, teacher: TeacherSource | None) -> StartHeader:
-    """Check that a student of these settings can begin at its start; returns what the start's header says.
+def check_start(
+    student: Student, backbone: Backbone, teacher: TeacherSource | None, *, trains_at_once: bool
+) -> list[str]:
+    """Check that a student of these settings can begin at its start; returns lines that a user should read.
 
     Args:
         student: of the config; it has a start.
         backbone: of the teacher, which may lie on meta.
         teacher: where it lies, to compare it with the one that a LoRA of ours was trained on. None: it is not here.
+        trains_at_once: whether joint training begins there without a cold start.
 
     Raises:
-        ConfigError: the start's form, rank or modules are not those of the student.
+        ConfigError: the start's form, rank or modules are not those of the student, or it samples otherwise.
         DataError: the start is of another architecture or another teacher, or is damaged.
         InputMissing: it is not there.
     """
@@ -36,9 +41,30 @@ def check_start(student: Student, backbone: Backbone, teacher: TeacherSource | N
     assert start is not None
     source = find_start(start, student.form)
     header = read_header(source)
+    _check_weights(source, header, student, backbone, teacher)
+    theirs = read_sampling(source, header)
+    return compare_sampling(start.path, describe_sampling(backbone, student), theirs, refuses=trains_at_once)
+
+
+def describe_sampling(backbone: Backbone, student: Student) -> Sampling:
+    """How the student of a config samples."""
+    timesteps = tuple(backbone.student_timesteps(student.steps).tolist())
+    path, shift = backbone.path, None
+    if isinstance(path, FlowPath) and len(timesteps) > 1:  # of the second time: t = shift u / (1 + (shift - 1) u)
+        t, u = timesteps[1] / timesteps[0], 1 - 1 / len(timesteps)
+        shift = t * (1 - u) / (u * (1 - t))
+    predicts = path.predicts if isinstance(path, VPPath) else None
+    return Sampling(student.steps, timesteps, renoises=True, shift=shift, predicts=predicts)
+
+
+def _check_weights(
+    source: StartSource, header: StartHeader, student: Student, backbone: Backbone, teacher: TeacherSource | None
+) -> None:
+    start = student.start
+    assert start is not None
     if header.is_lora:
         _check_lora(source, header, student, backbone, teacher)
-        return header
+        return
     if student.form == "lora":
         raise ConfigError(
             f"{KEY} {start.path} holds full weights and student.form is lora, which only adds to the teacher's; set "
@@ -47,7 +73,6 @@ def check_start(student: Student, backbone: Backbone, teacher: TeacherSource | N
     if start.scale != 1.0:
         raise ConfigError(f"student.start.scale is {start.scale:g} but {KEY} {start.path} holds no LoRA; drop it")
     check_network(source, header, backbone.network)
-    return header
 
 
 def _check_lora(

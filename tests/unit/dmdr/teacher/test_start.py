@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdr.backbones.protocol import Backbone
-from dmdr.config.few_steps import FewSteps
 from dmdr.config.run import Student
 from dmdr.config.start import Start
 from dmdr.errors import ConfigError, DataError, InputMissing
@@ -28,6 +27,7 @@ from tests.support.trained_run import WEIGHTS, full_student, lora_student
 
 FAMILIES = ("sd3", "sdxl", "z_image", "flux")
 RANK = 4
+FEW = 4  # steps of the exported students
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -41,13 +41,9 @@ def export(place: Path, folder: Path, form: str, *, is_lora: bool = False) -> tu
     make = lora_student if is_lora else full_student
     make(place / "trained", folder)
     load_student(backbone.network, place / "trained")
-    metadata = build_metadata(backbone, backbone_steps(backbone), title="some", teacher=digest_teacher(folder))
-    write_form(form, backbone, place / "trained" / WEIGHTS, backbone_steps(backbone), place / "export", metadata)
+    metadata = build_metadata(backbone, FEW, title="some", teacher=digest_teacher(folder))
+    write_form(form, backbone, place / "trained" / WEIGHTS, FEW, place / "export", metadata)
     return place / "export" / form, backbone
-
-
-def backbone_steps(backbone: Backbone) -> FewSteps:
-    return FewSteps(4)
 
 
 def begin(folder: Path, path: Path, *, rank: int | None = None, scale: float = 1.0) -> SharedBase:
@@ -207,7 +203,7 @@ def refuse(folder: Path, path: Path | str, **student: object) -> str:
     """The one line that refuses a start, before any weights of a network are read."""
     settings = Student.model_validate({"steps": 4, **student, "start": {"path": str(path), **student.pop("start", {})}})
     with pytest.raises((ConfigError, DataError, InputMissing)) as refused:
-        check_start(settings, build_from_configs(folder), folder)
+        check_start(settings, build_from_configs(folder), folder, trains_at_once=True)
     line = str(refused.value)
     assert "\n" not in line and str(path) in line
     return f"{type(refused.value).__name__}: {line}"
@@ -296,3 +292,48 @@ def test_loras_that_do_not_fit_are_refused(tmp_path: Path, tiny_sd3_folder: Path
     full, _ = export(tmp_path / "full", tiny_sd3_folder, "weights")
     assert "set form: full" in refuse(tiny_sd3_folder, full, **lora)
     assert "holds no LoRA" in refuse(tiny_sd3_folder, full, start={"scale": 0.5})
+
+
+# --- how it samples
+
+
+def compare(folder: Path, path: Path, *, steps: int = 4, trains_at_once: bool = True, **student: object) -> list[str]:
+    settings = Student.model_validate({"steps": steps, "start": {"path": str(path)}, **student})
+    return check_start(settings, build_from_configs(folder, 16), folder, trains_at_once=trains_at_once)
+
+
+@pytest.mark.parametrize("form", ["weights", "pipeline"])
+def test_an_export_that_samples_as_the_config_draws_no_line(tmp_path: Path, folder: Path, form: str) -> None:
+    path, _ = export(tmp_path, folder, form)
+    assert compare(folder, path) == []
+    if form == "weights":
+        assert "was made for 4 steps" in compare(folder, path, steps=2)[0]
+
+
+def test_an_export_with_other_times_is_refused_or_told(tmp_path: Path, tiny_sd3_folder: Path) -> None:
+    path, theirs = export(tmp_path, tiny_sd3_folder, "weights")
+    file = path / "diffusion_pytorch_model.safetensors"
+    metadata = build_metadata(theirs, FEW, title="some", teacher="0" * 64)
+    config = json.dumps({**json.loads(metadata["dmdr.scheduler_config"]), "stochastic_sampling": False})
+    other = {**metadata, "dmdr.timesteps": "[1000.0, 800.0, 500.0, 200.0]", "dmdr.scheduler_config": config}
+    save_file(theirs.network.state_dict(), file, other)
+    with pytest.raises(ConfigError, match=r"student.timesteps: \[1000, 800, 500, 200\], student.eta: 0"):
+        compare(tiny_sd3_folder, path)
+    (line,) = compare(tiny_sd3_folder, path, trains_at_once=False)
+    assert "student.timesteps: [1000, 800, 500, 200]" in line
+
+
+def test_somebodys_scheduler_draws_a_line_and_no_refusal(tmp_path: Path, tiny_z_image_folder: Path) -> None:
+    shutil.copytree(tiny_z_image_folder, tmp_path / "turbo")
+    file = tmp_path / "turbo" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "shift": 3.0}))
+    (line,) = compare(tiny_z_image_folder, tmp_path / "turbo")
+    assert "student.shift: 3, student.eta: 0" in line
+
+
+def test_another_prediction_is_refused(tmp_path: Path, tiny_sdxl_folder: Path) -> None:
+    shutil.copytree(tiny_sdxl_folder, tmp_path / "v")
+    file = tmp_path / "v" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
+    with pytest.raises(DataError, match="predicts v_prediction"):
+        compare(tiny_sdxl_folder, tmp_path / "v")
