@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dmdr.backbones.lora_targets import select_targets
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.run import Student
 from dmdr.errors import ConfigError, DataError
 from dmdr.path import FlowPath, VPPath
@@ -43,18 +44,20 @@ def check_start(
     header = read_header(source)
     _check_weights(source, header, student, backbone, teacher)
     theirs = read_sampling(source, header)
-    return compare_sampling(start.path, describe_sampling(backbone, student), theirs, refuses=trains_at_once)
+    is_unsaid = student.few_steps == FewSteps(student.steps)
+    ours = describe_sampling(backbone, student.few_steps)
+    return compare_sampling(start.path, ours, theirs, refuses=trains_at_once and is_unsaid)
 
 
-def describe_sampling(backbone: Backbone, student: Student) -> Sampling:
+def describe_sampling(backbone: Backbone, few: FewSteps) -> Sampling:
     """How the student of a config samples."""
-    timesteps = tuple(backbone.student_timesteps(student.steps).tolist())
+    timesteps = tuple(backbone.student_timesteps(few).tolist())
     path, shift = backbone.path, None
     if isinstance(path, FlowPath) and len(timesteps) > 1:  # of the second time: t = shift u / (1 + (shift - 1) u)
         t, u = timesteps[1] / timesteps[0], 1 - 1 / len(timesteps)
         shift = t * (1 - u) / (u * (1 - t))
     predicts = path.predicts if isinstance(path, VPPath) else None
-    return Sampling(student.steps, timesteps, renoises=True, shift=shift, predicts=predicts)
+    return Sampling(few.steps, timesteps, renoises=few.is_stochastic, shift=shift, predicts=predicts)
 
 
 def _check_weights(

@@ -51,6 +51,7 @@ class _Exported(BaseModel):
         model_config = ConfigDict(extra="ignore")
         steps: int
         timesteps: tuple[float, ...] | None = None
+        shift: float | None = None
 
     student: Student
 
@@ -59,29 +60,41 @@ def read_sampling(source: StartSource, header: StartHeader) -> Sampling:
     """How a start samples, as far as its files say so. What is no number in them is unknown: others wrote them."""
     metadata = header.metadata
     scheduler = {} if source.scheduler is None else read_object(source.scheduler)
-    steps: int | None = None
-    timesteps: tuple[float, ...] | None = None
-    is_ours = False
+    exported, ours = _read_provenance(source), False
+    steps, timesteps = (None, None) if exported is None else (exported.steps, exported.timesteps)
     try:
-        if source.provenance is not None:
-            student = _Exported.model_validate(read_object(source.provenance)).student
-            steps, timesteps, is_ours = student.steps, student.timesteps, True
         if "dmdr.steps" in metadata:
-            steps, is_ours = int(metadata["dmdr.steps"]), True
-            timesteps = TIMES.validate_json(metadata["dmdr.timesteps"])
+            steps, timesteps = int(metadata["dmdr.steps"]), TIMES.validate_json(metadata["dmdr.timesteps"])
             scheduler = {"_class_name": metadata["dmdr.scheduler"], **json.loads(metadata["dmdr.scheduler_config"])}
-    except (KeyError, ValueError, ValidationError, DataError):
-        pass  # provenance.json of another program, or metadata that somebody changed
-    kind, shift, predicts = (scheduler.get(key) for key in ("_class_name", "shift", "prediction_type"))
-    plain_shift = isinstance(shift, int | float) and not scheduler.get("use_dynamic_shifting")
-    is_flow = kind == FLOW
+            ours = True
+    except (KeyError, ValueError):
+        pass  # somebody changed the metadata
+    kind, predicts = scheduler.get("_class_name"), scheduler.get("prediction_type")
+    is_flow, is_ours = kind == FLOW, ours or exported is not None
     return Sampling(
         steps=steps,
         timesteps=timesteps,
         renoises=bool(scheduler.get("stochastic_sampling")) if is_flow else RENOISE.get(str(kind)),
-        shift=float(str(shift)) if is_flow and plain_shift and not scheduler.get("shift_terminal") else None,
+        shift=(exported.shift if exported else None) if is_ours else _read_shift(scheduler),
         predicts=str(predicts) if predicts is not None and not is_flow else None,
         is_ours=is_ours,
+    )
+
+
+def _read_provenance(source: StartSource) -> _Exported.Student | None:
+    """The student of the export that the start is a form of; None: it is none of ours."""
+    try:
+        return None if source.provenance is None else _Exported.model_validate(read_object(source.provenance)).student
+    except (ValidationError, DataError):
+        return None  # of another program
+
+
+def _read_shift(scheduler: dict[str, object]) -> float | None:
+    """The shift of somebody's flow scheduler; None: it has none, or one that depends on the size of the image."""
+    shift = scheduler.get("shift")
+    moves = scheduler.get("use_dynamic_shifting") or scheduler.get("shift_terminal")
+    return (
+        float(shift) if scheduler.get("_class_name") == FLOW and isinstance(shift, int | float) and not moves else None
     )
 
 
@@ -117,7 +130,7 @@ def _list_changes(ours: Sampling, theirs: Sampling) -> list[str]:
     changes = []
     if theirs.timesteps is not None and ours.timesteps is not None and _differ(theirs.timesteps, ours.timesteps):
         changes.append(f"student.timesteps: [{', '.join(f'{time:g}' for time in theirs.timesteps)}]")
-    if theirs.timesteps is None and not theirs.is_ours and _shifts_differ(theirs.shift, ours.shift):
+    if theirs.timesteps is None and _shifts_differ(theirs.shift, ours.shift):
         changes.append(f"student.shift: {theirs.shift:g}")
     if theirs.renoises is not None and theirs.renoises != ours.renoises and ours.steps != 1:
         changes.append(f"student.eta: {1 if theirs.renoises else 0}")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdr.backbones.protocol import Backbone
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.run import Student
 from dmdr.config.start import Start
 from dmdr.errors import ConfigError, DataError, InputMissing
@@ -27,7 +28,7 @@ from tests.support.trained_run import WEIGHTS, full_student, lora_student
 
 FAMILIES = ("sd3", "sdxl", "z_image", "flux")
 RANK = 4
-FEW = 4  # steps of the exported students
+FEW = FewSteps(4)  # of the exported students
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
