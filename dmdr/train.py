@@ -57,7 +57,7 @@ class Run:
     """What stays the same through a training stage.
 
     unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student. eta: of its
-    rollouts.
+    rollouts. guidance_scale: of the real score, or a range (low, high) from which each update draws it.
     micro_batch: the most samples that a network sees at once; None: all. fake_warmup: updates of the fake score alone
     that come first.
     """
@@ -69,7 +69,7 @@ class Run:
     prompts: Prompts
     unconditional: Conditioning
     times: torch.Tensor
-    guidance_scale: float
+    guidance_scale: float | tuple[float, float]
     eta: float = 1.0
     rl: RLTerm | None = None
     distribution_matching: bool = True
@@ -168,7 +168,7 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     """Roll out, update the fake score K - 1 times, then student and fake score together; return the figures."""
     training, update = run.training, state.update
     states, c, texts = roll_out_prompts(run, update)
-    objective = run.rl.algorithm.build_objective(states, texts) if run.rl else None
+    objective = run.rl.algorithm.build_objective(states, texts, update=update) if run.rl else None
     batches = select_batches(run, update, states, c, objective)
     state.student.set_learning_rate(learning_rate(training.student, update, training.updates))
     state.fake_score.set_learning_rate(learning_rate(training.fake_score, update, training.updates))
@@ -183,7 +183,7 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
         return to_floats({**(objective.figures if objective else {}), **figures})
 
     scale = real_scale(update, training.dynamic)
-    real_score = RealScore(run.unconditional, run.guidance_scale, scale)
+    real_score = RealScore(run.unconditional, draw_guidance(run, update), scale, training.dm_floor)
     for number, parts in enumerate(batches.fake_score):
         update_fake_score(run.base, parts, draw_levels(run, update, number, parts[0].of), state.fake_score)
     for number, parts in enumerate(batches.student, start=len(batches.fake_score)):
@@ -204,6 +204,15 @@ def to_floats(figures: dict[str, torch.Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items()}
 
 
+def draw_guidance(run: Run, update: int) -> float:
+    """The guidance scale of a training step: the run's, or one drawn uniformly from its range."""
+    if not isinstance(run.guidance_scale, tuple):
+        return run.guidance_scale
+    low, high = run.guidance_scale
+    uniform = torch.rand((), generator=generator_for(run.seed, run.stage, "guidance", update), dtype=torch.float64)
+    return low + (high - low) * float(uniform)
+
+
 def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
     """The renoise levels and noise of the `number`-th update of a training step, for its global batch."""
     training = run.training
@@ -211,7 +220,8 @@ def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
     t = renoise_levels(
         beta, training.renoise_range, count, generator_for(run.seed, run.stage, "levels", update, number)
     )
-    shape = (count, *run.base.backbone.latent_shape)
+    backbone = run.base.backbone
+    t, shape = t.clamp(min=backbone.path.lowest), (count, *backbone.latent_shape)
     return Levels(t, noise_for(run.seed, run.stage, "renoise", update, number, shape=shape))
 
 

@@ -39,6 +39,7 @@ from stages.runtime.device import pick_device
 from stages.runtime.prerequisites import (
     check_evaluation,
     check_student_start,
+    check_teacher_settings,
     check_training,
     load_rewards,
     needs_records,
@@ -82,7 +83,7 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     check_resolution(context.config.evaluate.metrics, backbone.resolution)
     few = context.config.student.few_steps
     backbone.check_student(few)
-    compare_teacher(backbone, guidance_scale=teacher.guidance_scale, few=few)
+    compare_teacher(backbone, guidance_scale=teacher.guidance, few=few)
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     if context.config.export.dtype == "float16":  # the others hold any number that float32 holds
@@ -127,6 +128,7 @@ def check_run(
         raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
     check_training(config)
     warn_of_teacher(config, say, fetches=fetches)
+    check_teacher_settings(config, fetches=fetches)
     check_student_start(config, say, fetches=fetches)
     indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
     check_evaluation(config, [judged[index] for index in indices], say)
@@ -198,7 +200,7 @@ def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets)
         if records:
             write(split)
     with torch.no_grad():
-        write_unconditional(context.out, backbone.encode([""])[0][0])
+        write_unconditional(context.out, backbone.encode_unconditional(context.config.teacher.unconditional))
     return truncated
 
 

@@ -325,7 +325,7 @@ class _Stage:
             update_student_by_rl(self.base, parts, state.student, rl)
             return
         scale = real_scale(0, self.training.dynamic)
-        real_score = RealScore(run.unconditional, run.guidance_scale, scale)
+        real_score = RealScore(run.unconditional, self.config.teacher.guidance, scale)
         levels = self.blank_levels(parts)
         update_student(self.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dmdr.config.load import load_config
+from dmdr.errors import InputMissing
 from dmdr.planning.gpus import GIB, GPUS, SHARE, Gpu, advise
 from stages.reports.scorecard_text import format_table
 from stages.runtime.prerequisites import check_student_start, warn_of_teacher
@@ -23,7 +24,10 @@ def print_plan(path: str, gpu: str) -> int:
 
     config, card = resolve_teacher(load_config(path), None, lambda size: None), GPUS[gpu]
     warn_of_teacher(config, print, fetches=False)
-    check_student_start(config, print, fetches=False)
+    try:
+        check_student_start(config, print, fetches=False)
+    except InputMissing as error:  # a plan needs no weights
+        print(f"{error}; the plan counts one that fits")
     plans: list[StagePlan] = []
     for stage in config.training_stages:
         _show_progress(f"{stage}: building it without weights")
