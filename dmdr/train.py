@@ -9,19 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from dmdr import distributed
-from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.backbones.protocol import Conditioning
 from dmdr.config.batches import count_trajectories
-from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import NonFinite, doing
 from dmdr.hacking_alarm import Look, Row, Watcher
 from dmdr.optimizers import learning_rate
+from dmdr.promptset.prompts import Prompts
 from dmdr.rl.objective import Objective, RLTerm
 from dmdr.rollout import States, generator_for, noise_for
 from dmdr.shared_base import SharedBase
@@ -39,22 +38,13 @@ from dmdr.update import (
 )
 
 
-class Prompts(Protocol):
-    """Encoded prompts to train on; a PromptSet is one."""
-
-    def __len__(self) -> int: ...
-
-    def items(self, indices: list[int]) -> list[Item]: ...
-
-    def records(self, indices: list[int]) -> list[PromptRecord]: ...
-
-
 @dataclass(frozen=True)
 class Run:
     """What stays the same through a training stage.
 
     unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student.
     micro_batch: the most samples that a network sees at once; None: all.
+    prepare: told the indices of the prompts whose items the next update will ask for.
     """
 
     stage: str
@@ -69,6 +59,7 @@ class Run:
     distribution_matching: bool = True
     watch: Watcher | None = None
     micro_batch: int | None = None
+    prepare: Callable[[list[int]], object] = lambda indices: None
 
 
 @dataclass(frozen=True)
@@ -174,10 +165,11 @@ def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[
     """
     steps, (prompts, group) = len(run.times) - 1, count_groups(run)
     count = prompts * group
-    order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
-    indices = [index for index in order for _ in range(group)]
+    indices = list_prompts(run, update)
     backbone = run.base.backbone
     c = backbone.collate(run.prompts.items(indices))
+    if update + 1 < run.training.updates:
+        run.prepare(list_prompts(run, update + 1))
     noises = noise_for(run.seed, run.stage, "rollout", update, shape=(steps, count, *backbone.latent_shape))
     parts = []
     for chunk in distributed.split_batches(distributed.split_evenly(prompts), prompts, most_together(run, group)):
@@ -187,6 +179,13 @@ def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[
     x_t = gather_trajectories([part.x_t for part in parts])
     x0 = gather_trajectories([part.x0 for part in parts])
     return States(run.times[:-1], x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
+
+
+def list_prompts(run: Run, update: int) -> list[int]:
+    """The index of the prompt of each trajectory that an update rolls out."""
+    prompts, group = count_groups(run)
+    order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
+    return [index for index in order for _ in range(group)]
 
 
 def gather_trajectories(parts: list[torch.Tensor]) -> torch.Tensor:

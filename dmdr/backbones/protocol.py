@@ -63,6 +63,9 @@ class Backbone(Protocol):
         Returns the items and how many prompts were longer than the encoder reads.
         """
 
+    def count_truncated(self, prompts: list[str]) -> int:
+        """How many prompts are longer than the encoder reads."""
+
     def collate(self, items: list[Item]) -> Conditioning:
         """Combine items into one batch on the network's device."""
 

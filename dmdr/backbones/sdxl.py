@@ -66,9 +66,6 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """{"context": (77, D), "pooled": (1, P)} for each prompt."""
         pipe = self.pipe
-        truncated = sum(
-            len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(prompts, verbose=False).input_ids
-        )
         with silence_diffusers():
             context, _, pooled, _ = pipe.encode_prompt(
                 prompts,  # type: ignore[arg-type]  # it also takes a list
@@ -79,7 +76,11 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
             mask = torch.tensor([prompt != "" for prompt in prompts], device=context.device)
             context, pooled = context * mask[:, None, None], pooled * mask[:, None]
         items = [{"context": c.cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)]
-        return items, truncated
+        return items, self.count_truncated(prompts)
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        tokenizer = self.pipe.tokenizer
+        return sum(len(ids) > tokenizer.model_max_length for ids in tokenizer(prompts, verbose=False).input_ids)
 
     def collate(self, items: list[Item]) -> Conditioning:
         """context (B, 77, D), pooled (B, P)."""

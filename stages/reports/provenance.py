@@ -93,7 +93,7 @@ def build_table(context: Context) -> list[tuple[str, str]]:
     rows = [
         ("run", context.artifact.run),
         ("teacher", f"{teacher_name(path)}, sha256 {prompts.teacher_digest}"),
-        ("prompts", ", ".join(f"{name} {count:,}" for name, count in prompts.facts.items())),
+        ("prompts", ", ".join(_show_fact(*fact) for fact in prompts.facts.items())),
     ]
     for stage, record in sealed.items():
         provenance = record.provenance
@@ -104,3 +104,7 @@ def build_table(context: Context) -> list[tuple[str, str]]:
     libraries = {name: version for name, version in latest.items() if name not in ("version", "sources")}
     rows.append(("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items())))
     return rows
+
+
+def _show_fact(name: str, value: object) -> str:
+    return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
