@@ -27,7 +27,7 @@ from dmdr.export.teacher_parity import compare_teacher
 from dmdr.export.write import check_single_file
 from dmdr.metrics.load import check_resolution
 from dmdr.promptset import spread_evenly, write_unconditional
-from dmdr.promptset.encode import DTYPES, choose_layout, convert, count_bytes
+from dmdr.promptset.encode import DTYPES, choose_layout, convert, count_numbers
 from dmdr.teacher.load import find_teacher_of, load_teacher, note_sampler
 from stages.prompt_sources.public_set_files import Sets, describe_set
 from stages.prompt_sources.public_sets import is_named
@@ -126,10 +126,10 @@ def write_prompts(context: Context, backbone: Backbone, counts: PromptCounts, se
     Raises:
         Stopped: as `run`.
     """
-    prompts, total, blank = context.config.prompts, counts.train + counts.evaluation, backbone.blank()
-    layout, dtype = choose_layout(prompts, total, blank), DTYPES[prompts.dtype]
+    prompts, total, numbers = context.config.prompts, counts.train + counts.evaluation, count_numbers(backbone.blank())
+    layout, dtype = choose_layout(prompts, total, numbers), DTYPES[prompts.dtype]
     if layout != "joined":
-        size = f"the states of {total:,} prompts take {total * count_bytes(blank, dtype) / 2**30:,.1f} GiB"
+        size = f"the states of {total:,} prompts take {total * numbers * dtype.itemsize / 2**30:,.1f} GiB"
         way = "on the fly: only their texts are stored" if layout == "text" else "here"
         context.progress.say(f"{size}; they are encoded {way}")
     writer = ShardWriter(context, backbone, total=total, layout=layout, dtype=dtype)

@@ -28,6 +28,7 @@ from dmdr.dyna import real_scale
 from dmdr.planning.cost import CostCounter
 from dmdr.planning.meta import Arithmetic, build_meta_backbone
 from dmdr.planning.shapes import KnownShapes
+from dmdr.promptset.encode import count_numbers
 from dmdr.rewards.load import load_reward
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
@@ -59,6 +60,7 @@ class StagePlan:
     load: memory that is held for a moment while the teacher is loaded in float32.
     teacher: number of the teacher's parameters.
     trained: number of trained parameters of the student and of the fake score.
+    prompts: those that one update rolls out. conditioning: the numbers of a typical prompt's conditioning.
     """
 
     stage: str
@@ -72,6 +74,8 @@ class StagePlan:
     load: int = 0
     teacher: int = 0
     trained: dict[str, int] = field(default_factory=dict)
+    prompts: int = 0
+    conditioning: int = 0
 
     @property
     def peak(self) -> int:
@@ -234,7 +238,9 @@ class _Stage:
     def measure(self, cost: CostCounter) -> None:
         """Run one training step, and fill plan.update and plan.work."""
         run, plan, batch_size = self.build_run(self.small_training), self.plan, self.training.batch_size
-        trajectories = math.prod(count_groups(self.build_run(self.training)))
+        plan.prompts, group = count_groups(self.build_run(self.training))
+        plan.conditioning = count_numbers(self.base.backbone.blank())
+        trajectories = plan.prompts * group
         plan.forward = self.count_flops(cost, lambda: self.run_bare_base(run)) * batch_size
         held = cost.reset_peak()
         self.say("rollout")

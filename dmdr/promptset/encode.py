@@ -21,20 +21,20 @@ MOST_STORED = 32 * 2**30  # bytes of states up to which `auto` stores them: minu
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of prompts.dtype
 
 
-def choose_layout(prompts: Prompts, count: int, blank: Item) -> Layout:
+def choose_layout(prompts: Prompts, count: int, numbers: int) -> Layout:
     """The layout of a set of `count` prompts: text where they are encoded on the fly.
 
-    blank: a typical item, in any dtype.
+    numbers: of the conditioning of a typical prompt.
     """
-    size = count * count_bytes(blank, DTYPES[prompts.dtype])
+    size = count * numbers * DTYPES[prompts.dtype].itemsize
     if prompts.encode == "on_the_fly" or (prompts.encode == "auto" and size > MOST_STORED):
         return "text"
     return "joined" if prompts.dtype == "float32" and size <= MOST_STORED else "rows"
 
 
-def count_bytes(item: Item, dtype: torch.dtype) -> int:
-    """Bytes of an item's numbers in a dtype."""
-    return sum(tensor.numel() for tensor in item.values()) * dtype.itemsize
+def count_numbers(item: Item) -> int:
+    """The numbers in an item."""
+    return sum(tensor.numel() for tensor in item.values())
 
 
 def encode_batches(backbone: Backbone, prompts: list[str], dtype: torch.dtype) -> Iterator[tuple[list[Item], int]]:

@@ -9,6 +9,7 @@ from dmdr.promptset import PromptSet, Split
 from dmdr.promptset.ahead import Ahead
 from dmdr.promptset.on_the_fly import OnTheFly
 from dmdr.promptset.prompts import Prompts
+from dmdr.teacher.half_storage import store_in_half
 from dmdr.teacher.load import find_teacher_of, load_teacher
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
@@ -60,7 +61,10 @@ class PromptInputs:
         text_device = "cpu" if config.execution.text_encoders == "cpu" else pick_device(config)
         for name, part in backbone.pipe.components.items():
             if isinstance(part, torch.nn.Module):
-                part.requires_grad_(False).to(text_device if name.startswith("text_encoder") else device)
+                is_text = name.startswith("text_encoder")
+                if is_text:
+                    store_in_half(part.requires_grad_(False))
+                part.to(text_device if is_text else device)
         return backbone
 
     def open_encoded(self, split: Split, backbone: Backbone) -> Prompts:

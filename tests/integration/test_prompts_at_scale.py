@@ -19,6 +19,9 @@ from dmdr.backbones.protocol import Item
 from dmdr.config.load import load_config
 from dmdr.errors import DataError, Stopped
 from dmdr.promptset import PromptSet
+from dmdr.promptset.encode import convert
+from dmdr.shared_base import SharedBase
+from dmdr.teacher.half_storage import store_in_half
 from dmdr.train import prompt_order
 from stages import prompts as prompts_stage
 from stages.runtime.prompt_inputs import PromptInputs
@@ -28,6 +31,7 @@ from tests.support.s3_proxy import Faults
 from tests.support.s3_server import BUCKET, spoil
 from tests.support.sealing import PROVENANCE
 from tests.support.stage_process import command, finish, start
+from tests.support.tiny_teachers import copy_teacher
 from tests.support.trained_run import context_for, run_stage
 from tests.support.training_results import TRAINING, assert_same, digests
 
@@ -177,16 +181,55 @@ def test_each_way_gives_the_same_numbers(
             torch.testing.assert_close(anew[key], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["sd3", "sdxl", "z_image", "flux"])
+def test_networks_in_bfloat16_round_the_states_themselves(family: str, request: pytest.FixtureRequest) -> None:
+    """So states that are stored in bfloat16 are the same numbers for them."""
+    folder = request.getfixturevalue(f"tiny_{family}_folder")
+    backbone = copy_teacher(folder, resolution=64 if family == "z_image" else None)
+    SharedBase(backbone, fake_rank=2, fake_scale=2.0, student_rank=None, seed=0, compute=torch.bfloat16)
+    items, _ = backbone.encode(["a red circle", "two owls at night"])
+    exact, rounded = backbone.collate(items), backbone.collate([convert(item, torch.bfloat16) for item in items])
+    assert all(torch.equal(exact[key], rounded[key]) for key in exact)
+
+
+def test_weights_in_half_precision_give_the_same_numbers(tiny_sd3_folder: Path) -> None:
+    backbone = copy_teacher(tiny_sd3_folder)
+    dtypes = {"text_encoder": torch.bfloat16, "text_encoder_2": torch.float16}  # the third is left as it is
+    for name, dtype in dtypes.items():
+        for parameter in getattr(backbone.pipe, name).parameters():
+            parameter.data = parameter.data.to(dtype).float()
+    prompts = ["a red circle", "two owls at night"]
+    before, _ = backbone.encode(prompts)
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        store_in_half(getattr(backbone.pipe, name))
+        stored = {each.dtype for each in getattr(backbone.pipe, name).parameters() if each.ndim == 2}
+        assert stored == {torch.float32, dtypes.get(name, torch.float32)}
+    after, _ = backbone.encode(prompts)
+    assert_equal(after, before)
+
+
+def test_evaluation_draws_prompts_that_are_encoded_on_the_fly(tiny_config, sources: Sources, tmp_path: Path) -> None:
+    evaluate = {"metrics": ["lab-mixer"], "models": ["teacher"], "batch_size": 4}
+    means = []
+    for way in WAYS:
+        config = load_config(tiny_config(prompts={**sources.settings, **WAYS[way]}, evaluate=evaluate))
+        run_stage(config, tmp_path / way, "prompts")
+        card = json.loads((run_stage(config, tmp_path / way, "evaluate") / "scorecard.json").read_text())
+        means.append(card["metrics"][0]["mean"])
+    assert means == pytest.approx([means[0]] * 3, abs=0.02)
+
+
 def test_training_that_encodes_on_the_fly_is_training(tiny_config, sources: Sources, tmp_path: Path) -> None:
     """Both ways, also a thread ahead, give the same student; a stage that is resumed gives the same bits."""
-    joint = {**TRAINING, "updates": 2, "rl": None, "watch": {"every": 1, "reward": "lab-mixer", "prompts": 3}}
-    stored = tiny_config(prompts=sources.settings, cold_start=TRAINING, joint=joint)
+    few = {**TRAINING, "updates": 2, "batch_size": 2, "fake_updates": 2, "dynamic": {"updates": 2}}
+    joint = {**few, "rl": None, "watch": {"every": 1, "reward": "lab-mixer", "prompts": 3}}
+    stored = tiny_config(prompts=sources.settings, cold_start=few, joint=joint)
     for stage in ("prompts", "cold_start", "joint"):
         run_stage(load_config(stored), tmp_path / "stored", stage)
     for name in ("device", "cpu"):
         execution = {"device": "cpu", "checkpoint_every": 1, "text_encoders": name}
         changes = {"prompts": {**sources.settings, **WAYS["text"]}, "execution": execution}
-        config = load_config(tiny_config(cold_start=TRAINING, joint=joint, **changes))
+        config = load_config(tiny_config(cold_start=few, joint=joint, **changes))
         for stage in ("prompts", "cold_start", "joint"):
             run_stage(config, tmp_path / name, stage)
             if stage != "prompts":
