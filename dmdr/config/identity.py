@@ -31,6 +31,9 @@ LATER: dict[str, object] = {
     "precision": "float32",
     "prompts.encode": "auto",
     "prompts.dtype": "float32",
+    "student.eta": 1.0,
+    "student.timesteps": None,
+    "student.shift": None,
     "export.forms": None,
     "export.dtype": "bfloat16",  # those results are float32, and stay valid: a run that is done is not done again
     "joint.rl.decoder": "whole",
