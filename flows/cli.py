@@ -121,6 +121,23 @@ def plan(config: options.Config, gpu: options.Gpu = "h100-80") -> int:
     return print_plan(find_config(config), gpu)
 
 
+@app.command(epilog=EXIT_CODES)
+def check(
+    config: options.Config,
+    run: options.OwnName = None,
+    store: options.Store = "runs",
+    changes: options.Set = None,
+) -> int:
+    """Check in minutes all that a run of a config will meet, before it starts.
+
+    One line a check: ok, or what to do. It tries store, prompts, teacher, rewards, memory, an update of each training
+    stage, images and export. Nothing stays in the store.
+    """
+    from flows.commands.check import check_config
+
+    return check_config(config, run=run, store=store, changes=tuple(changes or ()))
+
+
 @app.command()
 def render(
     config: options.ClusterConfig,

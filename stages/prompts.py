@@ -32,7 +32,7 @@ from dmdr.teacher.load import find_teacher_of, load_teacher, note_sampler
 from stages.prompt_sources.lines import Lines
 from stages.prompt_sources.public_set_files import Sets, describe_set
 from stages.prompt_sources.public_sets import is_named
-from stages.prompt_sources.report import SourceReport, Tally
+from stages.prompt_sources.report import PromptCounts, SourceReport, Tally
 from stages.prompt_sources.sources import digest_source, is_list, list_inputs, read_source, select_public_sets
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
@@ -106,15 +106,22 @@ def check_run(
         tick()
         if keeps and split == "evaluation":
             judged.append(record)
-    counts = tally.total()
-    if not counts.evaluation:
-        raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
-    if not counts.train:
-        raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
+    refuse_empty(tally.total())
     check_training(config)
     indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
     check_evaluation(config, [judged[index] for index in indices], say)
     return tally
+
+
+def refuse_empty(counts: PromptCounts) -> None:
+    """
+    Raises:
+        DataError: no prompt is left to train on, or to evaluate.
+    """
+    if not counts.evaluation:
+        raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
+    if not counts.train:
+        raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
 
 
 def select_records(
