@@ -89,7 +89,7 @@ def assemble(
         base.split(device)
     rl = None
     if stage.rl is not None:
-        rl = RLTerm(build_algorithm(stage.rl, base, config.weights), stage.rl)
+        rl = RLTerm(build_algorithm(stage.rl, base, config.weights, eta=config.student.eta), stage.rl)
     return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema))
 
 
@@ -133,8 +133,9 @@ def build_run(
         base=assembly.base,
         prompts=prompts,
         unconditional=backbone.collate([empty_prompt]),
-        times=backbone.student_times(config.student.steps).to(backbone.network.device),
+        times=backbone.student_times(config.student.few_steps).to(backbone.network.device),
         guidance_scale=config.teacher.guidance_scale,
+        eta=config.student.eta,
         rl=assembly.rl,
         distribution_matching=stage.distribution_matching,
         watch=watch,
@@ -161,7 +162,8 @@ def build_watcher(
         base=base,
         reward=load_reward(stage.watch.reward, str(device), config.weights),
         prompts=prompts,
-        times=backbone.student_times(config.student.steps).to(device),
+        times=backbone.student_times(config.student.few_steps).to(device),
+        eta=config.student.few_steps.drawn_eta,
         seed=config.seed,
         at_once=max(1, at_once // stage.watch.seeds),
         say=say,

@@ -76,7 +76,8 @@ class Watcher:
     """Looks at the EMA every `config.every` updates and reports alarms.
 
     reward: one that is not trained on. prompts: of training; `config.prompts` of them are drawn, evenly spread.
-    times: (N + 1,) of the student, on its device. at_once: prompts that are drawn together. say: takes an alarm's line.
+    times: (N + 1,) of the student, on its device. eta: of the finished student. at_once: prompts that are drawn
+    together. say: takes an alarm's line.
     """
 
     config: Watch
@@ -84,6 +85,7 @@ class Watcher:
     reward: Reward
     prompts: PromptSet
     times: torch.Tensor
+    eta: float
     seed: int
     at_once: int
     say: Callable[[str], None]
@@ -119,7 +121,8 @@ class Watcher:
             c = backbone.collate(self.prompts.items(drawn))
             texts = [record["prompt"] for record in self.prompts.records(drawn)]
             noises = [noise_for(self.seed, "watch", n, i % seeds, shape=shape) for i, n in enumerate(drawn)]
-            x0 = roll_out(self.base, c, self.times, torch.stack(noises, dim=1).to(self.times)).x0[-1]
+            noises_SB = torch.stack(noises, dim=1).to(self.times)
+            x0 = roll_out(self.base, c, times=self.times, noises=noises_SB, eta=self.eta).x0[-1]
             images = backbone.decode(x0).float()
             scores = score_images(self.reward, images, texts)
             parts = zip(images.split(seeds), scores.split(seeds), strict=True)

@@ -46,6 +46,11 @@ class Path(ABC):
         signal, spread = self.signal_and_spread(t)
         return per_sample(signal, x0) * x0 + per_sample(spread, x0) * noise
 
+    def find_noise(self, x_t: torch.Tensor, x0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The noise that makes x_t of x0: the inverse of `renoise`, for t above 0."""
+        signal, spread = self.signal_and_spread(t)
+        return (x_t - per_sample(signal, x0) * x0) / per_sample(spread, x0)
+
 
 class FlowPath(Path):
     """Straight lines from data to noise."""

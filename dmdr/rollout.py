@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from dmdr.backbones.protocol import Backbone, Conditioning
+from dmdr.path import Path, per_sample
 
 
 def generator_for(seed: int, *key: int | str) -> torch.Generator:
@@ -36,6 +38,40 @@ class States:
     x0: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Renoising:
+    """The step of the sampler from t to t_next, both (B,): x_next = mean + deviation noise.
+
+    The noise of the step is eta parts fresh and sqrt(1 - eta^2) parts the noise that x_t had, so that its variance is 1
+    whatever eta is. eta 1 renoises x0 with fresh noise alone. eta 0 is the deterministic step: Euler's on the flow
+    path, DDIM's on the variance preserving one.
+    """
+
+    path: Path
+    t: torch.Tensor
+    t_next: torch.Tensor
+    eta: float
+
+    def mean(self, x_t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W), from what the sampler was given and what it predicted."""
+        signal, spread = self.path.signal_and_spread(self.t_next)
+        mean = per_sample(signal, x0) * x0
+        if self.eta == 1.0:
+            return mean
+        kept = math.sqrt(1 - self.eta**2) * spread
+        return mean + per_sample(kept, x0) * self.path.find_noise(x_t, x0, self.t)
+
+    def deviation(self) -> torch.Tensor:
+        """(B,)."""
+        return self.eta * self.path.signal_and_spread(self.t_next)[1]
+
+    def slope(self) -> torch.Tensor:
+        """(B,) the derivative of the mean in x0."""
+        signal, spread = self.path.signal_and_spread(self.t_next)
+        signal_t, spread_t = self.path.signal_and_spread(self.t)
+        return signal - math.sqrt(1 - self.eta**2) * spread * signal_t / spread_t
+
+
 @torch.no_grad()
 def simulate_backward(
     student: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
@@ -43,34 +79,45 @@ def simulate_backward(
     *,
     times: torch.Tensor,
     noises: torch.Tensor,
+    eta: float,
 ) -> States:
-    """Run the few-step sampler: predict x0, renoise it to the next time with fresh noise.
+    """Run the few-step sampler: predict x0, renoise it to the next time.
 
     Args:
         student: (x_t (B, C, H, W), t (B,)) -> x0.
         times: (N + 1,), student_timesteps and a final 0.
         noises: (N, B, C, H, W); trajectories start at noises[0], and step i adds noises[i].
+        eta: the share of fresh noise in a step, as in `Renoising`.
     """
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     x_t = noises[0]
     for index, t in enumerate(times[:-1]):
         if index > 0:
-            x_t = backbone.path.renoise(outputs[-1], noises[index], t.expand(len(x_t)))
+            step = Renoising(backbone.path, times[index - 1].expand(len(x_t)), t.expand(len(x_t)), eta)
+            x_t = step.mean(x_t, outputs[-1])
+            if eta > 0:
+                x_t = x_t + per_sample(step.deviation(), x_t) * noises[index]
         inputs.append(x_t)
         outputs.append(student(x_t, t.expand(len(x_t))))
     return States(times[:-1], torch.stack(inputs), torch.stack(outputs))
 
 
 def sample_student(
-    backbone: Backbone, network: torch.nn.Module, c: Conditioning, times: torch.Tensor, noises: torch.Tensor
+    backbone: Backbone,
+    network: torch.nn.Module,
+    c: Conditioning,
+    *,
+    times: torch.Tensor,
+    noises: torch.Tensor,
+    eta: float = 1.0,
 ) -> torch.Tensor:
-    """The student's x0 (B, C, H, W) after its N steps, without CFG; `times` and `noises` as in `simulate_backward`."""
+    """The student's x0 (B, C, H, W) after its N steps, without CFG; times, noises, eta as in `simulate_backward`."""
 
     def student(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return backbone.predict_x0(network, x_t, t, c)
 
-    return simulate_backward(student, backbone, times=times, noises=noises).x0[-1]
+    return simulate_backward(student, backbone, times=times, noises=noises, eta=eta).x0[-1]
 
 
 def predict_guided(

@@ -53,7 +53,8 @@ class Prompts(Protocol):
 class Run:
     """What stays the same through a training stage.
 
-    unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student.
+    unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student. eta: of its
+    rollouts.
     micro_batch: the most samples that a network sees at once; None: all.
     """
 
@@ -65,6 +66,7 @@ class Run:
     unconditional: Conditioning
     times: torch.Tensor
     guidance_scale: float
+    eta: float = 1.0
     rl: RLTerm | None = None
     distribution_matching: bool = True
     watch: Watcher | None = None
@@ -183,7 +185,7 @@ def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[
     for chunk in distributed.split_batches(distributed.split_evenly(prompts), prompts, most_together(run, group)):
         part = slice(chunk.start * group, chunk.stop * group)
         c_part = {key: value[part] for key, value in c.items()}
-        parts.append(roll_out(run.base, c_part, run.times, noises[:, part].to(run.times)))
+        parts.append(roll_out(run.base, c_part, times=run.times, noises=noises[:, part].to(run.times), eta=run.eta))
     x_t = gather_trajectories([part.x_t for part in parts])
     x0 = gather_trajectories([part.x0 for part in parts])
     return States(run.times[:-1], x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]

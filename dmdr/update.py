@@ -86,9 +86,11 @@ class RealScore:
     lora_scale: float
 
 
-def roll_out(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor) -> States:
+def roll_out(
+    base: SharedBase, c: Conditioning, *, times: torch.Tensor, noises: torch.Tensor, eta: float = 1.0
+) -> States:
     """Backward simulation of the current student: N states of each trajectory of `noises` (N, M, C, H, W)."""
-    return simulate_backward(lambda x_t, t: base.student(x_t, t, c), base.backbone, times=times, noises=noises)
+    return simulate_backward(lambda x_t, t: base.student(x_t, t, c), base.backbone, times=times, noises=noises, eta=eta)
 
 
 def select_states(

@@ -22,9 +22,10 @@ from dmdr.export.rounding import DTYPES, WRITING_ORDER, round_parts
 from dmdr.export.write import WEIGHTS, absent_text_encoders, build_metadata, load_student, network_part, write_form
 from dmdr.teacher.load import TeacherSource, digest_teacher, find_teacher_of, load_teacher
 from dmdr.teacher.single_file import SingleFile
+from stages.generation.drawing import build_call
 from stages.generation.samples import PROMPTS_FILE, choose_prompts, draw_samples
 from stages.reports import provenance
-from stages.reports.export_facts import CallFacts, ClassFacts, ExportFacts, PromptFacts, StageFacts, TeacherFacts
+from stages.reports.export_facts import ClassFacts, ExportFacts, PromptFacts, StageFacts, TeacherFacts
 from stages.reports.licence import read_licence
 from stages.reports.model_card import render_card
 from stages.runtime.context import Context
@@ -62,18 +63,18 @@ def run(context: Context) -> dict[str, object]:
         Stopped: SIGTERM arrived; the next run starts over.
     """
     config, source = context.config, find_teacher_of(context.config.teacher)
-    steps, dtype = config.student.steps, DTYPES[config.export.dtype]
+    few, dtype = config.student.few_steps, DTYPES[config.export.dtype]
     if config.execution.signing_key is not None:
         check_signing_key(config.execution.signing_key)  # before minutes of work
     backbone = load_teacher(source, pick_device(config), resolution=config.teacher.resolution)
     load_student(backbone.network, context.input("joint"), lora_dtype=dtype)
-    unrounded = sample_probes(backbone, steps, seed=config.seed)
+    unrounded = sample_probes(backbone, few, seed=config.seed)
     parity = write_forms(context, backbone, source)
-    rounding = measure_difference(unrounded, sample_probes(backbone, steps, seed=config.seed))
+    rounding = measure_difference(unrounded, sample_probes(backbone, few, seed=config.seed))
     prompts = choose_prompts(context.input("prompts", PROMPTS_FILE))
     workflows = write_workflows(context, backbone, prompts[0])
     facts = build_facts(context, backbone, source, Written(parity, rounding, tuple(prompts), workflows))
-    images = draw_samples(backbone, facts.call, prompts)
+    images = draw_samples(backbone, few, prompts)
     for form in config.forms:
         folder = context.out / form
         (folder / IMAGES).mkdir()
@@ -85,7 +86,7 @@ def run(context: Context) -> dict[str, object]:
     (context.out / SUMS).write_text(list_checksums(context.out), encoding="utf-8")
     if config.execution.signing_key is not None:
         sign_export(context.out, config.forms, config.execution.signing_key)
-    return {"steps": steps, "dtype": config.export.dtype, "parity": max(parity.values())}
+    return {"steps": few.steps, "dtype": config.export.dtype, "parity": max(parity.values())}
 
 
 def write_forms(context: Context, backbone: Backbone, source: TeacherSource) -> dict[str, float]:
@@ -98,18 +99,18 @@ def write_forms(context: Context, backbone: Backbone, source: TeacherSource) -> 
         Stopped: SIGTERM arrived.
     """
     config, weights = context.config, context.input("joint") / WEIGHTS
-    steps, dtype = config.student.steps, DTYPES[config.export.dtype]
-    about = build_metadata(backbone, steps, title=context.artifact.run, teacher=digest_teacher(source))
+    few, dtype = config.student.few_steps, DTYPES[config.export.dtype]
+    about = build_metadata(backbone, few, title=context.artifact.run, teacher=digest_teacher(source))
     parity: dict[str, float] = {}
     for number, form in enumerate(sorted(config.forms, key=WRITING_ORDER.index)):
         with doing(f"writing the form {form}"):
             round_parts(backbone, form, dtype)
-            write_form(form, backbone, weights, steps, context.out, about, dtype=dtype)
+            write_form(form, backbone, weights, few, context.out, about, dtype=dtype)
         _stop_if_asked(context)
         context.progress.update(2 * number + 1, 2 * len(config.forms))
         with doing(f"comparing the form {form} with the training sampler"):
-            pipe = load_form(form, context.out, backbone, source)
-            parity[form] = compare_latents(backbone, backbone.network, steps, pipe, seed=config.seed)
+            pipe = load_form(form, context.out, backbone, source, few)
+            parity[form] = compare_latents(backbone, backbone.network, few, pipe, seed=config.seed)
         del pipe  # or it would wait in memory beside the next one
         _stop_if_asked(context)
         context.progress.update(2 * number + 2, 2 * len(config.forms))
@@ -118,11 +119,11 @@ def write_forms(context: Context, backbone: Backbone, source: TeacherSource) -> 
 
 def write_workflows(context: Context, backbone: Backbone, prompt: str) -> tuple[str, ...]:
     """Write a ComfyUI workflow of this prompt into each form's folder that has one; returns those forms."""
-    run, steps = context.artifact.run, context.config.student.steps
+    run, few = context.artifact.run, context.config.student.few_steps
     teacher = teacher_name(context.config.teacher.path)
     forms: list[str] = []
     for form in context.config.forms:
-        workflow = build_workflow(form, backbone, steps, title=run, teacher=teacher, prompt=prompt)
+        workflow = build_workflow(form, backbone, few, title=run, teacher=teacher, prompt=prompt)
         if workflow is not None:
             text = json.dumps(workflow, indent=2, ensure_ascii=False)
             (context.out / form / WORKFLOW).write_text(text + "\n", encoding="utf-8")
@@ -144,7 +145,7 @@ def _stop_if_asked(context: Context) -> None:
 def build_facts(context: Context, backbone: Backbone, source: TeacherSource, written: Written) -> ExportFacts:
     """The content of provenance.json."""
     config, sealed = context.config, provenance.read_records(context)
-    steps, parts = config.student.steps, config.teacher.parts
+    few, parts = config.student.few_steps, config.teacher.parts
     return ExportFacts(
         run=context.artifact.run,
         teacher=TeacherFacts(
@@ -157,13 +158,8 @@ def build_facts(context: Context, backbone: Backbone, source: TeacherSource, wri
             counts={name: count for name, count in sealed["prompts"].facts.items() if isinstance(count, int)},
         ),
         student=config.student,
-        nfe=steps,
-        call=CallFacts(
-            num_inference_steps=steps,
-            guidance_scale=backbone.plain_guidance,
-            height=backbone.resolution,
-            width=backbone.resolution,
-        ),
+        nfe=few.steps,
+        call=build_call(backbone, few),
         rewards=dict(config.joint.rl.rewards) if config.joint.rl else {},
         parity=written.parity,
         dtype=config.export.dtype,
@@ -176,7 +172,7 @@ def build_facts(context: Context, backbone: Backbone, source: TeacherSource, wri
             pipeline=type(backbone.pipe).__name__,
             part=network_part(backbone),
             network=type(backbone.network).__name__,
-            scheduler=type(backbone.student_scheduler(steps)).__name__,
+            scheduler=type(backbone.student_scheduler(few)).__name__,
             absent=absent_text_encoders(backbone),
         ),
         stages={

@@ -73,7 +73,9 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     backbone = load_teacher(source, pick_device(context.config), resolution=teacher.resolution)
     backbone.check_resolution()
     check_resolution(context.config.evaluate.metrics, backbone.resolution)
-    compare_teacher(backbone, guidance_scale=teacher.guidance_scale, student_steps=context.config.student.steps)
+    few = context.config.student.few_steps
+    backbone.check_student(few)
+    compare_teacher(backbone, guidance_scale=teacher.guidance_scale, few=few)
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     if context.config.export.dtype == "float16":  # the others hold any number that float32 holds

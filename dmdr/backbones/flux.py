@@ -13,6 +13,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 
 from dmdr.backbones.latent import ShiftedFlowBackbone, silence_diffusers
 from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.config.few_steps import FewSteps
 
 TOKENS = 512  # max_sequence_length, the default of FluxPipeline.__call__
 
@@ -89,6 +90,6 @@ class Flux(ShiftedFlowBackbone[FluxPipeline, FluxTransformer2DModel]):
         side = self.latent_shape[1] // 2
         return F.pixel_shuffle(latents.transpose(1, 2).unflatten(2, (side, side)), 2)
 
-    def build_student_pipeline(self, network: torch.nn.Module, steps: int) -> FluxPipeline:
-        parts = {**self.pipe.components, "transformer": network, "scheduler": self.student_scheduler(steps)}
+    def build_student_pipeline(self, network: torch.nn.Module, few: FewSteps) -> FluxPipeline:
+        parts = {**self.pipe.components, "transformer": network, "scheduler": self.student_scheduler(few)}
         return FluxPipeline(**parts)

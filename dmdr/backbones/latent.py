@@ -13,10 +13,12 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.utils import logging
 
-from dmdr.backbones.protocol import Autoencoder, Conditioning, StudentScheduler
+from dmdr.backbones.protocol import Autoencoder, Conditioning, StudentScheduler, TimesArguments
+from dmdr.config.few_steps import FewSteps
 from dmdr.errors import DataError
 from dmdr.path import FlowPath, Path
 
+TIMESTEPS = 1000.0  # a flow network is told t * 1000, or what its own pipeline makes of that
 Pipe = TypeVar("Pipe", bound=DiffusionPipeline)
 Network = TypeVar("Network", bound=ModelMixin)
 
@@ -88,10 +90,20 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
         """The network's raw prediction, whatever its dtype."""
 
     @abstractmethod
-    def student_times(self, steps: int) -> torch.Tensor: ...
+    def student_times(self, few: FewSteps) -> torch.Tensor: ...
 
     @abstractmethod
-    def student_scheduler(self, steps: int) -> StudentScheduler: ...
+    def student_scheduler(self, few: FewSteps) -> StudentScheduler: ...
+
+    def check_student(self, few: FewSteps) -> None:
+        """Check that the network can be told the student's times.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+
+    def student_arguments(self, few: FewSteps) -> TimesArguments:
+        return TimesArguments() if few.timesteps is None else TimesArguments(sigmas=list_sigmas(few))
 
     def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         """The raw prediction of `network`, shaped as x_t (B, C, H, W) and in its dtype: all arithmetic outside of the
@@ -115,9 +127,9 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
         images: torch.Tensor = vae.decode(latents.to(vae.dtype) / scaling + shift).sample
         return (images / 2 + 0.5).clamp(0, 1)
 
-    def student_timesteps(self, steps: int) -> torch.Tensor:
-        timesteps: int = self.student_scheduler(steps).config["num_train_timesteps"]
-        return self.student_times(steps)[:-1] * timesteps
+    def student_timesteps(self, few: FewSteps) -> torch.Tensor:
+        timesteps: int = self.student_scheduler(few).config["num_train_timesteps"]
+        return self.student_times(few)[:-1] * timesteps
 
     def to_pipeline(self, latents: torch.Tensor) -> torch.Tensor:
         return latents
@@ -172,6 +184,25 @@ def compute_mu(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> float
     return least + (most - least) * (tokens - few) / (many - few)
 
 
+def list_sigmas(few: FewSteps) -> list[float]:
+    """A flow student's own timesteps as diffusers' pipelines take them."""
+    return [timestep / TIMESTEPS for timestep in few.timesteps or ()]
+
+
+def build_flow_scheduler(
+    few: FewSteps, shift: float, *, shift_terminal: float | None = None
+) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of a flow student: Euler steps, or, with eta 1, x0 renoised with fresh noise.
+
+    shift: of its times. With timesteps of its own, the pipeline's call names them, and the scheduler keeps them.
+    """
+    if few.timesteps is not None:
+        return FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=few.is_stochastic)
+    return FlowMatchEulerDiscreteScheduler(
+        shift=shift, shift_terminal=shift_terminal, stochastic_sampling=few.is_stochastic
+    )
+
+
 class ShiftedFlowBackbone(LatentBackbone[Pipe, Network]):
     """Flow matching whose pipeline gives the scheduler the times 1, 1 - 1 / N, ..., 1 / N, which the latter shifts."""
 
@@ -185,19 +216,25 @@ class ShiftedFlowBackbone(LatentBackbone[Pipe, Network]):
     def shift(self) -> float:
         return compute_shift(self.pipe.scheduler, self.mu)
 
-    def _times(self, scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> torch.Tensor:
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=self.mu)
+    def _times(self, scheduler: FlowMatchEulerDiscreteScheduler, sigmas: list[float]) -> torch.Tensor:
+        scheduler.set_timesteps(sigmas=sigmas, mu=self.mu)
         return scheduler.sigmas
 
     def teacher_times(self, steps: int) -> torch.Tensor:
-        return self._times(FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config), steps)
+        return self._times(FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config), _space(steps))
 
-    def student_times(self, steps: int) -> torch.Tensor:
-        return self._times(self.student_scheduler(steps), steps)
+    def student_times(self, few: FewSteps) -> torch.Tensor:
+        return self._times(self.student_scheduler(few), list_sigmas(few) or _space(few.steps))
 
-    def student_scheduler(self, steps: int) -> FlowMatchEulerDiscreteScheduler:
-        """Predict x0, renoise with fresh noise to the next time (stochastic_sampling); any number of steps."""
-        return FlowMatchEulerDiscreteScheduler(shift=self.shift, stochastic_sampling=True)
+    def student_scheduler(self, few: FewSteps) -> FlowMatchEulerDiscreteScheduler:
+        """Without timesteps of its own it draws any number of steps."""
+        return build_flow_scheduler(few, few.shift or self.shift)
+
+
+def _space(steps: int) -> list[float]:
+    """The times that the pipelines give their scheduler."""
+    spaced: list[float] = np.linspace(1.0, 1 / steps, steps).tolist()
+    return spaced
 
 
 @contextmanager

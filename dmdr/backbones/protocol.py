@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    DDIMScheduler,
     DiffusionPipeline,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     ModelMixin,
 )
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.path import Path
 
 Item = dict[str, torch.Tensor]  # one prompt's conditioning without padding; a tensor's first dimension is its length
 Conditioning = dict[str, torch.Tensor]  # a batch of items, batch dimension first
-StudentScheduler = FlowMatchEulerDiscreteScheduler | LCMScheduler
+StudentScheduler = FlowMatchEulerDiscreteScheduler | LCMScheduler | DDIMScheduler | EulerDiscreteScheduler
 Autoencoder = AutoencoderKL | AutoencoderTiny
+
+
+class TimesArguments(TypedDict, total=False):
+    """What a pipeline's call needs besides num_inference_steps where the scheduler cannot know a student's times."""
+
+    sigmas: list[float]
+    timesteps: list[int]
 
 
 class Backbone(Protocol):
@@ -84,14 +94,20 @@ class Backbone(Protocol):
     def teacher_times(self, steps: int) -> torch.Tensor:
         """(steps + 1,) times at which the teacher's own scheduler samples, descending to 0."""
 
-    def student_times(self, steps: int) -> torch.Tensor:
+    def check_student(self, few: FewSteps) -> None:
+        """Check that the network can be told these times; raises ConfigError if it cannot."""
+
+    def student_times(self, few: FewSteps) -> torch.Tensor:
         """(steps + 1,) student_timesteps and a final 0: exactly what the exported scheduler gives diffusers."""
 
-    def student_timesteps(self, steps: int) -> torch.Tensor:
+    def student_timesteps(self, few: FewSteps) -> torch.Tensor:
         """(steps,) the times at which the student predicts, in the units of the exported scheduler."""
 
-    def student_scheduler(self, steps: int) -> StudentScheduler:
+    def student_scheduler(self, few: FewSteps) -> StudentScheduler:
         """The scheduler of the exported pipeline."""
+
+    def student_arguments(self, few: FewSteps) -> TimesArguments:
+        """What the exported pipeline's call needs besides the number of steps; mostly nothing."""
 
     def to_pipeline(self, latents: torch.Tensor) -> torch.Tensor:
         """Turn latents (B, C, H, W) into the layout of the family's own pipeline."""
@@ -99,5 +115,5 @@ class Backbone(Protocol):
     def from_pipeline(self, latents: torch.Tensor) -> torch.Tensor:
         """The inverse of `to_pipeline`."""
 
-    def build_student_pipeline(self, network: torch.nn.Module, steps: int) -> DiffusionPipeline:
-        """The teacher's pipeline with `network` and the student's scheduler for `steps` steps."""
+    def build_student_pipeline(self, network: torch.nn.Module, few: FewSteps) -> DiffusionPipeline:
+        """The teacher's pipeline with `network` and the student's scheduler."""

@@ -12,14 +12,22 @@ from __future__ import annotations
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from dmdr.backbones.latent import LatentBackbone, compute_mu, compute_shift, silence_diffusers
+from dmdr.backbones.latent import (
+    TIMESTEPS,
+    LatentBackbone,
+    build_flow_scheduler,
+    compute_mu,
+    compute_shift,
+    list_sigmas,
+    silence_diffusers,
+)
 from dmdr.backbones.null_tokens import NullTokenAttention
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.backbones.zero_t5 import build_zero_t5
+from dmdr.config.few_steps import FewSteps
 from dmdr.path import FlowPath
 
 T5_TOKENS = 256  # max_sequence_length, the default of StableDiffusion3Pipeline.__call__
-TIMESTEPS = 1000.0  # the network's time is t * 1000
 
 
 class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
@@ -98,28 +106,26 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
         patch: int = self.network.config["patch_size"]
         return compute_mu(self.pipe.scheduler, (self.latent_shape[1] // patch) * (self.latent_shape[2] // patch))
 
-    def student_times(self, steps: int) -> torch.Tensor:
-        scheduler = self.student_scheduler(steps)
-        scheduler.set_timesteps(steps)
+    def student_times(self, few: FewSteps) -> torch.Tensor:
+        scheduler = self.student_scheduler(few)
+        scheduler.set_timesteps(few.steps, sigmas=list_sigmas(few) or None)
         return scheduler.sigmas
 
-    def student_scheduler(self, steps: int) -> FlowMatchEulerDiscreteScheduler:
-        """Predict x0, renoise with fresh noise to the next time (stochastic_sampling).
+    def student_scheduler(self, few: FewSteps) -> FlowMatchEulerDiscreteScheduler:
+        """The scheduler of `few.steps` steps.
 
         We want the times shift(1 - k / N), k < N. diffusers shifts linspace(1, 0, N) and then stretches it. Both are
         Moebius maps of k with 1 - t = 0 at k = 0, so that two numbers make them equal: shift c s N / (N - 1) and
         terminal 1 - c, with c = (N - 1) / (s + N - 1).
         """
-        shift = compute_shift(self.pipe.scheduler, self.mu)
+        shift, steps = few.shift or compute_shift(self.pipe.scheduler, self.mu), few.steps
         if steps == 1:
-            return FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
+            return build_flow_scheduler(few, shift)
         last = (steps - 1) / (shift + steps - 1)  # 1 - t of the last step
-        return FlowMatchEulerDiscreteScheduler(
-            shift=last * shift * steps / (steps - 1), shift_terminal=1 - last, stochastic_sampling=True
-        )
+        return build_flow_scheduler(few, last * shift * steps / (steps - 1), shift_terminal=1 - last)
 
-    def build_student_pipeline(self, network: torch.nn.Module, steps: int) -> StableDiffusion3Pipeline:
-        parts = {**self.pipe.components, "transformer": network, "scheduler": self.student_scheduler(steps)}
+    def build_student_pipeline(self, network: torch.nn.Module, few: FewSteps) -> StableDiffusion3Pipeline:
+        parts = {**self.pipe.components, "transformer": network, "scheduler": self.student_scheduler(few)}
         if parts["text_encoder_3"] is None:  # plain diffusers would not load the folder
             parts["text_encoder_3"], parts["tokenizer_3"] = build_zero_t5(self.network.config["joint_attention_dim"])
         return StableDiffusion3Pipeline(**parts)

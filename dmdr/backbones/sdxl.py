@@ -2,7 +2,7 @@
 
 1. The student's times are those that the exported LCMScheduler itself computes for `num_inference_steps=N` if its
    original schedule had N steps: 999, 749, 499, 249 of 1000 for N = 4, as in DMD2. Its boundary scaling is 1 to within
-   1e-6 there. A step is therefore: predict x0, renoise with fresh noise.
+   1e-6 there. A step is therefore: predict x0, renoise with fresh noise. DDIMScheduler has the same times.
 2. The unconditional embedding follows the pipeline's `force_zeros_for_empty_prompt`: zeros in SDXL-Base.
 3. With zero terminal SNR, the student's scheduler gets the betas of the teacher's EulerDiscreteScheduler as they are:
    it keeps a last signal of 2^-12, where LCMScheduler's own rescaling has 0.
@@ -11,12 +11,21 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
-from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 
 from dmdr.backbones.latent import LatentBackbone, silence_diffusers
-from dmdr.backbones.protocol import Conditioning, Item
-from dmdr.errors import DataError
+from dmdr.backbones.protocol import Conditioning, Item, StudentScheduler, TimesArguments
+from dmdr.config.few_steps import FewSteps
+from dmdr.errors import ConfigError, DataError
 from dmdr.path import VPPath
 
 TOKENS = 77  # of every prompt: the tokenizers pad or cut it
@@ -27,6 +36,17 @@ PLAIN = {
     "encoder_hid_dim_type": None,
     "time_cond_proj_dim": None,
 }
+
+
+class Schedule(TypedDict):
+    """A noise schedule, and what the network predicts."""
+
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    beta_schedule: str
+    trained_betas: list[float] | None
+    prediction_type: str
 
 
 class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
@@ -106,34 +126,72 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
     def teacher_times(self, steps: int) -> torch.Tensor:
         return self._times(self._euler(), steps)
 
-    def student_times(self, steps: int) -> torch.Tensor:
-        return self._times(self.student_scheduler(steps), steps)
+    def check_student(self, few: FewSteps) -> None:
+        if few.shift is not None:
+            raise ConfigError("student.shift is for flow models and this teacher is an SDXL; set student.timesteps")
+        last = self.path.timesteps - 1
+        for timestep in few.timesteps or ():
+            if timestep != int(timestep) or not 1 <= timestep <= last:
+                raise ConfigError(
+                    f"student.timesteps has {timestep:g}, and this SDXL is told whole numbers from 1 to {last}"
+                )
 
-    def _times(self, scheduler: EulerDiscreteScheduler | LCMScheduler, steps: int) -> torch.Tensor:
+    def student_times(self, few: FewSteps) -> torch.Tensor:
+        if few.timesteps is not None:
+            return self._to_times(torch.tensor(few.timesteps))
+        return self._times(self.student_scheduler(few), few.steps)
+
+    def _times(self, scheduler: StudentScheduler, steps: int) -> torch.Tensor:
         scheduler.set_timesteps(steps)
-        times = (scheduler.timesteps.float() + 1) / self.path.timesteps
-        return torch.cat([times, torch.zeros(1)])
+        return self._to_times(torch.as_tensor(scheduler.timesteps))
 
-    def student_timesteps(self, steps: int) -> torch.Tensor:
-        return self.path.timestep(self.student_times(steps)[:-1])
+    def _to_times(self, timesteps: torch.Tensor) -> torch.Tensor:
+        return torch.cat([(timesteps.float() + 1) / self.path.timesteps, torch.zeros(1)])
 
-    def student_scheduler(self, steps: int) -> LCMScheduler:
+    def student_timesteps(self, few: FewSteps) -> torch.Tensor:
+        return self.path.timestep(self.student_times(few)[:-1])
+
+    def student_scheduler(self, few: FewSteps) -> StudentScheduler:
+        """The scheduler whose steps are the student's.
+
+        With eta 1, or one step, LCMScheduler; otherwise DDIMScheduler. A one-step student that predicts from timestep k
+        gets the first k + 1 betas, so that its scheduler begins there. Where the call names timesteps and eta is below
+        1, it is EulerDiscreteScheduler, because DDIMScheduler takes none; "leading" lets it begin at noise of variance
+        1, as the student does.
+        """
+        schedule = self._schedule(few)
+        if few.is_stochastic or few.steps == 1:
+            return LCMScheduler(**schedule, original_inference_steps=few.steps)
+        if few.timesteps is None:
+            return DDIMScheduler(**schedule, timestep_spacing="trailing", clip_sample=False)
+        return EulerDiscreteScheduler(**schedule, timestep_spacing="leading")
+
+    def _schedule(self, few: FewSteps) -> Schedule:
+        """The noise schedule of the teacher, or its beginning, as schedulers take it."""
         euler = self._euler()
         config, betas = euler.config, euler.config["trained_betas"]
+        timesteps: int = config["num_train_timesteps"]
+        if few.steps == 1 and few.timesteps is not None:
+            timesteps = int(few.timesteps[0]) + 1
+            betas = euler.betas[:timesteps].tolist()
         if config["rescale_betas_zero_snr"]:
-            signal = euler.alphas_cumprod.double()
+            signal = euler.alphas_cumprod[:timesteps].double()
             betas = (1 - signal / torch.cat([signal.new_ones(1), signal[:-1]])).tolist()
-        return LCMScheduler(
-            num_train_timesteps=config["num_train_timesteps"],
+        return Schedule(
+            num_train_timesteps=timesteps,
             beta_start=config["beta_start"],
             beta_end=config["beta_end"],
             beta_schedule=config["beta_schedule"],
             trained_betas=betas,
             prediction_type=config["prediction_type"],
-            original_inference_steps=steps,
         )
 
-    def build_student_pipeline(self, network: torch.nn.Module, steps: int) -> StableDiffusionXLPipeline:
-        parts = {**self.pipe.components, "unet": network, "scheduler": self.student_scheduler(steps)}
+    def student_arguments(self, few: FewSteps) -> TimesArguments:
+        if few.timesteps is None or few.steps == 1:
+            return TimesArguments()
+        return TimesArguments(timesteps=[int(timestep) for timestep in few.timesteps])
+
+    def build_student_pipeline(self, network: torch.nn.Module, few: FewSteps) -> StableDiffusionXLPipeline:
+        parts = {**self.pipe.components, "unet": network, "scheduler": self.student_scheduler(few)}
         force_zeros: bool = self.pipe.config["force_zeros_for_empty_prompt"]
         return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=force_zeros)

@@ -13,6 +13,7 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
 from dmdr.backbones.latent import ShiftedFlowBackbone
 from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.config.few_steps import FewSteps
 from dmdr.errors import DataError
 
 TYPICAL_TOKENS = 96  # of a prompt of medium length with its chat template
@@ -82,6 +83,6 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
         predictions: list[torch.Tensor] = network(images, 1 - t, captions).sample
         return -torch.stack(predictions).squeeze(2)
 
-    def build_student_pipeline(self, network: torch.nn.Module, steps: int) -> ZImagePipeline:
-        parts = {**self.pipe.components, "transformer": network, "scheduler": self.student_scheduler(steps)}
+    def build_student_pipeline(self, network: torch.nn.Module, few: FewSteps) -> ZImagePipeline:
+        parts = {**self.pipe.components, "transformer": network, "scheduler": self.student_scheduler(few)}
         return ZImagePipeline(**parts)

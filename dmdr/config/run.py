@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dmdr.config.batches import check_split
 from dmdr.config.cluster import Cluster
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.forms import Dtype, Form
 from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
-from dmdr.config.section import Address, Positive, Section
+from dmdr.config.section import Address, Positive, Rate, Section
 from dmdr.config.stages import MODELS, TRAINING_STAGES, ModelName, StageName
 from dmdr.config.training import DPO, GRPO, Joint, Training
 from dmdr.config.worlds import World, name_world, refuse_other_worlds
@@ -68,6 +70,37 @@ class Student(Section):
     lora_rank: Positive | None = None
     # highest decay of the averaged weights (EMA) that are exported; 0 exports the last weights
     ema: float = Field(0.99, ge=0.0, lt=1.0)
+    # share of fresh noise in each renoising step. 1: all of it. 0: none, the deterministic (Euler) step of the same
+    # path. Between them only the rollouts of training mix, and the exported student is deterministic.
+    eta: float = Field(1.0, ge=0.0, le=1.0)
+    # the times at which the student is called, as its network is told them: 1000 is noise. [399] lets a 1-step SDXL
+    # student predict from an easier level. None: the family's own, from the teacher's scheduler
+    timesteps: tuple[float, ...] | None = Field(None, strict=False)
+    shift: Rate | None = None  # of a flow model's times; None: that of the teacher's scheduler
+
+    @property
+    def few_steps(self) -> FewSteps:
+        """How the student samples."""
+        return FewSteps(self.steps, self.eta, self.timesteps, self.shift)
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Student:
+        if self.timesteps is not None and self.shift is not None:
+            raise ValueError("student.timesteps and student.shift both set the student's times; drop one")
+        if self.eta < 1 and self.steps == 1:
+            raise ValueError("student.eta does nothing with student.steps 1, which never renoises; drop it")
+        if self.timesteps is None:
+            return self
+        if len(self.timesteps) != self.steps:
+            raise ValueError(
+                f"student.timesteps has {len(self.timesteps)} of them and student.steps is {self.steps}; give one for "
+                "each step"
+            )
+        if any(later >= earlier for earlier, later in itertools.pairwise(self.timesteps)):
+            raise ValueError(f"student.timesteps {_list(self.timesteps)} must descend, from noise to data")
+        if not 0 < self.timesteps[-1] <= self.timesteps[0] <= 1000:
+            raise ValueError(f"student.timesteps {_list(self.timesteps)} must lie above 0 and be at most 1000")
+        return self
 
     @model_validator(mode="after")
     def _check_rank(self) -> Student:
@@ -76,6 +109,10 @@ class Student(Section):
         if self.form == "lora" and self.lora_rank is None:
             raise ValueError("student.form is lora but student.lora_rank is missing; set one, for example 64")
         return self
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 class FakeScore(Section):
@@ -272,6 +309,11 @@ class Config(Section):
             raise ValueError(
                 f"joint.rl.algorithm {self.joint.rl.algorithm} learns from the renoising steps and student.steps 1 has "
                 "none; set algorithm: refl, or student.steps to 2 or more"
+            )
+        if self.student.eta == 0 and isinstance(self.joint.rl, DPO | GRPO):
+            raise ValueError(
+                f"joint.rl.algorithm {self.joint.rl.algorithm} learns from the noise of the renoising steps and "
+                "student.eta 0 adds none; set algorithm: refl, or student.eta above 0"
             )
         return self
 

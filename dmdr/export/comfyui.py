@@ -1,8 +1,9 @@
 """A ComfyUI workflow that draws a form of the student: its loaders, its sampler and the numbers of a call.
 
 1. The file is a prompt as ComfyUI's server takes it (its "API format"), which its page opens as well.
-2. Its sampler `lcm` is ours: predict x0, then renoise it with fresh noise to the next sigma. Its scheduler `simple`
-   takes every (1000 / N)th sigma from the noisiest on. After a shift those are the student's times in every family.
+2. Its sampler `lcm` is ours: predict x0, then renoise it with fresh noise to the next sigma. A deterministic student is
+   sampled by `euler`. Its scheduler `simple` takes every (1000 / N)th sigma from the noisiest on. After a shift those
+   are the student's times in every family; a student with other timesteps gets no workflow.
 3. SDXL has no such shift: ComfyUI knows one noise schedule. A teacher of another one gets no workflow, and neither does
    one that predicts v.
 4. cfg 1 runs no second forward, so that the negative prompt does not matter. FLUX.1 takes its scale as an input.
@@ -18,9 +19,10 @@ import torch
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.backbones.sdxl import SDXL
+from dmdr.config.few_steps import FewSteps
 from dmdr.export.write import absent_text_encoders
 
-SAMPLER, SCHEDULER = "lcm", "simple"
+SCHEDULER = "simple"
 TIMESTEPS, BETAS = 1000, (0.00085, 0.012)  # of ComfyUI's SDXL: linear in the square root
 TOLERANCE = 2e-3  # of times and sigmas; the pages of ComfyUI round a shift to two digits
 CLIP_L, CLIP_G, T5 = "clip_l.safetensors", "clip_g.safetensors", "t5xxl_fp16.safetensors"  # as ComfyUI publishes them
@@ -48,18 +50,18 @@ Workflow = dict[str, Node]  # by a name that links use
 
 
 def build_workflow(
-    form: str, backbone: Backbone, steps: int, *, title: str, teacher: str, prompt: str
+    form: str, backbone: Backbone, few: FewSteps, *, title: str, teacher: str, prompt: str
 ) -> Workflow | None:
     """The workflow of a form; None for the form `pipeline`, or if ComfyUI cannot sample the teacher's noise schedule.
 
     title: the run's name, and that of the files. teacher: its name.
     """
-    if form == "pipeline" or not samples_alike(backbone, steps):
+    if form == "pipeline" or not samples_alike(backbone, few):
         return None
     nodes = _Nodes()
     parts = _load(nodes, form, backbone, title, teacher)
     side: dict[str, Value] = {"width": backbone.resolution, "height": backbone.resolution}
-    model = _shift(nodes, parts.model, backbone, steps)
+    model = _shift(nodes, parts.model, backbone, few)
     positive = nodes.add("prompt", "CLIPTextEncode", {"text": prompt, "clip": parts.clip})
     negative = nodes.add("no negative prompt", "ConditioningZeroOut", {"conditioning": positive})
     if backbone.guidance_is_input:
@@ -72,9 +74,9 @@ def build_workflow(
         {
             "model": model,
             "seed": 0,
-            "steps": steps,
+            "steps": few.steps,
             "cfg": 1.0,
-            "sampler_name": SAMPLER,
+            "sampler_name": "lcm" if few.is_stochastic else "euler",
             "scheduler": SCHEDULER,
             "positive": positive,
             "negative": negative,
@@ -87,16 +89,16 @@ def build_workflow(
     return nodes.workflow
 
 
-def samples_alike(backbone: Backbone, steps: int) -> bool:
+def samples_alike(backbone: Backbone, few: FewSteps) -> bool:
     """Whether ComfyUI's sigmas, with the shift that the workflow sets, are those of the student."""
-    times = backbone.student_times(steps)[:-1]
+    times = backbone.student_times(few)[:-1]
     if not isinstance(backbone, SDXL):
-        shifted = shift_times(steps, find_shift(times))
+        shifted = shift_times(few.steps, find_shift(times))
         return bool((times - shifted).abs().max() <= TOLERANCE)
     signal, spread = backbone.path.signal_and_spread(times)
     if backbone.path.timesteps != TIMESTEPS or backbone.path.predicts != "epsilon":
         return False
-    sigmas = list_sdxl_sigmas(steps)
+    sigmas = list_sdxl_sigmas(few.steps)
     return bool((spread / signal / sigmas - 1).abs().max() <= TOLERANCE)
 
 
@@ -193,11 +195,11 @@ def _load_sd3_encoders(nodes: _Nodes, backbone: Backbone) -> Link:
     return nodes.add("text encoders", "TripleCLIPLoader", {**names, "clip_name3": T5})
 
 
-def _shift(nodes: _Nodes, model: Link, backbone: Backbone, steps: int) -> Link:
+def _shift(nodes: _Nodes, model: Link, backbone: Backbone, few: FewSteps) -> Link:
     """Add the node that gives the network the student's times."""
     if backbone.family == "sdxl":
         return model
-    shift = find_shift(backbone.student_times(steps)[:-1])
+    shift = find_shift(backbone.student_times(few)[:-1])
     if backbone.family == "flux":  # its node takes logarithms, one for few image tokens and one for many
         mu = round(math.log(shift), 4)
         side = backbone.resolution

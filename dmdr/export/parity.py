@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from dmdr.backbones.latent import silence_diffusers
 from dmdr.backbones.protocol import Backbone
+from dmdr.config.few_steps import FewSteps
 from dmdr.errors import DataError
 from dmdr.export.write import absent_text_encoders, disable_progress_bars, network_part
 from dmdr.rollout import noise_for, sample_student
@@ -20,7 +21,7 @@ PROBES = ("a red circle", "two blue squares above a green cross", "a photo of th
 TOLERANCE = 1e-3
 
 
-def load_form(form: str, folder: Path, backbone: Backbone, source: TeacherSource) -> DiffusionPipeline:
+def load_form(form: str, folder: Path, backbone: Backbone, source: TeacherSource, few: FewSteps) -> DiffusionPipeline:
     """Load the pipeline of a form under `folder` from the disk, in float32, with no code of ours.
 
     source: the teacher, which gives the forms `lora` and `weights` their other parts.
@@ -39,7 +40,7 @@ def load_form(form: str, folder: Path, backbone: Backbone, source: TeacherSource
                 part.eval()  # diffusers leaves T5 with its dropout on
         return whole
     pipe = load_pipeline(source)
-    scheduler = type(backbone.student_scheduler(1))
+    scheduler = type(backbone.student_scheduler(few))
     pipe.register_modules(scheduler=scheduler.from_pretrained(folder / form / "scheduler", local_files_only=True))
     if form == "lora":
         with silence_diffusers():
@@ -53,7 +54,7 @@ def load_form(form: str, folder: Path, backbone: Backbone, source: TeacherSource
 
 @torch.no_grad()
 def compare_latents(
-    backbone: Backbone, network: ModelMixin, steps: int, pipe: DiffusionPipeline, *, seed: int
+    backbone: Backbone, network: ModelMixin, few: FewSteps, pipe: DiffusionPipeline, *, seed: int
 ) -> float:
     """The greatest absolute difference of latents between our sampler and a form's pipeline.
 
@@ -71,19 +72,21 @@ def compare_latents(
         torch.manual_seed(seed)  # diffusers renoises from torch's global generator, whose draws we repeat below
         theirs = pipe(  # type: ignore[operator]  # each family's pipeline can be called; their base class cannot
             list(PROBES),
-            num_inference_steps=steps,
+            num_inference_steps=few.steps,
             guidance_scale=backbone.plain_guidance,
             output_type="latent",
             height=backbone.resolution,
             width=backbone.resolution,
             latents=backbone.to_pipeline(start.clone()),
+            **backbone.student_arguments(few),
         ).images
         torch.manual_seed(seed)
         like = backbone.to_pipeline(start)
-        noises = torch.stack([start, *(backbone.from_pipeline(torch.randn_like(like)) for _ in range(steps - 1))])
+        noises = torch.stack([start, *(backbone.from_pipeline(torch.randn_like(like)) for _ in range(few.steps - 1))])
     items, _ = backbone.encode(list(PROBES))
-    times = backbone.student_times(steps).to(network.device)
-    ours = sample_student(backbone, network, backbone.collate(items), times, noises)
+    times = backbone.student_times(few).to(network.device)
+    c = backbone.collate(items)
+    ours = sample_student(backbone, network, c, times=times, noises=noises, eta=few.drawn_eta)
     difference = (ours - backbone.from_pipeline(theirs)).abs().max().item()
     if not difference <= TOLERANCE:
         raise DataError(
@@ -93,13 +96,14 @@ def compare_latents(
     return difference
 
 
-def sample_probes(backbone: Backbone, steps: int, *, seed: int) -> torch.Tensor:
+def sample_probes(backbone: Backbone, few: FewSteps, *, seed: int) -> torch.Tensor:
     """The latents (B, C, H, W) that the backbone's network, a student, draws of PROBES: the same noise for one seed."""
     device = backbone.network.device
-    shape = (steps, len(PROBES), *backbone.latent_shape)
+    shape = (few.steps, len(PROBES), *backbone.latent_shape)
     c = backbone.collate(backbone.encode(list(PROBES))[0])
-    times = backbone.student_times(steps).to(device)
-    return sample_student(backbone, backbone.network, c, times, noise_for(seed, "probes", shape=shape).to(device))
+    times = backbone.student_times(few).to(device)
+    noises = noise_for(seed, "probes", shape=shape).to(device)
+    return sample_student(backbone, backbone.network, c, times=times, noises=noises, eta=few.drawn_eta)
 
 
 def measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
 from dmdr.backbones.protocol import Backbone
+from dmdr.config.few_steps import FewSteps
 from dmdr.errors import DataError
 from dmdr.export.parity import compare_latents
 from dmdr.rollout import noise_for, sample_teacher
@@ -24,16 +25,16 @@ TOLERANCE = 1e-2
 
 
 @torch.no_grad()
-def compare_teacher(backbone: Backbone, *, guidance_scale: float, student_steps: int) -> None:
+def compare_teacher(backbone: Backbone, *, guidance_scale: float, few: FewSteps) -> None:
     """Compare our sampling with the teacher's own pipeline, in float32 and at a small resolution.
 
-    guidance_scale: of the teacher, 1 for none. student_steps: of the few-step student.
+    guidance_scale: of the teacher, 1 for none. few: how the student samples.
 
     Raises:
         DataError: they differ, or the teacher cannot draw.
     """
     try:
-        _compare(backbone, guidance_scale, student_steps)
+        _compare(backbone, guidance_scale, few)
     except (DataError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of a library that computes with a value that makes no sense
@@ -43,14 +44,14 @@ def compare_teacher(backbone: Backbone, *, guidance_scale: float, student_steps:
         ) from error
 
 
-def _compare(backbone: Backbone, guidance_scale: float, student_steps: int) -> None:
+def _compare(backbone: Backbone, guidance_scale: float, few: FewSteps) -> None:
     small = type(backbone)(backbone.pipe, min(backbone.resolution, SIDE * backbone.smallest))
     latents, images = draw_by_pipeline(small, guidance_scale)
     ours = draw(small, guidance_scale)
     _require_equal("the teacher's own pipeline", "latents", ours, latents)
     _require_equal("the teacher's own pipeline", "images", small.decode(ours), images)
-    student = small.build_student_pipeline(small.network, student_steps)
-    compare_latents(small, small.network, student_steps, student, seed=0)
+    student = small.build_student_pipeline(small.network, few)
+    compare_latents(small, small.network, few, student, seed=0)
 
 
 def draw(backbone: Backbone, guidance_scale: float) -> torch.Tensor:

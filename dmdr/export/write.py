@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from dmdr.backbones.protocol import Backbone
+from dmdr.config.few_steps import FewSteps
 from dmdr.errors import DataError
 from dmdr.export.lora_keys import name_lora
 from dmdr.export.rounding import cast_weights, hold_in
@@ -112,12 +113,12 @@ def fuse_lora(network: ModelMixin, lora: Weights) -> None:
     network.requires_grad_(False)
 
 
-def build_metadata(backbone: Backbone, steps: int, *, title: str, teacher: str) -> dict[str, str]:
+def build_metadata(backbone: Backbone, few: FewSteps, *, title: str, teacher: str) -> dict[str, str]:
     """The metadata of the student's safetensors files. Other tools read `modelspec.*`.
 
     title: the run's name. teacher: its digest.
     """
-    scheduler, side = backbone.student_scheduler(steps), backbone.resolution
+    scheduler, side = backbone.student_scheduler(few), backbone.resolution
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     return {
         "format": "pt",
@@ -126,8 +127,9 @@ def build_metadata(backbone: Backbone, steps: int, *, title: str, teacher: str) 
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{side}x{side}",
-        "dmdr.steps": str(steps),
-        "dmdr.timesteps": json.dumps([round(t, 3) for t in backbone.student_timesteps(steps).tolist()]),
+        "dmdr.steps": str(few.steps),
+        "dmdr.eta": f"{few.drawn_eta:g}",
+        "dmdr.timesteps": json.dumps([round(t, 3) for t in backbone.student_timesteps(few).tolist()]),
         "dmdr.scheduler": type(scheduler).__name__,
         "dmdr.scheduler_config": json.dumps(config),
         "dmdr.guidance_scale": f"{backbone.plain_guidance:g}",
@@ -140,7 +142,7 @@ def write_form(
     form: str,
     backbone: Backbone,
     weights: Path,
-    steps: int,
+    few: FewSteps,
     out: Path,
     metadata: dict[str, str],
     *,
@@ -153,20 +155,20 @@ def write_form(
     folder = out / form
     if form == "pipeline":
         with hold_in(backbone.pipe, dtype):
-            save_pipeline(backbone, backbone.network, steps, folder)
+            save_pipeline(backbone, backbone.network, few, folder)
         load_as_float32(folder)
     elif form == "lora":
-        save_lora(backbone, cast_weights(load_file(weights), dtype), steps, folder, metadata)
+        save_lora(backbone, cast_weights(load_file(weights), dtype), few, folder, metadata)
     elif form == "weights":
-        save_weights(backbone, steps, folder, metadata, dtype)
+        save_weights(backbone, few, folder, metadata, dtype)
     else:
         save_single_file(backbone, folder / f"{metadata['modelspec.title']}.safetensors", metadata, dtype)
 
 
-def save_pipeline(backbone: Backbone, network: ModelMixin, steps: int, folder: Path) -> None:
+def save_pipeline(backbone: Backbone, network: ModelMixin, few: FewSteps, folder: Path) -> None:
     """Save the whole diffusers folder: `network` with the few-step scheduler and the teacher's other parts."""
     disable_progress_bars()
-    backbone.build_student_pipeline(network, steps).save_pretrained(folder, safe_serialization=True)
+    backbone.build_student_pipeline(network, few).save_pretrained(folder, safe_serialization=True)
 
 
 def load_as_float32(folder: Path) -> None:
@@ -180,18 +182,18 @@ def load_as_float32(folder: Path) -> None:
         file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save_lora(backbone: Backbone, lora: Weights, steps: int, folder: Path, metadata: dict[str, str]) -> None:
+def save_lora(backbone: Backbone, lora: Weights, few: FewSteps, folder: Path, metadata: dict[str, str]) -> None:
     """Save the student's LoRA alone, for `load_lora_weights` on the teacher's pipeline, and its scheduler."""
-    backbone.student_scheduler(steps).save_pretrained(folder / "scheduler")
+    backbone.student_scheduler(few).save_pretrained(folder / "scheduler")
     save_file(name_lora(backbone.family, lora), folder / LORA_FILE, metadata)
 
 
 def save_weights(
-    backbone: Backbone, steps: int, folder: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float32
+    backbone: Backbone, few: FewSteps, folder: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float32
 ) -> None:
     """Save the network alone, for `from_pretrained` of its class, and its scheduler."""
     backbone.network.save_config(folder)
-    backbone.student_scheduler(steps).save_pretrained(folder / "scheduler")
+    backbone.student_scheduler(few).save_pretrained(folder / "scheduler")
     save_file(cast_weights(backbone.network.state_dict(), dtype), folder / NETWORK_FILE, metadata)
 
 

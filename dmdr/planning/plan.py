@@ -31,9 +31,9 @@ from dmdr.planning.shapes import KnownShapes
 from dmdr.rewards.load import load_reward
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
-from dmdr.rl.objective import Figures, Objective, log_prob
+from dmdr.rl.objective import Actions, Figures, Objective
 from dmdr.rl.refl import ReFL
-from dmdr.rollout import States
+from dmdr.rollout import Renoising, States
 from dmdr.shared_base import DTYPES, FAKE
 from dmdr.train import Batches, Run, count_groups, roll_out_prompts, select_batches
 from dmdr.update import (
@@ -358,9 +358,11 @@ class _Stage:
         needs_reference = self.stage.rl is not None and self.stage.rl.needs_reference()
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            value = log_prob(path, batch.x_t, x0, batch.t).mean()
+            step = Renoising(path, batch.t, batch.t, self.config.student.eta)
+            actions = Actions(torch.ones_like(batch.t, dtype=torch.bool), batch.x_t, batch.x_t, step)
+            value = actions.log_prob(x0).mean()
             if needs_reference:
-                value = value - log_prob(path, batch.x_t, base.reference(batch.x_t, batch.t, batch.c), batch.t).mean()
+                value = value - actions.log_prob(base.reference(batch.x_t, batch.t, batch.c)).mean()
             return value * batch.share, {}
 
         count = states.x0.shape[1]

@@ -108,7 +108,7 @@ def run_ours(case: Case) -> None:
     """dmdr.train: one rollout serves all K batches; the student's update and the K-th fake update share a forward."""
     base, count = case.base, count_trajectories(case.batch, case.k, case.steps)
     c = case.build_conditioning(count)
-    states = roll_out(base, c, case.times, case.draw_latents(case.steps, count))
+    states = roll_out(base, c, times=case.times, noises=case.draw_latents(case.steps, count))
     student = Trainable(base.student_parameters, case.student_optimizer, clip=1.0)
     fake_score = Trainable(base.fake_parameters, case.fake_optimizer, clip=1.0)
     pairs = (torch.arange(case.k * case.batch) % (count * case.steps)).view(case.k, case.batch)
@@ -127,7 +127,7 @@ def run_official(case: Case) -> None:
     """
     base, c = case.base, case.build_conditioning(case.batch)
     for _ in range(case.k):
-        states = roll_out(base, c, case.times, case.draw_latents(case.steps, case.batch))
+        states = roll_out(base, c, times=case.times, noises=case.draw_latents(case.steps, case.batch))
         pairs = torch.randint(case.steps, (case.batch,)) * case.batch + torch.arange(case.batch)
         (batch,) = select_states(states, c, pairs)
         _update_fake_score(case, batch.x0, c)

@@ -13,10 +13,12 @@ from dmdr.rl.refl import ReFL
 from dmdr.shared_base import SharedBase
 
 
-def build_algorithm(config: AnyRL, base: SharedBase, weights: Mapping[str, str] | None = None) -> Algorithm:
+def build_algorithm(
+    config: AnyRL, base: SharedBase, weights: Mapping[str, str] | None = None, *, eta: float = 1.0
+) -> Algorithm:
     """ReFL, DPO or GRPO over one SharedBase.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. eta: of rollouts.
 
     Raises:
         ConfigError: a reward is unknown or broken.
@@ -25,5 +27,5 @@ def build_algorithm(config: AnyRL, base: SharedBase, weights: Mapping[str, str] 
     if isinstance(config, config_of.ReFL):
         return ReFL(config, base, weights)
     if isinstance(config, config_of.DPO):
-        return DPO(config, base, weights)
-    return GRPO(config, base, weights)
+        return DPO(config, base, weights, eta=eta)
+    return GRPO(config, base, weights, eta=eta)

@@ -19,7 +19,7 @@ import torch
 from dmdr import losses
 from dmdr.config.training import DPO as DPOConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl.objective import Figures, Objective, action_share, find_actions, log_prob, reward_groups
+from dmdr.rl.objective import Figures, Objective, action_share, find_actions, reward_groups
 from dmdr.rollout import States
 from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
@@ -28,7 +28,7 @@ from dmdr.update import Batch
 class DPO:
     """The RL loss of a batch of pairs: states 2i and 2i + 1 belong to one step, the winner's state first.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. eta: of rollouts.
 
     Raises:
         ConfigError: a reward is unknown or broken.
@@ -37,8 +37,10 @@ class DPO:
 
     inner_updates, block = 1, 2
 
-    def __init__(self, config: DPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
-        self.base, self.beta, self.group_size = base, config.beta, config.group_size
+    def __init__(
+        self, config: DPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, eta: float = 1.0
+    ) -> None:
+        self.base, self.eta, self.beta, self.group_size = base, eta, config.beta, config.group_size
         self.oversampling = config.group_size / 2
         self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
 
@@ -50,9 +52,10 @@ class DPO:
         path = self.base.backbone.path
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            acts, x_next, t_next = find_actions(states, batch)
+            actions = find_actions(states, batch, path, self.eta)
+            acts = actions.mask
             reference = self.base.reference(batch.x_t, batch.t, batch.c)[acts]
-            log_ratio = log_prob(path, x_next, x0[acts], t_next) - log_prob(path, x_next, reference, t_next)
+            log_ratio = actions.log_prob(x0[acts]) - actions.log_prob(reference)
             gain_w_P, gain_l_P = (log_ratio / x0[0].numel()).view(-1, 2).unbind(1)
             group = batch.trajectory[acts][::2] // self.group_size
             part = losses.dpo(gain_w_P, gain_l_P, self.beta, ranked[group]) * action_share(acts, batch)

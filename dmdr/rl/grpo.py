@@ -19,7 +19,7 @@ import torch
 from dmdr import losses
 from dmdr.config.training import GRPO as GRPOConfig
 from dmdr.rewards.mixture import Mixture
-from dmdr.rl.objective import Figures, Objective, action_share, find_actions, log_prob, reward_groups
+from dmdr.rl.objective import Figures, Objective, action_share, find_actions, reward_groups
 from dmdr.rollout import States
 from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
@@ -28,7 +28,7 @@ from dmdr.update import Batch
 class GRPO:
     """The RL loss of a batch: the clipped surrogate over the actions of its states.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. eta: of rollouts.
 
     Raises:
         ConfigError: a reward is unknown or broken.
@@ -37,8 +37,10 @@ class GRPO:
 
     oversampling, block = 1.0, 1
 
-    def __init__(self, config: GRPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
-        self.base, self.kl, self.clip_range = base, config.kl, config.clip_range
+    def __init__(
+        self, config: GRPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, eta: float = 1.0
+    ) -> None:
+        self.base, self.eta, self.kl, self.clip_range = base, eta, config.kl, config.clip_range
         self.group_size, self.inner_updates = config.group_size, config.inner_updates
         self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
 
@@ -48,18 +50,17 @@ class GRPO:
         path = self.base.backbone.path
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            acts, x_next, t_next = find_actions(states, batch)
-            new_A = log_prob(path, x_next, x0[acts], t_next)
-            old_A = log_prob(path, x_next, batch.x0[acts], t_next)
-            log_ratio_A = (new_A - old_A) / x0[0].numel()
+            actions = find_actions(states, batch, path, self.eta)
+            acts = actions.mask
+            log_ratio_A = (actions.log_prob(x0[acts]) - actions.log_prob(batch.x0[acts])) / x0[0].numel()
             total = losses.grpo(log_ratio_A, advantages_M[batch.trajectory[acts]], self.clip_range)
             clipped_A = ((log_ratio_A.detach().exp() - 1).abs() > self.clip_range).float()
             share = action_share(acts, batch)
             part_figures = {"clipped": clipped_A.sum() / max(len(clipped_A), 1) * share}
             if self.kl:
                 reference = self.base.reference(batch.x_t, batch.t, batch.c)
-                signal, spread = path.signal_and_spread(t_next)
-                regulariser = losses.gaussian_kl(x0[acts], reference[acts], signal / spread)
+                ratio = actions.step.slope() / actions.step.deviation()
+                regulariser = losses.gaussian_kl(x0[acts], reference[acts], ratio)
                 part_figures["loss_reference"] = regulariser.detach() * share
                 total = total + self.kl * regulariser
             return total * share, part_figures

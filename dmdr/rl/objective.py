@@ -4,9 +4,9 @@ Once per training step an algorithm sees the rollout (States) and its prompts, w
 The student's update calls the objective's loss with the x0 that it has just predicted, graph attached, and with the
 Batch of states behind it. No algorithm runs the student a second time.
 
-The sampler is a policy: its renoising step from t to t' draws x_t' ~ N(signal(t') x0(x_t), spread(t')^2), on the flow
-and the VP path alike, so likelihoods are exact. The first noise is no action, and the last step, which only predicts
-x0, is deterministic: a student of N steps has N - 1 actions.
+The sampler is a policy: its renoising step draws x_t' ~ N(mean, deviation^2) of `rollout.Renoising`, on the flow and
+the VP path alike, so likelihoods are exact. The first noise is no action, and the last step, which only predicts x0,
+is deterministic: a student of N steps has N - 1 actions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dmdr import distributed
 from dmdr.config.training import RL
 from dmdr.path import Path, per_sample
 from dmdr.rewards.mixture import Mixture
-from dmdr.rollout import States
+from dmdr.rollout import Renoising, States
 from dmdr.update import Batch, RLLoss
 
 Figures = dict[str, torch.Tensor]
@@ -63,26 +63,35 @@ class RLTerm:
     config: RL
 
 
-def log_prob(path: Path, x_next: torch.Tensor, x0: torch.Tensor, t_next: torch.Tensor) -> torch.Tensor:
-    """log N(x_next; signal x0, spread^2), summed over C, H, W: (B,). t_next (B,) above 0."""
-    signal, spread = (per_sample(each, x0) for each in path.signal_and_spread(t_next))
-    z = (x_next - signal * x0) / spread
-    return (-0.5 * z * z - spread.log() - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+@dataclass(frozen=True)
+class Actions:
+    """The renoising steps that followed A of a batch's B states: x_t (A, C, H, W) -> x_next, drawn by `step`.
 
-
-def find_actions(states: States, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the actions of a batch.
-
-    Returns a mask (B,) of the states that a renoising step followed and, for these states alone, the x_next that the
-    step drew and its time t_next.
+    mask: (B,) which states those are.
     """
-    acts = batch.step < len(states.times) - 1
-    after = batch.step[acts] + 1
-    return acts, states.x_t[after, batch.trajectory[acts]], states.times[after]
+
+    mask: torch.Tensor
+    x_t: torch.Tensor
+    x_next: torch.Tensor
+    step: Renoising
+
+    def log_prob(self, x0: torch.Tensor) -> torch.Tensor:
+        """log N(x_next; mean, deviation^2) under a prediction x0 (A, C, H, W), summed over C, H, W: (A,)."""
+        deviation = per_sample(self.step.deviation(), x0)
+        z = (self.x_next - self.step.mean(self.x_t, x0)) / deviation
+        return (-0.5 * z * z - deviation.log() - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+def find_actions(states: States, batch: Batch, path: Path, eta: float) -> Actions:
+    """The actions of a batch. eta: of the rollout."""
+    mask = batch.step < len(states.times) - 1
+    after = batch.step[mask] + 1
+    step = Renoising(path, batch.t[mask], states.times[after], eta)
+    return Actions(mask, batch.x_t[mask], states.x_t[after, batch.trajectory[mask]], step)
 
 
 def action_share(acts: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The share of the global batch's actions that lie in this batch. acts: mask (B,) from `find_actions`.
+    """The share of the global batch's actions that lie in this batch. acts: their mask (B,).
 
     The mean over this batch's actions, times the share, is its part of the mean over the global batch.
     """

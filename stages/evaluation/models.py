@@ -62,5 +62,8 @@ def _build_student_sampler(context: Context, backbone: Backbone, model: Model) -
     else:
         network = load_teacher(find_teacher_of(context.config.teacher), device, text=False).network
         load_student(network, context.input("cold_start"))
-    times = backbone.student_times(model.steps).to(device)
-    return lambda batch: backbone.decode(sample_student(backbone, network, batch.c, times, batch.noises))
+    few = context.config.student.few_steps
+    times = backbone.student_times(few).to(device)
+    return lambda batch: backbone.decode(
+        sample_student(backbone, network, batch.c, times=times, noises=batch.noises, eta=few.drawn_eta)
+    )

@@ -17,6 +17,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from dmdr.backbones.latent import silence_diffusers
+from dmdr.backbones.protocol import Backbone
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.run import Config, Teacher
 from dmdr.errors import DataError, NonFinite
 from dmdr.export.rounding import DTYPES
@@ -88,14 +90,22 @@ def load_unexported(source: StudentSource, teacher: TeacherSource) -> DrawingMod
     """The teacher's pipeline with the student's network and scheduler, as it would be exported now."""
     backbone = load_teacher(teacher, resolution=_read_resolution(source))
     fill_student(backbone.network, read_weights(source), is_lora=source.is_lora, where=source.artifact.address)
-    call = CallFacts(
-        num_inference_steps=source.steps,
-        guidance_scale=backbone.plain_guidance,
-        height=backbone.resolution,
-        width=backbone.resolution,
+    few = source.few_steps
+    pipe = backbone.build_student_pipeline(backbone.network, few)
+    return DrawingModel(Model("student", few.steps, 1.0), pipe, build_call(backbone, few))
+
+
+def build_call(backbone: Backbone, few: FewSteps) -> CallFacts:
+    """The arguments of a student's pipeline."""
+    return CallFacts.model_validate(
+        {
+            "num_inference_steps": few.steps,
+            "guidance_scale": backbone.plain_guidance,
+            "height": backbone.resolution,
+            "width": backbone.resolution,
+            **backbone.student_arguments(few),
+        }
     )
-    pipe = backbone.build_student_pipeline(backbone.network, source.steps)
-    return DrawingModel(Model("student", source.steps, 1.0), pipe, call)
 
 
 def load_teacher_model(
@@ -145,7 +155,7 @@ def draw_image(drawing: DrawingModel, prompt: str, seed: int) -> Drawn:
             prompt,
             generator=torch.Generator().manual_seed(seed),
             output_type="pt",
-            **drawing.call.model_dump(),
+            **drawing.call.list_arguments(),
         ).images[0]
     pixels = pixels.float().cpu()
     seconds = time.monotonic() - began
@@ -161,6 +171,7 @@ def to_picture(pixels: torch.Tensor) -> Image.Image:
 
 def warm_up(drawing: DrawingModel, prompt: str) -> None:
     """Let a model draw once, in few steps, so that what only its first image takes is not measured."""
-    steps = min(drawing.call.num_inference_steps, 4)
-    quick = drawing.call.model_copy(update={"num_inference_steps": steps})
+    quick = drawing.call
+    if quick.num_inference_steps > 4:  # a teacher's, which names no times
+        quick = quick.model_copy(update={"num_inference_steps": 4})
     draw_image(DrawingModel(drawing.model, drawing.pipe, quick), prompt, 0)

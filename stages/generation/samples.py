@@ -10,9 +10,9 @@ from PIL import Image
 
 from dmdr.backbones.latent import silence_diffusers
 from dmdr.backbones.protocol import Backbone
+from dmdr.config.few_steps import FewSteps
 from dmdr.metrics.scorecard import Model
-from stages.generation.drawing import DrawingModel, draw_image
-from stages.reports.export_facts import CallFacts
+from stages.generation.drawing import DrawingModel, build_call, draw_image
 from stages.reports.gallery import TILE, build_tile
 
 COUNT = 4
@@ -28,16 +28,15 @@ def choose_prompts(folder: Path) -> list[str]:
     return prompts
 
 
-def draw_samples(backbone: Backbone, call: CallFacts, prompts: list[str]) -> list[Image.Image]:
+def draw_samples(backbone: Backbone, few: FewSteps, prompts: list[str]) -> list[Image.Image]:
     """An image of each prompt. The backbone's network is the student.
 
     Raises:
         NonFinite: an image is not a number.
     """
-    steps = call.num_inference_steps
-    pipe = backbone.build_student_pipeline(backbone.network, steps)
+    pipe = backbone.build_student_pipeline(backbone.network, few)
     pipe.set_progress_bar_config(disable=True)
-    student = DrawingModel(Model("student", steps, 1.0), pipe, call)
+    student = DrawingModel(Model("student", few.steps, 1.0), pipe, build_call(backbone, few))
     with silence_diffusers():  # the stage prompts has told how many prompts are cut
         return [_fit(draw_image(student, prompt, seed=0).image) for prompt in prompts]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from dmdr.config.run import Config, Teacher
+from dmdr.config.few_steps import FewSteps
+from dmdr.config.run import Config, Student, Teacher
 from dmdr.errors import DataError, InputMissing
 from dmdr.export.write import WEIGHTS
 from dmdr.teacher.hub import is_hub
@@ -46,8 +47,10 @@ class StudentSource:
         return self.settings["student.form"] == "lora"
 
     @property
-    def steps(self) -> int:
-        return int(str(self.settings["student.steps"]))
+    def few_steps(self) -> FewSteps:
+        """How it samples. A setting that early results do not have is at its default."""
+        named = {name.removeprefix("student."): value for name, value in self.settings.items()}
+        return Student.model_validate({name: named[name] for name in Student.model_fields if name in named}).few_steps
 
     def describe(self) -> str:
         """Which student it is."""

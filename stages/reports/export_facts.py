@@ -43,12 +43,19 @@ class PromptFacts(_Facts):
 
 
 class CallFacts(_Facts):
-    """The arguments that a pipeline has to be called with."""
+    """The arguments that a pipeline has to be called with. timesteps, sigmas: only where its scheduler needs them."""
 
     num_inference_steps: int
     guidance_scale: float
     height: int
     width: int
+    timesteps: tuple[int, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+
+    def list_arguments(self) -> dict[str, int | float | list[int] | list[float]]:
+        """Those that are given, by name."""
+        given = self.model_dump(exclude_none=True)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 class ClassFacts(_Facts):

@@ -100,7 +100,7 @@ def render_card(facts: ExportFacts, *, place: HubPlace | None = None, scorecard:
         base=base,
         licence=name_licence(facts.licence, base),
         absent="".join(f", {part}=None" for part in classes.absent),
-        call=", ".join(f"{name}={value:g}" for name, value in facts.call),
+        call=", ".join(f"{name}={format_argument(value)}" for name, value in facts.call.list_arguments().items()),
         prompt=quote(facts.samples[0] if facts.samples else "a red circle"),
         has_single_file=classes.family in ONE_FILE,
         scores=None if scorecard is None else format_scorecard(scorecard),
@@ -122,7 +122,13 @@ def name_licence(licence: LicenceFacts | None, base: str | None) -> LicenceFacts
 def describe_student(student: Student) -> str:
     """Steps, form and average of the weights."""
     form = "full weights" if student.form == "full" else f"LoRA of rank {student.lora_rank}"
-    return f"{format_count(student.steps, 'step')}, {form}, EMA of decay up to {student.ema:g}"
+    sampler = "" if student.few_steps.is_stochastic else ", deterministic"
+    return f"{format_count(student.steps, 'step')}{sampler}, {form}, EMA of decay up to {student.ema:g}"
+
+
+def format_argument(value: float | list[int] | list[float]) -> str:
+    """An argument as Python reads it."""
+    return f"[{', '.join(f'{each:g}' for each in value)}]" if isinstance(value, list) else f"{value:g}"
 
 
 def quote_address(name: str) -> str:

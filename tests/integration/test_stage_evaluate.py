@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.config.run import Config
 from dmdr.errors import InputMissing, Stopped
@@ -89,9 +90,9 @@ def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
     for index in range(len(prompts)):
         noises = sample_noises(config.seed, [index], steps=2, shape=backbone.latent_shape)
         c = backbone.collate(backbone.encode([prompts.records([index])[0]["prompt"]])[0])
-        times = backbone.student_times(2)
-        images["student"].append(sample_student(backbone, student, c, times, noises))
-        images["cold start"].append(sample_student(backbone, cold, c, times, noises))
+        times = backbone.student_times(FewSteps(2))
+        images["student"].append(sample_student(backbone, student, c, times=times, noises=noises))
+        images["cold start"].append(sample_student(backbone, cold, c, times=times, noises=noises))
         for name, steps, scale in (("teacher", 3, 3.0), ("naive teacher", 2, 1.0)):
             times = backbone.teacher_times(steps)
             images[name].append(sample_teacher(backbone, c, empty, guidance_scale=scale, times=times, noise=noises[0]))
@@ -218,7 +219,7 @@ def drawn(config: Config, store: Path, model: str) -> list[torch.Tensor]:
 
         noises = torch.stack([torch.stack([noise(n, step) for n in range(6)]) for step in range(2)])
         if model == "student":
-            x0 = sample_student(backbone, student, c, backbone.student_times(2), noises)
+            x0 = sample_student(backbone, student, c, times=backbone.student_times(FewSteps(2)), noises=noises)
         else:
             times = backbone.teacher_times(3)
             x0 = sample_teacher(backbone, c, empty, guidance_scale=3.0, times=times, noise=noises[0])

@@ -42,16 +42,29 @@ def one(c: Conditioning, index: int) -> Conditioning:
     return {key: value[index : index + 1] for key, value in c.items()}
 
 
-def simulate(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor, pair: int):
-    """(x_t, t, conditioning) that a sampler sees at step `pair // M` of trajectory `pair % M`."""
+def follow_ode(base: SharedBase, x: torch.Tensor, x0: torch.Tensor, t: float, after: float) -> torch.Tensor:
+    """Euler's step in the time of a flow, or in the sigma of x / sqrt(alpha_bar) = x0 + sigma noise."""
+    if base.backbone.family == "sd3":
+        return x + (after - t) * (x - x0) / t
+    a, b = alpha_bar(t), alpha_bar(after)
+    sigma, sigma_after = ((1 - a) / a) ** 0.5, ((1 - b) / b) ** 0.5
+    scaled = x / a**0.5
+    return (scaled + (sigma_after - sigma) * (scaled - x0) / sigma) * b**0.5
+
+
+def simulate(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor, pair: int, eta: float):
+    """(x_t, t, conditioning) that a sampler sees at step `pair // M` of trajectory `pair % M`; eta 0 or 1."""
     step, trajectory = divmod(pair, noises.shape[1])
     mine = one(c, trajectory)
     x = noises[0, trajectory : trajectory + 1]
     with torch.no_grad():
         for index in range(step):
             x0 = base.student(x, times[index].reshape(1), mine)
-            after = times[index + 1]
-            x = mixed(base, x0, noises[index + 1, trajectory : trajectory + 1], after.item())
+            after = times[index + 1].item()
+            if eta == 1:
+                x = mixed(base, x0, noises[index + 1, trajectory : trajectory + 1], after)
+            else:
+                x = follow_ode(base, x, x0, times[index].item(), after)
     return x, times[step].reshape(1), mine
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.config.training import Optimizer, Training, Watch
 from dmdr.hacking_alarm import (
@@ -89,7 +90,8 @@ class Bench:
             base=self.base,
             reward=load_reward(watch.reward),
             prompts=PromptSet(self.folder, "train"),
-            times=self.base.backbone.student_times(STEPS),
+            times=self.base.backbone.student_times(FewSteps(STEPS)),
+            eta=1.0,
             seed=SEED,
             at_once=max(1, batch_size // watch.seeds),
             say=self.said.append,
@@ -122,7 +124,7 @@ def test_a_look_is_of_the_ema_and_leaves_no_trace(bench):
 
     fill_parameters(bench.base.student_parameters, bench.state.ema, "the EMA")
     backbone, prompts = bench.base.backbone, watcher.prompts
-    times, by_prompt = backbone.student_times(STEPS), []
+    times, by_prompt = backbone.student_times(FewSteps(STEPS)), []
     for index in [0, 3, 7, 10]:  # four of fourteen, evenly
         images = []
         for seed in range(3):
@@ -130,7 +132,7 @@ def test_a_look_is_of_the_ema_and_leaves_no_trace(bench):
             c = backbone.collate(prompts.items([index]))
             with bench.base.use_adapter("student", float(bench.base.student_is_lora)) as network:
                 network = network if bench.base.student_is_lora else bench.base.student_network
-                images.append(backbone.decode(sample_student(backbone, network, c, times, noises))[0])
+                images.append(backbone.decode(sample_student(backbone, network, c, times=times, noises=noises))[0])
         by_prompt.append((prompts.records([index])[0]["prompt"], torch.stack(images)))
     reward = load_reward(HELD_OUT)
     expected = {

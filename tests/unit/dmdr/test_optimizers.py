@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Optimizer, Training
 from dmdr.optimizers import learning_rate
 from dmdr.shared_base import SharedBase
@@ -50,7 +51,7 @@ def test_a_first_step_of_adam_is_as_long_as_the_rate_of_its_update(tiny_sd3_fold
             base=base,
             prompts=Prompts(backbone),
             unconditional=backbone.collate(backbone.encode([""])[0]),
-            times=backbone.student_times(2),
+            times=backbone.student_times(FewSteps(2)),
             guidance_scale=2.0,
         ),
         state,

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdr import optimizers
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.training import Optimizer, Training
@@ -35,7 +36,9 @@ def updated(base: SharedBase, state: TrainState, number: int = 0) -> dict[str, f
     backbone = base.backbone
     c, empty = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.collate(backbone.encode([""])[0])
     noises = noise_for(number, "rollout", shape=(2, 2, *backbone.latent_shape))
-    batches = select_states(roll_out(base, c, backbone.student_times(2), noises), c, torch.tensor([0, 3]))
+    batches = select_states(
+        roll_out(base, c, times=backbone.student_times(FewSteps(2)), noises=noises), c, torch.tensor([0, 3])
+    )
     levels = Levels(torch.tensor([0.4, 0.8]), noise_for(number, "renoise", shape=(2, *backbone.latent_shape)))
     found = update_fake_score(base, batches, levels, state.fake_score)
     real_score = RealScore(empty, guidance_scale=3.0, lora_scale=0.5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dmdr.config.batches import count_trajectories
+from dmdr.config.few_steps import FewSteps
 from dmdr.optimizers import Trainable
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
@@ -59,21 +60,21 @@ def assert_close(ours: dict, theirs: dict) -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
-@pytest.mark.parametrize(("real_scale", "most"), [(0.0, None), (0.6, None), (0.6, 3)])
-def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale, most):
-    """Of one batch, and of one that is run in two parts."""
+@pytest.mark.parametrize(("real_scale", "most", "eta"), [(0.0, None, 1), (0.6, None, 0), (0.6, 3, 1)])
+def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale, most, eta):
+    """Of one batch, and of one that is run in two parts; of a student that renoises, and of one that follows an ODE."""
     base = shared_base(tiny_folder, rank)
     backbone, steps, count, batch_size = base.backbone, 4, 3, 4
     c = backbone.collate(backbone.encode(PROMPTS[:count])[0])
     unconditional = backbone.collate(backbone.encode([""])[0])
-    times = backbone.student_times(steps).double()
+    times = backbone.student_times(FewSteps(steps)).double()
     noises = noise_for(7, "rollout", shape=(steps, count, *backbone.latent_shape)).double()
     pairs = torch.tensor([0, 5, 7, 11])
     renoise = Levels(
         torch.tensor([0.2, 0.5, 0.7, 0.95]).double(),
         noise_for(8, "renoise", shape=(batch_size, *backbone.latent_shape)).double(),
     )
-    batches = select_states(roll_out(base, c, times, noises), c, pairs, most=most)
+    batches = select_states(roll_out(base, c, times=times, noises=noises, eta=eta), c, pairs, most=most)
     optimizers = Still(base.student_parameters.values()), Still(base.fake_parameters.values())
 
     student = Trainable(base.student_parameters, optimizers[0], clip=1e9)
@@ -84,7 +85,7 @@ def test_gradients_equal_the_naive_loop(tiny_folder, rank, real_scale, most):
     update_student(base, batches, renoise, real_score, student=student, fake_score=fake_score)
     ours_fused, ours_student = gradients(base.fake_parameters), gradients(base.student_parameters)
 
-    states = [naive.simulate(base, c, times, noises, int(pair)) for pair in pairs]
+    states = [naive.simulate(base, c, times, noises, int(pair), eta) for pair in pairs]
     for parameter in [*base.fake_parameters.values(), *base.student_parameters.values()]:
         parameter.requires_grad_(True).grad = None
     fakes = list(base.fake_parameters.values())

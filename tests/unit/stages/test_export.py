@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, DataError, Stopped
 from dmdr.export.parity import compare_latents, load_form
@@ -54,33 +55,36 @@ save_file({{"images": images.contiguous()}}, out)
 """
 
 
-def exported(student: Path, tiny_folder: Path, folder: Path, steps: int):
+def exported(student: Path, tiny_folder: Path, folder: Path, few: FewSteps):
     backbone = load_teacher(tiny_folder)
     load_student(backbone.network, student)
-    save_pipeline(backbone, backbone.network, steps, folder)
+    save_pipeline(backbone, backbone.network, few, folder)
     return backbone
 
 
-@pytest.mark.parametrize("make", [full_student, lora_student])
-def test_every_form_draws_the_students_images(make, tiny_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("make", "few"),
+    [(full_student, FewSteps(2)), (lora_student, FewSteps(2, eta=0.0)), (lora_student, FewSteps(2, 0.3, (900, 400)))],
+)
+def test_every_form_draws_the_students_images(make, few, tiny_folder, tmp_path):
     student = make(tmp_path / "joint", tiny_folder)
-    backbone = exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
-    about = build_metadata(backbone, 2, title="tiny", teacher="ab")
+    backbone = exported(student, tiny_folder, tmp_path / "pipeline", few)
+    about = build_metadata(backbone, few, title="tiny", teacher="ab")
     others = ALL[2:] if make is full_student else ALL[1:]
     untouched = load_teacher(tiny_folder)
     for form in others:
-        write_form(form, backbone, student / WEIGHTS, 2, tmp_path, about)
+        write_form(form, backbone, student / WEIGHTS, few, tmp_path, about)
     for form in ("pipeline", *others):
-        pipe = load_form(form, tmp_path, backbone, tiny_folder)
-        assert compare_latents(backbone, backbone.network, 2, pipe, seed=0) <= 1e-4
+        pipe = load_form(form, tmp_path, backbone, tiny_folder, few)
+        assert compare_latents(backbone, backbone.network, few, pipe, seed=0) <= 1e-4
         with pytest.raises(DataError, match="does not draw the student's images"):  # and the check can tell
-            compare_latents(untouched, untouched.network, 2, pipe, seed=0)
+            compare_latents(untouched, untouched.network, few, pipe, seed=0)
 
 
 @pytest.mark.process
 def test_folder_needs_no_code_of_ours(tiny_folder, tmp_path):
     steps, folder = 4, tmp_path / "pipeline"
-    backbone = exported(full_student(tmp_path / "joint", tiny_folder), tiny_folder, folder, steps)
+    backbone = exported(full_student(tmp_path / "joint", tiny_folder), tiny_folder, folder, FewSteps(steps))
     code = HIDDEN + ELSEWHERE.format(prompts=PROMPTS)
     out = tmp_path / "images.safetensors"
     command = [sys.executable, "-I", "-c", code, str(folder), str(steps), str(out)]
@@ -91,7 +95,9 @@ def test_folder_needs_no_code_of_ours(tiny_folder, tmp_path):
     shape = (len(PROMPTS), *backbone.latent_shape)
     noises = torch.stack([torch.randn(shape) for _ in range(steps)])
     c = backbone.collate(backbone.encode(PROMPTS)[0])
-    ours = backbone.decode(sample_student(backbone, backbone.network, c, backbone.student_times(steps), noises))
+    ours = backbone.decode(
+        sample_student(backbone, backbone.network, c, times=backbone.student_times(FewSteps(steps)), noises=noises)
+    )
     assert (ours - load_file(out)["images"]).abs().max() < 1e-3
 
 
@@ -99,19 +105,19 @@ def test_teacher_without_t5_exports_a_folder_that_loads(tiny_sd3_folder, tmp_pat
     bare = DiffusionPipeline.from_pretrained(tiny_sd3_folder, text_encoder_3=None, tokenizer_3=None)
     bare.save_pretrained(tmp_path / "bare")
     backbone = exported(
-        full_student(tmp_path / "joint", tmp_path / "bare"), tmp_path / "bare", tmp_path / "pipeline", 2
+        full_student(tmp_path / "joint", tmp_path / "bare"), tmp_path / "bare", tmp_path / "pipeline", FewSteps(2)
     )
-    about = build_metadata(backbone, 2, title="tiny", teacher="ab")
-    write_form("weights", backbone, tmp_path / "joint" / WEIGHTS, 2, tmp_path, about)
-    write_form("single-file", backbone, tmp_path / "joint" / WEIGHTS, 2, tmp_path, about)
+    about = build_metadata(backbone, FewSteps(2), title="tiny", teacher="ab")
+    write_form("weights", backbone, tmp_path / "joint" / WEIGHTS, FewSteps(2), tmp_path, about)
+    write_form("single-file", backbone, tmp_path / "joint" / WEIGHTS, FewSteps(2), tmp_path, about)
     for form in ("pipeline", "weights", "single-file"):
-        pipe = load_form(form, tmp_path, backbone, tmp_path / "bare")
-        assert compare_latents(backbone, backbone.network, 2, pipe, seed=0) <= 1e-4
+        pipe = load_form(form, tmp_path, backbone, tmp_path / "bare", FewSteps(2))
+        assert compare_latents(backbone, backbone.network, FewSteps(2), pipe, seed=0) <= 1e-4
 
 
 def test_weights_stay_float32_and_exact(tiny_folder, tmp_path):
     student = full_student(tmp_path / "joint", tiny_folder)
-    exported(student, tiny_folder, tmp_path / "pipeline", steps=2)
+    exported(student, tiny_folder, tmp_path / "pipeline", FewSteps(2))
     there = load_network(tmp_path / "pipeline").state_dict()
     assert all(torch.equal(weight, there[name]) for name, weight in load_file(student / WEIGHTS).items())
     assert {weight.dtype for weight in there.values()} == {torch.float32}
@@ -121,9 +127,9 @@ def test_weights_stay_float32_and_exact(tiny_folder, tmp_path):
 def test_metadata_tells_how_to_sample(form, tiny_folder, tmp_path):
     """Read by safetensors alone; a call that follows it is the student's."""
     student = lora_student(tmp_path / "joint", tiny_folder)
-    backbone = exported(student, tiny_folder, tmp_path / "pipeline", steps=4)
-    about = build_metadata(backbone, 4, title="tiny", teacher="ab")
-    write_form(form, backbone, student / WEIGHTS, 4, tmp_path, about)
+    backbone = exported(student, tiny_folder, tmp_path / "pipeline", FewSteps(4))
+    about = build_metadata(backbone, FewSteps(4), title="tiny", teacher="ab")
+    write_form(form, backbone, student / WEIGHTS, FewSteps(4), tmp_path, about)
     (file,) = (tmp_path / form).glob("*.safetensors")
     with safe_open(file, framework="numpy") as opened:
         said = opened.metadata()
@@ -143,7 +149,7 @@ def test_metadata_tells_how_to_sample(form, tiny_folder, tmp_path):
 
 
 def test_no_adapter_remains_in_a_fused_folder(tiny_folder, tmp_path):
-    exported(lora_student(tmp_path / "joint", tiny_folder), tiny_folder, tmp_path / "pipeline", steps=2)
+    exported(lora_student(tmp_path / "joint", tiny_folder), tiny_folder, tmp_path / "pipeline", FewSteps(2))
     (file,) = (tmp_path / "pipeline").joinpath(PART[tiny_folder.name]).glob("*.safetensors")
     assert not [name for name in load_file(file) if "lora" in name or "base_layer" in name]
 

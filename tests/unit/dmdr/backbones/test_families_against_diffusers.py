@@ -10,7 +10,8 @@ import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
 from dmdr import losses
-from dmdr.errors import DataError
+from dmdr.config.few_steps import FewSteps
+from dmdr.errors import ConfigError, DataError
 from dmdr.optimizers import Trainable
 from dmdr.rollout import noise_for, sample_student, sample_teacher
 from dmdr.shared_base import SharedBase
@@ -49,7 +50,9 @@ def backbone(plain, tmp_path_factory):
     return load_teacher(folder, resolution=RESOLUTION)
 
 
-def drawn_by(pipe: DiffusionPipeline, backbone, latents: torch.Tensor, steps: int, scale: float) -> torch.Tensor:
+def drawn_by(
+    pipe: DiffusionPipeline, backbone, latents: torch.Tensor, steps: int, scale: float, **more: list
+) -> torch.Tensor:
     """The latents that the family's own pipeline ends with; `scale` as all of DMDR has it, 1 for no guidance."""
     asked = {"guidance_scale": scale - 1.0 if backbone.family == "z-image" else scale}
     if backbone.family == "flux" and not backbone.guidance_is_input:
@@ -62,6 +65,7 @@ def drawn_by(pipe: DiffusionPipeline, backbone, latents: torch.Tensor, steps: in
         height=RESOLUTION,
         width=RESOLUTION,
         **asked,
+        **more,
     ).images
     return backbone.from_pipeline(found)
 
@@ -99,19 +103,70 @@ def test_guidance_and_prompt_matter(backbone):
     assert (made[0][0] - made[0][1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_student_equals_its_exported_pipeline(backbone, plain, steps):
-    exported = backbone.build_student_pipeline(backbone.network, steps)
+def compare_student(backbone, few: FewSteps, **named: list) -> float:
+    """The greatest difference of the student's latents from those of its pipeline, as a share of the greatest latent.
+
+    named: what its call needs besides the number of steps.
+    """
+    exported = backbone.build_student_pipeline(backbone.network, few)
     exported.set_progress_bar_config(disable=True)
     start = noise_for(4, "start", shape=(2, *backbone.latent_shape))
     torch.manual_seed(11)
-    theirs = drawn_by(exported, backbone, start, steps, 1.0)
+    theirs = drawn_by(exported, backbone, start, few.steps, 1.0, **named)
     torch.manual_seed(11)  # the pipeline draws the renoising noise, in its own layout, from torch's global generator
     packed = backbone.to_pipeline(start)
-    noises = [start, *(backbone.from_pipeline(torch.randn_like(packed)) for _ in range(steps - 1))]
-    c, times = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.student_times(steps)
-    ours = sample_student(backbone, backbone.network, c, times, torch.stack(noises))
-    assert (ours - theirs).abs().max() < 1e-4
+    noises = [start, *(backbone.from_pipeline(torch.randn_like(packed)) for _ in range(few.steps - 1))]
+    c, times = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.student_times(few)
+    ours = sample_student(backbone, backbone.network, c, times=times, noises=torch.stack(noises), eta=few.drawn_eta)
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (2, 0.0), (4, 0.0)])
+def test_student_equals_its_exported_pipeline(backbone, steps, eta):
+    difference = compare_student(backbone, FewSteps(steps, eta))
+    assert difference < 1e-5
+    few = FewSteps(steps, 1 - eta)
+    c, times = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.student_times(few)
+    noises = noise_for(4, "start", shape=(steps, 2, *backbone.latent_shape))
+    one, other = (sample_student(backbone, backbone.network, c, times=times, noises=noises, eta=e) for e in (0.0, 1.0))
+    assert steps == 1 or (one - other).abs().max() / one.abs().max() > 100 * difference, (
+        "nobody could tell the two samplers apart"
+    )
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "eta"), [((399,), 1.0), ((850, 401), 0.0), ((850, 401), 1.0), ((999, 700, 650, 20), 0.0)]
+)
+def test_a_student_of_other_times_equals_its_pipeline(backbone, timesteps, eta):
+    few = FewSteps(len(timesteps), eta, timesteps)
+    named = {"sigmas": [each / 1000 for each in timesteps]}
+    if backbone.family == "sdxl":
+        named = {"timesteps": list(timesteps)} if len(timesteps) > 1 else {}
+    assert backbone.student_arguments(few) == named
+    assert backbone.student_timesteps(few).tolist() == pytest.approx(timesteps)
+    assert compare_student(backbone, few, **named) < 1e-5
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(1, 1.0), (2, 1.0), (4, 0.0)])
+def test_a_student_of_another_shift_equals_its_pipeline(backbone, steps, eta):
+    few = FewSteps(steps, eta, shift=5.0)
+    if backbone.family == "sdxl":
+        with pytest.raises(ConfigError, match="flow models"):
+            backbone.check_student(few)
+        return
+    t = torch.linspace(1, 0, steps + 1)
+    assert torch.allclose(backbone.student_times(few), 5 * t / (1 + 4 * t), atol=3e-3)  # SD3: diffusers stretches them
+    assert compare_student(backbone, few) < 1e-5
+
+
+@pytest.mark.parametrize("timesteps", [(399.5,), (1000,), (0.5,)])
+def test_an_sdxl_is_told_whole_numbers_of_its_training(backbone, timesteps):
+    few = FewSteps(1, timesteps=timesteps)
+    if backbone.family == "sdxl":
+        with pytest.raises(ConfigError, match="whole numbers from 1 to 999"):
+            backbone.check_student(few)
+    else:
+        backbone.check_student(few)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -122,7 +177,9 @@ def test_student_times_are_the_official_ones(backbone, steps):
     if config.get("use_dynamic_shifting"):  # 16 tokens, on the line through (256, 0.5) and (4096, 1.15)
         shift = math.exp(0.5 - 240 * 0.65 / 3840)
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    assert torch.allclose(backbone.student_times(steps).double(), shift * t / (1 + (shift - 1) * t), atol=3e-3)
+    assert torch.allclose(
+        backbone.student_times(FewSteps(steps)).double(), shift * t / (1 + (shift - 1) * t), atol=3e-3
+    )
 
 
 def test_decode_equals_the_pipeline(backbone, plain):
@@ -144,7 +201,7 @@ def test_a_window_of_training_moves_student_and_fake_score(backbone, rank):
             base.recompute_activations()
         c, empty = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.collate(backbone.encode([""])[0])
         noises = noise_for(6, "rollout", shape=(2, 2, *backbone.latent_shape))
-        states = roll_out(base, c, backbone.student_times(2), noises)
+        states = roll_out(base, c, times=backbone.student_times(FewSteps(2)), noises=noises)
         batches = select_states(states, c, torch.tensor([0, 3]))
         levels = Levels(torch.tensor([0.4, 0.8]), noise_for(7, "renoise", shape=(2, *backbone.latent_shape)))
         roles = (base.student_parameters, base.fake_parameters)

@@ -50,6 +50,25 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
         ({"rl": DPO, "batch_size": 3}, {}, "joint.batch_size is 3; DPO trains on pairs, so make it even"),
         ({"rl": GRPO}, {"student": {"steps": 1}}, "grpo learns from the renoising steps and student.steps 1 has none"),
         ({"rl": DPO}, {"student": {"steps": 1}}, "dpo learns from the renoising steps and student.steps 1 has none"),
+        (
+            {"rl": GRPO},
+            {"student": {"eta": 0}},
+            "grpo learns from the noise of the renoising steps and .*eta 0 adds none",
+        ),
+        (
+            {"rl": DPO},
+            {"student": {"eta": 0.0}},
+            "dpo learns from the noise.*set algorithm: refl, or student.eta above",
+        ),
+        ({}, {"student": {"eta": 1.5}}, "student.eta: .*less than or equal to 1, got 1.5"),
+        ({}, {"student": {"steps": 1, "eta": 0.5}}, "student.eta does nothing with student.steps 1"),
+        ({}, {"student": {"timesteps": [399]}}, "student.timesteps has 1 of them and student.steps is 2; give one for"),
+        ({}, {"student": {"timesteps": [400, 900]}}, "student.timesteps 400, 900 must descend, from noise to data"),
+        ({}, {"student": {"timesteps": [900, 900]}}, "must descend"),
+        ({}, {"student": {"timesteps": [900, 0]}}, "student.timesteps 900, 0 must lie above 0 and be at most 1000"),
+        ({}, {"student": {"timesteps": [1001, 5]}}, "must lie above 0 and be at most 1000"),
+        ({}, {"student": {"timesteps": [900, 5], "shift": 3.0}}, "both set the student's times; drop one"),
+        ({}, {"student": {"shift": 0}}, "student.shift: .*greater than 0, got 0"),
         ({"rl": None, "distribution_matching": False}, {}, "joint.rl is missing: nothing would be trained"),
         ({"rl": {**REFL, "weight_is": "matched"}, "distribution_matching": False}, {}, "needs distribution_matching"),
         ({"rl": REFL, "watch": {"reward": "lab-conv"}}, {}, "lab-conv is trained on; watch one that is not in"),
@@ -92,6 +111,15 @@ def test_every_row_of_table_5_is_a_config(changed, rl):
     alone = load_config(changed({"rl": rl, "distribution_matching": False}))
     assert identity(alone, "joint") != identity(config, "joint"), "another result, another identity"
     assert identity(alone, "cold_start") == identity(config, "cold_start"), "both start from the same cold start"
+
+
+def test_how_the_student_samples_names_its_result_only_where_it_is_not_the_default(changed):
+    plain = load_config(changed({}))
+    assert not {"student.eta", "student.timesteps", "student.shift"} & identity(plain, "cold_start").keys()
+    for setting in ({"eta": 0.0}, {"eta": 0.5}, {"timesteps": [900, 400]}, {"shift": 2.0}):
+        other = load_config(changed({}, student=setting))
+        assert identity(other, "cold_start") != identity(plain, "cold_start")
+        assert identity(other, "prompts") == identity(plain, "prompts")
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)

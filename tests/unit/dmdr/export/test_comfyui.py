@@ -20,6 +20,7 @@ import math
 import pytest
 import torch
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.export.comfyui import build_workflow
 from dmdr.rollout import noise_for, sample_student
 from tests.support.tiny_teachers import copy_teacher
@@ -104,13 +105,13 @@ def list_sigmas(workflow: dict, *, digits: int | None = None) -> tuple[torch.Ten
         table = ((1 - signal) / signal).sqrt()
     steps = sampler["steps"]
     said = [sampler[name] for name in ("sampler_name", "scheduler", "cfg", "denoise")]
-    assert said == ["lcm", "simple", 1, 1]
+    assert said in (["lcm", "simple", 1, 1], ["euler", "simple", 1, 1])
     sigmas = [table[-(1 + int(k * len(table) / steps))].item() for k in range(steps)]
     return torch.tensor([*sigmas, 0.0]), kind.startswith("ModelSampling")
 
 
-def sample_lcm(backbone, c, sigmas: torch.Tensor, noises: torch.Tensor, *, flow: bool) -> torch.Tensor:
-    """ComfyUI's sampler around the same network."""
+def sample(backbone, c, sampler: str, sigmas: torch.Tensor, noises: torch.Tensor, *, flow: bool) -> torch.Tensor:
+    """ComfyUI's samplers `lcm` and `euler` around the same network."""
     x = noises[0] if flow else noises[0] * (1 + sigmas[0] ** 2).sqrt()
     for k, sigma in enumerate(sigmas[:-1]):
         batch = torch.ones(len(x))
@@ -121,10 +122,19 @@ def sample_lcm(backbone, c, sigmas: torch.Tensor, noises: torch.Tensor, *, flow:
             t = ((known[1] / known[0]) / sigma).log().abs().argmin() + 1
             seen = x / (1 + sigma**2).sqrt()
             denoised = x - sigma * backbone.predict(backbone.network, seen, t / 1000 * batch, c)
-        x, following = denoised, sigmas[k + 1]
+        following = sigmas[k + 1]
+        if sampler == "euler":
+            x = x + (x - denoised) / sigma * (following - sigma)
+            continue
+        x = denoised
         if following > 0:
             x = (1 - following) * x + following * noises[k + 1] if flow else x + following * noises[k + 1]
     return x
+
+
+def find_sampler(workflow) -> str:
+    (sampler,) = (node["inputs"] for node in workflow.values() if node["class_type"] == "KSampler")
+    return sampler["sampler_name"]
 
 
 @pytest.mark.parametrize("form", ["lora", "weights", "single-file"])
@@ -132,7 +142,7 @@ def sample_lcm(backbone, c, sigmas: torch.Tensor, noises: torch.Tensor, *, flow:
 def test_every_node_has_what_comfyui_asks_of_it(family, form, request):
     backbone = copy_teacher(request.getfixturevalue(f"tiny_{family}_folder"), 16)
     built = build_workflow(
-        form, backbone, 4, title="tiny", teacher="hub:a/base-1.0@" + "0" * 40, prompt='a "red" dress'
+        form, backbone, FewSteps(4), title="tiny", teacher="hub:a/base-1.0@" + "0" * 40, prompt='a "red" dress'
     )
     workflow = json.loads(json.dumps(built))
     for node in workflow.values():  # how its page tells this format from the other
@@ -150,29 +160,35 @@ def test_every_node_has_what_comfyui_asks_of_it(family, form, request):
     assert values.count("base-1.0.safetensors") == (form != "single-file")
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize(("steps", "eta"), [(1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (2, 0.0), (4, 0.0)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_comfyui_draws_the_students_latents(family, steps, request):
+def test_comfyui_draws_the_students_latents(family, steps, eta, request):
     """Its sigmas, its steps, its sampler, around our network: the same latents from the same noise."""
     backbone = copy_teacher(request.getfixturevalue(f"tiny_{family}_folder"), 16)
-    workflow = build_workflow("lora", backbone, steps, title="tiny", teacher="base", prompt="x")
+    workflow = build_workflow("lora", backbone, FewSteps(steps, eta), title="tiny", teacher="base", prompt="x")
     sigmas, flow = list_sigmas(workflow)
-    times = backbone.student_times(steps)
+    times = backbone.student_times(FewSteps(steps))
     if flow:
         assert (sigmas - times).abs().max() < 1e-3
         assert (list_sigmas(workflow, digits=2)[0] - times).abs().max() < 2e-3
     c = backbone.collate(backbone.encode(["a red circle", "a cat"])[0])
     noises = noise_for(0, "comfyui", shape=(steps, 2, *backbone.latent_shape))
     with torch.no_grad():
-        theirs = sample_lcm(backbone, c, sigmas, noises, flow=flow)
-    ours = sample_student(backbone, backbone.network, c, times, noises)
+        theirs = sample(backbone, c, find_sampler(workflow), sigmas, noises, flow=flow)
+    ours = sample_student(backbone, backbone.network, c, times=times, noises=noises, eta=eta)
     assert (ours - theirs).abs().max() < 1e-2  # of SD3, whose times diffusers rounds; below 2e-3 for others
+
+
+def test_timesteps_of_its_own_get_no_workflow(tiny_sd3_folder, tiny_sdxl_folder):
+    for folder in (tiny_sd3_folder, tiny_sdxl_folder):
+        few = FewSteps(2, timesteps=(900, 300))
+        assert build_workflow("lora", copy_teacher(folder), few, title="t", teacher="t", prompt="x") is None
 
 
 def test_a_noise_schedule_that_comfyui_does_not_know_gets_no_workflow(tiny_sdxl_folder):
     backbone = copy_teacher(tiny_sdxl_folder)
-    assert build_workflow("lora", backbone, 4, title="t", teacher="t", prompt="x") is not None
+    assert build_workflow("lora", backbone, FewSteps(4), title="t", teacher="t", prompt="x") is not None
     backbone.pipe.scheduler.register_to_config(beta_end=0.02)
     other = type(backbone)(backbone.pipe)
-    assert build_workflow("lora", other, 4, title="t", teacher="t", prompt="x") is None
-    assert build_workflow("pipeline", backbone, 4, title="t", teacher="t", prompt="x") is None
+    assert build_workflow("lora", other, FewSteps(4), title="t", teacher="t", prompt="x") is None
+    assert build_workflow("pipeline", backbone, FewSteps(4), title="t", teacher="t", prompt="x") is None

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.export.rounding import cast_weights
 from dmdr.export.write import LORA_FILE, WEIGHTS, build_metadata, load_student, write_form
 from tests.support.tiny_teachers import copy_teacher
@@ -85,8 +86,8 @@ def test_comfyui_finds_every_key_and_merges_the_student(family, dtype, request, 
     before = {name: weight.clone() for name, weight in backbone.network.state_dict().items()}
     student = lora_student(tmp_path / "joint", folder)
     load_student(backbone.network, student, lora_dtype=dtype)
-    about = build_metadata(backbone, 2, title="tiny", teacher="ab")
-    write_form("lora", backbone, student / WEIGHTS, 2, tmp_path, about, dtype=dtype)
+    about = build_metadata(backbone, FewSteps(2), title="tiny", teacher="ab")
+    write_form("lora", backbone, student / WEIGHTS, FewSteps(2), tmp_path, about, dtype=dtype)
     lora = load_file(tmp_path / "lora" / LORA_FILE)
 
     added, dropped = read_as_comfyui(lora, looked_up(family, backbone.network.config))

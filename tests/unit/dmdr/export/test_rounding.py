@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.stages import STAGES
@@ -28,21 +29,20 @@ def test_every_form_holds_the_rounded_student(family, dtype, request, tmp_path):
     folder = request.getfixturevalue(f"tiny_{family}_folder")
     student, backbone = lora_student(tmp_path / "joint", folder), copy_teacher(folder, 16)
     load_student(backbone.network, student, lora_dtype=DTYPES[dtype])
-    unrounded = sample_probes(backbone, 2, seed=0)
-    about = build_metadata(backbone, 2, title="tiny", teacher="ab")
+    unrounded = sample_probes(backbone, FewSteps(2), seed=0)
+    about = build_metadata(backbone, FewSteps(2), title="tiny", teacher="ab")
     forms = ["lora", "weights", "pipeline", *(["single-file"] if family in ("sd3", "sdxl") else [])]
     for form in forms:
         round_parts(backbone, form, DTYPES[dtype])
-        write_form(form, backbone, student / WEIGHTS, 2, tmp_path, about, dtype=DTYPES[dtype])
-        assert (
-            compare_latents(backbone, backbone.network, 2, load_form(form, tmp_path, backbone, folder), seed=0) < 1e-4
-        )
+        write_form(form, backbone, student / WEIGHTS, FewSteps(2), tmp_path, about, dtype=DTYPES[dtype])
+        pipe = load_form(form, tmp_path, backbone, folder, FewSteps(2))
+        assert compare_latents(backbone, backbone.network, FewSteps(2), pipe, seed=0) < 1e-4
         for file in (tmp_path / form).rglob("*.safetensors"):
             held = {
                 name: w.dtype for name, w in load_file(file).items() if not name.endswith((".alpha", "position_ids"))
             }
             assert set(held.values()) == {DTYPES[dtype]}, file
-    assert 0 < measure_difference(unrounded, sample_probes(backbone, 2, seed=0)) < 0.1
+    assert 0 < measure_difference(unrounded, sample_probes(backbone, FewSteps(2), seed=0)) < 0.1
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")  # one dtype even where the call names none
     assert {module.dtype for module in list_modules(pipe)} == {torch.float32}
 

@@ -11,14 +11,15 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from dmdr import losses
 from dmdr.config import training as config_of
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Joint, Optimizer
 from dmdr.errors import ConfigError
 from dmdr.path import FlowPath, VPPath
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
-from dmdr.rl.objective import RLTerm, find_actions, log_prob
+from dmdr.rl.objective import Actions, RLTerm, find_actions
 from dmdr.rl.refl import ReFL
-from dmdr.rollout import noise_for
+from dmdr.rollout import Renoising, noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run, prompt_order, roll_out_prompts, select_batches, training_step
@@ -85,7 +86,7 @@ def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True
         base=base,
         prompts=prompts,
         unconditional=backbone.collate(empty),
-        times=backbone.student_times(4).double(),
+        times=backbone.student_times(FewSteps(4)).double(),
         guidance_scale=2.0,
         rl=RLTerm(made_of, rl),
         distribution_matching=distil,
@@ -93,16 +94,31 @@ def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True
     return run, TrainState(base, training, ema=0.5)
 
 
+@pytest.mark.parametrize("eta", [1.0, 0.4])
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_log_probabilities_are_those_of_torch(path):
+def test_log_probabilities_are_those_of_torch(path, eta):
     generator = torch.Generator().manual_seed(3)
-    x0, x_next = (torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    t = torch.tensor([0.3, 0.7, 0.9], dtype=torch.float64)
-    ours = log_prob(path, x_next, x0, t)
+    x_t, x0, x_next = (torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    t, t_next = torch.tensor([0.6, 0.8, 1.0]).double(), torch.tensor([0.3, 0.7, 0.9]).double()
+    actions = Actions(torch.ones(3, dtype=torch.bool), x_t, x_next, Renoising(path, t, t_next, eta))
+    ours = actions.log_prob(x0)
     for index in range(3):
-        signal, spread = (float(each[index]) for each in path.signal_and_spread(t))
-        policy = Independent(Normal(signal * x0[index], torch.full_like(x0[index], spread)), 3)
+        signal, spread = (float(each[index]) for each in path.signal_and_spread(t_next))
+        signal_t, spread_t = (float(each[index]) for each in path.signal_and_spread(t))
+        noise = (x_t[index] - signal_t * x0[index]) / spread_t
+        mean = signal * x0[index] + spread * math.sqrt(1 - eta**2) * noise
+        policy = Independent(Normal(mean, torch.full_like(mean, eta * spread)), 3)
         assert float(ours[index]) == pytest.approx(float(policy.log_prob(x_next[index])), abs=1e-6)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.4, 0.0])
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_the_slope_of_a_renoising_step_is_its_derivative(path, eta):
+    step = Renoising(path, torch.tensor([0.8, 1.0]).double(), torch.tensor([0.3, 0.6]).double(), eta)
+    x_t = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    x0 = torch.zeros_like(x_t).requires_grad_(True)
+    (slope,) = torch.autograd.grad(step.mean(x_t, x0).sum(), x0)
+    assert torch.allclose(slope, step.slope().view(-1, 1, 1, 1).expand_as(slope))
 
 
 def test_gaussian_kl_is_that_of_torch():
@@ -378,15 +394,23 @@ def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
         assert torch.equal(step[:, 0], step[:, 1]) and torch.equal(group[:, 0], group[:, 1])
 
 
-def test_actions_are_what_the_sampler_drew(tiny_sd3_folder):
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+def test_actions_are_what_the_sampler_drew(tiny_sd3_folder, eta):
     run, _ = made(tiny_sd3_folder, "grpo")
+    run = replace(run, eta=eta)
     states, c, _ = roll_out_prompts(run, 0)
     (batch,) = select_states(states, c, torch.arange(states.x0[:, :, 0, 0, 0].numel()))
-    acts, x_next, t_next = find_actions(states, batch)
+    actions = find_actions(states, batch, run.base.backbone.path, eta)
     count = states.x0.shape[1]
-    assert acts.tolist() == [True] * 3 * count + [False] * count
-    noise = noise_for(0, "joint", "rollout", 0, shape=tuple(states.x0.shape)).double()[1:].flatten(0, 1)
-    assert torch.allclose(x_next, run.base.backbone.path.renoise(batch.x0[acts], noise, t_next))
+    assert actions.mask.tolist() == [True] * 3 * count + [False] * count
+    fresh = noise_for(0, "joint", "rollout", 0, shape=tuple(states.x0.shape)).double()[1:].flatten(0, 1)
+    x0, t, t_next = (
+        each[actions.mask].view(-1, 1, 1, 1) if each.dim() == 1 else each[actions.mask]
+        for each in (batch.x0, batch.t, states.times.repeat_interleave(count).roll(-count))
+    )
+    old = (actions.x_t - (1 - t) * x0) / t
+    noise = eta * fresh + math.sqrt(1 - eta**2) * old
+    assert torch.allclose(actions.x_next, (1 - t_next) * x0 + t_next * noise)
 
 
 def broken(monkeypatch, reward) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.errors import DataError, InputMissing
 from dmdr.export.write import write_form
@@ -24,7 +25,7 @@ ASKED = {"guidance_scale": 3.0, "steps": 3}
 @pytest.fixture
 def one_file(tiny_folder: Path, tmp_path: Path) -> Path:
     """A tiny teacher as its family publishes it, written by the export."""
-    write_form("single-file", load_teacher(tiny_folder), Path(), 2, tmp_path, {"modelspec.title": "one"})
+    write_form("single-file", load_teacher(tiny_folder), Path(), FewSteps(2), tmp_path, {"modelspec.title": "one"})
     return tmp_path / "single-file" / "one.safetensors"
 
 
@@ -49,7 +50,7 @@ def predictions(source) -> torch.Tensor:
     c = backbone.collate(backbone.encode(PROMPTS)[0])
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(len(PROMPTS), *backbone.latent_shape, generator=generator)
-    t = backbone.student_times(4)[:3]
+    t = backbone.student_times(FewSteps(4))[:3]
     found = backbone.predict(backbone.network, x_t, t, c)
     return torch.cat([found.flatten(), backbone.decode(found).flatten()])
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from dmdr.config.few_steps import FewSteps
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.export.comfyui import build_workflow
 from dmdr.export.parity import compare_latents
@@ -44,7 +45,7 @@ def edit(file: Path, **changes: object) -> None:
 def accept(folder: Path) -> None:
     """Load it and compare it with plain diffusers; whatever is refused raises."""
     backbone = load_teacher(find_teacher(str(folder)), resolution=SIDE)
-    compare_teacher(backbone, guidance_scale=3.0, student_steps=2)
+    compare_teacher(backbone, guidance_scale=3.0, few=FewSteps(2))
 
 
 def test_every_family_passes_the_door(copy: Callable[[str], Path]):
@@ -124,8 +125,8 @@ def test_an_sdxl_that_predicts_v_is_drawn_as_its_pipeline_draws_it(copy, zero_sn
     allowed = 1e-3 if zero_snr else 1e-4  # diffusers multiplies by a sigma of 4,096 there, and float32 has 24 bits
     assert (ours - theirs).abs().max() < allowed
     assert (ours - plain).abs().max() > 0.1
-    student = backbone.build_student_pipeline(backbone.network, steps)
-    assert compare_latents(backbone, backbone.network, steps, student, seed=1) < 1e-4
+    student = backbone.build_student_pipeline(backbone.network, FewSteps(steps))
+    assert compare_latents(backbone, backbone.network, FewSteps(steps), student, seed=1) < 1e-4
     accept(folder)
 
 
@@ -136,7 +137,7 @@ def test_one_file_says_what_it_predicts(copy, tmp_path, zero_snr):
     spacing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}
     edit(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction", **spacing)
     backbone = load_teacher(folder, resolution=SIDE)
-    assert build_workflow("single-file", backbone, 4, title="one", teacher="t", prompt="p") is None
+    assert build_workflow("single-file", backbone, FewSteps(4), title="one", teacher="t", prompt="p") is None
     file = tmp_path / "new/one.safetensors"
     save_single_file(backbone, file, {"format": "pt"})
     again = load_teacher(find_teacher(str(file), str(folder)), resolution=SIDE)
@@ -175,7 +176,7 @@ def test_half_precision_variants_are_read(copy, family):
     assert {p.dtype for p in after.network.parameters()} == {torch.float32}
     a, b = draw(before, 3.0), draw(after, 3.0)
     assert 0 < (a - b).abs().max() < 0.1
-    compare_teacher(after, guidance_scale=3.0, student_steps=2)
+    compare_teacher(after, guidance_scale=3.0, few=FewSteps(2))
 
 
 def rename(file: Path, change: Callable[[str], str]) -> None:
