@@ -76,8 +76,9 @@ def draw_first_images(config: Config, backbone: Backbone, prompts: PromptSet, *,
         times=backbone.teacher_times(steps).to(device),
         noise=noises[0],
     )
-    times = backbone.student_times(config.student.steps).to(device)
-    student = sample_student(backbone, backbone.network, c, times, noises)
+    few = config.student.few_steps
+    times = backbone.student_times(few).to(device)
+    student = sample_student(backbone, backbone.network, c, times=times, noises=noises, eta=few.drawn_eta)
     images = backbone.decode(latents).float()
     metrics, missing = load_judges(config, records, str(device))
     return FirstImages(

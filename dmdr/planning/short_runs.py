@@ -117,7 +117,8 @@ class ShortRuns:
         """What the student draws with its present weights."""
 
         def draw(c: Conditioning, noises: torch.Tensor) -> torch.Tensor:
-            return roll_out(self.base, c, run.times, noises.to(run.times)).x0[-1]
+            eta = self.config.student.few_steps.drawn_eta
+            return roll_out(self.base, c, times=run.times, noises=noises.to(run.times), eta=eta).x0[-1]
 
         return self._measure(draw, len(run.times) - 1)
 
@@ -175,7 +176,7 @@ class ShortRuns:
         for indices in self._split():
             c = backbone.collate(self.prompts.items(indices))
             noises = self._draw_noises("fresh", indices, len(run.times)).to(run.times)
-            x0 = roll_out(self.base, c, run.times, noises[:-1]).x0[-1]
+            x0 = roll_out(self.base, c, times=run.times, noises=noises[:-1], eta=run.eta).x0[-1]
             places = torch.arange(done, done + len(indices), dtype=x0.dtype, device=x0.device)
             t = low + (high - low) * (places + 0.5) / len(self.indices)
             x_t, target = path.renoise(x0, noises[-1], t), path.target(x0, noises[-1], t)
