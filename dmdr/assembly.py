@@ -18,14 +18,14 @@ from dmdr.backbones.protocol import Backbone, Item
 from dmdr.config.run import Config
 from dmdr.config.training import AnyRL, Joint, Training, Watch
 from dmdr.hacking_alarm import Watcher
-from dmdr.promptset import PromptSet
+from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.load import load_reward
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import RLTerm
-from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase
+from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase, select_lora_targets
 from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.start_files import find_start
-from dmdr.train import Prompts, Run
+from dmdr.train import Run
 
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
 
@@ -98,12 +98,18 @@ def assemble(
         base.split(device)
     rl = None
     if stage.rl is not None:
-        rl = RLTerm(build_algorithm(stage.rl, base, config.weights, eta=config.student.eta), stage.rl)
+        algorithm = build_algorithm(stage.rl, base, config.weights, seed=config.seed, eta=config.student.eta)
+        rl = RLTerm(algorithm, stage.rl)
     return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema))
 
 
 def build_base(config: Config, backbone: Backbone) -> SharedBase:
-    """The shared base of a config, its activations recomputed where the config says so."""
+    """The shared base of a config, its activations recomputed where the config says so.
+
+    Raises:
+        ConfigError: the teacher has no such unconditional row, or no module that a LoRA would adapt.
+    """
+    backbone.check_unconditional(config.teacher.unconditional)
     with on_meta_if(backbone):
         base = SharedBase(
             backbone,
@@ -112,10 +118,20 @@ def build_base(config: Config, backbone: Backbone) -> SharedBase:
             student_rank=config.student.lora_rank,
             seed=config.seed,
             compute=DTYPES[config.precision],
+            lora=config.lora_forms,
         )
     if config.execution.gradient_checkpointing:
         base.recompute_activations()
     return base
+
+
+def check_lora_targets(config: Config, backbone: Backbone) -> None:
+    """Check that the teacher, without adapters yet, has all modules that the LoRAs of a config adapt.
+
+    Raises:
+        ConfigError: it does not have one of them.
+    """
+    select_lora_targets(backbone, config.lora_forms)
 
 
 def on_meta_if(backbone: Backbone) -> AbstractContextManager[object]:
@@ -154,7 +170,7 @@ def build_run(
 
 
 def build_watcher(
-    config: Config, stage: StageConfig, base: SharedBase, prompts: PromptSet, *, say: Callable[[str], None]
+    config: Config, stage: StageConfig, base: SharedBase, prompts: Prompts, *, say: Callable[[str], None]
 ) -> Watcher | None:
     """The hacking alarm of a stage that has one. say: takes an alarm's line.
 

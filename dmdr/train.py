@@ -11,19 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
 from dmdr import distributed
-from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.backbones.protocol import Conditioning
 from dmdr.config.batches import count_trajectories
-from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import NonFinite, doing
 from dmdr.hacking_alarm import Look, Row, Watcher
 from dmdr.optimizers import learning_rate
+from dmdr.promptset.prompts import Prompts
 from dmdr.rl.objective import Objective, RLTerm
 from dmdr.rollout import States, generator_for, noise_for
 from dmdr.shared_base import SharedBase
@@ -42,24 +41,14 @@ from dmdr.update import (
 )
 
 
-class Prompts(Protocol):
-    """Encoded prompts to train on; a PromptSet is one."""
-
-    def __len__(self) -> int: ...
-
-    def items(self, indices: list[int]) -> list[Item]: ...
-
-    def records(self, indices: list[int]) -> list[PromptRecord]: ...
-
-
 @dataclass(frozen=True)
 class Run:
     """What stays the same through a training stage.
 
     unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student. eta: of its
-    rollouts.
+    rollouts. guidance_scale: of the real score, or a range (low, high) from which each update draws it.
     micro_batch: the most samples that a network sees at once; None: all. fake_warmup: updates of the fake score alone
-    that come first.
+    that come first. prepare: told the indices of the prompts whose items the next update will ask for.
     """
 
     stage: str
@@ -69,13 +58,14 @@ class Run:
     prompts: Prompts
     unconditional: Conditioning
     times: torch.Tensor
-    guidance_scale: float
+    guidance_scale: float | tuple[float, float]
     eta: float = 1.0
     rl: RLTerm | None = None
     distribution_matching: bool = True
     watch: Watcher | None = None
     micro_batch: int | None = None
     fake_warmup: int = 0
+    prepare: Callable[[list[int]], object] = lambda indices: None
 
 
 @dataclass(frozen=True)
@@ -168,7 +158,7 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     """Roll out, update the fake score K - 1 times, then student and fake score together; return the figures."""
     training, update = run.training, state.update
     states, c, texts = roll_out_prompts(run, update)
-    objective = run.rl.algorithm.build_objective(states, texts) if run.rl else None
+    objective = run.rl.algorithm.build_objective(states, texts, update=update) if run.rl else None
     batches = select_batches(run, update, states, c, objective)
     state.student.set_learning_rate(learning_rate(training.student, update, training.updates))
     state.fake_score.set_learning_rate(learning_rate(training.fake_score, update, training.updates))
@@ -183,7 +173,7 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
         return to_floats({**(objective.figures if objective else {}), **figures})
 
     scale = real_scale(update, training.dynamic)
-    real_score = RealScore(run.unconditional, run.guidance_scale, scale)
+    real_score = RealScore(run.unconditional, draw_guidance(run, update), scale, training.dm_floor)
     for number, parts in enumerate(batches.fake_score):
         update_fake_score(run.base, parts, draw_levels(run, update, number, parts[0].of), state.fake_score)
     for number, parts in enumerate(batches.student, start=len(batches.fake_score)):
@@ -204,6 +194,15 @@ def to_floats(figures: dict[str, torch.Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items()}
 
 
+def draw_guidance(run: Run, update: int) -> float:
+    """The guidance scale of a training step: the run's, or one drawn uniformly from its range."""
+    if not isinstance(run.guidance_scale, tuple):
+        return run.guidance_scale
+    low, high = run.guidance_scale
+    uniform = torch.rand((), generator=generator_for(run.seed, run.stage, "guidance", update), dtype=torch.float64)
+    return low + (high - low) * float(uniform)
+
+
 def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
     """The renoise levels and noise of the `number`-th update of a training step, for its global batch."""
     training = run.training
@@ -211,7 +210,8 @@ def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
     t = renoise_levels(
         beta, training.renoise_range, count, generator_for(run.seed, run.stage, "levels", update, number)
     )
-    shape = (count, *run.base.backbone.latent_shape)
+    backbone = run.base.backbone
+    t, shape = t.clamp(min=backbone.path.lowest), (count, *backbone.latent_shape)
     return Levels(t, noise_for(run.seed, run.stage, "renoise", update, number, shape=shape))
 
 
@@ -231,10 +231,11 @@ def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[
     """
     steps, (prompts, group) = len(run.times) - 1, count_groups(run)
     count = prompts * group
-    order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
-    indices = [index for index in order for _ in range(group)]
+    indices = list_prompts(run, update)
     backbone = run.base.backbone
     c = backbone.collate(run.prompts.items(indices))
+    if update + 1 < run.training.updates:
+        run.prepare(list_prompts(run, update + 1))
     noises = noise_for(run.seed, run.stage, "rollout", update, shape=(steps, count, *backbone.latent_shape))
     parts = []
     for chunk in distributed.split_batches(distributed.split_evenly(prompts), prompts, most_together(run, group)):
@@ -244,6 +245,13 @@ def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[
     x_t = gather_trajectories([part.x_t for part in parts])
     x0 = gather_trajectories([part.x0 for part in parts])
     return States(run.times[:-1], x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
+
+
+def list_prompts(run: Run, update: int) -> list[int]:
+    """The index of the prompt of each trajectory that an update rolls out."""
+    prompts, group = count_groups(run)
+    order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
+    return [index for index in order for _ in range(group)]
 
 
 def gather_trajectories(parts: list[torch.Tensor]) -> torch.Tensor:

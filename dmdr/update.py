@@ -79,11 +79,15 @@ class Levels:
 
 @dataclass(frozen=True)
 class RealScore:
-    """How the real score is taken: the base with the fake score's LoRA at `lora_scale` (DynaDG), under CFG."""
+    """How the real score is taken: the base with the fake score's LoRA at `lora_scale` (DynaDG), under CFG.
+
+    floor: of the mean |x0 - x0_real| that the difference of the scores is divided by.
+    """
 
     unconditional: Conditioning
     guidance_scale: float
     lora_scale: float
+    floor: float = 0.0
 
 
 def roll_out(
@@ -184,7 +188,7 @@ def update_student(
         loss_fake = losses.fake_score(prediction, path.target(sample, noise, t)) * batch.share
         loss_fake.backward()
 
-        loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake) * batch.share
+        loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake, real_score.floor) * batch.share
         figures.add({"loss_dm": loss_dm, "loss_fake": loss_fake})
         if rl is not None:
             loss_rl, rl_figures = rl.loss(x0, batch)

@@ -22,7 +22,7 @@ from dmdr.backbones.latent import (
     silence_diffusers,
 )
 from dmdr.backbones.null_tokens import NullTokenAttention
-from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.backbones.protocol import Conditioning, Item, Unconditional
 from dmdr.backbones.zero_t5 import build_zero_t5
 from dmdr.config.few_steps import FewSteps
 from dmdr.path import FlowPath
@@ -45,6 +45,7 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
         "add_v_proj",
         "to_add_out",
     )
+    blocks = ("transformer_blocks",)
 
     def __init__(self, pipe: StableDiffusion3Pipeline, resolution: int | None = None) -> None:
         transformer: SD3Transformer2DModel = pipe.transformer
@@ -63,15 +64,16 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """{"context": (L, D), "pooled": (1, P)} for each prompt. Of equal tokens at the end of context, one remains."""
         pipe = self.pipe
-        truncated = sum(
-            len(ids) > pipe.tokenizer_max_length for ids in pipe.tokenizer(prompts, verbose=False).input_ids
-        )
         with silence_diffusers():
             context, _, pooled, _ = pipe.encode_prompt(
                 prompts, prompts, prompts, do_classifier_free_guidance=False, device=pipe.text_encoder.device
             )
         items = [{"context": fold(c).cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)]
-        return items, truncated
+        return items, self.count_truncated(prompts)
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        pipe = self.pipe
+        return sum(len(ids) > pipe.tokenizer_max_length for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
 
     def collate(self, items: list[Item]) -> Conditioning:
         """context (B, L, D), pooled (B, P). The last context token stands for all tokens up to `context_tokens`."""
@@ -80,6 +82,10 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
         context = [torch.cat([c, c[-1:].expand(longest - len(c), -1)]) for c in (item["context"] for item in items)]
         pooled = torch.cat([item["pooled"] for item in items])
         return {"context": torch.stack(context).to(device, dtype), "pooled": pooled.to(device, dtype)}
+
+    def encode_unconditional(self, kind: Unconditional) -> Item:
+        item = super().encode_unconditional(kind)
+        return {**item, "context": fold(item["context"])}
 
     def blank(self) -> Item:
         config = self.network.config

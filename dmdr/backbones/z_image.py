@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
 from dmdr.backbones.latent import ShiftedFlowBackbone
-from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.backbones.protocol import Conditioning, Item, Unconditional
 from dmdr.config.few_steps import FewSteps
-from dmdr.errors import DataError
+from dmdr.errors import ConfigError, DataError
 
 TYPICAL_TOKENS = 96  # of a prompt of medium length with its chat template
 TOKENS = 512  # max_sequence_length, the default of ZImagePipeline.__call__
@@ -27,6 +27,7 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
 
     family = "z-image"
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    blocks = ("noise_refiner", "context_refiner", "layers")
     plain_guidance = 0.0
 
     def __init__(self, pipe: ZImagePipeline, resolution: int | None = None) -> None:
@@ -48,23 +49,34 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
                 f"(axes_lens); set it to {most * PATCH * self.pipe.vae_scale_factor} or less"
             )
 
+    def check_unconditional(self, kind: Unconditional) -> None:
+        super().check_unconditional(kind)
+        if kind == "zeros":
+            raise ConfigError(
+                "teacher.unconditional is zeros, but Z-Image reads as many tokens as a prompt has, and zeros have no "
+                "length; set encoded"
+            )
+
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """{"context": (L, D)} for each prompt, where L is the number of tokens of its chat."""
         pipe = self.pipe
-        chats = [
-            pipe.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-            )
-            for prompt in prompts
-        ]
-        truncated = sum(len(ids) > TOKENS for ids in pipe.tokenizer(chats, verbose=False).input_ids)
         contexts, _ = pipe.encode_prompt(
             list(prompts),  # a copy, into which it writes
             device=pipe.text_encoder.device,
             do_classifier_free_guidance=False,
         )
-        return [{"context": context.cpu()} for context in contexts], truncated
+        return [{"context": context.cpu()} for context in contexts], self.count_truncated(prompts)
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        tokenizer = self.pipe.tokenizer
+        chats = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
+            for prompt in prompts
+        ]
+        return sum(len(ids) > TOKENS for ids in tokenizer(chats, verbose=False).input_ids)
 
     def collate(self, items: list[Item]) -> Conditioning:
         """context (B, TOKENS, D), zeros after each prompt's own tokens; tokens (B,), the number of those."""

@@ -12,6 +12,8 @@ from dmdr.config.batches import check_split
 from dmdr.config.cluster import Cluster
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.forms import Dtype, Form
+from dmdr.config.guidance import Scale, take_middle
+from dmdr.config.lora import Init, LoraForm, LoraForms, Targets
 from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Rate, Section
@@ -30,14 +32,32 @@ class Teacher(Section):
     path: Address
     # for a .safetensors file: a folder or hub:OWNER/NAME@COMMIT with its configuration, tokenizers and missing parts
     parts: Address | None = None
-    # classifier-free guidance in the real score and in evaluation; 1 turns it off
-    guidance_scale: float = Field(ge=1.0)
+    # classifier-free guidance in the real score and in evaluation; 1 turns it off. A range such as [6.5, 7.5]: the real
+    # score draws one scale an update, and everything else takes the middle
+    guidance_scale: Scale
+    # the conditioning of the half without a prompt, in the real score and in evaluation. pipeline: what the teacher's
+    # own pipeline takes, which are zeros for SDXL-Base. encoded: the empty text, encoded. zeros: zeros.
+    unconditional: Literal["pipeline", "encoded", "zeros"] = "pipeline"
     steps: Positive = 25  # sampling steps in evaluation ("DMDR, Table 1")
     # width and height of the images in pixels; None: the default of the model family
     resolution: Positive | None = None
     # the world of the lab that this teacher draws, which the lab's rewards and judges ask for. None: a teacher of the
     # lab draws its own, and so does a folder that `dmdr lab build` wrote; any other teacher draws none.
     world: World | None = None
+
+    @model_validator(mode="after")
+    def _check_unconditional(self) -> Teacher:
+        if self.unconditional != "pipeline" and self.guidance_scale == 1.0:
+            raise ValueError(
+                f"teacher.unconditional is {self.unconditional} but teacher.guidance_scale 1 runs no half without a "
+                "prompt; drop it, or raise the scale"
+            )
+        return self
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale of evaluation: the middle of a range."""
+        return take_middle(self.guidance_scale)
 
 
 class Prompts(Section):
@@ -55,6 +75,12 @@ class Prompts(Section):
     evaluation_share: float = Field(0.1, gt=0, lt=1)  # the share that is held out; a hash of the prompt selects it
     folder: Address | None = None  # holds the files of the public sets, under their own names; None: download them
     shard_size: Positive = 1024  # prompts in a shard
+    # stage: the stage prompts encodes them once and stores the states; other stages read those that they need.
+    # on_the_fly: it stores the texts, and the other stages load the text encoders and encode the prompts of each batch.
+    # auto: stage, if the states take at most 32 GiB
+    encode: Literal["auto", "stage", "on_the_fly"] = "auto"
+    # of the states. bfloat16 halves them, and changes nothing for networks in training with precision: bfloat16
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _check_folder(self) -> Prompts:
@@ -70,6 +96,13 @@ class Student(Section):
     steps: Literal[1, 2, 4, 8]
     form: Literal["full", "lora"] = "full"
     lora_rank: Positive | None = None
+    lora_alpha: Rate | None = None  # the LoRA counts lora_alpha / lora_rank times; None: the rank, so once
+    # The modules that the LoRA adapts. attention: the projections of all attentions. wide: all linear layers of the
+    # blocks; of SDXL the authors' list, which has its convolutions too. Or names, or endings of names.
+    lora_targets: Targets = "attention"
+    # How the LoRA's A begins; B is zero. gaussian: standard deviation 1 / lora_rank (the authors' code, t2i), whose
+    # first steps are longer than those of kaiming at the same learning rate.
+    lora_init: Init = "kaiming"
     # highest decay of the averaged weights (EMA) that are exported; 0 exports the last weights
     ema: float = Field(0.99, ge=0.0, lt=1.0)
     start: Start | None = None  # what the student starts from; None: the teacher
@@ -111,7 +144,15 @@ class Student(Section):
             raise ValueError("student.lora_rank is set but student.form is full; drop it, or set form: lora")
         if self.form == "lora" and self.lora_rank is None:
             raise ValueError("student.form is lora but student.lora_rank is missing; set one, for example 64")
+        if self.form == "full" and self.lora_form != LoraForm():
+            changed = next(name for name in ("targets", "init", "alpha") if f"lora_{name}" in self.model_fields_set)
+            raise ValueError(f"student.lora_{changed} is set but student.form is full; drop it, or set form: lora")
         return self
+
+    @property
+    def lora_form(self) -> LoraForm:
+        """What a LoRA student adapts, how it begins, and its alpha."""
+        return LoraForm(self.lora_targets, self.lora_init, self.lora_alpha)
 
 
 def _list(values: tuple[float, ...]) -> str:
@@ -123,6 +164,8 @@ class FakeScore(Section):
 
     lora_rank: Positive = 32  # "official demo"
     scale: float = Field(2.0, gt=0)  # LoRA scale when the network acts as the fake score ("official demo")
+    lora_targets: Targets = "attention"  # as for student
+    lora_init: Init = "kaiming"  # as for student
 
 
 JUDGES = ("lab-checker", "fashion-judge", *OF_JUDGE)  # metrics that are not rewards
@@ -220,6 +263,11 @@ class Execution(Section):
     # none: each process holds all weights. fsdp: each holds some rows of them, which saves memory and costs messages.
     sharding: Literal["none", "fsdp"] = "none"
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    # GiB of this machine's disk that each process may fill with encoded prompts of a remote store
+    prompt_cache: Positive = 32
+    # where the text encoders lie that encode prompts on the fly. device: beside the networks. cpu: it encodes the
+    # prompts of the next update while the GPU works on this one
+    text_encoders: Literal["device", "cpu"] = "device"
     checkpoint_every: Positive = 50  # student updates
     keep_checkpoints: int = Field(2, ge=2)  # at least 2, because the newest may be damaged
     # seconds without progress of a process, then the stage ends with exit code 70 and shows the stacks of all. Loading,
@@ -290,6 +338,11 @@ class Config(Section):
         if self.export.forms is not None:
             return self.export.forms
         return ("pipeline", "lora") if self.student.form == "lora" else ("pipeline",)
+
+    @property
+    def lora_forms(self) -> LoraForms:
+        """What the LoRAs of fake score and student adapt, and how they begin."""
+        return LoraForms(LoraForm(self.fake_score.lora_targets, self.fake_score.lora_init), self.student.lora_form)
 
     def rewards(self, stage: StageName) -> set[str]:
         """The rewards that a stage computes: joint trains on some and watches one, evaluate reports some."""

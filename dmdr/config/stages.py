@@ -29,7 +29,7 @@ class Stage:
 
 _TRAINED = ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "precision")
 TABLE: dict[StageName, Stage] = {
-    "prompts": Stage(reads=(), settings=("seed", "prompts")),
+    "prompts": Stage(reads=(), settings=("seed", "prompts", "teacher.unconditional")),
     "cold_start": Stage(reads=("prompts",), settings=(*_TRAINED, "cold_start"), trains=True, in_ranks=True),
     "joint": Stage(reads=("prompts", "cold_start"), settings=(*_TRAINED, "joint"), trains=True, in_ranks=True),
     "export": Stage(reads=("joint",), settings=("student", "teacher.resolution", "export")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmdr.backbones.lora_targets import select_targets
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.run import Student
 from dmdr.errors import ConfigError, DataError
@@ -117,9 +118,16 @@ def _check_lora(
         raise ConfigError(
             f"{KEY} {source.address} is a LoRA of {found} and student.lora_rank is {student.lora_rank}; {change}"
         )
-    ends = tuple(f".{target}" for target in backbone.lora_targets)
+    targets = select_targets(
+        backbone.network,
+        student.lora_targets,
+        attention=backbone.lora_targets,
+        wide=backbone.wide_targets,
+        key="student.lora_targets",
+    )
+    ends = tuple(f".{target}" for target in targets)
     if others := [name for name in modules if not f".{name}".endswith(ends)]:
         raise ConfigError(
-            f"{KEY} {source.address} adapts {others[0]}, which the student's LoRA does not; set student.form: full, "
-            "which fuses it"
+            f"{KEY} {source.address} adapts {others[0]}, which the student's LoRA does not; add it to "
+            "student.lora_targets, or set student.form: full, which fuses it"
         )

@@ -179,9 +179,8 @@ def choose_size(facts: FamilyFacts, card: Gpu) -> Size:
 
 def choose_small(rewards: Rewards) -> Size:
     """For a network that is there to try things out with: short stages, and no tricks to save memory."""
-    return Size(
-        50, 8, 8, "float32", tiled=bool(rewards.train), note="few, for a small network; the paper's length is 2000"
-    )
+    note = "few, for a small network; the paper's length is 2000"
+    return Size(50, 8, 8, "float32", tiled=bool(rewards.train), rate=3e-5, note=note)
 
 
 def plan(config: Config, facts: FamilyFacts) -> StagePlan:

@@ -21,7 +21,7 @@ def list_models(config: Config, backbone: Backbone) -> list[Model]:
     the student's NFE."""
     steps, teacher = config.student.steps, config.teacher
     known = {name: Model(name, steps, 1.0) for name in ("student", "naive teacher", "cold start", "start")}
-    known["teacher"] = Model("teacher", teacher.steps, teacher.guidance_scale, backbone.guidance_is_input)
+    known["teacher"] = Model("teacher", teacher.steps, teacher.guidance, backbone.guidance_is_input)
     others = [third_party.build_model(name, pipeline) for name, pipeline in config.evaluate.pipelines.items()]
     return [*(known[name] for name in config.evaluate.models), *others]
 

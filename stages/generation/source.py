@@ -14,6 +14,7 @@ from dmdr.config.run import Config, Student, Teacher
 from dmdr.config.stages import TRAINING_STAGES
 from dmdr.errors import DataError, InputMissing
 from dmdr.export.write import WEIGHTS
+from dmdr.shared_base import scale_lora
 from dmdr.teacher.hub import is_hub
 from dmdr.teacher.key_map import Weights
 from dmdr.teacher.load import TeacherSource, digest_teacher, find_teacher, is_teacher
@@ -52,6 +53,12 @@ class StudentSource:
         """How it samples. A setting that early results do not have is at its default."""
         named = {name.removeprefix("student."): value for name, value in self.settings.items()}
         return Student.model_validate({name: named[name] for name in Student.model_fields if name in named}).few_steps
+
+    @property
+    def lora_scale(self) -> float:
+        """How often the product of a checkpoint's LoRA counts: alpha / rank. A sealed LoRA has it in its B."""
+        rank, alpha = (self.settings.get(f"student.lora_{name}") for name in ("rank", "alpha"))
+        return 1.0 if alpha is None else float(str(alpha)) / int(str(rank))
 
     def describe(self) -> str:
         """Which student it is."""
@@ -139,7 +146,9 @@ def read_weights(source: StudentSource) -> Weights:
             f"{source.stage} of run {source.artifact.run} has no checkpoint any more; repeat the command"
         )
     ema = {name.removeprefix("ema/"): newest.tensors[name] for name in newest.tensors if name.startswith("ema/")}
-    return {name.replace(".student.", "."): value for name, value in ema.items()} if source.is_lora else ema
+    if not source.is_lora:
+        return ema
+    return scale_lora({name.replace(".student.", "."): value for name, value in ema.items()}, source.lora_scale)
 
 
 def read_export(source: StudentSource, cache: Path) -> tuple[Path, ExportFacts]:

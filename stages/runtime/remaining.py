@@ -36,7 +36,7 @@ def count_forwards(config: Config, stage: StageName, prompts: int) -> float:
 def count_update(config: Config, training: Training) -> float:
     """The forwards of one student update with its fake-score updates."""
     fake_updates, batch = training.fake_updates - 1, training.batch_size
-    guided = 2 if config.teacher.guidance_scale > 1 else 1
+    guided = 2 if config.teacher.guidance > 1 else 1
     student_backward = 2 if config.student.form == "full" else 1
     return batch * (fake_updates * (1 + 2) + 1 + guided + 2 + student_backward)
 
@@ -50,7 +50,7 @@ def count_evaluations(config: Config) -> dict[str, int]:
     """The network evaluations (NFE) for an image of each compared model."""
     student, teacher, nfe = config.student.steps, config.teacher, {}
     for model in config.evaluate.models:
-        nfe[model] = _count_nfe(teacher.steps, teacher.guidance_scale) if model == "teacher" else student
+        nfe[model] = _count_nfe(teacher.steps, teacher.guidance) if model == "teacher" else student
     return nfe | {name: _count_nfe(each.steps, each.guidance_scale) for name, each in config.evaluate.pipelines.items()}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dmdr.config.changes import split_key
 from dmdr.config.forms import Form
 from dmdr.config.load import validate
 from dmdr.config.run import Config
@@ -74,7 +75,7 @@ def check_teacher(records: Mapping[StageName, Record], source: TeacherSource, te
 def _put(settings: Sections, key: str, value: object) -> None:
     """Put a value at its dotted key."""
     name = key.removeprefix(f"{REWARDS}.")
-    *parts, last = key.split(".") if name == key else [*REWARDS.split("."), name]
+    *parts, last = split_key(key) if name == key else [*REWARDS.split("."), name]
     section = settings
     for part in parts:
         inner = section.setdefault(part, {})
