@@ -178,6 +178,7 @@ def test_the_forms_of_an_export_are_chosen_by_the_student(tmp_path: Path, tiny_s
     start = Start(path=str(tmp_path / "export"))
     assert find_start(start, "lora").files[0].parent.name == "lora"
     assert find_start(start, "full").files[0].parent.name == "transformer"
+    assert find_start(Start(path=str(tmp_path)), "lora").files[0].parent.name == "lora"  # the folder of the whole run
 
 
 def test_the_identity_is_the_content_of_the_weights(tmp_path: Path, tiny_sd3_folder: Path) -> None:
@@ -328,8 +329,14 @@ def test_somebodys_scheduler_draws_a_line_and_no_refusal(tmp_path: Path, tiny_z_
     shutil.copytree(tiny_z_image_folder, tmp_path / "turbo")
     file = tmp_path / "turbo" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "shift": 3.0}))
-    (line,) = compare(tiny_z_image_folder, tmp_path / "turbo")
+    line = compare(tiny_z_image_folder, tmp_path / "turbo")[0]
     assert "student.shift: 3, student.eta: 0" in line
+
+
+def test_the_teacher_itself_draws_a_line(tiny_sd3_folder: Path) -> None:
+    lines = compare(tiny_sd3_folder, tiny_sd3_folder)
+    assert any("is the teacher itself" in line for line in lines)
+    assert not any("itself" in line for line in compare(tiny_sd3_folder, tiny_sd3_folder, trains_at_once=False))
 
 
 def test_another_prediction_is_refused(tmp_path: Path, tiny_sdxl_folder: Path) -> None:
