@@ -22,8 +22,9 @@ from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import RLTerm
-from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase
+from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase, select_lora_targets
 from dmdr.state import TrainState, fill_parameters
+from dmdr.teacher.start_files import find_start
 from dmdr.train import Prompts, Run
 
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
@@ -38,6 +39,7 @@ class StageConfig:
     rl: AnyRL | None = None
     distribution_matching: bool = True
     watch: Watch | None = None
+    fake_warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,12 @@ class Assembly:
 
 def select_stage(config: Config, stage: str) -> StageConfig:
     """The settings of `cold_start` or `joint`."""
-    training: Training = config.joint if stage == "joint" else config.cold_start
+    training: Training | None = config.joint if stage == "joint" else config.cold_start
+    assert training is not None, "a run without a cold start has no such stage"
     if isinstance(training, Joint):
-        return StageConfig(stage, training, training.rl, training.distribution_matching, training.watch)
+        return StageConfig(
+            stage, training, training.rl, training.distribution_matching, training.watch, training.fake_warmup
+        )
     return StageConfig(stage, training)
 
 
@@ -63,12 +68,13 @@ def is_sharded(config: Config) -> bool:
 
 
 def assemble(
-    config: Config, stage: StageConfig, backbone: Backbone, *, start: Path | None = None, device: str | None = None
+    config: Config, stage: StageConfig, backbone: Backbone, *, before: Path | None = None, device: str | None = None
 ) -> Assembly:
     """Build the shared base, the RL algorithm and the state of a training stage.
 
     Args:
-        start: the output of the stage whose student to start from; None starts from the teacher.
+        before: the output of the stage whose student goes on here. None begins at the config's student.start, or at the
+            teacher. On meta, where weights have no values, a start changes nothing.
         device: where the ranks' shards go; needed only where the weights are sharded.
 
     Raises:
@@ -76,11 +82,14 @@ def assemble(
         DataError, InputMissing: the start is of another model; weights of a reward are damaged or missing.
     """
     base = build_base(config, backbone)
-    if start is not None:
-        student = base.from_diffusers(STUDENT, load_file(start / EMA_FILE))
-        fill_parameters(base.student_parameters, student, f"student of {start.name}")
-        fake_score = base.from_diffusers(FAKE, load_file(start / FAKE_FILE))
-        fill_parameters(base.fake_parameters, fake_score, f"fake score of {start.name}")
+    start = config.student.start
+    if before is not None:
+        student = base.from_diffusers(STUDENT, load_file(before / EMA_FILE))
+        fill_parameters(base.student_parameters, student, f"student of {before.name}")
+        fake_score = base.from_diffusers(FAKE, load_file(before / FAKE_FILE))
+        fill_parameters(base.fake_parameters, fake_score, f"fake score of {before.name}")
+    elif start is not None and backbone.network.device.type != "meta":
+        base.begin_at(find_start(start, config.student.form), scale=start.scale)
     if stage.rl is not None and stage.rl.needs_reference():
         with on_meta_if(backbone):
             base.keep_reference()  # before a checkpoint moves the student on
@@ -89,12 +98,18 @@ def assemble(
         base.split(device)
     rl = None
     if stage.rl is not None:
-        rl = RLTerm(build_algorithm(stage.rl, base, config.weights, eta=config.student.eta), stage.rl)
+        algorithm = build_algorithm(stage.rl, base, config.weights, seed=config.seed, eta=config.student.eta)
+        rl = RLTerm(algorithm, stage.rl)
     return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema))
 
 
 def build_base(config: Config, backbone: Backbone) -> SharedBase:
-    """The shared base of a config, its activations recomputed where the config says so."""
+    """The shared base of a config, its activations recomputed where the config says so.
+
+    Raises:
+        ConfigError: the teacher has no such unconditional row, or no module that a LoRA would adapt.
+    """
+    backbone.check_unconditional(config.teacher.unconditional)
     with on_meta_if(backbone):
         base = SharedBase(
             backbone,
@@ -103,10 +118,20 @@ def build_base(config: Config, backbone: Backbone) -> SharedBase:
             student_rank=config.student.lora_rank,
             seed=config.seed,
             compute=DTYPES[config.precision],
+            lora=config.lora_forms,
         )
     if config.execution.gradient_checkpointing:
         base.recompute_activations()
     return base
+
+
+def check_lora_targets(config: Config, backbone: Backbone) -> None:
+    """Check that the teacher, without adapters yet, has all modules that the LoRAs of a config adapt.
+
+    Raises:
+        ConfigError: it does not have one of them.
+    """
+    select_lora_targets(backbone, config.lora_forms)
 
 
 def on_meta_if(backbone: Backbone) -> AbstractContextManager[object]:
@@ -140,6 +165,7 @@ def build_run(
         distribution_matching=stage.distribution_matching,
         watch=watch,
         micro_batch=config.execution.micro_batch_size,
+        fake_warmup=stage.fake_warmup,
     )
 
 

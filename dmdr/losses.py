@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from dmdr.path import per_sample
 
 
-def distribution_matching(x0: torch.Tensor, x0_real: torch.Tensor, x0_fake: torch.Tensor) -> torch.Tensor:
+def distribution_matching(
+    x0: torch.Tensor, x0_real: torch.Tensor, x0_fake: torch.Tensor, floor: float = 0.0
+) -> torch.Tensor:
     """The loss whose gradient in x0 is the difference of the scores (DMDR, equation 1), weighted as in DMD, equation 8.
 
-    grad = (x0_fake - x0_real) / mean |x0 - x0_real|, the mean over C, H, W of each sample;
+    grad = (x0_fake - x0_real) / (mean |x0 - x0_real| + floor), the mean over C, H, W of each sample;
     L = 0.5 |x0 - stop_gradient(x0 - grad)|^2, averaged over all elements.
     """
     with torch.no_grad():
-        weight = (x0 - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True)
+        weight = (x0 - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True) + floor
         grad = torch.nan_to_num((x0_fake - x0_real) / weight)
     return 0.5 * F.mse_loss(x0, (x0 - grad).detach())
 
@@ -37,6 +39,11 @@ def refl(rewards: torch.Tensor) -> torch.Tensor:
 def refl_log(rewards: torch.Tensor) -> torch.Tensor:
     """L = -mean log reward, for rewards above 0 (ReFL, algorithm 1; map phi = log)."""
     return -rewards.clamp(min=torch.finfo(rewards.dtype).tiny).log().mean()
+
+
+def refl_hinge(rewards: torch.Tensor, margin: float) -> torch.Tensor:
+    """L = mean max(0, margin - reward): a reward is raised until it reaches the margin ("authors' code, t2i")."""
+    return F.relu(margin - rewards).mean()
 
 
 def pretraining(x0: torch.Tensor, x0_reference: torch.Tensor) -> torch.Tensor:

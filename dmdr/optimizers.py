@@ -35,13 +35,13 @@ def check_optimizers(training: Training, stage: str, *, split: bool) -> None:
 
 def build_optimizer(parameters: dict[str, torch.nn.Parameter], config: Optimizer) -> torch.optim.Optimizer:
     """AdamW for these parameters, in the form that the config names."""
-    rate, decay = config.learning_rate, config.weight_decay
+    rate, decay, eps = config.learning_rate, config.weight_decay, config.eps
     if config.kind == "8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(parameters.values(), lr=rate, betas=config.betas, weight_decay=decay)
+        return AdamW8bit(parameters.values(), lr=rate, betas=config.betas, eps=eps, weight_decay=decay)
     fused = True if config.kind == "fused" else None  # None leaves the choice to torch
-    return torch.optim.AdamW(parameters.values(), lr=rate, betas=config.betas, weight_decay=decay, fused=fused)
+    return torch.optim.AdamW(parameters.values(), lr=rate, betas=config.betas, eps=eps, weight_decay=decay, fused=fused)
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,14 @@ def match_gradients(dm: GradientSum, rl: GradientSum, weight: float) -> dict[str
 
 
 def learning_rate(config: Optimizer, update: int, updates: int) -> float:
-    """The learning rate of an update, counted from 0. It depends on the place in the stage only: a resume keeps it."""
-    if config.final_learning_rate is None:
-        return config.learning_rate
-    return config.learning_rate + (config.final_learning_rate - config.learning_rate) * update / max(1, updates - 1)
+    """The learning rate of an update, counted from 0. It depends on the place in the stage only: a resume keeps it.
+
+    It rises over the `warmup` first updates, and falls linearly to the final rate, if there is one.
+    """
+    rate = config.learning_rate
+    if config.final_learning_rate is not None:
+        rate += (config.final_learning_rate - config.learning_rate) * update / max(1, updates - 1)
+    return rate * (update + 1) / config.warmup if update < config.warmup else rate
 
 
 def read_state(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:

@@ -23,7 +23,12 @@ def per_sample(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class Path(ABC):
-    """A path from data to noise, and back with the network's predictions."""
+    """A path from data to noise, and back with the network's predictions.
+
+    lowest: the lowest level t at which a network predicts.
+    """
+
+    lowest = 0.0
 
     @abstractmethod
     def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,6 +86,7 @@ class VPPath(Path):
     def __init__(self, alphas_cumprod: torch.Tensor, predicts: Predicts = "epsilon") -> None:
         self.predicts = predicts
         self.timesteps = len(alphas_cumprod)
+        self.lowest = 1 / self.timesteps  # timestep 0; below it there is only data
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double()])  # t = 0 is data
         self._signal, self._spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 

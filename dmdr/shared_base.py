@@ -2,7 +2,9 @@
 
 1. The official demo injects one LoRA and runs it at two scales. We do the same with PEFT. At scale 0 the adapters are
    off, so that the real score is the untouched teacher, bit for bit.
-2. PEFT starts a LoRA at B = 0 and A ~ Kaiming, not at unit variance: learning rates of the demo do not carry over.
+2. A LoRA starts at B = 0, and A ~ Kaiming or, with the init gaussian, A ~ N(0, 1 / rank^2), both PEFT's. The first
+   step of Adam moves the network by about scale * rate * rank * std(A). So a rate carries over only with its init: the
+   authors' code for text to image has gaussian, their ImageNet demo an A of unit variance.
 3. In bfloat16 only the frozen weights are stored as bfloat16. Trained weights stay in float32, because a step is often
    smaller than the distance between two bfloat16 numbers; the networks see them rounded.
 """
@@ -21,11 +23,18 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from dmdr import distributed
+from dmdr.backbones.lora_targets import select_targets
 from dmdr.backbones.protocol import Backbone, Conditioning
+from dmdr.config.lora import LoraForm, LoraForms
+from dmdr.errors import ConfigError, doing
 from dmdr.rollout import predict_guided
+from dmdr.teacher.start_files import KEY, StartSource
+from dmdr.teacher.start_lora import read_lora
+from dmdr.teacher.start_weights import build_skeleton, turn_into_start
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of a config's precision
 FAKE, STUDENT, REFERENCE = "fake_score", "student", "reference"
+PLAIN = LoraForms()
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class SharedBase:
         student_rank: of a LoRA student; None makes a full copy of the network.
         seed: of the adapters' initial values.
         compute: dtype in which the networks run; trained weights are float32.
+        lora: what the LoRAs adapt, how they begin, and the student's alpha.
+
+    Raises:
+        ConfigError: a LoRA would adapt a module that the network does not have.
     """
 
     def __init__(
@@ -58,23 +71,55 @@ class SharedBase:
         student_rank: int | None,
         seed: int,
         compute: torch.dtype = torch.float32,
+        lora: LoraForms = PLAIN,
     ) -> None:
         self.backbone, self.fake_scale = backbone, fake_scale
         base = backbone.network
         self.student_is_lora = student_rank is not None
+        self._student_form = lora.student
+        self.student_scale = 1.0 if student_rank is None else lora.student.scale(student_rank)  # of its LoRA
+        targets = select_lora_targets(backbone, lora)  # before the first adapter renames modules
+        self._student_targets = targets[STUDENT]
         self.student_network = base if self.student_is_lora else copy.deepcopy(base).requires_grad_(True)
         self.reference_network: ModelMixin | None = None  # of a full student, after `keep_reference`
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self._add_lora(FAKE, fake_rank)
+            self._add_lora(FAKE, fake_rank, lora.fake_score, targets[FAKE])
             if student_rank is not None:
-                self._add_lora(STUDENT, student_rank)
+                self._add_lora(STUDENT, student_rank, lora.student, targets[STUDENT])
         if compute != torch.float32:
             backbone.compute = compute
             _cast_frozen_weights(base, compute)
         self._layers = [module for module in base.modules() if isinstance(module, LoraLayer)]
         self._name_parameters()
         self._switch_to(Adapter(FAKE, fake_scale))
+
+    @torch.no_grad()
+    def begin_at(self, source: StartSource, *, scale: float) -> None:
+        """Give the student the weights of a start: before `split`, and before a reference is kept.
+
+        A LoRA student goes on with the start's LoRA. Where the scales of the two differ, `up` takes up the difference,
+        so that the function is the start's. Modules that the start does not adapt begin as new ones do, at 0.
+
+        Raises:
+            ConfigError: a LoRA does not have the student's rank or modules.
+            DataError: the start is of another model.
+        """
+        pipeline = type(self.backbone.pipe)
+        if not self.student_is_lora:
+            turn_into_start(self.student_network, source, pipeline, scale=scale)
+            return
+        with doing(f"loading the start {source.address}"):
+            modules = read_lora(source, build_skeleton(self.backbone.network), pipeline, scale=scale)
+        for name, module in modules.items():
+            layer = self.backbone.network.get_submodule(name)
+            down = self.student_parameters.get(f"{name}.lora_A.{STUDENT}.weight")
+            up = self.student_parameters.get(f"{name}.lora_B.{STUDENT}.weight")
+            if down is None or up is None or not isinstance(layer, LoraLayer) or down.shape != module.down.shape:
+                raise ConfigError(f"{KEY} {source.address} adapts {name} otherwise than the student's LoRA does")
+            own = layer.lora_alpha[STUDENT] / layer.r[STUDENT]
+            down.copy_(module.down)
+            up.copy_(module.up * (module.scale / own))
 
     def _name_parameters(self) -> None:
         self.fake_parameters = _select_parameters(self.backbone.network, f".{FAKE}.")
@@ -112,17 +157,26 @@ class SharedBase:
         for network in (self.backbone.network, self.student_network, self.backbone.vae):
             network.enable_gradient_checkpointing(checkpoint)
 
-    def _add_lora(self, name: str, rank: int) -> None:
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.backbone.lora_targets))
+    def _add_lora(self, name: str, rank: int, form: LoraForm, targets: list[str]) -> None:
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=rank if form.alpha is None else form.alpha,  # type: ignore[arg-type]  # any number will do
+            target_modules=targets,
+            init_lora_weights="gaussian" if form.init == "gaussian" else True,
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # we want several adapters on one base
             self.backbone.network.add_adapter(config, adapter_name=name)
 
     def to_diffusers(self, role: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A role's parameters as others load them: a LoRA under diffusers' names, a full student with its buffers."""
+        """A role's parameters as others load them: a LoRA under diffusers' names, a full student with its buffers.
+
+        The student's alpha is multiplied into B, so that whoever loads the LoRA need not know it.
+        """
         if role == STUDENT and not self.student_is_lora:
             return {**self.student_network.state_dict(), **values}
-        return {name.replace(f".{role}.", "."): value for name, value in values.items()}
+        renamed = {name.replace(f".{role}.", "."): value for name, value in values.items()}
+        return scale_lora(renamed, self.student_scale if role == STUDENT else 1.0)
 
     def from_diffusers(self, role: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The inverse of `to_diffusers`."""
@@ -131,7 +185,7 @@ class SharedBase:
             return {name: value for name, value in weights.items() if name not in buffers}
         return {
             name.replace(".lora_A.", f".lora_A.{role}.").replace(".lora_B.", f".lora_B.{role}."): value
-            for name, value in weights.items()
+            for name, value in scale_lora(weights, 1 / self.student_scale if role == STUDENT else 1.0).items()
         }
 
     @contextmanager
@@ -177,7 +231,7 @@ class SharedBase:
                 _cast_frozen_weights(self.reference_network, self.backbone.compute)
             return
         rank = next(iter(self.student_parameters.values())).shape[0]
-        self._add_lora(REFERENCE, rank)
+        self._add_lora(REFERENCE, rank, self._student_form, self._student_targets)
         copies = _select_parameters(self.backbone.network, f".{REFERENCE}.")
         with torch.no_grad():
             for name, parameter in self.student_parameters.items():
@@ -213,6 +267,32 @@ class SharedBase:
         with self.use_adapter(FAKE, lora_scale) as network:
             prediction = predict_guided(self.backbone, network, x_t, t, c, unconditional, guidance_scale)
         return self.backbone.path.to_x0(x_t, prediction, t)
+
+
+def select_lora_targets(backbone: Backbone, lora: LoraForms) -> dict[str, list[str]]:
+    """Role -> the modules that its LoRA adapts, of a network without adapters.
+
+    Raises:
+        ConfigError: the network does not have one of them.
+    """
+    forms = {FAKE: lora.fake_score, STUDENT: lora.student}
+    return {
+        role: select_targets(
+            backbone.network,
+            form.targets,
+            attention=backbone.lora_targets,
+            wide=backbone.wide_targets,
+            key=f"{role}.lora_targets",
+        )
+        for role, form in forms.items()
+    }
+
+
+def scale_lora(weights: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
+    """A LoRA whose product B A is `factor` times as large."""
+    if factor == 1:
+        return weights
+    return {name: value.detach() * factor if ".lora_B." in name else value for name, value in weights.items()}
 
 
 def _select_parameters(network: torch.nn.Module, part: str) -> dict[str, torch.nn.Parameter]:

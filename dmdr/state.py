@@ -26,6 +26,7 @@ class StateInfo(TypedDict):
     """The part of a checkpoint that is JSON."""
 
     update: int
+    warmup: int
     rl_weight: float
     rows: list[Row]
 
@@ -36,12 +37,14 @@ class _SavedInfo(BaseModel):
     model_config = ConfigDict(strict=True)
 
     update: int
+    warmup: int = 0  # which early checkpoints lack
     rl_weight: float
     rows: list[Row]
 
 
-def check_info(step: int, info: Mapping[str, object], *, updates: int) -> None:
-    """Check that the info of a checkpoint can be that of a state after `step` of so many updates.
+def check_info(step: int, info: Mapping[str, object], *, updates: int, warmup: int = 0) -> None:
+    """Check that the info of a checkpoint can be that of a state after `step` of so many updates, those of the fake
+    score's warm-up counted first.
 
     Raises:
         ValueError: in one line.
@@ -50,21 +53,24 @@ def check_info(step: int, info: Mapping[str, object], *, updates: int) -> None:
         found = _SavedInfo.model_validate(info)
     except ValidationError as error:
         raise ValueError("its state.json is not that of a training stage") from error
-    if found.update != step or len(found.rows) != step:
+    if found.warmup + found.update != step or len(found.rows) != step:
         raise ValueError(f"its state.json is of update {found.update} with {len(found.rows)} rows of metrics")
-    if not 0 <= step <= updates:
+    if not 0 <= found.update <= updates:
         raise ValueError(f"the stage has {updates} updates")
+    if not 0 <= found.warmup <= warmup or (found.update and found.warmup < warmup):
+        raise ValueError(f"the stage has {warmup} updates of the fake score alone before the first of the student")
 
 
 class TrainState:
     """What changes while training.
 
-    update: student updates done. rows: one metrics row for each, and one more at the end of a watched stage.
+    update: student updates done. warmup: updates of the fake score alone, before them. rows: one metrics row for each
+    of both, and one more at the end of a watched stage.
     rl_weight: the RL weight of the last update, where it is matched. best_ema: empty unless the watch keeps it.
     """
 
     def __init__(self, base: SharedBase, training: Training, *, ema: float) -> None:
-        self.update, self.rl_weight, self.ema_decay = 0, 0.0, ema
+        self.update, self.warmup, self.rl_weight, self.ema_decay = 0, 0, 0.0, ema
         self.rows: list[Row] = []
         self.student = _build_trainable(base.student_parameters, training.student)
         self.fake_score = _build_trainable(base.fake_parameters, training.fake_score)
@@ -72,6 +78,16 @@ class TrainState:
         self.kinds = {"student": training.student.kind, "fake_score": training.fake_score.kind}
         self.ema: Tensors = {name: parameter.detach().clone() for name, parameter in base.student_parameters.items()}
         self.best_ema: Tensors = {}
+
+    @property
+    def step(self) -> int:
+        """Updates done, those of the warm-up included."""
+        return self.warmup + self.update
+
+    @property
+    def last_row(self) -> Row:
+        """The metrics row of the last update; the row that a watched stage adds at its end is none."""
+        return self.rows[self.step - 1]
 
     @torch.no_grad()
     def advance(self, row: Row) -> None:
@@ -128,7 +144,7 @@ class TrainState:
 
     def info(self) -> StateInfo:
         """The numbers that are no tensors."""
-        return {"update": self.update, "rl_weight": self.rl_weight, "rows": self.rows}
+        return {"update": self.update, "warmup": self.warmup, "rl_weight": self.rl_weight, "rows": self.rows}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor], info: StateInfo) -> None:
@@ -138,6 +154,7 @@ class TrainState:
             DataError: the tensors are of another model.
         """
         self.update, self.rl_weight, self.rows = info["update"], info["rl_weight"], list(info["rows"])
+        self.warmup = info.get("warmup", 0)  # which early checkpoints lack
         fill_parameters(self.ema, TensorsBelow("ema/", tensors), "checkpoint's EMA")
         if best := TensorsBelow("best_ema/", tensors):
             self.keep_best()

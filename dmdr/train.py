@@ -1,14 +1,16 @@
 """The loop of both training stages, and one training step: K - 1 updates of the fake score, then one of the student.
 
 1. Joint training starts from the EMA of the cold start, the weights that were measured, and from its fake score.
-2. What a step draws (prompts, noise, levels, pairs) depends on (seed, stage, update) alone, never on history.
+2. Where it starts elsewhere, the fake score knows nothing of the student yet. It is trained alone first, for
+   `fake_warmup` updates of K steps each, on samples of the student, which does not change.
+3. What a step draws (prompts, noise, levels, pairs) depends on (seed, stage, update) alone, never on history.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -31,6 +33,7 @@ from dmdr.update import (
     Levels,
     RealScore,
     WeightedLoss,
+    measure_teacher_loss,
     roll_out,
     select_states,
     update_fake_score,
@@ -54,8 +57,9 @@ class Run:
     """What stays the same through a training stage.
 
     unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student. eta: of its
-    rollouts.
-    micro_batch: the most samples that a network sees at once; None: all.
+    rollouts. guidance_scale: of the real score, or a range (low, high) from which each update draws it.
+    micro_batch: the most samples that a network sees at once; None: all. fake_warmup: updates of the fake score alone
+    that come first.
     """
 
     stage: str
@@ -65,12 +69,13 @@ class Run:
     prompts: Prompts
     unconditional: Conditioning
     times: torch.Tensor
-    guidance_scale: float
+    guidance_scale: float | tuple[float, float]
     eta: float = 1.0
     rl: RLTerm | None = None
     distribution_matching: bool = True
     watch: Watcher | None = None
     micro_batch: int | None = None
+    fake_warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,9 @@ def train(run: Run, state: TrainState, *, stop: Callable[[], bool]) -> Iterator[
     Raises:
         NonFinite: a loss or gradient is not a number; the newest checkpoint is from before it.
     """
+    yield from warm_up(run, state, stop=stop)
+    if state.warmup < run.fake_warmup:
+        return
     while True:
         is_last = state.update == run.training.updates
         if not is_last and stop():
@@ -98,22 +106,69 @@ def train(run: Run, state: TrainState, *, stop: Callable[[], bool]) -> Iterator[
             return
         with doing(f"training {run.stage}, update {state.update}"):
             figures = training_step(run, state)
-        for name, value in figures.items():
-            if not math.isfinite(value):
-                raise NonFinite(
-                    f"{run.stage}: {name} is {value} at update {state.update}; the last checkpoint is whole: "
-                    "lower the learning rates (fake_score first) or the RL weight"
-                )
+        require_finite(figures, f"{run.stage}: {{}} at update {state.update}")
         row = {"update": state.update, **figures, **look.figures}
         state.advance(row)
         yield row
+
+
+def require_finite(figures: dict[str, float], where: str) -> None:
+    """Raises NonFinite if a figure is not a number. where: a sentence with {} for the figure and its value."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise NonFinite(
+                f"{where.format(f'{name} is {value}')}; the last checkpoint is whole: lower the learning rates "
+                "(fake_score first) or the RL weight"
+            )
+
+
+def warm_up(run: Run, state: TrainState, *, stop: Callable[[], bool]) -> Iterator[Row]:
+    """Train the fake score alone for `run.fake_warmup` updates, or until `stop` asks; yield each finished one.
+
+    Their rows count up to the first student update: -3, -2, -1.
+
+    Raises:
+        NonFinite: as `train`.
+    """
+    while state.warmup < run.fake_warmup and not stop():
+        number = state.warmup - run.fake_warmup
+        with doing(f"training the fake score of {run.stage} alone, update {state.warmup} of {run.fake_warmup}"):
+            figures = warmup_step(run, state)
+        require_finite(figures, f"{run.stage}: {{}} at update {state.warmup} of the fake score alone")
+        row = {"update": number, **figures}
+        state.warmup += 1
+        state.rows.append(row)
+        yield row
+
+
+def warmup_step(run: Run, state: TrainState) -> dict[str, float]:
+    """K steps of the fake score on one rollout of the student, at the rates and levels of the first student update.
+
+    The figures are of the first of them: samples that nothing was trained on yet. `loss_teacher` is the bare teacher's
+    loss on the same samples.
+    """
+    training, update = run.training, state.warmup
+    constant = training.dynamic.model_copy(update={"schedule": "constant"})
+    alone = replace(
+        run, stage=f"{run.stage} warm-up", rl=None, training=training.model_copy(update={"dynamic": constant})
+    )
+    states, c, _ = roll_out_prompts(alone, update)
+    batches = select_batches(alone, update, states, c, None)
+    state.fake_score.set_learning_rate(training.fake_score.learning_rate)
+    figures: dict[str, torch.Tensor] = {}
+    for number, parts in enumerate([*batches.fake_score, *batches.student]):
+        levels = draw_levels(alone, update, number, parts[0].of)
+        teacher = measure_teacher_loss(run.base, parts, levels) if number == 0 else {}
+        found = update_fake_score(run.base, parts, levels, state.fake_score)
+        figures = figures or {**found, **teacher}
+    return to_floats(figures)
 
 
 def training_step(run: Run, state: TrainState) -> dict[str, float]:
     """Roll out, update the fake score K - 1 times, then student and fake score together; return the figures."""
     training, update = run.training, state.update
     states, c, texts = roll_out_prompts(run, update)
-    objective = run.rl.algorithm.build_objective(states, texts) if run.rl else None
+    objective = run.rl.algorithm.build_objective(states, texts, update=update) if run.rl else None
     batches = select_batches(run, update, states, c, objective)
     state.student.set_learning_rate(learning_rate(training.student, update, training.updates))
     state.fake_score.set_learning_rate(learning_rate(training.fake_score, update, training.updates))
@@ -128,7 +183,7 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
         return to_floats({**(objective.figures if objective else {}), **figures})
 
     scale = real_scale(update, training.dynamic)
-    real_score = RealScore(run.unconditional, run.guidance_scale, scale)
+    real_score = RealScore(run.unconditional, draw_guidance(run, update), scale, training.dm_floor)
     for number, parts in enumerate(batches.fake_score):
         update_fake_score(run.base, parts, draw_levels(run, update, number, parts[0].of), state.fake_score)
     for number, parts in enumerate(batches.student, start=len(batches.fake_score)):
@@ -149,6 +204,15 @@ def to_floats(figures: dict[str, torch.Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items()}
 
 
+def draw_guidance(run: Run, update: int) -> float:
+    """The guidance scale of a training step: the run's, or one drawn uniformly from its range."""
+    if not isinstance(run.guidance_scale, tuple):
+        return run.guidance_scale
+    low, high = run.guidance_scale
+    uniform = torch.rand((), generator=generator_for(run.seed, run.stage, "guidance", update), dtype=torch.float64)
+    return low + (high - low) * float(uniform)
+
+
 def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
     """The renoise levels and noise of the `number`-th update of a training step, for its global batch."""
     training = run.training
@@ -156,7 +220,8 @@ def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
     t = renoise_levels(
         beta, training.renoise_range, count, generator_for(run.seed, run.stage, "levels", update, number)
     )
-    shape = (count, *run.base.backbone.latent_shape)
+    backbone = run.base.backbone
+    t, shape = t.clamp(min=backbone.path.lowest), (count, *backbone.latent_shape)
     return Levels(t, noise_for(run.seed, run.stage, "renoise", update, number, shape=shape))
 
 

@@ -22,7 +22,7 @@ from dmdr import distributed, losses
 from dmdr.backbones.protocol import Conditioning
 from dmdr.optimizers import GradientSum, Trainable, match_gradients
 from dmdr.rollout import States, simulate_backward
-from dmdr.shared_base import STUDENT, SharedBase
+from dmdr.shared_base import FAKE, STUDENT, SharedBase
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,15 @@ class Levels:
 
 @dataclass(frozen=True)
 class RealScore:
-    """How the real score is taken: the base with the fake score's LoRA at `lora_scale` (DynaDG), under CFG."""
+    """How the real score is taken: the base with the fake score's LoRA at `lora_scale` (DynaDG), under CFG.
+
+    floor: of the mean |x0 - x0_real| that the difference of the scores is divided by.
+    """
 
     unconditional: Conditioning
     guidance_scale: float
     lora_scale: float
+    floor: float = 0.0
 
 
 def roll_out(
@@ -133,6 +137,18 @@ def update_fake_score(
     return {**figures.of_all_ranks(), "grad_fake": grad_fake}
 
 
+@torch.no_grad()
+def measure_teacher_loss(base: SharedBase, batches: list[Batch], levels: Levels) -> dict[str, torch.Tensor]:
+    """L_diff of the bare teacher on the samples and levels that the fake score trains on: how far the two are apart."""
+    path, figures = base.backbone.path, FigureSums()
+    for batch in batches:
+        t, noise = levels.of(batch)
+        with base.use_adapter(FAKE, 0.0) as network:
+            prediction = base.backbone.predict(network, path.renoise(batch.x0, noise, t), t, batch.c)
+        figures.add({"loss_teacher": losses.fake_score(prediction, path.target(batch.x0, noise, t)) * batch.share})
+    return figures.of_all_ranks()
+
+
 def update_student(
     base: SharedBase,
     batches: list[Batch],
@@ -172,7 +188,7 @@ def update_student(
         loss_fake = losses.fake_score(prediction, path.target(sample, noise, t)) * batch.share
         loss_fake.backward()
 
-        loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake) * batch.share
+        loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake, real_score.floor) * batch.share
         figures.add({"loss_dm": loss_dm, "loss_fake": loss_fake})
         if rl is not None:
             loss_rl, rl_figures = rl.loss(x0, batch)

@@ -1,4 +1,4 @@
-"""What the flows chain, in data order, without Prefect: a run's five stages, an evaluation, the runs of a table.
+"""What the flows chain, in data order, without Prefect: a run's stages, an evaluation, the runs of a table.
 
 `flows.distil` and `flows.paper_tables` make Prefect flows of it. `dmdr run` calls it directly where there is no server.
 
@@ -53,7 +53,7 @@ def distil(
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    run_stage = stop_after(until, run_stage)
+    run_stage = run_only(list_until(until, load_config(config).stages), run_stage)
     run_stage("prompts", config, run, store, teacher, adopt=cold_start_of)
     run_stage("cold_start", config, run, store, teacher, adopt=cold_start_of)
     run_stage("joint", config, run, store, teacher)
@@ -61,13 +61,13 @@ def distil(
     run_stage("evaluate", config, run, store, teacher)
 
 
-def stop_after(last: StageName | None, run_stage: RunStage) -> RunStage:
-    """`run_stage` that does nothing for the stages after `last`; None: it runs all."""
+def run_only(wanted: tuple[StageName, ...], run_stage: RunStage) -> RunStage:
+    """`run_stage` that does nothing for other stages: those after `until`, or a cold start that the config lacks."""
 
     def run_wanted(
         name: StageName, config: str, run: str, store: str, teacher: str | None = None, adopt: str | None = None
     ) -> None:
-        if name in list_until(last):
+        if name in wanted:
             run_stage(name, config, run, store, teacher, adopt=adopt)
 
     return run_wanted
@@ -79,7 +79,8 @@ def evaluate_with_pipelines(run_stage: RunStage, config: str, run: str, source_r
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    for name in list_needed("evaluate", load_config(config).evaluate.models):
+    checked = load_config(config)
+    for name in list_needed("evaluate", checked.evaluate.models, checked.stages):
         is_sealed = Artifact(store, source_run, name).record() is not None
         run_stage(name, config, run, store, adopt=source_run if is_sealed else None)
     run_stage("evaluate", config, run, store)
@@ -111,7 +112,7 @@ def run_table(run_stage: RunStage, table: Table, *, say: Callable[[str], None], 
 
 def complete_run(run_stage: RunStage, run: Run, siblings: list[Run], store: str, say: Callable[[str], None]) -> None:
     """Seal every stage of a run: it is sealed already, a sibling's result is copied, or it runs."""
-    for name in run.row.stages:
+    for name in run.stages:
         own = Artifact(store, run.name, name)
         settings, inputs = identity(run.config, name), fingerprint_inputs(run.config, name, store, run.name)
         if own.record() is not None:

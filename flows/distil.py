@@ -167,7 +167,11 @@ def dmdr(
     with explain_faults("flow dmdr"):
         refuse_secret_arguments([config, store, teacher])
         with given_config.open_config(config, get_run_logger().info, wait=wait) as path:
-            run = run or load_config(path).run
+            checked = load_config(path)
+            checked.require_stage(until, "until")
+            if cold_start_of:
+                checked.require_stage("cold_start", "cold_start_of")
+            run = run or checked.run
             chain.distil(run_stage, path, run, store, teacher or None, cold_start_of or None, until)
         if "evaluate" in list_until(until):
             artifacts.publish_scorecard(run, store)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dmdr.config.secrets import refuse_secret_arguments
-from dmdr.config.stages import STAGES, TABLE
+from dmdr.config.stages import TABLE
 from dmdr.errors import INTERNAL, SEALED, ConfigError, NonFinite, Stopped, StoreError, exit_code_of
 from stages.runtime import ranks
 from stages.runtime.command_line import PROGRAM, Options, parse
@@ -91,6 +91,7 @@ def prepare(options: Options, ends: ExitStack) -> Work | int:
     ends.callback(guard.end)
     config = load_config(options.config)
     guard.watch(config)
+    config.require_stage(stage, stage)
     config = resolve_teacher(config, options.teacher, lambda size: stop_if_asked())
     run = config.run if options.run is None else options.run
     artifact = Artifact(options.store, run, stage)
@@ -128,7 +129,9 @@ def prepare(options: Options, ends: ExitStack) -> Work | int:
         artifact=artifact,
         out=out,
         cache=workspace / "inputs",
-        progress=Progress(stage, shown=is_first, place=f"stage {STAGES.index(stage) + 1} of {len(STAGES)}"),
+        progress=Progress(
+            stage, shown=is_first, place=f"stage {config.stages.index(stage) + 1} of {len(config.stages)}"
+        ),
         stop=stop_signal.is_set,
     )
     return Work(run_stage, context, began)

@@ -10,28 +10,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.identity import identity
-from dmdr.errors import Stopped, doing
+from dmdr.config.run import Config, Student
+from dmdr.errors import USER_ERRORS, Stopped, doing
 from dmdr.export.comfyui import build_workflow
 from dmdr.export.parity import compare_latents, load_form, measure_difference, sample_probes
 from dmdr.export.rounding import DTYPES, WRITING_ORDER, round_parts
 from dmdr.export.write import WEIGHTS, absent_text_encoders, build_metadata, load_student, network_part, write_form
 from dmdr.teacher.load import TeacherSource, digest_teacher, find_teacher_of, load_teacher
 from dmdr.teacher.single_file import SingleFile
+from dmdr.teacher.start_files import find_start
 from stages.generation.drawing import build_call
 from stages.generation.samples import PROMPTS_FILE, choose_prompts, draw_samples
 from stages.reports import provenance
-from stages.reports.export_facts import ClassFacts, ExportFacts, PromptFacts, StageFacts, TeacherFacts
+from stages.reports.export_facts import (
+    ClassFacts,
+    ExportFacts,
+    PromptFacts,
+    StageFacts,
+    StartFacts,
+    TeacherFacts,
+)
 from stages.reports.licence import read_licence
 from stages.reports.model_card import render_card
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 from stages.store.layout import digest
 from stages.store.published_teachers import teacher_name
+from stages.store.records import Record
 from stages.store.signature import check_signing_key, sign_export
 
 SUMS = "SHA256SUMS"
@@ -142,6 +153,29 @@ def _stop_if_asked(context: Context) -> None:
         raise Stopped("stopped; nothing was kept, repeat the command to start over")
 
 
+def name_start(student: Student) -> Student:
+    """The settings of a student, whose start is named as it is on every machine."""
+    if student.start is None:
+        return student
+    start = student.start.model_copy(update={"path": teacher_name(student.start.path)})
+    return student.model_copy(update={"start": start})
+
+
+def describe_start(config: Config, sealed: Mapping[str, Record]) -> StartFacts | None:
+    """What the student started from; None: the teacher. Its card tells the licence, where it is still there."""
+    start = config.student.start
+    if start is None:
+        return None
+    digest = next(record.inputs["start"] for record in sealed.values() if "start" in record.inputs)
+    try:
+        card = find_start(start, config.student.form).card
+    except USER_ERRORS:  # the student is trained, and needs its start no more
+        card = None
+    return StartFacts(
+        name=teacher_name(start.path), digest=digest, licence=read_licence(card.parent) if card is not None else None
+    )
+
+
 def build_facts(context: Context, backbone: Backbone, source: TeacherSource, written: Written) -> ExportFacts:
     """The content of provenance.json."""
     config, sealed = context.config, provenance.read_records(context)
@@ -157,7 +191,8 @@ def build_facts(context: Context, backbone: Backbone, source: TeacherSource, wri
             fingerprint=sealed["prompts"].fingerprint,
             counts={name: count for name, count in sealed["prompts"].facts.items() if isinstance(count, int)},
         ),
-        student=config.student,
+        student=name_start(config.student),
+        start=describe_start(config, sealed),
         nfe=few.steps,
         call=build_call(backbone, few),
         rewards=dict(config.joint.rl.rewards) if config.joint.rl else {},

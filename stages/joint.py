@@ -1,4 +1,4 @@
-"""DMD and RL at once, from the student of the cold start (DMDR, 3.2).
+"""DMD and RL at once, from the student of the cold start (DMDR, 3.2), or from the config's student.start.
 
 Without `joint.rl` it is distillation only, without `joint.distribution_matching` RL only (DMDR, Table 5).
 """
@@ -18,7 +18,8 @@ def run(context: Context) -> dict[str, object]:
         NonFinite: training diverged.
         Stopped: the stage was told to stop; a checkpoint holds everything done.
     """
-    session = start_session(context, "joint", start=context.input("cold_start"))
+    before = context.input("cold_start") if context.config.cold_start is not None else None
+    session = start_session(context, "joint", before=before)
     for row in train(session.run, session.state, stop=session.stop):
         session.record(row)
     return session.finish()

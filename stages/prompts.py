@@ -36,7 +36,15 @@ from stages.prompt_sources.report import PromptCounts, SourceReport, Tally
 from stages.prompt_sources.sources import digest_source, is_list, list_inputs, read_source, select_public_sets
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
-from stages.runtime.prerequisites import check_evaluation, check_training, load_rewards, needs_records
+from stages.runtime.prerequisites import (
+    check_evaluation,
+    check_student_start,
+    check_teacher_settings,
+    check_training,
+    load_rewards,
+    needs_records,
+    warn_of_teacher,
+)
 from stages.store.records import Json
 
 BATCH = 64  # prompts encoded at once
@@ -75,7 +83,7 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     check_resolution(context.config.evaluate.metrics, backbone.resolution)
     few = context.config.student.few_steps
     backbone.check_student(few)
-    compare_teacher(backbone, guidance_scale=teacher.guidance_scale, few=few)
+    compare_teacher(backbone, guidance_scale=teacher.guidance, few=few)
     if "single-file" in context.config.forms:
         check_single_file(backbone)
     if context.config.export.dtype == "float16":  # the others hold any number that float32 holds
@@ -92,11 +100,16 @@ def run(context: Context, sets: Sets | None = None) -> Json:
 
 
 def check_run(
-    config: settings.Config, sets: Sets, say: Callable[[str], None], *, tick: Callable[[], None] = lambda: None
+    config: settings.Config,
+    sets: Sets,
+    say: Callable[[str], None],
+    *,
+    tick: Callable[[], None] = lambda: None,
+    fetches: bool = True,
 ) -> Tally:
     """Read all sources once, and check what can be known of the later stages; returns the counts.
 
-    tick: called for each prompt; it may raise an error to stop.
+    tick: called for each prompt; it may raise an error to stop. fetches: whether models may be fetched from a hub.
 
     Raises:
         DataError, ConfigError, InputMissing: as `run`.
@@ -110,6 +123,9 @@ def check_run(
             judged.append(record)
     refuse_empty(tally.total())
     check_training(config)
+    warn_of_teacher(config, say, fetches=fetches)
+    check_teacher_settings(config, fetches=fetches)
+    check_student_start(config, say, fetches=fetches)
     indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
     check_evaluation(config, [judged[index] for index in indices], say)
     return tally
@@ -191,7 +207,7 @@ def encode_prompts(context: Context, backbone: Backbone, total: int, sets: Sets)
         if records:
             write(split)
     with torch.no_grad():
-        write_unconditional(context.out, backbone.encode([""])[0][0])
+        write_unconditional(context.out, backbone.encode_unconditional(context.config.teacher.unconditional))
     return truncated
 
 

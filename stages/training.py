@@ -32,6 +32,7 @@ from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.state import Row, StateInfo, TrainState, check_info
 from dmdr.teacher.load import find_teacher_of, load_teacher
 from dmdr.train import Run
+from stages.reports.fake_warmup import describe_warmup, summarize_warmup
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
 from stages.runtime.remaining import count_later_steps, count_update
@@ -45,11 +46,12 @@ class Session:
     def __init__(self, context: Context, stage: StageConfig, run: Run, state: TrainState) -> None:
         self.context, self.stage, self.run, self.state = context, stage, run, state
         self.checkpoints = context.artifact.checkpoints(context.config.execution.keep_checkpoints)
-        newest = self.checkpoints.newest(partial(check_info, updates=stage.training.updates))
+        check = partial(check_info, updates=stage.training.updates, warmup=stage.fake_warmup)
+        newest = self.checkpoints.newest(check)
         if newest is not None:
             state.restore(newest.tensors, cast(StateInfo, newest.info))  # `save` wrote it
-            context.progress.say(f"continues from its checkpoint after update {state.update}")
-        self.saved = state.update
+            context.progress.say(f"continues from its checkpoint after {self.describe_place()}")
+        self.saved = state.step
         self.stopped = False
 
     def stop(self) -> bool:
@@ -57,17 +59,27 @@ class Session:
         self.stopped = distributed.any_rank(self.context.stop())
         return self.stopped
 
+    def describe_place(self) -> str:
+        """How far the stage is, in words."""
+        state, warmup = self.state, self.stage.fake_warmup
+        if state.warmup < warmup:
+            return f"update {state.warmup} of {warmup} of the fake score alone"
+        return f"update {state.update}"
+
     def record(self, row: Row) -> None:
         """Show a finished update, and write a checkpoint when one is due."""
-        self.context.progress.update(self.state.update, self.stage.training.updates, **select_shown(row))
-        if self.state.update - self.saved >= self.context.config.execution.checkpoint_every:
+        state, warmup = self.state, self.stage.fake_warmup
+        self.context.progress.update(state.step, warmup + self.stage.training.updates, **select_shown(row))
+        if state.step == warmup:
+            self.context.progress.say(describe_warmup(summarize_warmup(state.rows)))
+        if state.step - self.saved >= self.context.config.execution.checkpoint_every:
             self.save()
 
     def save(self) -> None:
         """Write a checkpoint unless the newest is of this update."""
-        if self.state.update > self.saved:
-            self.checkpoints.save(self.state.update, self.state.tensors(), self.state.info())
-            self.saved = self.state.update
+        if self.state.step > self.saved:
+            self.checkpoints.save(self.state.step, self.state.tensors(), self.state.info())
+            self.saved = self.state.step
 
     def finish(self) -> dict[str, object]:
         """Write the student; return what the record says of the stage.
@@ -78,21 +90,23 @@ class Session:
         state, stage, updates = self.state, self.stage, self.stage.training.updates
         if self.stopped:
             self.save()
-            raise Stopped(f"stopped after update {state.update} of {updates}; repeat the command to go on")
+            place = self.describe_place() + (f" of {updates}" if state.warmup == stage.fake_warmup else "")
+            raise Stopped(f"stopped after {place}; repeat the command to go on")
         if state.update < updates:
             self.context.progress.say(f"ended by {stage.name}.watch after update {state.update} of {updates}, and kept")
         write_student(self.context, self.run.base, state)
-        last = state.rows[state.update - 1]  # a watched stage has one row more, without a reward
-        facts: dict[str, object] = {"updates": state.update, **select_shown(last)}
+        facts: dict[str, object] = {"updates": state.update, **select_shown(state.last_row)}
+        if stage.fake_warmup:
+            facts["fake_warmup"] = summarize_warmup(state.rows).model_dump()
         if stage.watch is not None:
             facts["watch"] = summarize(stage.watch, state)
         return facts
 
 
-def start_session(context: Context, name: StageName, *, start: Path | None = None) -> Session:
+def start_session(context: Context, name: StageName, *, before: Path | None = None) -> Session:
     """Assemble a training stage and continue it from its newest checkpoint.
 
-    start: the output of the stage whose student to start from; None starts from the teacher.
+    before: the output of the stage whose student goes on here; None begins at student.start, or at the teacher.
 
     Raises:
         ConfigError: the batch cannot be split over the processes, or an optimizer is missing.
@@ -106,7 +120,7 @@ def start_session(context: Context, name: StageName, *, start: Path | None = Non
     check_optimizers(stage.training, name, split=sharded and config.student.form == "full")
     teacher = find_teacher_of(config.teacher)
     backbone = load_teacher(teacher, "cpu" if sharded else device, text=False, resolution=config.teacher.resolution)
-    assembly = assemble(config, stage, backbone, start=start, device=device)
+    assembly = assemble(config, stage, backbone, before=before, device=device)
     folder = context.input("prompts")
     prompts = PromptSet(folder, "train")
     step = count_update(config, stage.training)

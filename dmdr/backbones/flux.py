@@ -32,6 +32,7 @@ class Flux(ShiftedFlowBackbone[FluxPipeline, FluxTransformer2DModel]):
         "add_v_proj",
         "to_add_out",
     )
+    blocks = ("transformer_blocks", "single_transformer_blocks")
 
     def __init__(self, pipe: FluxPipeline, resolution: int | None = None) -> None:
         transformer: FluxTransformer2DModel = pipe.transformer

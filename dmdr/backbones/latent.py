@@ -13,9 +13,10 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.utils import logging
 
-from dmdr.backbones.protocol import Autoencoder, Conditioning, StudentScheduler, TimesArguments
+from dmdr.backbones.lora_targets import list_linears
+from dmdr.backbones.protocol import Autoencoder, Conditioning, Item, StudentScheduler, TimesArguments, Unconditional
 from dmdr.config.few_steps import FewSteps
-from dmdr.errors import DataError
+from dmdr.errors import ConfigError, DataError
 from dmdr.path import FlowPath, Path
 
 TIMESTEPS = 1000.0  # a flow network is told t * 1000, or what its own pipeline makes of that
@@ -41,6 +42,7 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
     family: str
     path: Path
     lora_targets: tuple[str, ...]
+    blocks: tuple[str, ...] = ()  # the network's lists of blocks, whose linear layers `wide_targets` are
     latent_shape: tuple[int, int, int]
     smallest: int
     plain_guidance = 1.0
@@ -82,12 +84,34 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
         """
 
     @property
+    def wide_targets(self) -> tuple[str, ...]:
+        return list_linears(self.network, self.blocks)
+
+    def check_unconditional(self, kind: Unconditional) -> None:
+        if kind != "pipeline" and self.guidance_is_input:
+            raise ConfigError(
+                f"teacher.unconditional is {kind}, but this teacher's network takes the guidance scale as an input and "
+                "runs no half without a prompt; drop it"
+            )
+
+    def encode_unconditional(self, kind: Unconditional) -> Item:
+        """The row of the empty prompt; of most families the pipeline encodes the empty text."""
+        self.check_unconditional(kind)
+        return self.blank() if kind == "zeros" else self.encode([""])[0][0]
+
+    @property
     def vae(self) -> AutoencoderKL:
         return self.pipe.vae
 
     @abstractmethod
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         """The network's raw prediction, whatever its dtype."""
+
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> tuple[list[Item], int]: ...
+
+    @abstractmethod
+    def blank(self) -> Item: ...
 
     @abstractmethod
     def student_times(self, few: FewSteps) -> torch.Tensor: ...

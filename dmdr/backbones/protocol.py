@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict
 
 import torch
 from diffusers import (
@@ -23,6 +23,7 @@ Item = dict[str, torch.Tensor]  # one prompt's conditioning without padding; a t
 Conditioning = dict[str, torch.Tensor]  # a batch of items, batch dimension first
 StudentScheduler = FlowMatchEulerDiscreteScheduler | LCMScheduler | DDIMScheduler | EulerDiscreteScheduler
 Autoencoder = AutoencoderKL | AutoencoderTiny
+Unconditional = Literal["pipeline", "encoded", "zeros"]  # teacher.unconditional of a config
 
 
 class TimesArguments(TypedDict, total=False):
@@ -39,7 +40,7 @@ class Backbone(Protocol):
     latent_shape: tuple[int, int, int]  # C, H, W
     resolution: int  # side of the images in pixels
     smallest: int  # the side of the smallest image that the network takes; others are multiples of it
-    lora_targets: tuple[str, ...]  # names of the modules that a LoRA adapts
+    lora_targets: tuple[str, ...]  # names of the modules that a LoRA of the preset attention adapts
     guidance_is_input: bool  # the network takes the guidance scale, as "guidance" (B,) of its conditioning; no CFG
     plain_guidance: float  # the guidance_scale at which the family's own pipeline runs no guidance
     compute: torch.dtype  # in which the networks run; weights, times and latents keep their own dtype
@@ -66,12 +67,22 @@ class Backbone(Protocol):
     def check_resolution(self) -> None:
         """Check that the network can draw images of this size; raises DataError if it cannot."""
 
+    @property
+    def wide_targets(self) -> tuple[str, ...]:
+        """Names of the modules that a LoRA of the preset wide adapts, of a network without adapters."""
+
+    def check_unconditional(self, kind: Unconditional) -> None:
+        """Check that the family has this kind of a row without a prompt; raises ConfigError if it has not."""
+
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """Encode prompts as the family's own pipeline does, without the padding that `collate` can rebuild.
 
         The empty prompt stands for no prompt: it gives what the pipeline uses as the unconditional half of CFG.
         Returns the items and how many prompts were longer than the encoder reads.
         """
+
+    def encode_unconditional(self, kind: Unconditional) -> Item:
+        """The item of the unconditional half of CFG: what the pipeline takes, the empty text encoded, or zeros."""
 
     def collate(self, items: list[Item]) -> Conditioning:
         """Combine items into one batch on the network's device."""

@@ -22,7 +22,7 @@ from dmdr.backbones.latent import (
     silence_diffusers,
 )
 from dmdr.backbones.null_tokens import NullTokenAttention
-from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.backbones.protocol import Conditioning, Item, Unconditional
 from dmdr.backbones.zero_t5 import build_zero_t5
 from dmdr.config.few_steps import FewSteps
 from dmdr.path import FlowPath
@@ -45,6 +45,7 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
         "add_v_proj",
         "to_add_out",
     )
+    blocks = ("transformer_blocks",)
 
     def __init__(self, pipe: StableDiffusion3Pipeline, resolution: int | None = None) -> None:
         transformer: SD3Transformer2DModel = pipe.transformer
@@ -80,6 +81,10 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
         context = [torch.cat([c, c[-1:].expand(longest - len(c), -1)]) for c in (item["context"] for item in items)]
         pooled = torch.cat([item["pooled"] for item in items])
         return {"context": torch.stack(context).to(device, dtype), "pooled": pooled.to(device, dtype)}
+
+    def encode_unconditional(self, kind: Unconditional) -> Item:
+        item = super().encode_unconditional(kind)
+        return {**item, "context": fold(item["context"])}
 
     def blank(self) -> Item:
         config = self.network.config

@@ -3,7 +3,8 @@
 1. The student's times are those that the exported LCMScheduler itself computes for `num_inference_steps=N` if its
    original schedule had N steps: 999, 749, 499, 249 of 1000 for N = 4, as in DMD2. Its boundary scaling is 1 to within
    1e-6 there. A step is therefore: predict x0, renoise with fresh noise. DDIMScheduler has the same times.
-2. The unconditional embedding follows the pipeline's `force_zeros_for_empty_prompt`: zeros in SDXL-Base.
+2. The unconditional embedding follows the pipeline's `force_zeros_for_empty_prompt`: zeros in SDXL-Base. With
+   `teacher.unconditional: encoded` it is the empty text encoded, as the authors' code for text to image has it.
 3. With zero terminal SNR, the student's scheduler gets the betas of the teacher's EulerDiscreteScheduler as they are:
    it keeps a last signal of 2^-12, where LCMScheduler's own rescaling has 0.
 4. The size conditioning is diffusers' default: the image's own size, no crop.
@@ -23,12 +24,17 @@ from diffusers import (
 )
 
 from dmdr.backbones.latent import LatentBackbone, silence_diffusers
-from dmdr.backbones.protocol import Conditioning, Item, StudentScheduler, TimesArguments
+from dmdr.backbones.protocol import Conditioning, Item, StudentScheduler, TimesArguments, Unconditional
 from dmdr.config.few_steps import FewSteps
 from dmdr.errors import ConfigError, DataError
 from dmdr.path import VPPath
 
 TOKENS = 77  # of every prompt: the tokenizers pad or cut it
+# "authors' code, t2i", of the fake score's LoRA; DMD2's list
+WIDE = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
+)
 # Of a UNet that takes a prompt, its pooled state and sizes, and nothing else. Distilled ones take a guidance scale.
 PLAIN = {
     "addition_embed_type": "text_time",
@@ -79,12 +85,24 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
         euler = self._euler()
         self.path = VPPath(euler.alphas_cumprod, euler.config["prediction_type"])
 
+    @property
+    def wide_targets(self) -> tuple[str, ...]:
+        return WIDE
+
     def _euler(self) -> EulerDiscreteScheduler:
         return EulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
 
-    @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """{"context": (77, D), "pooled": (1, P)} for each prompt."""
+        return self._encode(prompts, empty_is_zeros=self.pipe.config["force_zeros_for_empty_prompt"])
+
+    def encode_unconditional(self, kind: Unconditional) -> Item:
+        if kind == "encoded":
+            return self._encode([""], empty_is_zeros=False)[0][0]
+        return super().encode_unconditional(kind)
+
+    @torch.no_grad()
+    def _encode(self, prompts: list[str], *, empty_is_zeros: bool) -> tuple[list[Item], int]:
         pipe = self.pipe
         truncated = sum(
             len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(prompts, verbose=False).input_ids
@@ -95,7 +113,7 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
                 device=pipe.text_encoder_2.device,
                 do_classifier_free_guidance=False,
             )
-        if pipe.config["force_zeros_for_empty_prompt"]:
+        if empty_is_zeros:
             mask = torch.tensor([prompt != "" for prompt in prompts], device=context.device)
             context, pooled = context * mask[:, None, None], pooled * mask[:, None]
         items = [{"context": c.cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)]

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
 from dmdr.backbones.latent import ShiftedFlowBackbone
-from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.backbones.protocol import Conditioning, Item, Unconditional
 from dmdr.config.few_steps import FewSteps
-from dmdr.errors import DataError
+from dmdr.errors import ConfigError, DataError
 
 TYPICAL_TOKENS = 96  # of a prompt of medium length with its chat template
 TOKENS = 512  # max_sequence_length, the default of ZImagePipeline.__call__
@@ -27,6 +27,7 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
 
     family = "z-image"
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    blocks = ("noise_refiner", "context_refiner", "layers")
     plain_guidance = 0.0
 
     def __init__(self, pipe: ZImagePipeline, resolution: int | None = None) -> None:
@@ -46,6 +47,14 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
             raise DataError(
                 f"teacher.resolution is {self.resolution}, but this Z-Image knows positions for {most} patches a side "
                 f"(axes_lens); set it to {most * PATCH * self.pipe.vae_scale_factor} or less"
+            )
+
+    def check_unconditional(self, kind: Unconditional) -> None:
+        super().check_unconditional(kind)
+        if kind == "zeros":
+            raise ConfigError(
+                "teacher.unconditional is zeros, but Z-Image reads as many tokens as a prompt has, and zeros have no "
+                "length; set encoded"
             )
 
     @torch.no_grad()

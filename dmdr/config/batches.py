@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dmdr.config.training import DPO, GRPO, AnyRL, Training
+from dmdr.config.training import DPO, GRPO, AnyRL, Joint, Training
 from dmdr.errors import ConfigError
 
 
@@ -80,6 +80,8 @@ def check_split(
                 f"some and {count // ranks + 1} for others, which execution.micro_batch_size {micro_batch} cannot "
                 f"cut into equally many parts; make batch_size a multiple of {ranks * together}, or the parts larger"
             )
+    if rl is not None and isinstance(training, Joint) and training.fake_warmup:  # which rolls out without RL
+        check_split(stage, training, None, steps=steps, ranks=ranks, micro_batch=micro_batch)
 
 
 def count_parts(count: int, ranks: int, most: int | None) -> int:

@@ -9,7 +9,7 @@ from dmdr.config.yaml_text import parse_yaml
 from dmdr.errors import ConfigError
 
 ConfigData = dict[str, object]  # a config as its YAML file says it
-WITH_DOTS = [name for name in OF if "." in name]  # names of rewards, which a dotted key may end in
+WITH_DOTS = [name for name in OF if "." in name]  # names of rewards, which a dotted key may have
 
 
 def parse_changes(texts: Iterable[str]) -> dict[str, object]:
@@ -35,7 +35,7 @@ def apply_changes(data: ConfigData, changes: Mapping[str, object], who: str) -> 
     """
     changed = {name: _copy(value) for name, value in data.items()}
     for key, value in changes.items():
-        *sections, last = _split(key)
+        *sections, last = split_key(key)
         mapping = changed
         for depth, section in enumerate(sections, start=1):
             if mapping.get(section) is None:
@@ -55,9 +55,10 @@ def _copy(value: object) -> object:
     return [_copy(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _split(key: str) -> list[str]:
-    """The parts of a dotted key. The name of a reward at its end stays whole: weights.hpsv2.1 has two parts."""
+def split_key(key: str) -> list[str]:
+    """The parts of a dotted key. The name of a reward stays whole: weights.hpsv2.1 has two parts."""
     for name in WITH_DOTS:
-        if key.endswith(f".{name}"):
-            return [*key.removesuffix(f".{name}").split("."), name]
+        before, found, after = f"{key}.".partition(f".{name}.")
+        if found:
+            return [*before.split("."), name, *filter(None, after.split("."))]
     return key.split(".")

@@ -21,6 +21,7 @@ ADDRESSES = (
     "prompts.evaluation",
     "prompts.folder",
     "joint.rl.tiny_decoder",
+    "student.start.path",
 )
 STATEMENTS = ("teacher.world",)  # left out as well: it says what the files are, and changes no result
 PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # left out as well
@@ -29,14 +30,30 @@ PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # left out as well
 # setting is left out, so that the old results keep their identity.
 LATER: dict[str, object] = {
     "precision": "float32",
+    "student.start": None,
+    "joint.fake_warmup": 0,
     "student.eta": 1.0,
     "student.timesteps": None,
     "student.shift": None,
     "export.forms": None,
     "export.dtype": "bfloat16",  # those results are float32, and stay valid: a run that is done is not done again
+    "teacher.unconditional": "pipeline",
+    "student.lora_alpha": None,
+    **{f"{of}.lora_targets": "attention" for of in ("student", "fake_score")},
+    **{f"{of}.lora_init": "kaiming" for of in ("student", "fake_score")},
+    **{f"{stage}.dm_floor": 0.0 for stage in TRAINING_STAGES},
     "joint.rl.decoder": "whole",
+    "joint.rl.margin": None,
+    "joint.rl.scales": {},
+    "joint.rl.prefixes": {},
+    "joint.rl.preferences": {},
     "evaluate.pipelines": {},
-    **{f"{stage}.{of}.kind": "adamw" for stage in TRAINING_STAGES for of in ("student", "fake_score")},
+    **{
+        f"{stage}.{of}.{key}": value
+        for stage in TRAINING_STAGES
+        for of in ("student", "fake_score")
+        for key, value in {"kind": "adamw", "eps": 1e-8, "warmup": 0}.items()
+    },
 }
 
 

@@ -24,6 +24,7 @@ OF_REWARD = {  # reward -> the sets of weights that it reads; the lab's rewards 
     "clip-score-dmd2": ("clip-score",),
     **dict.fromkeys((*LAB, *FASHION), ()),
 }
+BLIND = frozenset({"aesthetic"})  # rewards that look at the image alone
 OF_JUDGE = {  # metric that is not a reward -> what it reads: weights or a file of questions, which the config must name
     "geneval": ("mask2former", "clip-vit-l-14"),
     "dpg-bench": ("dpg-questions", "vqa"),

@@ -12,12 +12,16 @@ from dmdr.config.batches import check_split
 from dmdr.config.cluster import Cluster
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.forms import Dtype, Form
+from dmdr.config.guidance import Scale, take_middle
+from dmdr.config.lora import Init, LoraForm, LoraForms, Targets
 from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
 from dmdr.config.section import Address, Positive, Rate, Section
-from dmdr.config.stages import MODELS, TRAINING_STAGES, ModelName, StageName
+from dmdr.config.stages import MODELS, TABLE, ModelName, StageName, list_compared, list_stages
+from dmdr.config.start import Start
 from dmdr.config.training import DPO, GRPO, Joint, Training
 from dmdr.config.worlds import World, name_world, refuse_other_worlds
+from dmdr.errors import ConfigError
 
 
 class Teacher(Section):
@@ -28,14 +32,32 @@ class Teacher(Section):
     path: Address
     # for a .safetensors file: a folder or hub:OWNER/NAME@COMMIT with its configuration, tokenizers and missing parts
     parts: Address | None = None
-    # classifier-free guidance in the real score and in evaluation; 1 turns it off
-    guidance_scale: float = Field(ge=1.0)
+    # classifier-free guidance in the real score and in evaluation; 1 turns it off. A range such as [6.5, 7.5]: the real
+    # score draws one scale an update, and everything else takes the middle
+    guidance_scale: Scale
+    # the conditioning of the half without a prompt, in the real score and in evaluation. pipeline: what the teacher's
+    # own pipeline takes, which are zeros for SDXL-Base. encoded: the empty text, encoded. zeros: zeros.
+    unconditional: Literal["pipeline", "encoded", "zeros"] = "pipeline"
     steps: Positive = 25  # sampling steps in evaluation ("DMDR, Table 1")
     # width and height of the images in pixels; None: the default of the model family
     resolution: Positive | None = None
     # the world of the lab that this teacher draws, which the lab's rewards and judges ask for. None: a teacher of the
     # lab draws its own, and so does a folder that `dmdr lab build` wrote; any other teacher draws none.
     world: World | None = None
+
+    @model_validator(mode="after")
+    def _check_unconditional(self) -> Teacher:
+        if self.unconditional != "pipeline" and self.guidance_scale == 1.0:
+            raise ValueError(
+                f"teacher.unconditional is {self.unconditional} but teacher.guidance_scale 1 runs no half without a "
+                "prompt; drop it, or raise the scale"
+            )
+        return self
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale of evaluation: the middle of a range."""
+        return take_middle(self.guidance_scale)
 
 
 class Prompts(Section):
@@ -68,8 +90,16 @@ class Student(Section):
     steps: Literal[1, 2, 4, 8]
     form: Literal["full", "lora"] = "full"
     lora_rank: Positive | None = None
+    lora_alpha: Rate | None = None  # the LoRA counts lora_alpha / lora_rank times; None: the rank, so once
+    # The modules that the LoRA adapts. attention: the projections of all attentions. wide: all linear layers of the
+    # blocks; of SDXL the authors' list, which has its convolutions too. Or names, or endings of names.
+    lora_targets: Targets = "attention"
+    # How the LoRA's A begins; B is zero. gaussian: standard deviation 1 / lora_rank (the authors' code, t2i), whose
+    # first steps are longer than those of kaiming at the same learning rate.
+    lora_init: Init = "kaiming"
     # highest decay of the averaged weights (EMA) that are exported; 0 exports the last weights
     ema: float = Field(0.99, ge=0.0, lt=1.0)
+    start: Start | None = None  # what the student starts from; None: the teacher
     # share of fresh noise in each renoising step. 1: all of it. 0: none, the deterministic (Euler) step of the same
     # path. Between them only the rollouts of training mix, and the exported student is deterministic.
     eta: float = Field(1.0, ge=0.0, le=1.0)
@@ -108,7 +138,15 @@ class Student(Section):
             raise ValueError("student.lora_rank is set but student.form is full; drop it, or set form: lora")
         if self.form == "lora" and self.lora_rank is None:
             raise ValueError("student.form is lora but student.lora_rank is missing; set one, for example 64")
+        if self.form == "full" and self.lora_form != LoraForm():
+            changed = next(name for name in ("targets", "init", "alpha") if f"lora_{name}" in self.model_fields_set)
+            raise ValueError(f"student.lora_{changed} is set but student.form is full; drop it, or set form: lora")
         return self
+
+    @property
+    def lora_form(self) -> LoraForm:
+        """What a LoRA student adapts, how it begins, and its alpha."""
+        return LoraForm(self.lora_targets, self.lora_init, self.lora_alpha)
 
 
 def _list(values: tuple[float, ...]) -> str:
@@ -120,6 +158,8 @@ class FakeScore(Section):
 
     lora_rank: Positive = 32  # "official demo"
     scale: float = Field(2.0, gt=0)  # LoRA scale when the network acts as the fake score ("official demo")
+    lora_targets: Targets = "attention"  # as for student
+    lora_init: Init = "kaiming"  # as for student
 
 
 JUDGES = ("lab-checker", "fashion-judge", *OF_JUDGE)  # metrics that are not rewards
@@ -141,7 +181,8 @@ class Evaluate(Section):
     metrics: tuple[str, ...] = Field(strict=False)
     limit: Positive | None = None  # largest number of prompts; None: all
     batch_size: Positive = 64
-    models: tuple[ModelName, ...] = Field(MODELS, min_length=1, strict=False)  # the models to compare
+    # the models to compare. A run without a cold start compares its student's start in the place of the cold start.
+    models: tuple[ModelName, ...] = Field(list_compared(cold_start=True), min_length=1, strict=False)
     seeds: Positive = 1  # images of each prompt; with 2 or more, diversity is reported
     pipelines: dict[Annotated[str, Field(pattern=MODEL)], Pipeline] = Field({})  # name on the scorecard -> checkpoint
 
@@ -236,7 +277,7 @@ class Config(Section):
     # of the networks in training. bfloat16: frozen weights are stored in it; trained weights stay float32 and are
     # rounded to it for each pass.
     precision: Literal["float32", "bfloat16"] = "float32"
-    cold_start: Training
+    cold_start: Training | None  # None: joint training begins at student.start, without a cold start
     joint: Joint
     evaluate: Evaluate
     # set of weights of a reward or judge -> a file, a folder or hub:OWNER/NAME@COMMIT[/FILE]
@@ -244,12 +285,53 @@ class Config(Section):
     export: Export = Export()
     execution: Execution = Execution()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _compare_start(cls, data: object) -> object:
+        """A run without a cold start compares the student's start in its place, where evaluate.models is not set."""
+        if not isinstance(data, dict) or "cold_start" not in data or data["cold_start"] is not None:
+            return data
+        evaluate = data.get("evaluate")
+        if not isinstance(evaluate, dict) or "models" in evaluate:
+            return data
+        return {**data, "evaluate": {**evaluate, "models": list_compared(cold_start=False)}}
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages of this run, in data order."""
+        return list_stages(cold_start=self.cold_start is not None)
+
+    @property
+    def training_stages(self) -> tuple[StageName, ...]:
+        """The stages of this run that train the student, in data order."""
+        return tuple(stage for stage in self.stages if TABLE[stage].trains)
+
+    def require_stage(self, stage: StageName | None, option: str) -> None:
+        """Refuse a stage that this run lacks. option: that named it, for the message.
+
+        Raises:
+            ConfigError: it has no cold start.
+        """
+        if stage is not None and stage not in self.stages:
+            raise ConfigError(f"{option}: this config has cold_start: null, so its run has no stage {stage}")
+
+    def training_of(self, stage: StageName) -> Training:
+        """The settings of a training stage that this run has."""
+        training = self.joint if stage == "joint" else self.cold_start
+        assert training is not None, "callers go through training_stages"
+        return training
+
     @property
     def forms(self) -> tuple[Form, ...]:
         """The forms in which the student is exported."""
         if self.export.forms is not None:
             return self.export.forms
         return ("pipeline", "lora") if self.student.form == "lora" else ("pipeline",)
+
+    @property
+    def lora_forms(self) -> LoraForms:
+        """What the LoRAs of fake score and student adapt, and how they begin."""
+        return LoraForms(LoraForm(self.fake_score.lora_targets, self.fake_score.lora_init), self.student.lora_form)
 
     def rewards(self, stage: StageName) -> set[str]:
         """The rewards that a stage computes: joint trains on some and watches one, evaluate reports some."""
@@ -320,15 +402,39 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_batches(self) -> Config:
         """Here and not only in the stage: a cluster would start pods on all nodes to learn it."""
-        for name in TRAINING_STAGES:
+        for name in self.training_stages:
             check_split(
                 name,
-                self.joint if name == "joint" else self.cold_start,
+                self.training_of(name),
                 self.joint.rl if name == "joint" else None,
                 steps=self.student.steps,
                 ranks=self.count_ranks(name),
                 micro_batch=self.execution.micro_batch_size,
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Config:
+        """A student that starts at its teacher needs a cold start: at few steps it would draw what the naive teacher
+        draws, and joint training has no schedule that brings it from there."""
+        if "start" in self.evaluate.models and self.student.start is None:
+            raise ValueError("evaluate.models has start but student.start is not set; take it out")
+        if self.cold_start is not None:
+            if self.joint.fake_warmup:
+                raise ValueError(
+                    "joint.fake_warmup is set but the cold start has trained the fake score already; drop it, or set "
+                    "cold_start: null"
+                )
+            return self
+        if self.student.start is None:
+            raise ValueError(
+                "cold_start is null but student.start is not set: a student that starts at its teacher needs a cold "
+                "start; give the few-step model to start from, or a cold_start"
+            )
+        if "cold start" in self.evaluate.models:
+            raise ValueError("evaluate.models has cold start but cold_start is null; take it out, or compare start")
+        if self.execution.cluster is not None and "cold_start" in self.execution.cluster.stages:
+            raise ValueError("execution.cluster.stages.cold_start is set but cold_start is null; drop it")
         return self
 
     @model_validator(mode="after")

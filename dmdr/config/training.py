@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dmdr.config.reward_weights import BLIND
 from dmdr.config.section import Address, Positive, Rate, Section
 
 
@@ -27,6 +28,8 @@ class Optimizer(Section):
     # fused: one kernel updates all tensors. 8bit: bitsandbytes keeps the moments in 8 bits, a quarter of the memory.
     kind: Literal["adamw", "fused", "8bit"] = "adamw"
     betas: tuple[float, float] = Field((0.0, 0.99), strict=False)
+    eps: Rate = 1e-8  # added to the root of the second moment
+    warmup: int = Field(0, ge=0)  # updates in which the rate rises linearly from 0; the last of them has it whole
     weight_decay: float = Field(0.01, ge=0)  # "official demo"
     clip: Rate = 1.0  # largest gradient norm ("official demo")
 
@@ -41,8 +44,10 @@ class Training(Section):
     student: Optimizer
     fake_score: Optimizer
     dynamic: Dynamic = Dynamic()
-    # lowest and highest renoise level t ("DMD2")
+    # lowest and highest renoise level t ("DMD2"); the authors' code for text to image has [0, 1]
     renoise_range: tuple[float, float] = Field((0.02, 0.98), strict=False)
+    # added to the mean |x0 - x0_real| that divides the gradient of distribution matching; "authors' code, t2i" has 1e-8
+    dm_floor: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _check_renoise_range(self) -> Training:
@@ -50,6 +55,31 @@ class Training(Section):
         if not 0 <= low < high <= 1:
             raise ValueError(f"renoise_range must be 0 <= low < high <= 1, got {low}, {high}")
         return self
+
+    @model_validator(mode="after")
+    def _check_rate_warmup(self) -> Training:
+        for network, optimizer in {"student": self.student, "fake_score": self.fake_score}.items():
+            if optimizer.warmup > self.updates:
+                raise ValueError(
+                    f"{network}.warmup is {optimizer.warmup} but its stage has {self.updates} updates, so the learning "
+                    "rate would never be reached; set fewer"
+                )
+        return self
+
+
+Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, strict=False)]
+
+
+class Preference(Section):
+    """Semantic relative preference: how much better a reward finds an image under a positive word than a negative one.
+
+    The score is (1 + k) reward(image, "POSITIVE. prompt") - reward(image, "NEGATIVE. prompt") ("authors' code, t2i",
+    which calls it SRPO). One word of each list is drawn each update.
+    """
+
+    positive: Words
+    negative: Words
+    k: float = Field(0.1, ge=0)
 
 
 class RL(Section):
@@ -59,6 +89,29 @@ class RL(Section):
     # matched: multiply the weight by |gradient of distribution matching| / |gradient of RL| at the first joint update
     weight_is: Literal["fixed", "matched"] = "fixed"
     rewards: dict[str, float] = Field(min_length=1)  # reward -> its weight in the sum of rewards
+    # reward -> what its score is multiplied by before all else. 0.01 makes cosines of dfn-clip, hpsv2.1 and clip-score,
+    # whose scores are 100 times the cosine.
+    scales: dict[str, Rate] = Field({})
+    prefixes: dict[str, Annotated[str, Field(min_length=1)]] = Field({})  # reward -> what stands before its prompts
+    preferences: dict[str, Preference] = Field({})  # reward -> the words that it compares an image under
+
+    @model_validator(mode="after")
+    def _check_rewards_named(self) -> RL:
+        named = {"scales": {*self.scales}, "prefixes": {*self.prefixes}, "preferences": {*self.preferences}}
+        for key, of_reward in named.items():
+            if other := sorted(of_reward.difference(self.rewards)):
+                raise ValueError(
+                    f"joint.rl.{key} has {other[0]}, which is not in joint.rl.rewards; drop it, or add the reward"
+                )
+        for key in ("prefixes", "preferences"):
+            if blind := sorted(BLIND.intersection(named[key])):
+                raise ValueError(f"joint.rl.{key} has {blind[0]}, which does not read the prompt; drop it")
+        if both := sorted(set(self.prefixes) & set(self.preferences)):
+            raise ValueError(
+                f"joint.rl.prefixes and joint.rl.preferences both have {both[0]}; name it in one, for both write words "
+                "before its prompts"
+            )
+        return self
 
 
 class ReFL(RL):
@@ -66,13 +119,35 @@ class ReFL(RL):
 
     algorithm: Literal["refl"]
     # Maximise the reward, or its logarithm. Use the logarithm for rewards that are probabilities, as those of the lab:
-    # the gradient of a probability vanishes near 0 and near 1, that of its logarithm only near 1.
-    map: Literal["linear", "log"] = "linear"
+    # the gradient of a probability vanishes near 0 and near 1, that of its logarithm only near 1. hinge: raise each
+    # reward until it reaches the margin, L = weight in the sum * mean max(0, margin - score) ("authors' code, t2i").
+    map: Literal["linear", "log", "hinge"] = "linear"
+    margin: float | None = None  # for hinge: where a reward, times its scale, is good enough
     pretraining: float = Field(0.0, ge=0)  # weight of the pretraining loss, for RL without distribution matching
     # The decoder that the gradient goes through. whole: the teacher's. tiled: the teacher's, tile by tile, which keeps
     # the activations of one tile in memory. tiny: an AutoencoderTiny such as TAESD.
     decoder: Literal["whole", "tiled", "tiny"] = "whole"
     tiny_decoder: Address | None = None  # for tiny: a folder, or hub:OWNER/NAME@COMMIT
+
+    @model_validator(mode="after")
+    def _check_map(self) -> ReFL:
+        if self.map == "hinge" and self.margin is None:
+            raise ValueError(
+                "joint.rl.map is hinge but joint.rl.margin is missing; set one, for example 0.7 of a cosine"
+            )
+        if self.map != "hinge" and self.margin is not None:
+            raise ValueError(f"joint.rl.margin is set but joint.rl.map is {self.map}; drop it, or set map: hinge")
+        if self.map == "hinge" and (below := [name for name, share in self.rewards.items() if share <= 0]):
+            raise ValueError(
+                f"joint.rl.map is hinge, which needs weights above 0, and {below[0]} has {self.rewards[below[0]]:g}; "
+                "raise it, or use map: linear"
+            )
+        if self.map == "log" and self.preferences:
+            raise ValueError(
+                f"joint.rl.map log needs rewards above 0, and joint.rl.preferences makes a difference of "
+                f"{next(iter(self.preferences))}; use map: linear or hinge"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_tiny_decoder(self) -> ReFL:
@@ -154,6 +229,17 @@ class Joint(Training):
     rl: Annotated[AnyRL, Field(discriminator="algorithm")] | None = None
     distribution_matching: bool = True
     watch: Watch | None = None
+    # without a cold start: updates of the fake score alone, `fake_updates` steps each, before the first student update,
+    # until it follows the student; they do not count as `updates`
+    fake_warmup: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Joint:
+        if self.fake_warmup and not self.distribution_matching:
+            raise ValueError(
+                "joint.fake_warmup trains the fake score, which distribution_matching: false does not use; drop it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_losses(self) -> Joint:
@@ -163,6 +249,8 @@ class Joint(Training):
                     "joint.distribution_matching is false and joint.rl is missing: nothing would be trained; set one"
                 )
             return self
+        if self.dm_floor and not self.distribution_matching:
+            raise ValueError("joint.dm_floor is set but joint.distribution_matching is false; drop it")
         if self.rl.weight_is == "matched" and not self.distribution_matching:
             raise ValueError("joint.rl.weight_is matched needs distribution_matching; set it to fixed")
         if isinstance(self.rl, DPO) and self.batch_size % 2:

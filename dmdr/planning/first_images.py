@@ -72,7 +72,7 @@ def draw_first_images(config: Config, backbone: Backbone, prompts: PromptSet, *,
         backbone,
         c,
         backbone.collate([PromptSet.unconditional(prompts.folder)]),
-        guidance_scale=config.teacher.guidance_scale,
+        guidance_scale=config.teacher.guidance,
         times=backbone.teacher_times(steps).to(device),
         noise=noises[0],
     )
@@ -98,7 +98,7 @@ def _choose_steps(config: Config, backbone: Backbone, c: Conditioning, noise: to
         began = time.monotonic()
         backbone.predict(backbone.network, noise, t, c).sum().item()
         seconds = time.monotonic() - began
-    nfe = 2 if config.teacher.guidance_scale > 1 else 1
+    nfe = 2 if config.teacher.guidance > 1 else 1
     return min(config.teacher.steps, max(FEWEST, int(limit / max(nfe * seconds, 1e-9))))
 
 

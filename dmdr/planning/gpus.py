@@ -38,7 +38,7 @@ class Gpu:
 
     def hours(self, plan: StagePlan, precision: str) -> float:
         """Hours of a whole stage on the plan's number of such GPUs, if each reaches SHARE of its FLOPs."""
-        return plan.updates * plan.flops / (plan.ranks * SHARE * self.rate(precision)) / 3600
+        return plan.total / (plan.ranks * SHARE * self.rate(precision)) / 3600
 
 
 GPUS = {  # from data sheets; float32 is TF32, which these GPUs' matrix units compute

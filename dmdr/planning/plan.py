@@ -59,6 +59,7 @@ class StagePlan:
     load: memory that is held for a moment while the teacher is loaded in float32.
     teacher: number of the teacher's parameters.
     trained: number of trained parameters of the student and of the fake score.
+    warmup: updates of the fake score alone. fake_updates: K, its steps in an update.
     """
 
     stage: str
@@ -72,6 +73,19 @@ class StagePlan:
     load: int = 0
     teacher: int = 0
     trained: dict[str, int] = field(default_factory=dict)
+    warmup: int = 0
+    fake_updates: int = 1
+
+    @property
+    def total(self) -> float:
+        """Work of the whole stage, the fake score's updates alone included."""
+        return self.updates * self.flops + self.warmup * self.warmup_flops
+
+    @property
+    def warmup_flops(self) -> float:
+        """Work of one update of the fake score alone: a rollout, K of its steps, and one forward of the teacher."""
+        step = self.work.get("fake score", 0.0) / (self.fake_updates - 1) if self.fake_updates > 1 else 3 * self.forward
+        return self.work["rollout"] + self.fake_updates * step + self.forward
 
     @property
     def peak(self) -> int:
@@ -132,7 +146,13 @@ class _Stage:
     def __init__(self, config: Config, stage: StageConfig, say: Callable[[str], None]) -> None:
         self.config, self.stage, self.say = config, stage, say
         self.training, self.ranks = stage.training, config.execution.processes
-        self.plan = StagePlan(stage.name, stage.training.updates, self.ranks)
+        self.plan = StagePlan(
+            stage.name,
+            stage.training.updates,
+            self.ranks,
+            warmup=stage.fake_warmup,
+            fake_updates=stage.training.fake_updates,
+        )
 
     def fill(self) -> StagePlan:
         """Assemble the stage, run one training step, and compute what each rank needs."""
@@ -305,7 +325,7 @@ class _Stage:
             update_student_by_rl(self.base, parts, state.student, rl)
             return
         scale = real_scale(0, self.training.dynamic)
-        real_score = RealScore(run.unconditional, run.guidance_scale, scale)
+        real_score = RealScore(run.unconditional, self.config.teacher.guidance, scale)
         levels = self.blank_levels(parts)
         update_student(self.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl)
 

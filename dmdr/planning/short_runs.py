@@ -85,7 +85,7 @@ class ShortRuns:
             for row in train(run, state, stop=lambda: state.update == updates):
                 tick(state.update)
                 ended = self._find_explosion(state, row.get("loss_fake"))
-                if not ended and state.update == updates // 2:
+                if not ended and 0 < state.update == updates // 2:
                     ended = find_drift(self._look_at_average(run, state))
                 if ended:
                     break
@@ -134,7 +134,7 @@ class ShortRuns:
                     backbone,
                     c,
                     run.unconditional,
-                    guidance_scale=teacher.guidance_scale,
+                    guidance_scale=teacher.guidance,
                     times=times,
                     noise=noises[0].to(times),
                 )

@@ -14,18 +14,24 @@ from dmdr.shared_base import SharedBase
 
 
 def build_algorithm(
-    config: AnyRL, base: SharedBase, weights: Mapping[str, str] | None = None, *, eta: float = 1.0
+    config: AnyRL,
+    base: SharedBase,
+    weights: Mapping[str, str] | None = None,
+    *,
+    seed: int = 0,
+    eta: float = 1.0,
 ) -> Algorithm:
     """ReFL, DPO or GRPO over one SharedBase.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. eta: of rollouts.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    that a preference draws. eta: of rollouts.
 
     Raises:
         ConfigError: a reward is unknown or broken.
         DataError, InputMissing: weights of a reward, or the tiny decoder, are damaged or missing.
     """
     if isinstance(config, config_of.ReFL):
-        return ReFL(config, base, weights)
+        return ReFL(config, base, weights, seed=seed)
     if isinstance(config, config_of.DPO):
-        return DPO(config, base, weights, eta=eta)
-    return GRPO(config, base, weights, eta=eta)
+        return DPO(config, base, weights, seed=seed, eta=eta)
+    return GRPO(config, base, weights, seed=seed, eta=eta)

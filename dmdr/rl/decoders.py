@@ -29,6 +29,7 @@ from dmdr.rewards.load import load_reward
 from dmdr.rewards.protocol import Reward
 from dmdr.rl.tiny_decoder import KEY, find_tiny_decoder
 from dmdr.rollout import noise_for, sample_teacher
+from dmdr.teacher import hub
 from dmdr.teacher.load import find_teacher, load_teacher
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]  # latents (B, C, H, W) -> images (B, 3, h, w) in [0, 1]
@@ -73,13 +74,15 @@ def decode_tiled(backbone: Backbone, latents: torch.Tensor) -> torch.Tensor:
 
 
 def load_tiny_decoder(address: str, backbone: Backbone) -> Decoder:
-    """A frozen AutoencoderTiny that takes the place of the teacher's decoder; errors as for `load_decoder`."""
-    folder = find_tiny_decoder(address)
-    try:
-        loaded = AutoencoderTiny.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{KEY} {address} cannot be loaded as an AutoencoderTiny: {shorten(error)}") from error
+    """A frozen AutoencoderTiny that takes the place of the teacher's decoder; errors as for `load_decoder`.
+
+    On the meta device one on a hub is built without files: the published ones differ in their channels alone.
+    """
     device = backbone.network.device
+    if device.type == "meta" and hub.is_hub(address):
+        loaded = AutoencoderTiny(latent_channels=backbone.latent_shape[0])
+    else:
+        loaded = _read_tiny_decoder(address)
     vae = loaded.to(device).requires_grad_(False).eval()
     channels, side = backbone.latent_shape[0], backbone.resolution
     if vae.config.latent_channels != channels:
@@ -96,6 +99,14 @@ def load_tiny_decoder(address: str, backbone: Backbone) -> Decoder:
             "made for this teacher's family"
         )
     return partial(backbone.decode_by, vae)
+
+
+def _read_tiny_decoder(address: str) -> AutoencoderTiny:
+    folder = find_tiny_decoder(address)
+    try:
+        return AutoencoderTiny.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{KEY} {address} cannot be loaded as an AutoencoderTiny: {shorten(error)}") from error
 
 
 def measure_gradient_cosine(

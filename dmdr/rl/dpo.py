@@ -28,7 +28,8 @@ from dmdr.update import Batch
 class DPO:
     """The RL loss of a batch of pairs: states 2i and 2i + 1 belong to one step, the winner's state first.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. eta: of rollouts.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    that a preference draws. eta: of rollouts.
 
     Raises:
         ConfigError: a reward is unknown or broken.
@@ -38,14 +39,20 @@ class DPO:
     inner_updates, block = 1, 2
 
     def __init__(
-        self, config: DPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, eta: float = 1.0
+        self,
+        config: DPOConfig,
+        base: SharedBase,
+        weights: Mapping[str, str] | None = None,
+        *,
+        seed: int = 0,
+        eta: float = 1.0,
     ) -> None:
         self.base, self.eta, self.beta, self.group_size = base, eta, config.beta, config.group_size
         self.oversampling = config.group_size / 2
-        self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
+        self.reward = Mixture(config, base.backbone, differentiable=False, weights=weights, seed=seed)
 
-    def build_objective(self, states: States, prompts: list[str]) -> Objective:
-        rewards_PG, figures = reward_groups(self.reward, states, prompts, self.group_size)
+    def build_objective(self, states: States, prompts: list[str], *, update: int = 0) -> Objective:
+        rewards_PG, figures = reward_groups(self.reward, states, prompts, self.group_size, update=update)
         first = torch.arange(0, len(prompts), self.group_size)
         winner, loser = rewards_PG.argmax(1).cpu(), rewards_PG.argmin(1).cpu()
         ranked = rewards_PG.amax(1) > rewards_PG.amin(1)  # a group of equal rewards has no preference

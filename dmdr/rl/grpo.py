@@ -28,7 +28,8 @@ from dmdr.update import Batch
 class GRPO:
     """The RL loss of a batch: the clipped surrogate over the actions of its states.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. eta: of rollouts.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    that a preference draws. eta: of rollouts.
 
     Raises:
         ConfigError: a reward is unknown or broken.
@@ -38,14 +39,20 @@ class GRPO:
     oversampling, block = 1.0, 1
 
     def __init__(
-        self, config: GRPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, eta: float = 1.0
+        self,
+        config: GRPOConfig,
+        base: SharedBase,
+        weights: Mapping[str, str] | None = None,
+        *,
+        seed: int = 0,
+        eta: float = 1.0,
     ) -> None:
         self.base, self.eta, self.kl, self.clip_range = base, eta, config.kl, config.clip_range
         self.group_size, self.inner_updates = config.group_size, config.inner_updates
-        self.reward = Mixture(config.rewards, base.backbone, differentiable=False, weights=weights)
+        self.reward = Mixture(config, base.backbone, differentiable=False, weights=weights, seed=seed)
 
-    def build_objective(self, states: States, prompts: list[str]) -> Objective:
-        rewards_PG, figures = reward_groups(self.reward, states, prompts, self.group_size)
+    def build_objective(self, states: States, prompts: list[str], *, update: int = 0) -> Objective:
+        rewards_PG, figures = reward_groups(self.reward, states, prompts, self.group_size, update=update)
         advantages_M = losses.advantages(rewards_PG).flatten()
         path = self.base.backbone.path
 

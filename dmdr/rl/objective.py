@@ -50,8 +50,9 @@ class Algorithm(Protocol):
     inner_updates: int  # student updates on one rollout
     block: int  # trajectories whose states of one step must stand in one batch
 
-    def build_objective(self, states: States, prompts: list[str]) -> Objective:
-        """states: N steps of M trajectories, group after group. prompts: one for each of the M trajectories."""
+    def build_objective(self, states: States, prompts: list[str], *, update: int = 0) -> Objective:
+        """states: N steps of M trajectories, group after group. prompts: one for each of the M trajectories. update: of
+        the stage, by which a preference draws its words."""
         ...
 
 
@@ -98,13 +99,15 @@ def action_share(acts: torch.Tensor, batch: Batch) -> torch.Tensor:
     return acts.sum() / max(batch.acting, 1)
 
 
-def reward_groups(reward: Mixture, states: States, prompts: list[str], group_size: int) -> tuple[torch.Tensor, Figures]:
+def reward_groups(
+    reward: Mixture, states: States, prompts: list[str], group_size: int, *, update: int
+) -> tuple[torch.Tensor, Figures]:
     """Score all samples: rewards (P, G) by group, and their figures. Each group is scored by one rank."""
     groups = distributed.split_evenly(len(prompts) // group_size)
     mine = slice(groups.start * group_size, groups.stop * group_size)
     scores_M = {
         name: distributed.all_gather(each)
-        for name, each in reward.score_samples(states.x0[-1, mine], prompts[mine], group_size).items()
+        for name, each in reward.score_samples(states.x0[-1, mine], prompts[mine], group_size, update=update).items()
     }
     return reward.mix(scores_M).view(-1, group_size), summarize_scores(scores_M)
 

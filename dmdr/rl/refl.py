@@ -2,7 +2,8 @@
 
 1. A few-step student predicts x0 at each of its N steps, so the gradient reaches each step directly (DMDR, 4.3). ReFL
    picks a step near the end; here no step is preferred.
-2. Several rewards are added with the shares of the config. ReFL's phi then maps the sum, before the loss.
+2. Several rewards are added with the shares of the config. ReFL's phi then maps the sum, before the loss. The hinge of
+   the authors' code for text to image acts on each reward instead, and the losses are added with the shares.
 3. ReFL's usual regulariser, for RL without distribution matching, is the pretraining loss. There are no images to
    pretrain on here. Instead it pulls the student to what the student of the cold start predicts at each state; the
    paper calls that student P_fake_ref.
@@ -27,9 +28,10 @@ from dmdr.update import Batch
 
 
 class ReFL:
-    """The RL loss of a batch: minus the mean mapped reward of the decoded x0.
+    """The RL loss of a batch: minus the mean mapped reward of the decoded x0, or the hinges of the rewards.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address.
+    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    that a preference draws.
 
     Raises:
         ConfigError: a reward is unknown, broken or without a gradient, or has no log although the config takes it.
@@ -39,18 +41,30 @@ class ReFL:
 
     group_size, oversampling, inner_updates, block = 1, 1.0, 1, 1
 
-    def __init__(self, config: ReFLConfig, base: SharedBase, weights: Mapping[str, str] | None = None) -> None:
-        self.base, self.pretraining = base, config.pretraining
-        self.reward = Mixture(
-            config.rewards, base.backbone, differentiable=True, positive=config.map == "log", weights=weights
-        )
+    def __init__(
+        self, config: ReFLConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0
+    ) -> None:
+        self.base, self.config, self.pretraining = base, config, config.pretraining
+        positive = config.map == "log"
+        self.reward = Mixture(config, base.backbone, differentiable=True, positive=positive, weights=weights, seed=seed)
         self.decode = load_decoder(config, base.backbone)
-        self.loss = {"linear": losses.refl, "log": losses.refl_log}[config.map]
 
-    def build_objective(self, states: States, prompts: list[str]) -> Objective:
+    def compute_loss(self, scores_B: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of the scores (B,) of each reward, under the map of the config."""
+        if self.config.map == "hinge":
+            assert self.config.margin is not None, "the config refuses a hinge without its margin"
+            first, *others = [
+                self.config.rewards[name] * losses.refl_hinge(each, self.config.margin)
+                for name, each in self.reward.scale(scores_B).items()
+            ]
+            return sum(others, start=first)
+        mixed_B = self.reward.mix(scores_B)
+        return losses.refl_log(mixed_B) if self.config.map == "log" else losses.refl(mixed_B)
+
+    def build_objective(self, states: States, prompts: list[str], *, update: int = 0) -> Objective:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            scores_B = self.reward(self.decode(x0), [prompts[i] for i in batch.trajectory.tolist()])
-            total, figures = self.loss(self.reward.mix(scores_B)), compute_moments(scores_B)
+            scores_B = self.reward(self.decode(x0), [prompts[i] for i in batch.trajectory.tolist()], update=update)
+            total, figures = self.compute_loss(scores_B), compute_moments(scores_B)
             if self.pretraining:
                 regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))
                 total = total + self.pretraining * regulariser

@@ -84,8 +84,8 @@ def check_config(folder: Path, part: str) -> None:
         )
 
 
-def refuse_foreign_tensors(names: Iterable[str], file: Path) -> None:
-    """Refuse a file whose tensors are not those of a plain network.
+def refuse_foreign_tensors(names: Iterable[str], file: Path, what: str = "teacher file") -> None:
+    """Refuse a file whose tensors are not those of a plain network. what: which file it is, for the message.
 
     Raises:
         DataError: with the name of a tensor, what it means and what to do.
@@ -93,7 +93,7 @@ def refuse_foreign_tensors(names: Iterable[str], file: Path) -> None:
     for name in names:
         for sign, remedy in FOREIGN:
             if sign in name:
-                raise DataError(f"teacher file {file} has the tensor {name}: {remedy}")
+                raise DataError(f"{what} {file} has the tensor {name}: {remedy}")
 
 
 def check_markers(names: Iterable[str], metadata: dict[str, str], file: Path, settings: dict[str, object]) -> None:

@@ -22,15 +22,23 @@ from dmdr.config.load import load_config
 from dmdr.config.plain_text import to_line
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.run import Config
-from dmdr.config.stages import STAGES
 from dmdr.errors import ConfigError, Stopped
 from dmdr.teacher.load import family_of, find_teacher_of
 from flows.commands.config_file import change_config, find_config
 from flows.commands.dry_run import foresee
-from flows.commands.rehearsal import KEPT, Rehearsal, list_trained
+from flows.commands.rehearsal import KEPT, Rehearsal
 from stages.prompt_sources.report import Tally
 from stages.runtime.last_wall import describe_end
-from stages.runtime.prerequisites import check_evaluation, check_training, check_worlds, load_rewards, needs_records
+from stages.runtime.prerequisites import (
+    check_evaluation,
+    check_student_start,
+    check_teacher_settings,
+    check_training,
+    check_worlds,
+    load_rewards,
+    needs_records,
+    warn_of_teacher,
+)
 from stages.runtime.quiet import quiet_libraries
 from stages.store.artifacts import Artifact
 from stages.store.teacher_folder import resolve_teacher
@@ -116,7 +124,7 @@ def check_all(checklist: Checklist, config: Config, run: str, store: str, folder
     checklist.run("teacher", lambda: rehearsal.encode(inputs.kept), needs=("files", "prompts", *fits))
     checklist.run("disk", lambda: rehearsal.measure_disk(store, inputs.counts), needs=("store", "teacher", "memory"))
     checklist.run("images", rehearsal.draw, needs=("teacher", "metrics"))
-    for stage in list_trained(config):
+    for stage in config.training_stages:
         needs = ("teacher", "rewards", *fits) if stage == "joint" else ("teacher", *fits)
         checklist.run(stage, partial(rehearsal.train, stage), needs=needs)
     checklist.run("export", rehearsal.export, needs=("joint",))
@@ -124,8 +132,8 @@ def check_all(checklist: Checklist, config: Config, run: str, store: str, folder
 
 def describe_config(config: Config, run: str) -> str:
     """What a config asks for, in one line."""
-    student, stages = config.student, list_trained(config)
-    updates = ", ".join(f"{stage} {getattr(config, stage).updates:,} updates" for stage in stages)
+    student = config.student
+    updates = ", ".join(f"{each} {config.training_of(each).updates:,} updates" for each in config.training_stages)
     form = "full" if student.lora_rank is None else f"LoRA {student.lora_rank}"
     steps = "1 step" if student.steps == 1 else f"{student.steps} steps"
     return f"run {run}: a student of {steps} ({form}) of {config.teacher.path}; {updates}"
@@ -138,7 +146,9 @@ def check_name(config: Config, run: str, store: str) -> str:
         ConfigError: a stage would be refused, because one of the same name was made with other settings.
     """
     on_cluster = config.execution.cluster is not None
-    steps = {stage: foresee(config, Artifact(store, run, stage), None, on_cluster=on_cluster) for stage in STAGES}
+    steps = {
+        stage: foresee(config, Artifact(store, run, stage), None, on_cluster=on_cluster) for stage in config.stages
+    }
     for stage, step in steps.items():
         if step.code:
             raise ConfigError(f"{stage} would be refused: {step.why}")
@@ -171,15 +181,19 @@ class Inputs:
         self._judged: list[PromptRecord] = []
 
     def find_teacher(self) -> str:
-        """Find the teacher's files; of a hub, fetch them.
+        """Find the files of teacher and start, and fetch those of a hub.
 
         Raises:
-            ConfigError, DataError, InputMissing: it is not there, not a pipeline, or the rewards are of another world.
+            ConfigError, DataError, InputMissing: one is not there or does not fit, or the rewards are of another world.
         """
         self.config = resolve_teacher(self.config, None, lambda size: None)
         source = find_teacher_of(self.config.teacher)
         check_worlds(self.config)
-        return f"the teacher is of the family {family_of(source)}"
+        notes: list[str] = []
+        warn_of_teacher(self.config, notes.append, fetches=True)
+        check_teacher_settings(self.config, fetches=True)
+        check_student_start(self.config, notes.append, fetches=True)
+        return "; ".join([f"the teacher is of the family {family_of(source)}", *notes])
 
     def read_prompts(self) -> str:
         """Read all sources once.

@@ -42,7 +42,7 @@ def print_steps(config: Config, run: str, store: str, until: StageName | None, c
         print(f"refused: {to_line(error)}", file=sys.stderr)
         return exit_code_of(error)
     steps: dict[StageName, Step] = {}
-    for stage in list_until(until):
+    for stage in list_until(until, config.stages):
         of = cold_start_of if stage in COPIED else None
         try:
             steps[stage] = foresee(checked, Artifact(store, run, stage), of, on_cluster=on_cluster)
@@ -69,7 +69,9 @@ def check_inputs(config: Config) -> Config:
         config = resolve_teacher(config, None, lambda size: None)
         find_teacher_of(config.teacher)
         check_worlds(config)
-    check_run(config, select_public_sets(config.prompts), print)
+    if config.student.start is not None and hub.is_hub(config.student.start.path):
+        hub.require("student.start.path", config.student.start.path)
+    check_run(config, select_public_sets(config.prompts), print, fetches=False)
     return config
 
 
@@ -81,7 +83,10 @@ def foresee(config: Config, artifact: Artifact, adopt: str | None, *, on_cluster
     """
     stage: StageName = artifact.stage  # type: ignore[assignment]  # an Artifact also takes other addresses' names
     record = artifact.record()
-    before = [Artifact(artifact.store, artifact.run, each) for each in list_reads(stage, config.evaluate.models)]
+    before = [
+        Artifact(artifact.store, artifact.run, each)
+        for each in list_reads(stage, config.evaluate.models, config.stages)
+    ]
     is_ready = all(each.record() is not None for each in before) and not on_cluster
     owner = record or artifact.read_claim()
     inputs = None

@@ -14,7 +14,7 @@ import yaml
 
 from dmdr.config.load import WHERE, read_mapping, validate
 from dmdr.config.run import Config
-from dmdr.config.stages import DRAWN_FROM, MODELS, STAGES, list_needed
+from dmdr.config.stages import DRAWN_FROM, STAGES, list_compared, list_needed, list_stages
 from dmdr.errors import ConfigError
 from flows import chain
 from flows.commands.run import run_chain, show_scorecard
@@ -75,10 +75,12 @@ def extend_config(source: ConfigFile, source_run: str, name: str, pipeline: Conf
     if not isinstance(section, dict):
         raise ConfigError("the config has no section evaluate, whose metrics judge the pipeline; add it")
     sealed = {stage for stage in STAGES if Artifact(store, source_run, stage).record() is not None}
+    has_cold_start = source.get("cold_start", {}) is not None
+    stages = list_stages(cold_start=has_cold_start)
     models = [
         model
-        for model in section.get("models") or MODELS
-        if model not in DRAWN_FROM or sealed.issuperset(list_needed("evaluate", [model]))
+        for model in section.get("models") or list_compared(cold_start=has_cold_start)
+        if model not in DRAWN_FROM or sealed.issuperset(list_needed("evaluate", [model], stages))
     ]
     pipelines = {**section.get("pipelines", {}), name: pipeline}
     suffix = re.sub(r"[^a-z0-9]+", "-", f"{name}-{pipeline['steps']}".lower()).strip("-")

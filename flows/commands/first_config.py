@@ -22,7 +22,8 @@ NO_REWARD = """\
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained and how. micro: None for the whole batch at once."""
+    """How much is trained and how. micro: None for the whole batch at once. rate: of both networks of a small teacher;
+    None: those of the family, for LoRAs that begin as the authors' do."""
 
     updates: int
     batch: int
@@ -31,6 +32,7 @@ class Size:
     micro: int | None = None
     checkpointing: bool = False
     tiled: bool = False
+    rate: float | None = None
     note: str = ""
 
 
@@ -89,38 +91,58 @@ prompts:
 """
 
     def _describe_student(self) -> str:
-        size = self.size
+        size, wide = (
+            self.size,
+            "  lora_targets: wide    # authors' code, t2i: convolutions too\n" if self.facts.wide else "",
+        )
+        alpha = (
+            f"  lora_alpha: {2.0 * size.rank:<9g} # authors' code, t2i: twice the rank\n" if size.rate is None else ""
+        )
+        init = (
+            "  lora_init: gaussian   # authors' code, t2i; the rates below belong to it\n" if size.rate is None else ""
+        )
         return f"""\
 precision: {size.precision}
 
 student:
   steps: 4              # 1, 2, 4 or 8
   form: lora
-  lora_rank: {size.rank:<11} # DMD2's SDXL LoRA has 64
-  ema: 0.99             # ours
+  lora_rank: {size.rank:<11} # authors' code, t2i: 64
+{alpha}{init}  ema: 0.99             # ours
 
 fake_score:
-  lora_rank: {size.rank}
-  scale: 2.0            # official demo
-"""
+  lora_rank: {min(size.rank, 32):<11} # authors' code, t2i: 32
+  scale: 2.0            # official demo; authors' code, t2i
+{init}{wide}"""
 
     def _describe_training(self) -> str:
         size, facts = self.size, self.facts
         note = f"   # {size.note}" if size.note else ""
+        length = size.updates if facts.is_dynamic else 0
+        dynamic = f"{{updates: {length}, real_scale: 0.5, renoise: [4.0, 1.5]}}"
+        why = "authors' code, t2i: the whole stage" if facts.is_dynamic else "off, as the authors have it for SDXL"
+        source = facts.rate_source if size.rate is None else "for a small network"
         return f"""\
 cold_start:             # distillation alone
   updates: {size.updates}{note}
-  batch_size: {size.batch}        # the authors: 64
-  student: {{learning_rate: {_rate(facts.rate)}, kind: fused}}      # {facts.rate_source}
-  fake_score: {{learning_rate: {_rate(facts.rate)}, kind: fused}}
-  dynamic: {{updates: {size.updates // 2}, real_scale: 0.75, renoise: [4.0, 1.5]}}   # official demo: half of the stage
+  batch_size: {size.batch}        # the authors: 32 to 192
+  # rates: {source}
+  student: {{{self._describe_optimizer(facts.rate, 1, "0.01")}}}
+  fake_score: {{{self._describe_optimizer(facts.fake_rate, 1, "0.0")}}}
+  dynamic: {dynamic}   # {why}
 
 joint:                  # distillation and reward at once
   updates: {size.updates}
   batch_size: {size.batch}
-  student: {{learning_rate: {_rate(facts.rate / 2)}, kind: fused}}    # official demo: half of the cold start's rate
-  fake_score: {{learning_rate: {_rate(facts.rate / 2)}, kind: fused}}
+  # rates: half of the cold start's (official demo)
+  student: {{{self._describe_optimizer(facts.rate, 2, "0.01")}}}
+  fake_score: {{{self._describe_optimizer(facts.fake_rate, 2, "0.0")}}}
 {self._describe_reward()}"""
+
+    def _describe_optimizer(self, rate: float, part: int, decay: str) -> str:
+        """AdamW as in the authors' code, t2i. part: what the family's rate is divided by."""
+        rate = (self.size.rate or rate) / part
+        return f"learning_rate: {_rate(rate)}, kind: fused, betas: [0.9, 0.999], weight_decay: {decay}"
 
     def _describe_reward(self) -> str:
         rewards = self.rewards

@@ -179,9 +179,8 @@ def choose_size(facts: FamilyFacts, card: Gpu) -> Size:
 
 def choose_small(rewards: Rewards) -> Size:
     """For a network that is there to try things out with: short stages, and no tricks to save memory."""
-    return Size(
-        50, 8, 8, "float32", tiled=bool(rewards.train), note="few, for a small network; the paper's length is 2000"
-    )
+    note = "few, for a small network; the paper's length is 2000"
+    return Size(50, 8, 8, "float32", tiled=bool(rewards.train), rate=3e-5, note=note)
 
 
 def plan(config: Config, facts: FamilyFacts) -> StagePlan:
@@ -207,7 +206,7 @@ def _show_progress(part: str) -> None:
 def describe_cost(joint: StagePlan, config: Config, card: Gpu) -> list[str]:
     """Memory and hours, for people; and what to change if it does not fit."""
     hours = card.hours(joint, config.precision)
-    cold = replace(joint, updates=config.cold_start.updates, work={**joint.work, "reward": 0.0})
+    cold = replace(joint, updates=config.training_of("cold_start").updates, work={**joint.work, "reward": 0.0})
     total = hours + card.hours(cold, config.precision)
     need = max(joint.peak, joint.load)
     fits, *remedies = advise(config, [joint], card)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dmdr.config.load import load_config
-from dmdr.config.stages import TRAINING_STAGES
+from dmdr.errors import InputMissing
 from dmdr.planning.gpus import GIB, GPUS, SHARE, Gpu, advise
 from stages.reports.scorecard_text import format_table
+from stages.runtime.prerequisites import check_student_start, warn_of_teacher
 from stages.store.teacher_folder import resolve_teacher
 
 if TYPE_CHECKING:
@@ -17,13 +18,18 @@ if TYPE_CHECKING:
 
 
 def print_plan(path: str, gpu: str) -> int:
-    """Print parameters, memory, work and hours of both training stages on a GPU, and what to change where it does not
+    """Print parameters, memory, work and hours of the training stages on a GPU, and what to change where it does not
     fit. Returns 0: a plan that does not fit is an answer."""
     from dmdr.planning import plan as planning
 
     config, card = resolve_teacher(load_config(path), None, lambda size: None), GPUS[gpu]
+    warn_of_teacher(config, print, fetches=False)
+    try:
+        check_student_start(config, print, fetches=False)
+    except InputMissing as error:  # a plan needs no weights
+        print(f"{error}; the plan counts one that fits")
     plans: list[StagePlan] = []
-    for stage in TRAINING_STAGES:
+    for stage in config.training_stages:
         _show_progress(f"{stage}: building it without weights")
         plans.append(planning.plan_stage(config, stage, say=_show_parts_of(stage)))
     _show_progress("")
@@ -83,11 +89,13 @@ def _list_work(plans: list[StagePlan]) -> list[list[str]]:
 
 def _list_hours(plans: list[StagePlan], card: Gpu, precision: str) -> list[list[str]]:
     hours = [card.hours(plan, precision) for plan in plans]
-    seconds = [3600 * each / plan.updates for each, plan in zip(hours, plans, strict=True)]
+    seconds = [3600 * each * plan.flops / plan.total for each, plan in zip(hours, plans, strict=True)]
     gpu_hours = [each * plan.ranks for each, plan in zip(hours, plans, strict=True)]
+    warmup = [["of the fake score alone, before", *(f"{plan.warmup:,}" for plan in plans), ""]]
     return [
-        ["", *(plan.stage for plan in plans), "both"],
+        ["", *(plan.stage for plan in plans), "both" if len(plans) == 2 else "together"],
         ["updates", *(f"{plan.updates:,}" for plan in plans), ""],
+        *(warmup if any(plan.warmup for plan in plans) else []),
         ["seconds an update", *(f"{each:.2f}" for each in seconds), ""],
         ["hours", *(f"{each:,.1f}" for each in (*hours, sum(hours)))],
         ["GPU-hours", *(f"{each:,.1f}" for each in (*gpu_hours, sum(gpu_hours)))],

@@ -75,7 +75,9 @@ def run_config(config: str, options: RunOptions) -> int:
     with change_config(find_config(config), options.changes) as path:
         checked = load_config(path)
         name, store = options.name or checked.run, options.store
+        checked.require_stage(options.until, "--until")
         if options.cold_start_of is not None:
+            checked.require_stage("cold_start", "--from-cold-start")
             check_cold_start(options.cold_start_of, name, store)
         if options.dry_run:
             return print_steps(checked, name, store, options.until, options.cold_start_of)
@@ -153,7 +155,7 @@ def all_sealed(config: Config, name: str, store: str, until: StageName | None = 
     on_cluster = config.execution.cluster is not None  # then this process may have no teacher and no prompts
     if not on_cluster:
         config = resolve_teacher(config, None, lambda size: None)
-    artifacts = {stage: Artifact(store, name, stage) for stage in list_until(until)}
+    artifacts = {stage: Artifact(store, name, stage) for stage in list_until(until, config.stages)}
     for stage, artifact in artifacts.items():
         inputs = None if on_cluster else fingerprint_inputs(config, stage, store, name)
         record = artifact.record()

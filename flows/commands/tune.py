@@ -26,6 +26,7 @@ from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.reward_weights import OF_REWARD
 from dmdr.config.run import Config
+from dmdr.config.stages import StageName, list_reads
 from dmdr.errors import ConfigError, DataError, Stopped
 from dmdr.planning.stability import (
     Cell,
@@ -40,9 +41,10 @@ from dmdr.planning.stability import (
 from flows.commands.config_file import change_config, find_config
 from stages.runtime.progress import Progress, format_seconds
 from stages.runtime.quiet import quiet_libraries
-from stages.runtime.remaining import count_update
+from stages.runtime.remaining import count_update, count_warmup
 from stages.store.address import find_differing_keys, normalise_json
 from stages.store.artifacts import Artifact
+from stages.store.inputs import fingerprint_inputs
 from stages.store.records import Json
 from stages.store.teacher_folder import resolve_teacher
 
@@ -99,9 +101,8 @@ def tune_config(path: str, options: TuneOptions) -> int:
     with change_config(find_config(path), options.changes) as changed:
         config = resolve_teacher(load_config(changed), None, lambda size: None)
     run, stage, grid = config.run, options.stage, options.grid
-    training = getattr(config, stage)
-    if training is None:
-        raise ConfigError(f"the config has no {stage}, so that nothing of it can be tuned")
+    config.require_stage(stage, f"--stage {stage}")
+    training = config.training_of(stage)
     cells = list_cells(
         read_own_cell(training, config.seed),
         student_rates=grid.student,
@@ -109,15 +110,17 @@ def tune_config(path: str, options: TuneOptions) -> int:
         ratios=grid.ratio,
     )
     reward = find_reward(config)
-    needed = ("prompts", "cold_start") if stage == "joint" else ("prompts",)
-    records = {each: Artifact(options.store, run, each).sealed() for each in needed}
+    needed = list_reads(stage, (), config.stages)
+    inputs = fingerprint_inputs(config, stage, options.store, run)
     folder = Path(options.out or f"tuning/{run}-{stage}")
     updates = min(options.updates, training.updates)
-    inputs = {f"input {name}": record.fingerprint for name, record in records.items()}
-    claim_folder(folder, {**list_fixed(config, stage), "reward": reward, "updates": updates, **inputs})
+    given = {f"input {name}": digest for name, digest in inputs.items()}
+    claim_folder(folder, {**list_fixed(config, stage), "reward": reward, "updates": updates, **given})
     if not all(read_result(folder, cell) for cell in cells):
         with tempfile.TemporaryDirectory(prefix="dmdr-tune-") as cache:
-            fetched = {each: Artifact(options.store, run, each).fetch(Path(cache) / each) for each in needed}
+            fetched: dict[StageName, Path] = {
+                each: Artifact(options.store, run, each).fetch(Path(cache) / each) for each in needed
+            }
             runs = load_runs(config, stage, fetched, reward)
             run_cells(runs, cells, folder, updates=updates)
     return show(config, options, [each for cell in cells if (each := read_result(folder, cell))], folder)
@@ -125,7 +128,7 @@ def tune_config(path: str, options: TuneOptions) -> int:
 
 def list_fixed(config: Config, stage: TunedStage) -> Json:
     """The settings of a stage that all cells share. Those that cells differ in are not among them."""
-    training = getattr(config, stage)
+    training = config.training_of(stage)
     roles = [role for role in ("student", "fake_score") if getattr(training, role).final_learning_rate is None]
     varied = {f"{stage}.fake_updates", *(f"{stage}.{role}.learning_rate" for role in roles)}
     return {key: value for key, value in normalise_json(identity(config, stage)).items() if key not in varied}
@@ -171,7 +174,7 @@ def claim_folder(folder: Path, about: Json) -> None:
         )
 
 
-def load_runs(config: Config, stage: TunedStage, inputs: dict[str, Path], reward: str) -> ShortRuns:
+def load_runs(config: Config, stage: TunedStage, inputs: dict[StageName, Path], reward: str) -> ShortRuns:
     """Load the teacher, the start, and the rewards.
 
     Raises:
@@ -187,7 +190,7 @@ def load_runs(config: Config, stage: TunedStage, inputs: dict[str, Path], reward
     settings, device = select_stage(config, stage), pick_device(config)
     source = find_teacher_of(config.teacher)
     backbone = load_teacher(source, device, text=False, resolution=config.teacher.resolution)
-    assembly = assemble(config, settings, backbone, start=inputs.get("cold_start"), device=device)
+    assembly = assemble(config, settings, backbone, before=inputs.get("cold_start"), device=device)
     prompts = PromptSet(inputs["prompts"], "train")
     judge = load_reward(reward, device, config.weights)
     return ShortRuns(config, settings, assembly, prompts=prompts, reward=judge)
@@ -201,7 +204,8 @@ def run_cells(runs: ShortRuns, cells: Sequence[Cell], folder: Path, *, updates: 
 
     def expect(cell: Cell) -> float:
         changed = runs.stage.training.model_copy(update={"fake_updates": cell.fake_updates})
-        return updates * bounds.seconds * count_update(runs.config, changed) / own
+        work = updates * count_update(runs.config, changed) + runs.stage.fake_warmup * count_warmup(changed)
+        return bounds.seconds * work / own
 
     left = sum(map(expect, missing))
     print(

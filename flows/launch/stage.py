@@ -80,6 +80,7 @@ def prepare_stage(
         ConfigError: the config has no execution.cluster.
     """
     checked = load_config(config)
+    checked.require_stage(stage, f"stage {stage}")
     if checked.execution.cluster is None:
         raise ConfigError(
             f"config {config} has no execution.cluster, which says what a Job asks for; add one with an image"

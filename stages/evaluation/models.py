@@ -1,5 +1,5 @@
 """The models that may be compared: the student as exported, the teacher, the naive teacher, the student after its cold
-start alone, and any pipeline of diffusers."""
+start alone, what the student started from, and any pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dmdr.export.write import load_student
 from dmdr.metrics.scorecard import Model
 from dmdr.rollout import sample_student, sample_teacher
 from dmdr.teacher.load import find_teacher_of, load_network, load_teacher
+from dmdr.teacher.start_files import find_start
+from dmdr.teacher.start_weights import turn_into_start
 from stages.evaluation import third_party
 from stages.evaluation.batch import Sampler
 from stages.runtime.context import Context
@@ -18,8 +20,8 @@ def list_models(config: Config, backbone: Backbone) -> list[Model]:
     """The columns of the scorecard: `evaluate.models`, then `evaluate.pipelines`, in their order. The naive teacher has
     the student's NFE."""
     steps, teacher = config.student.steps, config.teacher
-    known = {name: Model(name, steps, 1.0) for name in ("student", "naive teacher", "cold start")}
-    known["teacher"] = Model("teacher", teacher.steps, teacher.guidance_scale, backbone.guidance_is_input)
+    known = {name: Model(name, steps, 1.0) for name in ("student", "naive teacher", "cold start", "start")}
+    known["teacher"] = Model("teacher", teacher.steps, teacher.guidance, backbone.guidance_is_input)
     others = [third_party.build_model(name, pipeline) for name, pipeline in config.evaluate.pipelines.items()]
     return [*(known[name] for name in config.evaluate.models), *others]
 
@@ -60,8 +62,14 @@ def _build_student_sampler(context: Context, backbone: Backbone, model: Model) -
     if model.name == "student":
         network = load_network(context.input("export", "pipeline/") / "pipeline", device)
     else:
-        network = load_teacher(find_teacher_of(context.config.teacher), device, text=False).network
-        load_student(network, context.input("cold_start"))
+        teacher = load_teacher(find_teacher_of(context.config.teacher), device, text=False)
+        network, start = teacher.network, context.config.student.start
+        if model.name == "start":
+            assert start is not None, "the config refuses a model that is not there"
+            source = find_start(start, context.config.student.form)
+            turn_into_start(network, source, type(teacher.pipe), scale=start.scale)
+        else:
+            load_student(network, context.input("cold_start"))
     few = context.config.student.few_steps
     times = backbone.student_times(few).to(device)
     return lambda batch: backbone.decode(

@@ -19,6 +19,7 @@ from PIL import Image
 from dmdr.backbones.latent import silence_diffusers
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.few_steps import FewSteps
+from dmdr.config.guidance import take_middle
 from dmdr.config.run import Config, Teacher
 from dmdr.errors import DataError, NonFinite
 from dmdr.export.rounding import DTYPES
@@ -116,7 +117,7 @@ def load_teacher_model(
     size: of its images in pixels a side, the student's.
     """
     backbone = load_teacher(teacher, resolution=size)
-    guidance = float(str(source.settings["teacher.guidance_scale"]))
+    guidance = read_guidance(source.settings["teacher.guidance_scale"])
     evaluated = Artifact(source.artifact.store, source.artifact.run, "evaluate").read_claim()
     known = evaluated.identity.get("teacher.steps") if evaluated else None
     steps = config.teacher.steps if config else int(str(known or Teacher.model_fields["steps"].default))
@@ -127,6 +128,14 @@ def load_teacher_model(
         width=size,
     )
     return DrawingModel(Model("teacher", steps, guidance, backbone.guidance_is_input), backbone.pipe, call)
+
+
+def read_guidance(setting: object) -> float:
+    """The guidance scale of evaluation, from the setting in a result's identity: a number, or a range as a list."""
+    if isinstance(setting, list):
+        low, high = (float(str(each)) for each in setting)
+        return take_middle((low, high))
+    return float(str(setting))
 
 
 def move_to_device(pipe: DiffusionPipeline, dtype: torch.dtype) -> None:

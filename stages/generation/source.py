@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.run import Config, Student, Teacher
+from dmdr.config.stages import TRAINING_STAGES
 from dmdr.errors import DataError, InputMissing
 from dmdr.export.write import WEIGHTS
+from dmdr.shared_base import scale_lora
 from dmdr.teacher.hub import is_hub
 from dmdr.teacher.key_map import Weights
 from dmdr.teacher.load import TeacherSource, digest_teacher, find_teacher, is_teacher
@@ -52,6 +54,12 @@ class StudentSource:
         named = {name.removeprefix("student."): value for name, value in self.settings.items()}
         return Student.model_validate({name: named[name] for name in Student.model_fields if name in named}).few_steps
 
+    @property
+    def lora_scale(self) -> float:
+        """How often the product of a checkpoint's LoRA counts: alpha / rank. A sealed LoRA has it in its B."""
+        rank, alpha = (self.settings.get(f"student.lora_{name}") for name in ("rank", "alpha"))
+        return 1.0 if alpha is None else float(str(alpha)) / int(str(rank))
+
     def describe(self) -> str:
         """Which student it is."""
         if self.update is not None:
@@ -80,7 +88,7 @@ def find_student(store: str, run: str) -> StudentSource:
             continue
         newest = artifact.checkpoints(KEEP).newest()
         if newest is not None:
-            return _build_source(artifact, claim, newest.step)
+            return _build_source(artifact, claim, int(str(newest.info["update"])))
     raise InputMissing(
         f"run {run} at {store} has no student to draw with yet: no training stage has a result or a checkpoint; "
         "dmdr run goes on with it"
@@ -90,8 +98,9 @@ def find_student(store: str, run: str) -> StudentSource:
 def _build_source(artifact: Artifact, claim: Claim, update: int | None) -> StudentSource:
     prompts = Artifact(artifact.store, artifact.run, "prompts").record()
     teacher = None if prompts is None else prompts.provenance.teacher
-    trained = Artifact(artifact.store, artifact.run, "cold_start").read_claim()
-    settings = {**(trained.identity if trained else {}), **claim.identity}
+    claims = [Artifact(artifact.store, artifact.run, stage).read_claim() for stage in TRAINING_STAGES]
+    trained = next((each for each in claims if each is not None), claim)  # a run may have no cold start
+    settings = {**trained.identity, **claim.identity}
     return StudentSource(artifact, artifact.stage, update, settings, teacher, claim.teacher_digest)
 
 
@@ -137,7 +146,9 @@ def read_weights(source: StudentSource) -> Weights:
             f"{source.stage} of run {source.artifact.run} has no checkpoint any more; repeat the command"
         )
     ema = {name.removeprefix("ema/"): newest.tensors[name] for name in newest.tensors if name.startswith("ema/")}
-    return {name.replace(".student.", "."): value for name, value in ema.items()} if source.is_lora else ema
+    if not source.is_lora:
+        return ema
+    return scale_lora({name.replace(".student.", "."): value for name, value in ema.items()}, source.lora_scale)
 
 
 def read_export(source: StudentSource, cache: Path) -> tuple[Path, ExportFacts]:

@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 POINTS = 160  # of a curve; more updates than this are averaged in groups of equal size
 WATCH = "watch/"  # the figures of the hacking alarm
-FIRST = ("loss_dm", "loss_fake", "loss_rl", "reward", WATCH)  # columns that begin so come first, in this order
+FIRST = (
+    "loss_dm",
+    "loss_fake",
+    "loss_teacher",
+    "loss_rl",
+    "reward",
+    WATCH,
+)  # columns that begin so come first, in this order
 
 
 class Point(NamedTuple):
@@ -91,16 +98,19 @@ FRAME = Frame(left=62, top=8, width=300, height=130, below=22, right=6)
 def read_columns(path: Path) -> dict[str, list[Point]]:
     """Read the numeric columns of a metrics.jsonl: column -> points, in the order of the file.
 
-    A number that is not finite becomes None, and so does null, which is how strict JSON writes one.
+    A number that is not finite becomes None, and so does null, which is how strict JSON writes one. The updates of the
+    fake score alone, whose numbers are below 0, come first: all points are counted from the first of them.
     """
     columns: dict[str, list[Point]] = {}
     with path.open(encoding="utf-8") as file:
-        for row in map(json.loads, file):
+        rows = [json.loads(line) for line in file]
+        before = -min((row["update"] for row in rows), default=0)
+        for row in rows:
             for name, value in row.items():
                 if name != "update" and (value is None or type(value) in (int, float)):
                     finite = value is not None and math.isfinite(value)
                     # The alarm's figures are of the student before the update of their row.
-                    updates_done = row["update"] if name.startswith(WATCH) else row["update"] + 1
+                    updates_done = before + (row["update"] if name.startswith(WATCH) else row["update"] + 1)
                     columns.setdefault(name, []).append(Point(updates_done, value if finite else None))
     return columns
 

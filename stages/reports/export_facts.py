@@ -35,6 +35,17 @@ class TeacherFacts(_Facts):
     digest: str
 
 
+class StartFacts(_Facts):
+    """What the student started from. name: a hub's address or the last part of a path. digest: of its weights.
+
+    licence: that of its own card; None if it has none.
+    """
+
+    name: str
+    digest: str
+    licence: LicenceFacts | None = None
+
+
 class PromptFacts(_Facts):
     """The prompt set. counts: of prompts, by what became of them."""
 
@@ -100,6 +111,7 @@ class ExportFacts(_Facts):
     teacher: TeacherFacts
     prompts: PromptFacts
     student: Student
+    start: StartFacts | None = None  # None: the teacher
     nfe: int
     call: CallFacts
     rewards: dict[str, float]

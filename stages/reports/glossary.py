@@ -62,6 +62,11 @@ OF_MODELS = {
         "cold start",
         "The student after the first training stage, which imitates the teacher and knows no reward yet.",
     ),
+    "start": Word(
+        "start",
+        "start",
+        "The few-step model that this run's student started from, before any training of this run.",
+    ),
 }
 PREFERENCE = "how much people would prefer the image for this prompt, by a model that learned from their choices."
 OF_FIGURES = {

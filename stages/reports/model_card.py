@@ -15,7 +15,7 @@ from dmdr.config.run import Student
 from dmdr.metrics.scorecard import Figures
 from dmdr.teacher.hub import ADDRESS
 from dmdr.teacher.load import ONE_FILE
-from stages.reports.export_facts import ExportFacts, LicenceFacts
+from stages.reports.export_facts import ExportFacts, LicenceFacts, StartFacts
 from stages.reports.numbers import format_count
 from stages.reports.rendering import render_template
 from stages.reports.scorecard_text import format_scorecard
@@ -37,7 +37,7 @@ class ModelCard:
     """What the card says besides the facts of the export.
 
     teacher, parts: as arguments of from_pretrained or from_single_file; pinned: the teacher is on the hub at a commit.
-    base: the teacher's repository on the hub. absent: arguments for the parts that the pipeline does not have. call:
+    bases: the repositories of teacher and start on the hub. absent: arguments for parts that are not there. call:
     arguments that draw an image. prompt: in quotes. scores: of the scorecard, as a table.
     """
 
@@ -49,7 +49,7 @@ class ModelCard:
     teacher: str
     parts: str | None
     pinned: bool
-    base: str | None
+    bases: Sequence[str]
     licence: LicenceFacts
     absent: str
     call: str
@@ -88,6 +88,8 @@ def render_card(facts: ExportFacts, *, place: HubPlace | None = None, scorecard:
     teacher, classes = facts.teacher, facts.classes
     pinned = [ADDRESS.fullmatch(name) for name in (teacher.name, teacher.parts or "")]
     base = next((each["repo"] for each in pinned if each), None)
+    start = ADDRESS.fullmatch(facts.start.name) if facts.start else None
+    bases = [each for each in (base, start["repo"] if start else None) if each]
     card = ModelCard(
         facts,
         place=place,
@@ -97,8 +99,8 @@ def render_card(facts: ExportFacts, *, place: HubPlace | None = None, scorecard:
         teacher=quote_address(teacher.name),
         parts=quote_address(teacher.parts) if teacher.parts else None,
         pinned=ADDRESS.fullmatch(teacher.name) is not None,
-        base=base,
-        licence=name_licence(facts.licence, base),
+        bases=list(dict.fromkeys(bases)),
+        licence=join_licences(name_licence(facts.licence, base), facts.start),
         absent="".join(f", {part}=None" for part in classes.absent),
         call=", ".join(f"{name}={format_argument(value)}" for name, value in facts.call.list_arguments().items()),
         prompt=quote(facts.samples[0] if facts.samples else "a red circle"),
@@ -117,6 +119,14 @@ def name_licence(licence: LicenceFacts | None, base: str | None) -> LicenceFacts
     if base and licence.license_link and "://" not in licence.license_link:
         return licence.model_copy(update={"license_link": f"{HUB}/{base}/blob/main/{licence.license_link}"})
     return licence
+
+
+def join_licences(teacher: LicenceFacts, start: StartFacts | None) -> LicenceFacts:
+    """The licence of a student that started elsewhere: the teacher's, unless the start's is known to be another."""
+    if start is None or start.licence is None or start.licence.license == teacher.license != "other":
+        return teacher
+    names = [each.license_name or each.license for each in (teacher, start.licence)]
+    return LicenceFacts(license="other", license_name="-and-".join(names), license_link=teacher.license_link)
 
 
 def describe_student(student: Student) -> str:

@@ -38,6 +38,7 @@ from stages.reports.verdict import Verdict
 SUBJECT = {  # of the page, by the model that is compared with the others
     "student": "a {steps}-step student",
     "cold start": "a {steps}-step student after its cold start",
+    "start": "the {steps}-step model that the student starts from",
     "teacher": "the teacher at {steps} steps",
     "naive teacher": "the teacher at {steps} steps without guidance",
 }

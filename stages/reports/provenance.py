@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from dmdr.config.stages import STAGES
+from stages.reports.fake_warmup import WarmupFacts, describe_warmup
 from stages.reports.stage_times import StageTime
 from stages.runtime.context import Context
 from stages.store.artifacts import Artifact
@@ -95,9 +96,14 @@ def build_table(context: Context) -> list[tuple[str, str]]:
         ("teacher", f"{teacher_name(path)}, sha256 {prompts.teacher_digest}"),
         ("prompts", ", ".join(f"{name} {count:,}" for name, count in prompts.facts.items())),
     ]
+    for record in sealed.values():
+        if "start" in record.inputs and record.stage != "evaluate":
+            rows.insert(2, ("start", f"{record.provenance.start}, sha256 {record.inputs['start']}"))
     for stage, record in sealed.items():
         provenance = record.provenance
         rows.append((stage, f"dmdr {provenance.code['version']}, fingerprint {record.fingerprint}"))
+        if "fake_warmup" in record.facts:
+            rows.append(("fake score", describe_warmup(WarmupFacts.model_validate(record.facts["fake_warmup"]))))
         if "watch" in record.facts:
             rows.append(("hacking alarm", describe_watch(WatchFacts.model_validate(record.facts["watch"]))))
     latest = list(sealed.values())[-1].provenance.code

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dmdr.config.stages import MODELS, TRAINING_STAGES, list_needed
+from dmdr.config.stages import MODELS, TRAINING_STAGES, list_needed, list_stages
 from stages.store.records import Record
 
 
@@ -16,7 +16,8 @@ from stages.store.records import Record
 class StageTime:
     """One stage. device: cuda or cpu; processes: ranks; seconds: by the clock; cpu_seconds: of rank 0.
 
-    peak_mib: of its main memory. adopted_from: the run that made the result, if it was another one.
+    peak_mib: of its main memory. adopted_from: the run that made the result, if it was another one. made_from: the
+    names of its inputs.
     """
 
     stage: str
@@ -26,6 +27,7 @@ class StageTime:
     cpu_seconds: float
     peak_mib: float
     adopted_from: str | None
+    made_from: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -62,8 +64,9 @@ def list_stage_times(records: Mapping[str, Record]) -> list[StageTime]:
             made.cost.cpu_s,
             made.cost.peak_memory_mib,
             made.adopted_from,
+            frozenset(inputs),
         )
-        for stage, made in ((stage, record.provenance) for stage, record in records.items())
+        for stage, made, inputs in ((stage, record.provenance, record.inputs) for stage, record in records.items())
     ]
 
 
@@ -72,9 +75,11 @@ def select_training(model: str, times: Sequence[StageTime]) -> list[StageTime] |
 
     None where they are not known: of a third party's model, or where the time of one is missing.
     """
-    if model not in MODELS:
+    if model not in MODELS or model == "start":  # what somebody else's training took is not known
         return None
-    needed = set(list_needed("evaluate", [model])).intersection(TRAINING_STAGES)
+    starts_at_joint = any(each.stage == "joint" and "start" in each.made_from for each in times)
+    run = list_stages(cold_start=not starts_at_joint)
+    needed = set(list_needed("evaluate", [model], run)).intersection(TRAINING_STAGES)
     found = [each for each in times if each.stage in needed]
     return found if len(found) == len(needed) else None
 

@@ -23,6 +23,7 @@ Outcome = Literal["better", "worse", "mixed", "same", "undecided"]
 REFERENCE = {  # a model in a sentence
     "student": "the student",
     "cold start": "the student after its cold start",
+    "start": "the model that it started from",
     "teacher": "the teacher",
     "naive teacher": "the naive teacher",
 }
@@ -86,6 +87,8 @@ def describe_first(model: ModelOnCard) -> str:
     """The subject of a sentence: "The 4-step student", but a third party's model by its own name."""
     if model.name == "cold start":
         return f"The {model.steps}-step student after its cold start"
+    if model.name == "start":
+        return f"The {model.steps}-step model that the student starts from"
     return f"The {model.steps}-step {model.name}" if model.name in MODELS else model.name
 
 

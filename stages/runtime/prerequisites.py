@@ -17,7 +17,7 @@ from pathlib import Path
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.reward_weights import OF
 from dmdr.config.run import JUDGES, Config
-from dmdr.config.stages import TRAINING_STAGES, StageName
+from dmdr.config.stages import StageName
 from dmdr.config.training import ReFL
 from dmdr.config.worlds import OF_METRIC, name_world, refuse_other_worlds
 from dmdr.errors import ConfigError, InputMissing, doing
@@ -25,6 +25,7 @@ from dmdr.lab.origin import read_world
 from dmdr.rewards.weights import require_weights
 from dmdr.rl import tiny_decoder
 from dmdr.teacher import hub
+from dmdr.teacher.distilled import warn_of_distilled, warn_of_name
 from dmdr.teacher.load import find_diffusers_folder, find_teacher_of
 from dmdr.teacher.single_file import SingleFile
 from stages.store.artifacts import Artifact
@@ -58,8 +59,8 @@ def check_training(config: Config) -> None:
     from dmdr.optimizers import check_optimizers  # brings torch
 
     split = config.execution.sharding == "fsdp" and config.student.form == "full"
-    for stage in TRAINING_STAGES:
-        check_optimizers(config.joint if stage == "joint" else config.cold_start, stage, split=split)
+    for stage in config.training_stages:
+        check_optimizers(config.training_of(stage), stage, split=split)
     rl = config.joint.rl
     if isinstance(rl, ReFL) and rl.tiny_decoder is not None:
         if hub.is_hub(rl.tiny_decoder):
@@ -69,6 +70,80 @@ def check_training(config: Config) -> None:
     for name in sorted(config.rewards("joint")) if has_same_files(config, "joint") else ():
         for weights in OF[name]:
             require_weights(weights, config.weights)
+
+
+def warn_of_teacher(config: Config, say: Callable[[str], None], *, fetches: bool) -> None:
+    """Say in one line if the teacher looks like a few-step model, or has its guidance distilled into it.
+
+    fetches: whether a hub's teacher may be fetched; if not, its name alone is looked at.
+
+    Raises:
+        ConfigError, DataError, InputMissing: the teacher is not there, or its configuration cannot be read.
+    """
+    teacher = config.teacher
+    if is_on_hub(config) and not fetches:
+        warning = warn_of_name(teacher.path)
+    else:
+        source = find_teacher_of(teacher)
+        folder, file = (source.parts, source.file) if isinstance(source, SingleFile) else (source, None)
+        warning = warn_of_distilled(teacher.path, folder, file)
+    if warning is not None:
+        say(warning)
+
+
+def check_teacher_settings(config: Config, *, fetches: bool) -> None:
+    """Check what a config asks of its teacher's family, by configurations alone: the unconditional row, and the modules
+    that a LoRA adapts.
+
+    fetches: whether a hub's teacher may be fetched; if not, such a teacher is not looked at.
+
+    Raises:
+        ConfigError: the family has no such row, or the network no such module.
+        DataError, InputMissing: as `find_teacher_of`.
+    """
+    named = [each.targets for each in (config.lora_forms.fake_score, config.lora_forms.student)]
+    asks = config.teacher.unconditional != "pipeline" or any(isinstance(targets, tuple) for targets in named)
+    if not asks or (is_on_hub(config) and not fetches):
+        return
+    from dmdr.assembly import check_lora_targets  # brings torch
+    from dmdr.planning.meta import build_meta_backbone
+
+    backbone = build_meta_backbone(config.teacher)
+    backbone.check_unconditional(config.teacher.unconditional)
+    check_lora_targets(config, backbone)
+
+
+def check_student_start(config: Config, say: Callable[[str], None], *, fetches: bool) -> None:
+    """Check what the student starts from, by headers and configurations alone.
+
+    fetches: whether a hub's start and teacher may be fetched; if not, such a start is not looked at.
+    say: gets a line for what a user should know.
+
+    Raises:
+        ConfigError, DataError, InputMissing: as `check_start`.
+    """
+    start, joint = config.student.start, config.joint
+    if start is None:
+        return
+    if fetches or not hub.is_hub(start.path):
+        from dmdr.planning.meta import build_meta_backbone  # brings torch
+        from dmdr.teacher.start_check import check_start
+
+        teacher = None if is_on_hub(config) and not fetches else find_teacher_of(config.teacher)
+        with doing(f"checking {start.path}, which the student starts from"):
+            backbone = build_meta_backbone(config.teacher)
+            for line in check_start(config.student, backbone, teacher, trains_at_once=config.cold_start is None):
+                say(line)
+    if config.cold_start is None and joint.distribution_matching and not joint.fake_warmup:
+        say(
+            "joint.fake_warmup is 0 and there is no cold start: the first student updates follow a fake score that is "
+            "still the teacher's; 50 is a good beginning"
+        )
+
+
+def is_on_hub(config: Config) -> bool:
+    """Whether files of the teacher lie on a model hub."""
+    return hub.is_hub(config.teacher.path) or hub.is_hub(config.teacher.parts or "")
 
 
 def load_rewards(config: Config) -> None:

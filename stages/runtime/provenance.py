@@ -28,6 +28,7 @@ def describe_process(config: Config, seconds: float) -> Provenance:
         duration_s=round(seconds, 3),
         cost=measure_cost(),
         teacher=teacher_name(config.teacher.path),
+        start=None if config.student.start is None else teacher_name(config.student.start.path),
         processes=None if ranks.read_rank() is None else int(os.environ["WORLD_SIZE"]),
     )
 

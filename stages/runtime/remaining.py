@@ -23,10 +23,10 @@ def count_later_steps(config: Config, stage: StageName, *, step: float, prompts:
 
 def count_forwards(config: Config, stage: StageName, prompts: int) -> float:
     """The work of a stage in forwards; 0 where it is not counted."""
-    if stage == "cold_start":
-        return config.cold_start.updates * count_update(config, config.cold_start)
-    if stage == "joint":
-        return config.joint.updates * count_update(config, config.joint)
+    if stage in config.training_stages:
+        training = config.training_of(stage)
+        warmup = config.joint.fake_warmup if stage == "joint" else 0
+        return training.updates * count_update(config, training) + warmup * count_warmup(training)
     if stage == "evaluate":
         images = min(prompts, config.evaluate.limit or prompts) * config.evaluate.seeds
         return images * sum(count_evaluations(config).values())
@@ -36,16 +36,21 @@ def count_forwards(config: Config, stage: StageName, prompts: int) -> float:
 def count_update(config: Config, training: Training) -> float:
     """The forwards of one student update with its fake-score updates."""
     fake_updates, batch = training.fake_updates - 1, training.batch_size
-    guided = 2 if config.teacher.guidance_scale > 1 else 1
+    guided = 2 if config.teacher.guidance > 1 else 1
     student_backward = 2 if config.student.form == "full" else 1
     return batch * (fake_updates * (1 + 2) + 1 + guided + 2 + student_backward)
+
+
+def count_warmup(training: Training) -> float:
+    """The forwards of one update of the warm-up: a rollout, K steps of the fake score, and the teacher once."""
+    return training.batch_size * ((training.fake_updates - 1 or 1) + 3 * training.fake_updates + 1)
 
 
 def count_evaluations(config: Config) -> dict[str, int]:
     """The network evaluations (NFE) for an image of each compared model."""
     student, teacher, nfe = config.student.steps, config.teacher, {}
     for model in config.evaluate.models:
-        nfe[model] = _count_nfe(teacher.steps, teacher.guidance_scale) if model == "teacher" else student
+        nfe[model] = _count_nfe(teacher.steps, teacher.guidance) if model == "teacher" else student
     return nfe | {name: _count_nfe(each.steps, each.guidance_scale) for name, each in config.evaluate.pipelines.items()}
 
 

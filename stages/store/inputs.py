@@ -19,6 +19,7 @@ from dmdr.teacher.load import (
     find_teacher_of,
     is_teacher,
 )
+from dmdr.teacher.start_files import digest_start, find_start
 from stages.prompt_sources import sources
 from stages.store.address import shorten
 from stages.store.artifacts import Artifact
@@ -28,8 +29,9 @@ from stages.store.records import Record
 def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -> dict[str, str]:
     """Name of each input -> its fingerprint.
 
-    Inputs are the teacher, the prompt sources of the stage prompts, the weights of rewards, the tiny decoder, other
-    pipelines on the scorecard, and the stages before. A run that DMDR 0.1 began keeps the digests from then.
+    Inputs are the teacher, what the student starts from, the prompt sources of the stage prompts, the weights of
+    rewards, the tiny decoder, other pipelines on the scorecard, and the stages before. A run that DMDR 0.1 began keeps
+    the digests from then.
 
     Raises:
         ConfigError: the teacher's family does not have a form of export.forms, or a stage before was made from another
@@ -54,7 +56,9 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
         inputs |= weights.digest_weights(metrics, config.weights, recorded)
     if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
         inputs["tiny_decoder"] = digests.digest(find_tiny_decoder(config.joint.rl.tiny_decoder))
-    for before in list_reads(stage, config.evaluate.models):
+    if config.student.start is not None and needs_start(config, stage):
+        inputs["start"] = digest_start(find_start(config.student.start, config.student.form))
+    for before in list_reads(stage, config.evaluate.models, config.stages):
         artifact = Artifact(store, run, before)
         record = artifact.record()
         if record is None:
@@ -66,6 +70,13 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
         _check_stages_before(artifact, record)
         inputs[before] = record.fingerprint
     return inputs
+
+
+def needs_start(config: Config, stage: StageName) -> bool:
+    """Whether a stage reads the student's start: the first training stage, and an evaluation that compares it."""
+    if config.student.start is None:
+        return False
+    return stage == config.training_stages[0] or (stage == "evaluate" and "start" in config.evaluate.models)
 
 
 def _digest_for_run(teacher: TeacherSource, store: str, run: str) -> str:

@@ -120,6 +120,7 @@ class Provenance(Document):
     duration_s: float
     cost: Cost
     teacher: str | None = None  # its name; early records have none
+    start: str | None = None  # the name of what the student started from, if that was not the teacher
     processes: int | None = None  # number of ranks, if a training stage ran in several
     adopted_from: str | None = None  # the run that made the result, if it was another one
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dmdr.config.changes import split_key
 from dmdr.config.forms import Form
 from dmdr.config.load import validate
 from dmdr.config.run import Config
@@ -32,7 +33,8 @@ REWARDS = "joint.rl.rewards"  # its keys are names of rewards, which may have do
 def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, forms: tuple[Form, ...]) -> Config:
     """The config of a run for another export.
 
-    records: by stage; those of cold start and joint are needed. teacher: its address on this machine.
+    records: by stage; that of joint is needed, and that of the cold start where the run had one. teacher: its address
+    on this machine.
     Prompts and evaluation are not those of the run: an export reads neither.
 
     Raises:
@@ -45,7 +47,11 @@ def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, 
         for key, value in record.identity.items() if record is not None else ():
             if key.split(".")[0] in (*EXPORT_READS, "export"):
                 _put(settings, key, value)
+    started_from = next((records[stage].provenance.start for stage in stages if stage in records), None)
+    if isinstance(student := settings.get("student"), dict) and "start" in student:
+        student["start"] = {**_section(student, "start"), "path": started_from or f"that of run {run}"}
     data: Sections = {
+        "cold_start": None,  # unless the run had one
         **settings,
         "run": run,
         "teacher": {**_section(settings, "teacher"), "path": teacher},
@@ -69,7 +75,7 @@ def check_teacher(records: Mapping[StageName, Record], source: TeacherSource, te
 def _put(settings: Sections, key: str, value: object) -> None:
     """Put a value at its dotted key."""
     name = key.removeprefix(f"{REWARDS}.")
-    *parts, last = key.split(".") if name == key else [*REWARDS.split("."), name]
+    *parts, last = split_key(key) if name == key else [*REWARDS.split("."), name]
     section = settings
     for part in parts:
         inner = section.setdefault(part, {})

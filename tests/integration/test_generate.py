@@ -55,7 +55,9 @@ def test_an_export_draws_what_its_pipeline_draws_for_anybody(store, tiny_config,
     assert np.array_equal(np.asarray(image), pixels(alone))
 
 
-@pytest.mark.parametrize("student", [{"steps": 2}, {"steps": 2, "form": "lora", "lora_rank": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "student", [{"steps": 2}, {"steps": 2, "form": "lora", "lora_rank": 4, "lora_alpha": 10.0}], ids=["full", "lora"]
+)
 def test_an_open_run_draws_with_the_ema_of_its_newest_checkpoint(student, tiny_config, tmp_path, capsys):
     """After one of two updates: the images of a run that had but one."""
     path = tiny_config(student=student)
@@ -81,7 +83,8 @@ def test_an_open_run_draws_with_the_ema_of_its_newest_checkpoint(student, tiny_c
 @pytest.mark.parametrize("family", ["sdxl", "z_image"])
 def test_the_teacher_stands_beside_the_student(family, request, tiny_config, tmp_path, capsys):
     folder = request.getfixturevalue(f"tiny_{family}_folder")
-    path = tiny_config(teacher={"path": str(folder), "guidance_scale": 3.0, "steps": 3, "resolution": 16})
+    teacher = {"path": str(folder), "guidance_scale": [2.5, 3.5], "steps": 3, "resolution": 16}
+    path = tiny_config(teacher=teacher)  # it draws at the middle of the range
     config, store = load_config(path), tmp_path / "store"
     run_stage(config, trained_run(config, store), "export")
     assert generate(path, "кошка", "--n", 2, "--compare", "--store", store, "--out", tmp_path / "out") == 0

@@ -30,17 +30,18 @@ def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request,
         "batch_size": 2,
         "fake_updates": 2,
         "dynamic": {"updates": 8},
-        "student": {"learning_rate": 1e-3, "final_learning_rate": 1e-4},
+        "student": {"learning_rate": 1e-3, "final_learning_rate": 1e-4, "warmup": 3},
         "fake_score": {"learning_rate": 1e-3},
     }
-    student = {"steps": 2, "form": form, "lora_rank": 4 if form == "lora" else None}
+    lora = {"lora_rank": 4, "lora_alpha": 6.0, "lora_init": "gaussian", "lora_targets": "wide"}
+    student = {"steps": 2, "form": form, **(lora if form == "lora" else {})}
     path = str(request.getfixturevalue(f"tiny_{family}_folder"))
     config = tiny_config(
         run="tiny",
         cold_start=training,
         student=student,
         execution={"checkpoint_every": 1},
-        teacher={"path": path, "guidance_scale": 3.0},
+        teacher={"path": path, "guidance_scale": [2.5, 3.5]},
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_stage(load_config(config), whole, "prompts")

@@ -29,14 +29,18 @@ def full_student(folder: Path, teacher_folder: Path, amount: float = 0.05) -> Pa
     return _trained(folder, weights, {"form": "full"})
 
 
-def lora_student(folder: Path, teacher_folder: Path, amount: float = 0.2, rank: int = 4) -> Path:
-    """The same for a LoRA student: random A and B on all targets."""
+def lora_student(folder: Path, teacher_folder: Path, amount: float = 0.2, rank: int = 4, *, wide: bool = False) -> Path:
+    """The same for a LoRA student: random A and B on all targets of the preset attention, or wide."""
     backbone = load_teacher(teacher_folder, text=False)
     generator = torch.Generator().manual_seed(2)
     weights = {}
     for name, module in backbone.network.named_modules():
-        if name.endswith(backbone.lora_targets) and isinstance(module, torch.nn.Linear):
-            for side, shape in {"A": (rank, module.in_features), "B": (module.out_features, rank)}.items():
+        if name.endswith(backbone.wide_targets if wide else backbone.lora_targets) and hasattr(module, "weight"):
+            kernel, ones = module.weight.shape[2:], (1,) * (module.weight.dim() - 2)
+            for side, shape in {
+                "A": (rank, module.weight.shape[1], *kernel),
+                "B": (len(module.weight), rank, *ones),
+            }.items():
                 weights[f"{name}.lora_{side}.weight"] = amount * torch.randn(shape, generator=generator)
     return _trained(folder, weights, {"form": "lora"})
 

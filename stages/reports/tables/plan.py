@@ -11,6 +11,7 @@ import yaml
 from dmdr.config.changes import ConfigData, apply_changes
 from dmdr.config.load import read_mapping, validate
 from dmdr.config.run import Config
+from dmdr.config.stages import StageName
 from dmdr.errors import ConfigError
 from stages.reports.tables.spec import Changes, Row, Spec, Variant
 
@@ -34,6 +35,11 @@ class Run:
     seed: int
     config: Config
     path: Path
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages that have to be sealed for its row, in data order."""
+        return tuple(stage for stage in self.row.stages if stage in self.config.stages)
 
 
 def plan_runs(spec: Spec, folder: Path, *, seeds: Iterable[int] | None = None, base: str | None = None) -> list[Run]:

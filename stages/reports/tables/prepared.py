@@ -48,7 +48,7 @@ def is_finished(table: Table) -> bool:
         ConfigError: a stage is sealed under a run's name with other settings or inputs.
     """
     for each in table.runs:
-        for stage in each.row.stages:
+        for stage in each.stages:
             artifact = Artifact(table.store, each.name, stage)
             if artifact.record() is None:
                 return False

@@ -75,7 +75,7 @@ def read_results(runs: list[Run], store: str, curves: Curves | None, cache: Path
 
 def _read_records(run: Run, store: str) -> dict[str, Record]:
     """The records of the run's sealed stages."""
-    records = {stage: Artifact(store, run.name, stage).record() for stage in run.row.stages}
+    records = {stage: Artifact(store, run.name, stage).record() for stage in run.stages}
     return {stage: record for stage, record in records.items() if record is not None}
 
 
@@ -103,7 +103,7 @@ def _read_images(folder: Path, prompts: list[str]) -> dict[str, list[np.ndarray]
 
 
 def _read_curves(run: Run, store: str, curves: Curves | None, cache: Path) -> dict[str, list[Point]]:
-    if curves is None or curves.stage not in run.row.stages:
+    if curves is None or curves.stage not in run.stages:
         return {}
     folder = Artifact(store, run.name, curves.stage).fetch(
         cache / f"{run.name}-{curves.stage}", only=lambda name: name == "metrics.jsonl"

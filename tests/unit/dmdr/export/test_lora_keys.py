@@ -8,6 +8,8 @@ Facts, of Comfy-Org/ComfyUI at ec93dca (comfy/lora.py: model_lora_keys_unet, loa
 2. SDXL: `lora_unet_` and the module's name with _ for dots; `unet.` and the module's name with `.processor.` before
    to_q, to_k, to_v, to_out. The modules are those of diffusers' UNet, from its numbers of blocks and transformers.
 3. SD3, FLUX, Z-Image: `transformer.` and the module's name of diffusers, for the modules listed below.
+4. A wide LoRA: SDXL's table (UNET_MAP_RESNET, UNET_MAP_ATTENTIONS, TRANSFORMER_BLOCKS of comfy/utils.py) has every
+   layer with weights of the three kinds of blocks under kohya's names; SD3's (MMDIT_MAP_BLOCK) has WIDE_SD3.
 """
 
 from __future__ import annotations
@@ -27,6 +29,15 @@ from tests.support.trained_run import lora_student
 FAMILIES = ("sd3", "sdxl", "z_image", "flux")
 SUFFIXES = {".lora_up.weight": "up", ".lora_B.weight": "up", ".lora_down.weight": "down", ".lora_A.weight": "down"}
 JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+WIDE_SD3 = (
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+    "norm1.linear",
+    "norm1_context.linear",
+)
 
 
 def unet_attentions(config) -> Iterator[str]:
@@ -73,7 +84,7 @@ def read_as_comfyui(lora: dict[str, torch.Tensor], table: dict[str, str]) -> tup
         if not names:
             continue
         up, down, alpha = lora[names["up"]].float(), lora[names["down"]].float(), lora.get(f"{prefix}.alpha")
-        added[module] = up @ down * (1.0 if alpha is None else alpha.item() / len(down))
+        added[module] = up.flatten(1) @ down.flatten(1) * (1.0 if alpha is None else alpha.item() / len(down))
         read |= {*names.values(), f"{prefix}.alpha"}
     return added, lora.keys() - read
 
@@ -98,6 +109,37 @@ def test_comfyui_finds_every_key_and_merges_the_student(family, dtype, request, 
     for module, difference in added.items():
         merged = before[f"{module}.weight"] + difference
         torch.testing.assert_close(merged, after[f"{module}.weight"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd3", "sdxl"])
+def test_comfyui_merges_a_wide_student(family, request, tmp_path):
+    folder = request.getfixturevalue(f"tiny_{family}_folder")
+    backbone = copy_teacher(folder, 16)
+    before = {name: weight.clone() for name, weight in backbone.network.state_dict().items()}
+    table = looked_up(family, backbone.network.config)
+    if family == "sdxl":
+        blocks = ("down_blocks", "mid_block", "up_blocks")
+        layers = [
+            name.removesuffix(".weight") for name in before if name.startswith(blocks) and name.endswith(".weight")
+        ]
+        table |= {f"lora_unet_{layer.replace('.', '_')}": layer for layer in layers}
+    else:
+        places = [
+            f"transformer_blocks.{n}.{each}" for n in range(backbone.network.config.num_layers) for each in WIDE_SD3
+        ]
+        table |= {f"transformer.{place}": place for place in places}
+    student = lora_student(tmp_path / "joint", folder, wide=True)
+    load_student(backbone.network, student)
+    about = build_metadata(backbone, FewSteps(2), title="tiny", teacher="ab")
+    write_form("lora", backbone, student / WEIGHTS, FewSteps(2), tmp_path, about)
+
+    added, dropped = read_as_comfyui(load_file(tmp_path / "lora" / LORA_FILE), table)
+    assert dropped == set()
+    after = backbone.network.state_dict()
+    assert len(added) > len(looked_up(family, backbone.network.config)) / 2
+    for module, difference in added.items():
+        merged = before[f"{module}.weight"] + difference.view_as(before[f"{module}.weight"])
+        torch.testing.assert_close(merged, after[f"{module}.weight"], atol=1e-4, rtol=1e-4)
 
 
 def test_the_table_can_tell(tiny_sdxl_folder, tmp_path):

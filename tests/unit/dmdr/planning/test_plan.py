@@ -154,7 +154,9 @@ def test_work_is_what_is_counted_another_way():
     )
     found, rank = plan_stage(config, "cold_start"), config.student.lora_rank
     work = bench.extrapolate_depth(
-        lambda depth: bench.build_meta_case("SD3-Medium", config.student.steps, k, rank, depth=depth, fake_rank=rank),
+        lambda depth: bench.build_meta_case(
+            "SD3-Medium", config.student.steps, k, rank, depth=depth, fake_rank=config.fake_score.lora_rank
+        ),
         bench.DEPTHS["SD3-Medium"],
         ["ours"],
     )
