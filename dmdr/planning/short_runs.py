@@ -94,7 +94,7 @@ class ShortRuns:
             for row in train(run, state, stop=lambda: state.update == updates):
                 tick(state.update)
                 ended = self._find_explosion(state, row.get("loss_fake"))
-                if not ended and state.update == updates // 2:
+                if not ended and 0 < state.update == updates // 2:
                     ended = find_drift(self._look_at_average(run, state))
                 if ended:
                     break

@@ -147,7 +147,7 @@ def _round(rate: float) -> float:
 
 def apply_cell(config: Config, stage: str, cell: Cell) -> Training:
     """The settings of a training stage with the values of a cell. A final learning rate keeps its share."""
-    training: Training = getattr(config, stage)
+    training = config.joint if stage == "joint" else config.training_of("cold_start")
     rates = {"student": cell.student_rate, "fake_score": cell.fake_rate}
     changes: dict[str, object] = {"fake_updates": cell.fake_updates}
     for role, rate in rates.items():

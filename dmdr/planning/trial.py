@@ -48,7 +48,8 @@ def _try(run: Run, state: TrainState, *, samples: int, whole: int) -> Trial:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
-    figures = next(train(replace(run, training=training, watch=None), state, stop=lambda: False))
+    whole_update = replace(run, training=training, watch=None, fake_warmup=0)
+    figures = next(train(whole_update, state, stop=lambda: False))
     if on_gpu:
         torch.cuda.synchronize()
     seconds = time.monotonic() - began

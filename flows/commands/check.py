@@ -29,7 +29,16 @@ from flows.commands.dry_run import foresee
 from flows.commands.rehearsal import KEPT, Rehearsal
 from stages.prompt_sources.report import Tally
 from stages.runtime.last_wall import describe_end
-from stages.runtime.prerequisites import check_evaluation, check_training, check_worlds, load_rewards, needs_records
+from stages.runtime.prerequisites import (
+    check_evaluation,
+    check_student_start,
+    check_teacher_settings,
+    check_training,
+    check_worlds,
+    load_rewards,
+    needs_records,
+    warn_of_teacher,
+)
 from stages.runtime.quiet import quiet_libraries
 from stages.store.artifacts import Artifact
 from stages.store.teacher_folder import resolve_teacher
@@ -123,8 +132,8 @@ def check_all(checklist: Checklist, config: Config, run: str, store: str, folder
 
 def describe_config(config: Config, run: str) -> str:
     """What a config asks for, in one line."""
-    student, stages = config.student, config.training_stages
-    updates = ", ".join(f"{stage} {getattr(config, stage).updates:,} updates" for stage in stages)
+    student = config.student
+    updates = ", ".join(f"{each} {config.training_of(each).updates:,} updates" for each in config.training_stages)
     form = "full" if student.lora_rank is None else f"LoRA {student.lora_rank}"
     steps = "1 step" if student.steps == 1 else f"{student.steps} steps"
     return f"run {run}: a student of {steps} ({form}) of {config.teacher.path}; {updates}"
@@ -172,15 +181,19 @@ class Inputs:
         self._judged: list[PromptRecord] = []
 
     def find_teacher(self) -> str:
-        """Find the teacher's files; of a hub, fetch them.
+        """Find the files of teacher and start, and fetch those of a hub.
 
         Raises:
-            ConfigError, DataError, InputMissing: it is not there, not a pipeline, or the rewards are of another world.
+            ConfigError, DataError, InputMissing: one is not there or does not fit, or the rewards are of another world.
         """
         self.config = resolve_teacher(self.config, None, lambda size: None)
         source = find_teacher_of(self.config.teacher)
         check_worlds(self.config)
-        return f"the teacher is of the family {family_of(source)}"
+        notes: list[str] = []
+        warn_of_teacher(self.config, notes.append, fetches=True)
+        check_teacher_settings(self.config, fetches=True)
+        check_student_start(self.config, notes.append, fetches=True)
+        return "; ".join([f"the teacher is of the family {family_of(source)}", *notes])
 
     def read_prompts(self) -> str:
         """Read all sources once.

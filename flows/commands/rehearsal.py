@@ -1,7 +1,7 @@
 """A run in small: the stages' own code on a few prompts and one update a stage, in a folder that is deleted afterwards.
 
 Teacher, shapes, batch and precision are the config's. Where several processes share a batch, this one takes the share
-of one of them. Joint training starts from the teacher here, as if the cold start had changed nothing.
+of one of them. Joint training starts from the teacher, or from student.start, as if a cold start had changed nothing.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Rehearsal:
             self._seal(context, {})
         del session
         release_memory()
-        return self._describe(stage, getattr(config, stage).batch_size, trial)
+        return self._describe(stage, config.training_of(stage).batch_size, trial)
 
     def export(self) -> str:
         """Write every form of the student, let plain diffusers draw with each, and draw with the result as a user does.
@@ -252,13 +252,13 @@ class Rehearsal:
 
     def _share_batch(self, stage: StageName) -> Config:
         """The config with the batch that one process trains on. One look of the watch is enough."""
-        training, ranks = getattr(self.config, stage), self.config.count_ranks(stage)
-        block = describe_rollout(training.rl if stage == "joint" else None).block
+        training, ranks = self.config.training_of(stage), self.config.count_ranks(stage)
+        block = describe_rollout(self.config.joint.rl if stage == "joint" else None).block
         share = math.ceil(training.batch_size / ranks / block) * block
         return self.config.model_copy(update={stage: training.model_copy(update={"batch_size": share})})
 
     def _describe(self, stage: StageName, share: int, trial: Trial) -> str:
-        updates, ranks = getattr(self.config, stage).updates, self.config.count_ranks(stage)
+        updates, ranks = self.config.training_of(stage).updates, self.config.count_ranks(stage)
         batch = f"a batch of {share}" + (f" (that of one of {ranks} processes)" if ranks > 1 else "")
         last = f"{updates:,} updates take {format_seconds(updates * trial.whole)}"
         peak = f"; {trial.peak / GIB:.1f} GiB of GPU memory" if trial.peak else ""

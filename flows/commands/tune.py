@@ -26,7 +26,7 @@ from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.reward_weights import OF_REWARD
 from dmdr.config.run import Config
-from dmdr.config.stages import StageName, list_reads
+from dmdr.config.stages import list_reads
 from dmdr.errors import ConfigError, DataError, Stopped
 from dmdr.planning.stability import (
     Cell,
@@ -42,9 +42,10 @@ from flows.commands.config_file import change_config, find_config
 from stages.runtime.context import Context
 from stages.runtime.progress import Progress, format_seconds
 from stages.runtime.quiet import quiet_libraries
-from stages.runtime.remaining import count_update
+from stages.runtime.remaining import count_update, count_warmup
 from stages.store.address import find_differing_keys, normalise_json
 from stages.store.artifacts import Artifact
+from stages.store.inputs import fingerprint_inputs
 from stages.store.records import Json
 from stages.store.teacher_folder import resolve_teacher
 
@@ -101,9 +102,8 @@ def tune_config(path: str, options: TuneOptions) -> int:
     with change_config(find_config(path), options.changes) as changed:
         config = resolve_teacher(load_config(changed), None, lambda size: None)
     run, stage, grid = config.run, options.stage, options.grid
-    training = getattr(config, stage)
-    if training is None:
-        raise ConfigError(f"the config has no {stage}, so that nothing of it can be tuned")
+    config.require_stage(stage, f"--stage {stage}")
+    training = config.training_of(stage)
     cells = list_cells(
         read_own_cell(training, config.seed),
         student_rates=grid.student,
@@ -111,11 +111,11 @@ def tune_config(path: str, options: TuneOptions) -> int:
         ratios=grid.ratio,
     )
     reward = find_reward(config)
-    records = {each: Artifact(options.store, run, each).sealed() for each in list_inputs(config, stage)}
+    inputs = fingerprint_inputs(config, stage, options.store, run)
     folder = Path(options.out or f"tuning/{run}-{stage}")
     updates = min(options.updates, training.updates)
-    inputs = {f"input {name}": record.fingerprint for name, record in records.items()}
-    claim_folder(folder, {**list_fixed(config, stage), "reward": reward, "updates": updates, **inputs})
+    given = {f"input {name}": digest for name, digest in inputs.items()}
+    claim_folder(folder, {**list_fixed(config, stage), "reward": reward, "updates": updates, **given})
     if not all(read_result(folder, cell) for cell in cells):
         with tempfile.TemporaryDirectory(prefix="dmdr-tune-") as cache:
             artifact = Artifact(options.store, run, stage)
@@ -124,14 +124,9 @@ def tune_config(path: str, options: TuneOptions) -> int:
     return show(config, options, [each for cell in cells if (each := read_result(folder, cell))], folder)
 
 
-def list_inputs(config: Config, stage: TunedStage) -> tuple[StageName, ...]:
-    """The stages whose results a tuned stage reads: a run without a cold start begins at its student's start."""
-    return list_reads(stage, (), config.stages)
-
-
 def list_fixed(config: Config, stage: TunedStage) -> Json:
     """The settings of a stage that all cells share. Those that cells differ in are not among them."""
-    training = getattr(config, stage)
+    training = config.training_of(stage)
     roles = [role for role in ("student", "fake_score") if getattr(training, role).final_learning_rate is None]
     varied = {f"{stage}.fake_updates", *(f"{stage}.{role}.learning_rate" for role in roles)}
     return {key: value for key, value in normalise_json(identity(config, stage)).items() if key not in varied}
@@ -193,7 +188,7 @@ def load_runs(context: Context, stage: TunedStage, reward: str) -> ShortRuns:
     config = context.config
     settings, device, inputs = select_stage(config, stage), pick_device(config), PromptInputs(context)
     backbone = inputs.load_teacher(device)
-    before = context.input("cold_start") if "cold_start" in list_inputs(config, stage) else None
+    before = context.input("cold_start") if "cold_start" in list_reads(stage, (), config.stages) else None
     return ShortRuns(
         config,
         settings,
@@ -212,7 +207,8 @@ def run_cells(runs: ShortRuns, cells: Sequence[Cell], folder: Path, *, updates: 
 
     def expect(cell: Cell) -> float:
         changed = runs.stage.training.model_copy(update={"fake_updates": cell.fake_updates})
-        return updates * bounds.seconds * count_update(runs.config, changed) / own
+        work = updates * count_update(runs.config, changed) + runs.stage.fake_warmup * count_warmup(changed)
+        return bounds.seconds * work / own
 
     left = sum(map(expect, missing))
     print(

@@ -83,7 +83,7 @@ def test_what_cannot_be_tuned_is_one_line(
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and words in error
 
-    refused(66, "prompts of run tiny is not sealed")
+    refused(66, "it needs prompts, which is not sealed")
     refused(64, "--grid student=1e-4,fast is no list of numbers", "--grid", "student=1e-4,fast")
     refused(64, "--grid ratio=2.5 is no list of whole numbers", "--grid", "ratio=2.5")
     refused(64, "--grid ratio=0 has a value that is not above 0", "--grid", "ratio=0")
