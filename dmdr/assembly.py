@@ -18,14 +18,14 @@ from dmdr.backbones.protocol import Backbone, Item
 from dmdr.config.run import Config
 from dmdr.config.training import AnyRL, Joint, Training, Watch
 from dmdr.hacking_alarm import Watcher
-from dmdr.promptset import PromptSet
+from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.load import load_reward
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import RLTerm
 from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase, select_lora_targets
 from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.start_files import find_start
-from dmdr.train import Prompts, Run
+from dmdr.train import Run
 
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
 
@@ -170,7 +170,7 @@ def build_run(
 
 
 def build_watcher(
-    config: Config, stage: StageConfig, base: SharedBase, prompts: PromptSet, *, say: Callable[[str], None]
+    config: Config, stage: StageConfig, base: SharedBase, prompts: Prompts, *, say: Callable[[str], None]
 ) -> Watcher | None:
     """The hacking alarm of a stage that has one. say: takes an alarm's line.
 

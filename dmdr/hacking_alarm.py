@@ -21,7 +21,8 @@ import torch
 
 from dmdr import distributed
 from dmdr.config.training import Watch
-from dmdr.promptset import PromptSet
+from dmdr.promptset import spread_evenly
+from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.protocol import Reward
 from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
@@ -83,7 +84,7 @@ class Watcher:
     config: Watch
     base: SharedBase
     reward: Reward
-    prompts: PromptSet
+    prompts: Prompts
     times: torch.Tensor
     eta: float
     seed: int
@@ -110,7 +111,7 @@ class Watcher:
         """The figures of the student with its present weights."""
         backbone, seeds = self.base.backbone, self.config.seeds
         shape = (len(self.times) - 1, *backbone.latent_shape)
-        indices = self.prompts.spread(self.config.prompts)
+        indices = spread_evenly(len(self.prompts), self.config.prompts)
         total, share = len(indices), distributed.largest_share(len(indices))
         mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
         # The last rank may lack some. It draws others again and drops them: sharded networks run on all ranks together.

@@ -11,19 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
 from dmdr import distributed
-from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.backbones.protocol import Conditioning
 from dmdr.config.batches import count_trajectories
-from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import NonFinite, doing
 from dmdr.hacking_alarm import Look, Row, Watcher
 from dmdr.optimizers import learning_rate
+from dmdr.promptset.prompts import Prompts
 from dmdr.rl.objective import Objective, RLTerm
 from dmdr.rollout import States, generator_for, noise_for
 from dmdr.shared_base import SharedBase
@@ -42,16 +41,6 @@ from dmdr.update import (
 )
 
 
-class Prompts(Protocol):
-    """Encoded prompts to train on; a PromptSet is one."""
-
-    def __len__(self) -> int: ...
-
-    def items(self, indices: list[int]) -> list[Item]: ...
-
-    def records(self, indices: list[int]) -> list[PromptRecord]: ...
-
-
 @dataclass(frozen=True)
 class Run:
     """What stays the same through a training stage.
@@ -59,7 +48,7 @@ class Run:
     unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student. eta: of its
     rollouts. guidance_scale: of the real score, or a range (low, high) from which each update draws it.
     micro_batch: the most samples that a network sees at once; None: all. fake_warmup: updates of the fake score alone
-    that come first.
+    that come first. prepare: told the indices of the prompts whose items the next update will ask for.
     """
 
     stage: str
@@ -76,6 +65,7 @@ class Run:
     watch: Watcher | None = None
     micro_batch: int | None = None
     fake_warmup: int = 0
+    prepare: Callable[[list[int]], object] = lambda indices: None
 
 
 @dataclass(frozen=True)
@@ -241,10 +231,11 @@ def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[
     """
     steps, (prompts, group) = len(run.times) - 1, count_groups(run)
     count = prompts * group
-    order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
-    indices = [index for index in order for _ in range(group)]
+    indices = list_prompts(run, update)
     backbone = run.base.backbone
     c = backbone.collate(run.prompts.items(indices))
+    if update + 1 < run.training.updates:
+        run.prepare(list_prompts(run, update + 1))
     noises = noise_for(run.seed, run.stage, "rollout", update, shape=(steps, count, *backbone.latent_shape))
     parts = []
     for chunk in distributed.split_batches(distributed.split_evenly(prompts), prompts, most_together(run, group)):
@@ -254,6 +245,13 @@ def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[
     x_t = gather_trajectories([part.x_t for part in parts])
     x0 = gather_trajectories([part.x0 for part in parts])
     return States(run.times[:-1], x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
+
+
+def list_prompts(run: Run, update: int) -> list[int]:
+    """The index of the prompt of each trajectory that an update rolls out."""
+    prompts, group = count_groups(run)
+    order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
+    return [index for index in order for _ in range(group)]
 
 
 def gather_trajectories(parts: list[torch.Tensor]) -> torch.Tensor:

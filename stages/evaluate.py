@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,7 +29,6 @@ from dmdr.metrics.reward import RewardMetric
 from dmdr.metrics.scorecard import Model, TagMeans
 from dmdr.promptset import PromptSet
 from dmdr.rewards.lab import LabReward
-from dmdr.teacher.load import find_teacher_of, load_teacher
 from stages.evaluation.drawing import draw_model
 from stages.evaluation.evaluation_set import Attempt, EvaluationSet
 from stages.evaluation.judging import Evaluators, ImageScores, gather_scores, judge_all
@@ -40,6 +40,7 @@ from stages.reports.paper import base_model
 from stages.reports.verdict import list_verdicts
 from stages.runtime.context import Context
 from stages.runtime.device import name_device, pick_device
+from stages.runtime.prompt_inputs import PromptInputs
 from stages.runtime.remaining import count_evaluations
 from stages.store.shards import Shards
 
@@ -90,13 +91,14 @@ def begin_attempt(context: Context) -> Attempt:
     """Choose the prompts and count the work: each prompt of each model is drawn once and judged once.
 
     The work is counted in network evaluations, so that the time left is right for models of 4 and of 50."""
-    config, prompts = context.config.evaluate, PromptSet(context.input("prompts"), "evaluation")
+    config, inputs = context.config.evaluate, PromptInputs(context)
+    prompts = inputs.open_split("evaluation")
     indices = prompts.spread(config.limit or len(prompts))
     evaluation_set = EvaluationSet(prompts, indices, prompts.records(indices), config.seeds)
     work = count_evaluations(context.config)
     total = sum(nfe + 1 for nfe in work.values()) * sum(map(len, evaluation_set.own_shards().values()))
     shards = Shards(context.artifact, context.cache.parent / "parts")
-    return Attempt(context, evaluation_set, shards, work, tick=build_counter(context, total))
+    return Attempt(context, inputs, evaluation_set, shards, work, tick=build_counter(context, total))
 
 
 def build_counter(context: Context, total: int) -> Callable[[int], None]:
@@ -114,10 +116,10 @@ def build_counter(context: Context, total: int) -> Callable[[int], None]:
 def draw_all(attempt: Attempt) -> tuple[list[Model], str | None]:
     """Draw the images of all models. Returns the models, and the teacher as the paper calls it."""
     context, config = attempt.context, attempt.context.config
-    backbone = load_teacher(
-        find_teacher_of(config.teacher), pick_device(config), text=False, resolution=config.teacher.resolution
-    )
-    unconditional = backbone.collate([PromptSet.unconditional(context.input("prompts"))])
+    backbone = attempt.inputs.load_teacher(pick_device(config))
+    encoded = attempt.inputs.open_encoded("evaluation", backbone)
+    attempt = replace(attempt, evaluation_set=replace(attempt.evaluation_set, prompts=encoded))
+    unconditional = backbone.collate([PromptSet.unconditional(attempt.inputs.files)])
     models = list_models(config, backbone)
     for model in models:
         load_sampler = partial(build_sampler, context, backbone, model, unconditional=unconditional)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -28,13 +29,14 @@ from dmdr.errors import Stopped
 from dmdr.hacking_alarm import exported_ema, summarize
 from dmdr.optimizers import check_optimizers
 from dmdr.promptset import PromptSet
+from dmdr.promptset.ahead import Ahead
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.state import Row, StateInfo, TrainState, check_info
-from dmdr.teacher.load import find_teacher_of, load_teacher
 from dmdr.train import Run
 from stages.reports.fake_warmup import describe_warmup, summarize_warmup
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
+from stages.runtime.prompt_inputs import PromptInputs
 from stages.runtime.remaining import count_later_steps, count_update
 
 SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every reward
@@ -118,16 +120,17 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     steps, ranks = config.student.steps, distributed.ranks()  # torchrun may have started more than the config says
     check_split(name, stage.training, stage.rl, steps=steps, ranks=ranks, micro_batch=micro_batch)
     check_optimizers(stage.training, name, split=sharded and config.student.form == "full")
-    teacher = find_teacher_of(config.teacher)
-    backbone = load_teacher(teacher, "cpu" if sharded else device, text=False, resolution=config.teacher.resolution)
+    inputs = PromptInputs(context)
+    backbone = inputs.load_teacher("cpu" if sharded else device)
     assembly = assemble(config, stage, backbone, before=before, device=device)
-    folder = context.input("prompts")
-    prompts = PromptSet(folder, "train")
+    prompts = inputs.open_encoded("train", backbone)
     step = count_update(config, stage.training)
-    context.progress.expect(count_later_steps(config, name, step=step, prompts=len(PromptSet(folder, "evaluation"))))
+    context.progress.expect(count_later_steps(config, name, step=step, prompts=len(inputs.open_split("evaluation"))))
     watch = build_watcher(config, stage, assembly.base, prompts, say=context.progress.say)
-    empty_prompt = PromptSet.unconditional(folder)
+    empty_prompt = PromptSet.unconditional(inputs.files)
     run = build_run(config, stage, assembly, prompts=prompts, empty_prompt=empty_prompt, watch=watch)
+    if isinstance(prompts, Ahead):
+        run = replace(run, prepare=prompts.prepare)
     return Session(context, stage, run, assembly.state)
 
 

@@ -48,13 +48,17 @@ class Flux(ShiftedFlowBackbone[FluxPipeline, FluxTransformer2DModel]):
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
-        """{"context": (TOKENS, D), "pooled": (1, P)} for each prompt. It counts the prompts that T5 cuts."""
+        """{"context": (TOKENS, D), "pooled": (1, P)} for each prompt."""
         pipe = self.pipe
         with silence_diffusers():
-            truncated = sum(len(ids) > TOKENS for ids in pipe.tokenizer_2(prompts, verbose=False).input_ids)
             context, pooled, _ = pipe.encode_prompt(prompts, device=pipe.text_encoder.device)
         items = [{"context": c.cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)]
-        return items, truncated
+        return items, self.count_truncated(prompts)
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        """How many prompts T5 cuts."""
+        with silence_diffusers():
+            return sum(len(ids) > TOKENS for ids in self.pipe.tokenizer_2(prompts, verbose=False).input_ids)
 
     def collate(self, items: list[Item]) -> Conditioning:
         """context (B, TOKENS, D), pooled (B, P), guidance (B,)."""

@@ -81,6 +81,9 @@ class Backbone(Protocol):
         Returns the items and how many prompts were longer than the encoder reads.
         """
 
+    def count_truncated(self, prompts: list[str]) -> int:
+        """How many prompts are longer than the encoder reads."""
+
     def encode_unconditional(self, kind: Unconditional) -> Item:
         """The item of the unconditional half of CFG: what the pipeline takes, the empty text encoded, or zeros."""
 

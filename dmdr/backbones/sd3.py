@@ -64,15 +64,16 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """{"context": (L, D), "pooled": (1, P)} for each prompt. Of equal tokens at the end of context, one remains."""
         pipe = self.pipe
-        truncated = sum(
-            len(ids) > pipe.tokenizer_max_length for ids in pipe.tokenizer(prompts, verbose=False).input_ids
-        )
         with silence_diffusers():
             context, _, pooled, _ = pipe.encode_prompt(
                 prompts, prompts, prompts, do_classifier_free_guidance=False, device=pipe.text_encoder.device
             )
         items = [{"context": fold(c).cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)]
-        return items, truncated
+        return items, self.count_truncated(prompts)
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        pipe = self.pipe
+        return sum(len(ids) > pipe.tokenizer_max_length for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
 
     def collate(self, items: list[Item]) -> Conditioning:
         """context (B, L, D), pooled (B, P). The last context token stands for all tokens up to `context_tokens`."""

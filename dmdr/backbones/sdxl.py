@@ -104,9 +104,6 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
     @torch.no_grad()
     def _encode(self, prompts: list[str], *, empty_is_zeros: bool) -> tuple[list[Item], int]:
         pipe = self.pipe
-        truncated = sum(
-            len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(prompts, verbose=False).input_ids
-        )
         with silence_diffusers():
             context, _, pooled, _ = pipe.encode_prompt(
                 prompts,  # type: ignore[arg-type]  # it also takes a list
@@ -117,7 +114,11 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
             mask = torch.tensor([prompt != "" for prompt in prompts], device=context.device)
             context, pooled = context * mask[:, None, None], pooled * mask[:, None]
         items = [{"context": c.cpu(), "pooled": p[None].cpu()} for c, p in zip(context, pooled, strict=True)]
-        return items, truncated
+        return items, self.count_truncated(prompts)
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        tokenizer = self.pipe.tokenizer
+        return sum(len(ids) > tokenizer.model_max_length for ids in tokenizer(prompts, verbose=False).input_ids)
 
     def collate(self, items: list[Item]) -> Conditioning:
         """context (B, 77, D), pooled (B, P)."""

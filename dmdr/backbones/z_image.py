@@ -61,19 +61,22 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
     def encode(self, prompts: list[str]) -> tuple[list[Item], int]:
         """{"context": (L, D)} for each prompt, where L is the number of tokens of its chat."""
         pipe = self.pipe
-        chats = [
-            pipe.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-            )
-            for prompt in prompts
-        ]
-        truncated = sum(len(ids) > TOKENS for ids in pipe.tokenizer(chats, verbose=False).input_ids)
         contexts, _ = pipe.encode_prompt(
             list(prompts),  # a copy, into which it writes
             device=pipe.text_encoder.device,
             do_classifier_free_guidance=False,
         )
-        return [{"context": context.cpu()} for context in contexts], truncated
+        return [{"context": context.cpu()} for context in contexts], self.count_truncated(prompts)
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        tokenizer = self.pipe.tokenizer
+        chats = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
+            for prompt in prompts
+        ]
+        return sum(len(ids) > TOKENS for ids in tokenizer(chats, verbose=False).input_ids)
 
     def collate(self, items: list[Item]) -> Conditioning:
         """context (B, TOKENS, D), zeros after each prompt's own tokens; tokens (B,), the number of those."""

@@ -32,6 +32,8 @@ LATER: dict[str, object] = {
     "precision": "float32",
     "student.start": None,
     "joint.fake_warmup": 0,
+    "prompts.encode": "auto",
+    "prompts.dtype": "float32",
     "student.eta": 1.0,
     "student.timesteps": None,
     "student.shift": None,

@@ -75,6 +75,12 @@ class Prompts(Section):
     evaluation_share: float = Field(0.1, gt=0, lt=1)  # the share that is held out; a hash of the prompt selects it
     folder: Address | None = None  # holds the files of the public sets, under their own names; None: download them
     shard_size: Positive = 1024  # prompts in a shard
+    # stage: the stage prompts encodes them once and stores the states; other stages read those that they need.
+    # on_the_fly: it stores the texts, and the other stages load the text encoders and encode the prompts of each batch.
+    # auto: stage, if the states take at most 32 GiB
+    encode: Literal["auto", "stage", "on_the_fly"] = "auto"
+    # of the states. bfloat16 halves them, and changes nothing for networks in training with precision: bfloat16
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _check_folder(self) -> Prompts:
@@ -257,6 +263,11 @@ class Execution(Section):
     # none: each process holds all weights. fsdp: each holds some rows of them, which saves memory and costs messages.
     sharding: Literal["none", "fsdp"] = "none"
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    # GiB of this machine's disk that each process may fill with encoded prompts of a remote store
+    prompt_cache: Positive = 32
+    # where the text encoders lie that encode prompts on the fly. device: beside the networks. cpu: it encodes the
+    # prompts of the next update while the GPU works on this one
+    text_encoders: Literal["device", "cpu"] = "device"
     checkpoint_every: Positive = 50  # student updates
     keep_checkpoints: int = Field(2, ge=2)  # at least 2, because the newest may be damaged
     # seconds without progress of a process, then the stage ends with exit code 70 and shows the stacks of all. Loading,

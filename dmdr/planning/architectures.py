@@ -71,6 +71,9 @@ SDXL = {
 Z_IMAGE: dict[str, object] = {}  # the published config equals diffusers' defaults
 FLUX_DEV = {"guidance_embeds": True}  # all other values of the published config are diffusers' defaults
 
+CLIP_L, CLIP_L_PROJECTION, CLIP_G = 123_060_480, 768 * 768, 694_659_840  # parameters; CLIP_G with its projection
+T5_XXL, QWEN3_4B = 4_762_310_656, 4_022_468_096  # the encoder alone; without a head
+
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
@@ -104,6 +107,7 @@ class Architecture:
     hub: its repository, OWNER/NAME.
     config, vae: arguments of the network and of its AutoencoderKL.
     build_inputs: latent side, number of text tokens -> the arguments of the network's forward for one image.
+    text_bytes: of all text encoders, by the shapes and dtypes that were published.
     tokens: the length to which the pipeline pads a prompt. Z-Image pads to a multiple of 32; 96 is a medium prompt.
     """
 
@@ -115,6 +119,7 @@ class Architecture:
     tokens: int
     vae: Mapping[str, object]
     scheduler: SchedulerMixin
+    text_bytes: int
 
     def build_network(self, **changes: object) -> ModelMixin:
         """The network on meta, frozen. changes: values that replace those of its config."""
@@ -201,6 +206,7 @@ ARCHITECTURES = {
         77,
         VAE_4,
         EulerDiscreteScheduler(**EULER),
+        4 * (CLIP_L + CLIP_G),
     ),
     "SD3-Medium": Architecture(
         "stabilityai/stable-diffusion-3-medium-diffusers",
@@ -211,6 +217,7 @@ ARCHITECTURES = {
         77 + 256,
         VAE_16,
         FlowMatchEulerDiscreteScheduler(shift=3.0),
+        2 * (CLIP_L + CLIP_L_PROJECTION + CLIP_G + T5_XXL),
     ),
     "SD3.5-Large": Architecture(
         "stabilityai/stable-diffusion-3.5-large",
@@ -221,6 +228,7 @@ ARCHITECTURES = {
         77 + 256,
         VAE_16,
         FlowMatchEulerDiscreteScheduler(shift=3.0),
+        2 * (CLIP_L + CLIP_L_PROJECTION + CLIP_G + T5_XXL),
     ),
     "Z-Image": Architecture(
         "Tongyi-MAI/Z-Image",
@@ -231,6 +239,7 @@ ARCHITECTURES = {
         96,
         VAE_16,
         FlowMatchEulerDiscreteScheduler(shift=6.0),
+        2 * QWEN3_4B,
     ),
     "FLUX.1-dev": Architecture(
         "black-forest-labs/FLUX.1-dev",
@@ -241,5 +250,6 @@ ARCHITECTURES = {
         512,
         VAE_16,
         FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        2 * (CLIP_L + T5_XXL),
     ),
 }

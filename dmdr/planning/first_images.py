@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dmdr.backbones.latent import silence_diffusers
-from dmdr.backbones.protocol import Backbone, Conditioning
+from dmdr.backbones.protocol import Backbone, Conditioning, Item
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.run import Config
 from dmdr.errors import doing
@@ -24,7 +24,7 @@ from dmdr.export.rounding import DTYPES
 from dmdr.metrics.load import judge_images, load_metrics
 from dmdr.metrics.protocol import Metric
 from dmdr.metrics.reward import RewardMetric
-from dmdr.promptset import PromptSet
+from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.load import load_reward
 from dmdr.rollout import noise_for, sample_student, sample_teacher
 
@@ -55,10 +55,12 @@ class FirstImages:
 
 
 @torch.no_grad()
-def draw_first_images(config: Config, backbone: Backbone, prompts: PromptSet, *, limit: float) -> FirstImages:
+def draw_first_images(
+    config: Config, backbone: Backbone, prompts: Prompts, empty_prompt: Item, *, limit: float
+) -> FirstImages:
     """Draw an image of each prompt with the teacher, and with the student as it begins, and judge the teacher's.
 
-    prompts: of evaluation, encoded. limit: seconds that drawing by the teacher may take.
+    prompts: of evaluation. empty_prompt: its conditioning. limit: seconds that drawing by the teacher may take.
 
     Raises:
         ConfigError, DataError, InputMissing: a reward or metric does not load, or cannot judge these prompts.
@@ -71,7 +73,7 @@ def draw_first_images(config: Config, backbone: Backbone, prompts: PromptSet, *,
     latents = sample_teacher(
         backbone,
         c,
-        backbone.collate([PromptSet.unconditional(prompts.folder)]),
+        backbone.collate([empty_prompt]),
         guidance_scale=config.teacher.guidance,
         times=backbone.teacher_times(steps).to(device),
         noise=noises[0],

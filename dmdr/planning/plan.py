@@ -28,6 +28,7 @@ from dmdr.dyna import real_scale
 from dmdr.planning.cost import CostCounter
 from dmdr.planning.meta import Arithmetic, build_meta_backbone
 from dmdr.planning.shapes import KnownShapes
+from dmdr.promptset.encode import count_numbers
 from dmdr.rewards.load import load_reward
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
@@ -60,6 +61,7 @@ class StagePlan:
     teacher: number of the teacher's parameters.
     trained: number of trained parameters of the student and of the fake score.
     warmup: updates of the fake score alone. fake_updates: K, its steps in an update.
+    prompts: those that one update rolls out. conditioning: the numbers of a typical prompt's conditioning.
     """
 
     stage: str
@@ -75,6 +77,8 @@ class StagePlan:
     trained: dict[str, int] = field(default_factory=dict)
     warmup: int = 0
     fake_updates: int = 1
+    prompts: int = 0
+    conditioning: int = 0
 
     @property
     def total(self) -> float:
@@ -254,7 +258,9 @@ class _Stage:
     def measure(self, cost: CostCounter) -> None:
         """Run one training step, and fill plan.update and plan.work."""
         run, plan, batch_size = self.build_run(self.small_training), self.plan, self.training.batch_size
-        trajectories = math.prod(count_groups(self.build_run(self.training)))
+        plan.prompts, group = count_groups(self.build_run(self.training))
+        plan.conditioning = count_numbers(self.base.backbone.blank())
+        trajectories = plan.prompts * group
         plan.forward = self.count_flops(cost, lambda: self.run_bare_base(run)) * batch_size
         held = cost.reset_peak()
         self.say("rollout")

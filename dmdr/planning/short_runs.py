@@ -19,12 +19,14 @@ import torch
 
 from dmdr import losses
 from dmdr.assembly import Assembly, StageConfig, build_run
-from dmdr.backbones.protocol import Conditioning
+from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.run import Config
 from dmdr.errors import NonFinite
 from dmdr.hacking_alarm import saturation, score_images
 from dmdr.planning.stability import Cell, CellResult, Look, apply_cell
-from dmdr.promptset import PromptSet
+from dmdr.promptset import spread_evenly
+from dmdr.promptset.ahead import Ahead
+from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.protocol import Reward
 from dmdr.rollout import noise_for, sample_teacher
 from dmdr.shared_base import FAKE
@@ -41,15 +43,22 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # of R, G, B (Rec. 709)
 class ShortRuns:
     """Short runs from the student and the fake score that `assembly` holds when this is made.
 
-    prompts: of training. reward: one that is not trained on.
+    prompts: of training. empty_prompt: its conditioning. reward: one that is not trained on.
     """
 
     def __init__(
-        self, config: Config, stage: StageConfig, assembly: Assembly, *, prompts: PromptSet, reward: Reward
+        self,
+        config: Config,
+        stage: StageConfig,
+        assembly: Assembly,
+        *,
+        prompts: Prompts,
+        empty_prompt: Item,
+        reward: Reward,
     ) -> None:
         self.config, self.stage, self.assembly = config, stage, assembly
         self.prompts, self.reward, self.base = prompts, reward, assembly.base
-        self.indices = prompts.spread(PROMPTS)
+        self.empty_prompt, self.indices = empty_prompt, spread_evenly(len(prompts), PROMPTS)
         self.at_once = config.execution.micro_batch_size or stage.training.batch_size
         self.first = {
             "student": _copy(self.base.student_parameters),
@@ -67,8 +76,10 @@ class ShortRuns:
             replace(self.stage, training=training),
             Assembly(self.base, self.assembly.rl, state),
             prompts=self.prompts,
-            empty_prompt=PromptSet.unconditional(self.prompts.folder),
+            empty_prompt=self.empty_prompt,
         )
+        if isinstance(self.prompts, Ahead):
+            run = replace(run, prepare=self.prompts.prepare)
         return run, state
 
     def run(

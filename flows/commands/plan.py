@@ -14,13 +14,20 @@ from stages.runtime.prerequisites import check_student_start, warn_of_teacher
 from stages.store.teacher_folder import resolve_teacher
 
 if TYPE_CHECKING:
+    from dmdr.config.run import Config
     from dmdr.planning.plan import StagePlan  # brings torch
+    from dmdr.planning.prompts import Way
+    from dmdr.promptset.layout import Layout
+
+ASSUMED = 100_000  # prompts, where nobody knows how many there are
 
 
 def print_plan(path: str, gpu: str) -> int:
-    """Print parameters, memory, work and hours of the training stages on a GPU, and what to change where it does not
-    fit. Returns 0: a plan that does not fit is an answer."""
+    """Print parameters, memory, work and hours of the training stages on a GPU, what the prompts cost, and what to
+    change where it does not fit. Returns 0: a plan that does not fit is an answer."""
     from dmdr.planning import plan as planning
+    from dmdr.planning import prompts as prompt_plan
+    from dmdr.planning.text_encoders import count_text_bytes
 
     config, card = resolve_teacher(load_config(path), None, lambda size: None), GPUS[gpu]
     warn_of_teacher(config, print, fetches=False)
@@ -32,6 +39,11 @@ def print_plan(path: str, gpu: str) -> int:
     for stage in config.training_stages:
         _show_progress(f"{stage}: building it without weights")
         plans.append(planning.plan_stage(config, stage, say=_show_parts_of(stage)))
+    _show_progress("counting the prompts")
+    count, note = _count_prompts(config)
+    encoders = count_text_bytes(config.teacher)
+    layout = prompt_plan.choose(config, count, plans)
+    prompt_plan.add_text_encoders(config, layout, plans, encoders)
     _show_progress("")
     print(f"{config.run}: {config.teacher.path}\n{plans[0].ranks} x {card.name}, {config.precision}\n")
     print(_describe_parameters(plans[0]))
@@ -43,9 +55,55 @@ def print_plan(path: str, gpu: str) -> int:
     print(f"\nat {SHARE:.0%} of the {card.rate(config.precision) / 1e12:,.0f} TFLOP/s of its data sheet")
     print(format_table(_list_hours(plans, card, config.precision)))
     print("prompts, export and evaluation come on top, and so do checkpoints and the watched reward.\n")
+    print(note)
+    ways = prompt_plan.list_ways(config, count, plans, encoders)
+    print(format_table(_list_ways(config, ways, layout)))
+    print(_explain_choice(config, layout) + "\n")
     for line in advise(config, plans, card):
         print(line)
     return 0
+
+
+def _count_prompts(config: Config) -> tuple[int, str]:
+    """How many prompts the config has, and a line about them. Where the sources are elsewhere, a round number."""
+    from stages.prompt_sources.counting import count_prompts
+
+    try:
+        count = count_prompts(config.prompts)
+    except InputMissing as error:
+        return ASSUMED, f"prompts: for {ASSUMED:,} of them, because the sources are not here ({error})"
+    about = "" if count.exact else "at most "
+    return count.total, f"prompts: {about}{count.train:,} to train on, {count.evaluation:,} for evaluation"
+
+
+def _list_ways(config: Config, ways: list[Way], layout: Layout) -> list[list[str]]:
+    on = "GPU" if config.execution.text_encoders == "device" else "host"
+    titles = [f"{way.name}{'' if way.encoders else f', {way.dtype}'}" for way in ways]
+    return [
+        [
+            "",
+            *(
+                f"{title} *" if way.is_chosen(config, layout) else title
+                for title, way in zip(titles, ways, strict=True)
+            ),
+        ],
+        ["a prompt in the store, KiB", *(f"{way.each / 2**10:,.1f}" for way in ways)],
+        ["all prompts in the store, GiB", *(f"{way.stored / GIB:,.2f}" for way in ways)],
+        ["each process reads in training, GiB", *(f"{way.read / GIB:,.2f}" for way in ways)],
+        ["of them on its disk, at most, GiB", *(f"{way.kept / GIB:,.2f}" for way in ways)],
+        [f"text encoders in the memory of the {on}, GiB", *(f"{way.encoders / GIB:,.2f}" for way in ways)],
+    ]
+
+
+def _explain_choice(config: Config, layout: Layout) -> str:
+    """Which way the run takes, and why."""
+    from dmdr.promptset.encode import MOST_STORED
+
+    chosen = "on_the_fly" if layout == "text" else "stage"
+    if config.prompts.encode != "auto":
+        return f"* prompts.encode is {chosen}"
+    than = "more than" if layout == "text" else "at most"
+    return f"* prompts.encode is auto: {chosen}, because the states take {than} {MOST_STORED / GIB:.0f} GiB"
 
 
 def _show_progress(line: str) -> None:

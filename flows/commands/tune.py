@@ -26,7 +26,7 @@ from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.reward_weights import OF_REWARD
 from dmdr.config.run import Config
-from dmdr.config.stages import StageName, list_reads
+from dmdr.config.stages import list_reads
 from dmdr.errors import ConfigError, DataError, Stopped
 from dmdr.planning.stability import (
     Cell,
@@ -39,6 +39,7 @@ from dmdr.planning.stability import (
     write_config_lines,
 )
 from flows.commands.config_file import change_config, find_config
+from stages.runtime.context import Context
 from stages.runtime.progress import Progress, format_seconds
 from stages.runtime.quiet import quiet_libraries
 from stages.runtime.remaining import count_update, count_warmup
@@ -110,7 +111,6 @@ def tune_config(path: str, options: TuneOptions) -> int:
         ratios=grid.ratio,
     )
     reward = find_reward(config)
-    needed = list_reads(stage, (), config.stages)
     inputs = fingerprint_inputs(config, stage, options.store, run)
     folder = Path(options.out or f"tuning/{run}-{stage}")
     updates = min(options.updates, training.updates)
@@ -118,11 +118,9 @@ def tune_config(path: str, options: TuneOptions) -> int:
     claim_folder(folder, {**list_fixed(config, stage), "reward": reward, "updates": updates, **given})
     if not all(read_result(folder, cell) for cell in cells):
         with tempfile.TemporaryDirectory(prefix="dmdr-tune-") as cache:
-            fetched: dict[StageName, Path] = {
-                each: Artifact(options.store, run, each).fetch(Path(cache) / each) for each in needed
-            }
-            runs = load_runs(config, stage, fetched, reward)
-            run_cells(runs, cells, folder, updates=updates)
+            artifact, out = Artifact(options.store, run, stage), Path(cache, "out")  # read, and never written
+            context = Context(config, artifact, out, Path(cache), Progress("tune"), lambda: False)
+            run_cells(load_runs(context, stage, reward), cells, folder, updates=updates)
     return show(config, options, [each for cell in cells if (each := read_result(folder, cell))], folder)
 
 
@@ -174,7 +172,7 @@ def claim_folder(folder: Path, about: Json) -> None:
         )
 
 
-def load_runs(config: Config, stage: TunedStage, inputs: dict[StageName, Path], reward: str) -> ShortRuns:
+def load_runs(context: Context, stage: TunedStage, reward: str) -> ShortRuns:
     """Load the teacher, the start, and the rewards.
 
     Raises:
@@ -184,16 +182,22 @@ def load_runs(config: Config, stage: TunedStage, inputs: dict[StageName, Path], 
     from dmdr.planning.short_runs import ShortRuns
     from dmdr.promptset import PromptSet
     from dmdr.rewards.load import load_reward
-    from dmdr.teacher.load import find_teacher_of, load_teacher
     from stages.runtime.device import pick_device
+    from stages.runtime.prompt_inputs import PromptInputs
 
-    settings, device = select_stage(config, stage), pick_device(config)
-    source = find_teacher_of(config.teacher)
-    backbone = load_teacher(source, device, text=False, resolution=config.teacher.resolution)
-    assembly = assemble(config, settings, backbone, before=inputs.get("cold_start"), device=device)
-    prompts = PromptSet(inputs["prompts"], "train")
-    judge = load_reward(reward, device, config.weights)
-    return ShortRuns(config, settings, assembly, prompts=prompts, reward=judge)
+    config, device, inputs = context.config, pick_device(context.config), PromptInputs(context)
+    settings, backbone = select_stage(config, stage), inputs.load_teacher(device)
+    goes_on = "cold_start" in list_reads(stage, (), config.stages)
+    before = context.input("cold_start") if goes_on else None
+    assembly = assemble(config, settings, backbone, before=before, device=device)
+    return ShortRuns(
+        config,
+        settings,
+        assembly,
+        prompts=inputs.open_encoded("train", backbone),
+        empty_prompt=PromptSet.unconditional(inputs.files),
+        reward=load_reward(reward, device, config.weights),
+    )
 
 
 def run_cells(runs: ShortRuns, cells: Sequence[Cell], folder: Path, *, updates: int) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from dmdr import distributed
 from dmdr.config.prompt_record import PromptRecord
-from dmdr.promptset import PromptSet
+from dmdr.promptset.prompts import Prompts
 from stages.runtime.context import Context
+from stages.runtime.prompt_inputs import PromptInputs
 from stages.store.shards import Shards
 
 SHARD = 128  # images; at most so many are lost when an attempt is killed
@@ -21,11 +22,11 @@ SHARD = 128  # images; at most so many are lost when an attempt is killed
 class EvaluationSet:
     """The prompts that every model draws.
 
-    indices: of the prompts in the PromptSet. records: of the same prompts, in the same order. seeds: images of each.
+    indices: of the prompts in their set. records: of the same prompts, in the same order. seeds: images of each.
     A prompt's place is its position in `indices`.
     """
 
-    prompts: PromptSet
+    prompts: Prompts
     indices: list[int]
     records: list[PromptRecord]
     seeds: int
@@ -51,10 +52,12 @@ class EvaluationSet:
 class Attempt:
     """One attempt of the stage, in one process. shards: finished ones, of all ranks and of earlier attempts.
 
-    work: model -> the work to draw one prompt, where to judge one is 1. tick: shows that so much more work is done.
+    inputs: the sealed prompts. work: model -> the work to draw one prompt, where to judge one is 1. tick: shows that so
+    much more work is done.
     """
 
     context: Context
+    inputs: PromptInputs
     evaluation_set: EvaluationSet
     shards: Shards
     work: dict[str, int]

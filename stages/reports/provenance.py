@@ -94,7 +94,7 @@ def build_table(context: Context) -> list[tuple[str, str]]:
     rows = [
         ("run", context.artifact.run),
         ("teacher", f"{teacher_name(path)}, sha256 {prompts.teacher_digest}"),
-        ("prompts", ", ".join(f"{name} {count:,}" for name, count in prompts.facts.items())),
+        ("prompts", ", ".join(_show_fact(*fact) for fact in prompts.facts.items())),
     ]
     for record in sealed.values():
         if "start" in record.inputs and record.stage != "evaluate":
@@ -110,3 +110,7 @@ def build_table(context: Context) -> list[tuple[str, str]]:
     libraries = {name: version for name, version in latest.items() if name not in ("version", "sources")}
     rows.append(("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items())))
     return rows
+
+
+def _show_fact(name: str, value: object) -> str:
+    return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"

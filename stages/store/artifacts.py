@@ -50,6 +50,7 @@ class Artifact(Address[Record]):
 
     def __init__(self, store: str, run: str, stage: str) -> None:
         super().__init__(store, run, stage, Record)
+        self.stored_early: dict[str, StoredFile] = {}  # files of the result that `partial_result.py` has put here
 
     def seal(self, folder: Path, *, facts: Json, provenance: Provenance) -> Record:
         """Move the files of `folder` into the store, then write the record and return it. Call `claim` before.
@@ -116,18 +117,24 @@ class Artifact(Address[Record]):
             provenance = provenance.model_copy(update={"adopted_from": other.run})
         return self.seal(copies, facts=source.facts, provenance=provenance)
 
+    def store_early(self, name: str, path: Path) -> StoredFile:
+        """Put a file of the result into the store before the seal. Call it inside `place.alone()`."""
+        self.stored_early[name] = self._store(name, path)
+        return self.stored_early[name]
+
+    def _store(self, name: str, path: Path) -> StoredFile:
+        own = digest(path)
+        stored_as = self.place.add(name, path, own.sha256)
+        return StoredFile(size=own.size, sha256=own.sha256, stored_as=None if stored_as == name else stored_as)
+
     def _seal(self, folder: Path, claim: Claim, facts: Json, provenance: Provenance) -> Record:
-        files = {}
+        files = dict(self.stored_early)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
             assert name.split("/")[0] not in (RECORD, CLAIM, CHECKPOINTS), name
             assert not path.is_symlink(), name
             assert is_inside(name), name
-            own = digest(path)
-            stored_as = self.place.add(name, path, own.sha256)
-            files[name] = StoredFile(
-                size=own.size, sha256=own.sha256, stored_as=None if stored_as == name else stored_as
-            )
+            files[name] = self._store(name, path)
         lasting = {name: file for name, file in files.items() if not tells_time(name)}
         return self.write_record(
             Record(

@@ -21,6 +21,7 @@ from dmdr.config.names import NAME
 SCHEMA = 1
 CHECKPOINT_SCHEMA = 2  # the first manifests did not say whose the checkpoint is
 TIMED = {"provenance.json", "README.md", "SHA256SUMS", "report.html", "speed.json", "model.sig"}  # in any folder
+DIGITS = 12  # of the digest in the second name of a file
 LONGEST_NAME = 1024  # letters of a file's name; the limit of S3's keys
 Json = dict[str, object]  # a JSON object whose keys its writer defines
 
@@ -103,6 +104,10 @@ class StoredFile(FileDigest):
     """A file of an artifact."""
 
     stored_as: FileName | None = None  # its name at the address, if another process had taken the usual one
+
+    def is_second_name_of(self, name: str) -> bool:
+        """Whether it is stored under the name that a later process gives the file `name`."""
+        return self.stored_as == f"{name}~{self.sha256[:DIGITS]}"
 
 
 class Cost(Document):
@@ -225,6 +230,20 @@ class ShardManifest(FileDigest):
 
     owner: Sha256
     about: dict[str, int | float | list[float]]
+
+    def to_json(self) -> bytes:
+        return json.dumps(self.to_dict()).encode()
+
+
+class PartManifest(Document):
+    """The manifest of a part of a result that was stored before the seal.
+
+    owner: a digest of the claim that it was made under. about: figures that its writer stored beside it.
+    """
+
+    owner: Sha256
+    files: dict[FileName, StoredFile]
+    about: dict[str, int]
 
     def to_json(self) -> bytes:
         return json.dumps(self.to_dict()).encode()

@@ -20,6 +20,7 @@ from dmdr.errors import ConfigError, InputMissing, StoreError
 from stages.store import conditional_writes, transfer
 from stages.store.folder import LARGEST_DOCUMENT, Folder, open_local_folder, refuse_large
 from stages.store.listing import list_names
+from stages.store.records import DIGITS
 from stages.store.s3_errors import build_error, error_code, is_expired, is_taken, retry
 from stages.store.s3_requests import S3Answer
 
@@ -31,7 +32,6 @@ S3 = {
     "config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 60},  # seconds
 }
 UPLOADS = 3  # how often a file is sent whose upload somebody deletes
-DIGITS = 12  # of the digest in the second name of a file
 
 
 class Remote:

@@ -27,6 +27,7 @@ from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
+from tests.support.sealing import PROVENANCE
 
 SEED = random.SystemRandom().randrange(2**32)
 WORDS = (
@@ -278,6 +279,7 @@ def test_broken_parquet(tmp_path: Path) -> None:
 def context(config: Config, tmp_path: Path, stop: Callable[[], bool] = lambda: False) -> Context:
     (tmp_path / "out").mkdir()
     artifact = Artifact(str(tmp_path / "runs"), config.run, "prompts")
+    artifact.claim({}, {})
     return Context(
         config=config,
         artifact=artifact,
@@ -298,16 +300,18 @@ def test_the_prompt_set_holds_what_the_teacher_encodes(
     made = context(config, tmp_path)
     facts = prompts.run(made)
     report = json.loads((made.out / "report.json").read_text())
+    made.artifact.seal(made.out, facts=facts, provenance=PROVENANCE)
+    folder = made.artifact.place.root
     assert {**facts, "sources": report["sources"]} == report
     assert facts["truncated"] == 1
     assert facts["read"] == 45 == facts["train"] + facts["evaluation"]
     backbone = load_teacher(tiny_sd3_folder)
     seen = []
     for split in ("train", "evaluation"):
-        found = PromptSet(made.out, split)
+        found = PromptSet(folder, split)
         records = found.records(range(len(found)))
         assert len(found) == facts[split]
-        assert len(list(made.out.glob(f"{split}-*.jsonl"))) == -(-facts[split] // 16)
+        assert len(list(folder.glob(f"{split}-*.jsonl"))) == -(-facts[split] // 16)
         for record, item in zip(records, found.items(range(len(found))), strict=True):
             alone = backbone.encode([record["prompt"]])[0][0]
             assert item.keys() == alone.keys()
@@ -316,7 +320,7 @@ def test_the_prompt_set_holds_what_the_teacher_encodes(
         seen += [(record["prompt"], record["tag"]) for record in records]
     assert sorted(seen) == sorted((naive(row["prompt"]), row["tag"]) for row in rows)
     empty = backbone.encode([""])[0][0]
-    for key, tensor in PromptSet.unconditional(made.out).items():
+    for key, tensor in PromptSet.unconditional(folder).items():
         assert torch.equal(tensor, empty[key])
 
 

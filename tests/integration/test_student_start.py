@@ -22,8 +22,9 @@ from flows.commands.run import RunOptions, run_config
 from stages import joint as joint_stage
 from stages.store.artifacts import Artifact
 from stages.store.sealed_settings import rebuild_config
+from tests.support.stage_process import command, finish
 from tests.support.trained_run import WEIGHTS, context_for, full_student, lora_student, run_stage, trained_run
-from tests.support.training_results import results
+from tests.support.training_results import assert_same, results
 
 TRAINING = {
     "updates": 3,
@@ -212,3 +213,18 @@ def test_a_cold_start_may_begin_there_too(full_start: Path, improving: Callable[
         for stage in ("cold_start", "joint")
     }
     assert "start" in inputs["cold_start"] and "start" not in inputs["joint"]
+
+
+@pytest.mark.process
+def test_two_ranks_with_split_weights_end_where_one_does(
+    full_start: Path, improving: Callable[..., Config], tmp_path: Path
+) -> None:
+    joint = {**TRAINING, "batch_size": 4, "fake_updates": 3, "fake_warmup": 2}
+    one = improving(full_start, joint=joint)
+    run_stage(one, tmp_path / "one", "prompts")
+    shutil.copytree(tmp_path / "one/tiny/prompts", tmp_path / "two/tiny/prompts")
+    run_stage(one, tmp_path / "one", "joint")
+    execution = {"device": "cpu", "checkpoint_every": 1, "processes": 2, "sharding": "fsdp"}
+    improving(full_start, joint=joint, execution=execution)
+    finish(command("joint", tmp_path / "tiny.yaml", tmp_path / "two"))
+    assert_same(tmp_path / "two", tmp_path / "one", "joint")

@@ -35,8 +35,14 @@ class Faults:
     silent: bool = False  # no answer at all
     expired: str = ""  # the id of an access key whose requests are refused
     seen: list[str] = field(default_factory=list)  # the lines of all requests
+    sizes: list[tuple[str, int]] = field(default_factory=list)  # the line of each GET, and the bytes of its answer
     headers: list[dict[str, str]] = field(default_factory=list)  # the headers of all requests
     random: random.Random = field(default_factory=random.Random)
+
+    @property
+    def sent(self) -> int:
+        """Bytes of all answers to GET."""
+        return sum(size for _, size in self.sizes)
 
     def befalls(self, share: float) -> bool:
         return self.random.random() < share
@@ -122,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
             if faults.flipped % 2:  # a proxy that changes a body may or may not pass S3's own checksum on
                 answer.headers = {n: v for n, v in answer.headers.items() if "checksum" not in n.lower()}
             data = bytes([data[0] ^ 1]) + data[1:]
+        if self.command == "GET":
+            faults.sizes.append((line, len(data)))
         cut = self.command == "GET" and len(data) > 1 and faults.befalls(faults.cut)
         self.reply(answer.status, dict(answer.headers), data, len(data) // 2 if cut else len(data))
 

@@ -117,7 +117,7 @@ def test_an_exported_lora_carries_its_alpha(family, targets, request, tmp_path):
 
     about = build_metadata(backbone, FewSteps(2), title="tiny", teacher="ab")
     write_form("lora", backbone, tmp_path / "joint" / WEIGHTS, FewSteps(2), tmp_path, about)
-    pipe = load_form("lora", tmp_path, backbone, folder)
+    pipe = load_form("lora", tmp_path, backbone, folder, FewSteps(2))
     plain = copy_teacher(folder, 16)
     network = pipe.unet if family == "sdxl" else pipe.transformer
     loaded = type(plain)(pipe, 16)

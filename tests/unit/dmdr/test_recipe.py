@@ -21,6 +21,7 @@ from dmdr.rollout import generator_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run, draw_guidance, draw_levels, training_step
+from stages.runtime.prerequisites import check_teacher_settings
 from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two squares"]
@@ -122,10 +123,14 @@ def test_a_plan_and_the_first_stage_refuse_what_the_teacher_does_not_have(tiny_c
     with pytest.raises(ConfigError, match="teacher.unconditional is zeros, but Z-Image"):
         plan_stage(load_config(path), "cold_start")
     with pytest.raises(ConfigError, match="teacher.unconditional is zeros, but Z-Image"):
+        check_teacher_settings(load_config(path), fetches=False)
+    with pytest.raises(ConfigError, match="teacher.unconditional is zeros, but Z-Image"):
         build_base(load_config(path), copy_teacher(tiny_z_image_folder))
     config = load_config(tiny_config(fake_score={"lora_rank": 2, "lora_targets": ["conv1"]}))
     with pytest.raises(ConfigError, match="fake_score.lora_targets has conv1, which is no linear or convolutional"):
         check_lora_targets(config, copy_teacher(tiny_z_image_folder))
+    with pytest.raises(ConfigError, match="fake_score.lora_targets has conv1"):
+        check_teacher_settings(config, fetches=False)
     with pytest.raises(ConfigError, match="fake_score.lora_targets has conv1"):
         plan_stage(config, "joint")
 

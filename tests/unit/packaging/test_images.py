@@ -56,6 +56,10 @@ for name in PROGRAMS:
 ELSEWHERE = (
     "dmdr.planning.plan",
     "dmdr.planning.meta",
+    "dmdr.planning.prompts",
+    "dmdr.planning.text_encoders",
+    "dmdr.promptset",
+    "stages.prompt_sources.counting",
     "stages.prompts",
     "stages.export",
     "stages.generation",

@@ -33,6 +33,7 @@ from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
+from tests.support.sealing import PROVENANCE
 
 ROOT = Path(__file__).parents[4]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -165,9 +166,11 @@ def others(sets: Sets, name: str, **changes: object) -> Sets:
 def context(config_path: Path, tmp_path: Path) -> Context:
     config = load_config(config_path)
     (tmp_path / "out").mkdir()
+    artifact = Artifact(str(tmp_path / "runs"), config.run, "prompts")
+    artifact.claim({}, {})
     return Context(
         config=config,
-        artifact=Artifact(str(tmp_path / "runs"), config.run, "prompts"),
+        artifact=artifact,
         out=tmp_path / "out",
         cache=tmp_path / "inputs",
         progress=Progress("prompts"),
@@ -429,13 +432,15 @@ def test_geneval_in_the_prompt_set_and_the_report(
     settings = {"sources": [own, "set:t2i-compbench"], "evaluation": "set:geneval"}
     made = context(tiny_config(prompts=settings), tmp_path)
     facts = prompts.run(made, sets)
-    found = PromptSet(made.out, "evaluation")
+    sealed = made.artifact.seal(made.out, facts=facts, provenance=PROVENANCE)
+    folder = made.artifact.place.root
+    found = PromptSet(folder, "evaluation")
     assert found.records(range(len(found))) == GENEVAL
-    trained = PromptSet(made.out, "train")
+    trained = PromptSet(folder, "train")
     kept = [record["prompt"] for record in trained.records(range(len(trained)))]
     assert kept == ["a lamp", "a round table", ("long " * 99).strip(), "a red cup", "a blue cat", "a square clock"]
 
-    report = json.loads((made.out / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     geneval, file, compbench = report.pop("sources")
     assert facts == report
     assert facts["truncated"] == 1
@@ -463,9 +468,9 @@ def test_geneval_in_the_prompt_set_and_the_report(
         Path(own).rename(tmp_path / "again/renamed.txt")
     )  # where they lie is no part of a result
     again = context(tiny_config(prompts={**settings, "folder": str(tmp_path)}), tmp_path / "again")
-    prompts.run(again, replace(sets, folder=tmp_path))
-    for path in made.out.iterdir():
-        assert path.read_bytes() == (again.out / path.name).read_bytes(), path.name
+    facts = prompts.run(again, replace(sets, folder=tmp_path))
+    resealed = again.artifact.seal(again.out, facts=facts, provenance=PROVENANCE)
+    assert resealed.files == sealed.files
 
 
 def test_overlap_between_two_named_sets(sets: Sets, site: Site) -> None:
