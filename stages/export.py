@@ -24,7 +24,7 @@ from dmdr.export.rounding import DTYPES, WRITING_ORDER, round_parts
 from dmdr.export.write import WEIGHTS, absent_text_encoders, build_metadata, load_student, network_part, write_form
 from dmdr.teacher.load import TeacherSource, digest_teacher, find_teacher_of, load_teacher
 from dmdr.teacher.single_file import SingleFile
-from dmdr.teacher.start_files import find_start
+from dmdr.teacher.start_files import digest_start, find_start
 from stages.generation.drawing import build_call
 from stages.generation.samples import PROMPTS_FILE, choose_prompts, draw_samples
 from stages.reports import provenance
@@ -167,13 +167,14 @@ def describe_start(config: Config, sealed: Mapping[str, Record]) -> StartFacts |
     if start is None:
         return None
     digest = next(record.inputs["start"] for record in sealed.values() if "start" in record.inputs)
+    licence = None
     try:
-        card = find_start(start, config.student.form).card
+        source = find_start(start, config.student.form)
+        if source.card is not None and digest_start(source) == digest:
+            licence = read_licence(source.card.parent)
     except USER_ERRORS:  # the student is trained, and needs its start no more
-        card = None
-    return StartFacts(
-        name=teacher_name(start.path), digest=digest, licence=read_licence(card.parent) if card is not None else None
-    )
+        pass
+    return StartFacts(name=teacher_name(start.path), digest=digest, licence=licence)
 
 
 def build_facts(context: Context, backbone: Backbone, source: TeacherSource, written: Written) -> ExportFacts:

@@ -135,7 +135,8 @@ def check_run(
 
 
 def refuse_empty(counts: PromptCounts) -> None:
-    """
+    """Refuse prompts of which a split is empty.
+
     Raises:
         DataError: no prompt is left to train on, or to evaluate.
     """

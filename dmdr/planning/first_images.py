@@ -56,7 +56,7 @@ class FirstImages:
 
 @torch.no_grad()
 def draw_first_images(
-    config: Config, backbone: Backbone, prompts: Prompts, empty_prompt: Item, *, limit: float
+    config: Config, backbone: Backbone, *, prompts: Prompts, empty_prompt: Item, limit: float
 ) -> FirstImages:
     """Draw an image of each prompt with the teacher, and with the student as it begins, and judge the teacher's.
 

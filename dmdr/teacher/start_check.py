@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmdr.backbones.lora_targets import select_targets
@@ -9,6 +10,8 @@ from dmdr.config.few_steps import FewSteps
 from dmdr.config.run import Student
 from dmdr.errors import ConfigError, DataError
 from dmdr.path import FlowPath, VPPath
+from dmdr.teacher import digests
+from dmdr.teacher.index import NETWORKS, read_index
 from dmdr.teacher.load import TeacherSource, is_teacher
 from dmdr.teacher.start_files import KEY, StartSource, find_start
 from dmdr.teacher.start_headers import StartHeader, read_header
@@ -46,7 +49,24 @@ def check_start(
     theirs = read_sampling(source, header)
     is_unsaid = student.few_steps == FewSteps(student.steps)
     ours = describe_sampling(backbone, student.few_steps)
-    return compare_sampling(start.path, ours, theirs, refuses=trains_at_once and is_unsaid)
+    lines = compare_sampling(start.path, ours, theirs, refuses=trains_at_once and is_unsaid)
+    if trains_at_once and isinstance(teacher, Path) and _is_teacher_itself(source, teacher / _name_network(teacher)):
+        lines.append(
+            f"{KEY} {start.path} is the teacher itself, which draws nothing good in {student.steps} steps: give a "
+            "few-step model, or a cold_start"
+        )
+    return lines
+
+
+def _name_network(teacher: Path) -> str:
+    """The folder of a teacher's network."""
+    return NETWORKS[read_index(teacher).family][0]
+
+
+def _is_teacher_itself(source: StartSource, network: Path) -> bool:
+    """Whether the start's files are those of the teacher's network. Their digests name the result, and are known."""
+    own = {digests.digest(file) for file in network.glob("*.safetensors")}
+    return own.issuperset(digests.digest(file) for file in source.files)
 
 
 def describe_sampling(backbone: Backbone, few: FewSteps) -> Sampling:

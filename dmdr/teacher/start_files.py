@@ -23,6 +23,7 @@ KEY = "student.start.path"
 WEIGHTS = ".safetensors"
 NETWORK_FOLDERS = ("transformer", "unet")
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # of diffusers, of PEFT
+PROVENANCE = "provenance.json"  # beside the forms of an export
 ADAPTER = "adapter_config.json"  # of PEFT: it holds alpha
 FORMS = {  # the form of the student -> the forms of an export in the order in which they are taken
     "lora": ("lora", "weights", "pipeline", "single-file"),
@@ -70,6 +71,8 @@ def find_start(start: Start, form: Literal["full", "lora"]) -> StartSource:
         return StartSource(path, (place,), **_find_about(place.parent))
     if not os.path.isdir(place):
         hint = f"; {found}" if (found := hub.suggest_address(path)) else ""
+        if "://" in path:
+            hint = "; dmdr pull RUN export FOLDER copies the export of a run from a store"
         raise InputMissing(
             f"{KEY} {path}: no such file or folder; give a .safetensors file, a diffusers folder or "
             f"hub:OWNER/NAME@COMMIT{hint}"
@@ -88,7 +91,9 @@ def digest_start(source: StartSource) -> str:
 
 
 def _look_into(address: str, folder: Path, form: Literal["full", "lora"]) -> StartSource:
-    """What a folder holds: a pipeline, a network, a LoRA, the forms of an export, or one file."""
+    """What a folder holds: a pipeline, a network, a LoRA, the forms of an export, a run with one, or one file."""
+    if (folder / "export" / PROVENANCE).is_file():
+        folder = folder / "export"
     if (folder / "model_index.json").is_file():
         parts = [name for name in NETWORK_FOLDERS if (folder / name).is_dir()]
         if not parts:
@@ -100,7 +105,7 @@ def _look_into(address: str, folder: Path, form: Literal["full", "lora"]) -> Sta
         return StartSource(
             address, _select_weights(address, part), config=_if_file(part / "config.json"), **_find_about(folder)
         )
-    if (forms := [name for name in FORMS[form] if (folder / name).is_dir()]) and (folder / "provenance.json").is_file():
+    if (forms := [name for name in FORMS[form] if (folder / name).is_dir()]) and (folder / PROVENANCE).is_file():
         return _look_into(address, folder / forms[0], form)
     for name in LORA_FILES:
         if (folder / name).is_file():
@@ -145,7 +150,7 @@ def _find_about(folder: Path) -> dict[str, Path | None]:
     """What lies beside the weights and tells of them. An export's provenance.json lies beside the folders of forms."""
     return {
         "scheduler": _if_file(folder / "scheduler" / "scheduler_config.json"),
-        "provenance": _if_file(folder / "provenance.json") or _if_file(folder.parent / "provenance.json"),
+        "provenance": _if_file(folder / PROVENANCE) or _if_file(folder.parent / PROVENANCE),
         "card": _if_file(folder / "README.md"),
     }
 

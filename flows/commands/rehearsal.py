@@ -176,7 +176,7 @@ class Rehearsal:
         backbone = inputs.load_teacher(pick_device(config))
         check_resolution(config.evaluate.metrics, backbone.resolution)
         prompts, empty_prompt = inputs.open_encoded("evaluation", backbone), PromptSet.unconditional(inputs.files)
-        drawn = draw_first_images(config, backbone, prompts, empty_prompt, limit=LIMIT)
+        drawn = draw_first_images(config, backbone, prompts=prompts, empty_prompt=empty_prompt, limit=LIMIT)
         del backbone, prompts
         release_memory()
         if fault := _name_faults(drawn.teacher):

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from dmdr.config.stages import STAGES, StageName
+from dmdr.config.stages import STAGES, StageName, list_stages
 from dmdr.errors import ConfigError
 from stages.reports.scorecard_text import format_table
 from stages.store.address import shorten
@@ -37,7 +37,8 @@ def print_status(run: str, store: str) -> int:
     """
     run = find_run(store, run)
     rows = [["stage", "state", "size", "took", "address"]]
-    for stage in STAGES:
+    joint = Artifact(store, run, "joint").read_claim()
+    for stage in list_stages(cold_start=joint is None or "cold_start" in joint.inputs):
         artifact = Artifact(store, run, stage)
         record = artifact.record()
         if record is None:

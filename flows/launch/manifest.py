@@ -82,8 +82,10 @@ def read_marks(job: Job) -> dict[str, str]:
 
 def build_annotations(stage: Stage) -> dict[str, str]:
     """What tells the Jobs of a stage from those of another store, of other settings, or of a run of similar name."""
-    teacher = stage.teacher or stage.config.teacher.path
+    teacher, start = stage.teacher or stage.config.teacher.path, stage.config.student.start
     settings = {"settings": identity(stage.config, stage.name), "teacher": teacher}
+    if start is not None:  # its place is in no identity, and only a pod can look at it
+        settings["start"] = start.path
     return {STORE: stage.store, IDENTITY: fingerprint(settings), RUN: stage.run}
 
 

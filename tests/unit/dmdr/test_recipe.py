@@ -21,6 +21,7 @@ from dmdr.rollout import generator_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run, draw_guidance, draw_levels, training_step
+from flows.commands.plan import print_plan
 from stages.runtime.prerequisites import check_teacher_settings
 from tests.support.tiny_teachers import copy_teacher
 
@@ -190,3 +191,10 @@ def test_dynadg_lasts_a_whole_cold_start():
     assert real_scale(0, dynamic) == 0.5 and real_scale(1000, dynamic) == pytest.approx(0.25)
     assert 0 < real_scale(1999, dynamic) < 1e-6 and real_scale(2000, dynamic) == 0
     assert renoise_beta(2000, dynamic) == (1, 1)
+
+
+def test_a_plan_needs_no_start_and_says_so(tiny_config, capsys):
+    path = tiny_config(student={"steps": 2, "start": {"path": "models/not-here.safetensors"}})
+    assert print_plan(str(path), "h100-80") == 0
+    said = capsys.readouterr().out
+    assert "student.start.path models/not-here.safetensors: no such file" in said and "counts one that fits" in said
