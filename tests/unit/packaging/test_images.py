@@ -51,14 +51,27 @@ for file in sorted(pathlib.Path("flows").rglob("*.py")):
 for name in PROGRAMS:
     importlib.import_module(name)
 """
-# What a flow imports only for what the flow image does not do: plans, first configs, dry runs, exports, images of a
-# student, the lab's teachers, pages of tables and of runs, a Prefect server.
+# What a flow imports only for what the flow image does not do: plans, first configs, dry runs, checks, short runs,
+# exports, images of a student, the lab's teachers, pages of tables and of runs, a Prefect server.
 ELSEWHERE = (
     "dmdr.planning.plan",
     "dmdr.planning.meta",
     "dmdr.planning.prompts",
     "dmdr.planning.text_encoders",
+    "dmdr.planning.first_images",
+    "dmdr.planning.trial",
+    "dmdr.planning.short_runs",
     "dmdr.promptset",
+    "dmdr.assembly",
+    "dmdr.metrics.load",
+    "dmdr.rewards.load",
+    "dmdr.rl",
+    "stages.training",
+    "stages.runtime.device",
+    "stages.runtime.prompt_inputs",
+    "stages.runtime.provenance",
+    "stages.reports.broken_images",
+    "stages.reports.stability_map",
     "stages.prompt_sources.counting",
     "stages.prompts",
     "stages.export",
