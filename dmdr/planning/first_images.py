@@ -56,12 +56,11 @@ class FirstImages:
 
 @torch.no_grad()
 def draw_first_images(
-    config: Config, backbone: Backbone, prompts: Prompts, *, empty_prompt: Item, limit: float
+    config: Config, backbone: Backbone, *, prompts: Prompts, empty_prompt: Item, limit: float
 ) -> FirstImages:
     """Draw an image of each prompt with the teacher, and with the student as it begins, and judge the teacher's.
 
-    prompts: of evaluation, encoded. empty_prompt: the conditioning of no prompt. limit: seconds that drawing by the
-    teacher may take.
+    prompts: of evaluation. empty_prompt: its conditioning. limit: seconds that drawing by the teacher may take.
 
     Raises:
         ConfigError, DataError, InputMissing: a reward or metric does not load, or cannot judge these prompts.

@@ -25,6 +25,7 @@ from dmdr.errors import NonFinite
 from dmdr.hacking_alarm import saturation, score_images
 from dmdr.planning.stability import Cell, CellResult, Look, apply_cell
 from dmdr.promptset import spread_evenly
+from dmdr.promptset.ahead import Ahead
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.protocol import Reward
 from dmdr.rollout import noise_for, sample_teacher
@@ -42,7 +43,7 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # of R, G, B (Rec. 709)
 class ShortRuns:
     """Short runs from the student and the fake score that `assembly` holds when this is made.
 
-    prompts: of training. empty_prompt: the conditioning of no prompt. reward: one that is not trained on.
+    prompts: of training. empty_prompt: its conditioning. reward: one that is not trained on.
     """
 
     def __init__(
@@ -56,9 +57,8 @@ class ShortRuns:
         reward: Reward,
     ) -> None:
         self.config, self.stage, self.assembly = config, stage, assembly
-        self.prompts, self.empty_prompt = prompts, empty_prompt
-        self.reward, self.base = reward, assembly.base
-        self.indices = spread_evenly(len(prompts), PROMPTS)
+        self.prompts, self.reward, self.base = prompts, reward, assembly.base
+        self.empty_prompt, self.indices = empty_prompt, spread_evenly(len(prompts), PROMPTS)
         self.at_once = config.execution.micro_batch_size or stage.training.batch_size
         self.first = {
             "student": _copy(self.base.student_parameters),
@@ -78,6 +78,8 @@ class ShortRuns:
             prompts=self.prompts,
             empty_prompt=self.empty_prompt,
         )
+        if isinstance(self.prompts, Ahead):
+            run = replace(run, prepare=self.prompts.prepare)
         return run, state
 
     def run(

@@ -46,7 +46,8 @@ class Cell(BaseModel):
 
     def describe(self) -> str:
         """In words."""
-        return f"student {self.student_rate:g}, fake score {self.fake_rate:g}, {self.fake_updates} updates of it"
+        ratio = "1 update" if self.fake_updates == 1 else f"{self.fake_updates} updates"
+        return f"student {self.student_rate:g}, fake score {self.fake_rate:g}, {ratio} of it"
 
 
 class Look(BaseModel):

@@ -27,6 +27,7 @@ from dmdr.teacher.load import family_of, find_teacher_of
 from flows.commands.config_file import change_config, find_config
 from flows.commands.dry_run import foresee
 from flows.commands.rehearsal import KEPT, Rehearsal
+from stages.prompt_sources.record_spool import RecordSpool
 from stages.prompt_sources.report import Tally
 from stages.runtime.last_wall import describe_end
 from stages.runtime.prerequisites import (
@@ -117,11 +118,11 @@ def check_all(checklist: Checklist, config: Config, run: str, store: str, folder
     checklist.run("prompts", inputs.read_prompts)
     checklist.run("training", lambda: check_requirements(config))
     checklist.run("metrics", inputs.check_metrics, needs=("prompts",))
-    checklist.run("memory", rehearsal.plan, needs=("files",))
+    checklist.run("memory", lambda: rehearsal.plan(inputs.counts), needs=("files",))
     checklist.run("rewards", lambda: load_all_rewards(config), needs=("training",))
 
     fits = rehearsal.list_memory_needs()
-    checklist.run("teacher", lambda: rehearsal.encode(inputs.kept), needs=("files", "prompts", *fits))
+    checklist.run("teacher", lambda: rehearsal.encode(inputs.kept, inputs.counts), needs=("files", "prompts", *fits))
     checklist.run("disk", lambda: rehearsal.measure_disk(store, inputs.counts), needs=("store", "teacher", "memory"))
     checklist.run("images", rehearsal.draw, needs=("teacher", "metrics"))
     for stage in config.training_stages:
@@ -178,7 +179,7 @@ class Inputs:
     def __init__(self, config: Config) -> None:
         self.config, self.counts = config, Tally().total()
         self.kept: dict[Split, list[PromptRecord]] = {"train": [], "evaluation": []}
-        self._judged: list[PromptRecord] = []
+        self._judged = RecordSpool()
 
     def find_teacher(self) -> str:
         """Find the files of teacher and start, and fetch those of a hub.
@@ -201,7 +202,8 @@ class Inputs:
         Raises:
             ConfigError, DataError, InputMissing: as the stage prompts.
         """
-        from stages.prompts import refuse_empty, select_records  # brings torch
+        from stages.prompt_sources.selection import select_records
+        from stages.prompts import refuse_empty  # brings torch
 
         tally, notes = Tally(), list[str]()
         judges = needs_records(self.config)
@@ -227,5 +229,5 @@ class Inputs:
 
         notes: list[str] = []
         indices = spread_evenly(len(self._judged), self.config.evaluate.limit or len(self._judged))
-        check_evaluation(self.config, [self._judged[index] for index in indices], notes.append)
+        check_evaluation(self.config, self._judged.select(indices), notes.append)
         return "; ".join([", ".join(self.config.evaluate.metrics) or "diversity alone", *notes])

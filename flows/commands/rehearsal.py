@@ -66,7 +66,6 @@ class Rehearsal:
     def __init__(self, config: Config, folder: Path) -> None:
         self.config, self.folder, self.store = config, folder, str(folder / "store")
         self.plans: list[StagePlan] = []  # of the training stages, once they are planned
-        self.encoded = 0  # prompts
 
     def list_memory_needs(self) -> tuple[str, ...]:
         """The checks without which nothing large may be loaded: on a CPU, too little memory would end this process."""
@@ -74,18 +73,24 @@ class Rehearsal:
 
         return ("memory",) if pick_device(self.config) == "cpu" else ()
 
-    def plan(self) -> str:
+    def plan(self, counts: PromptCounts) -> str:
         """Compare the plan of the training stages with the memory that is free here.
+
+        counts: of all prompts, which decide whether text encoders lie beside the networks.
 
         Raises:
             ConfigError: a stage needs more.
         """
         from dmdr.planning.plan import count_stage
+        from dmdr.planning.prompts import add_text_encoders, choose
+        from dmdr.planning.text_encoders import count_text_bytes
         from stages.runtime.device import measure_free_memory, pick_device
 
         device = pick_device(self.config)
         where, free = ("the GPU" if device == "cuda" else "this machine"), FIT * measure_free_memory(device)
         self.plans = [count_stage(self.config, stage) for stage in self.config.training_stages]
+        layout = choose(self.config, counts.train + counts.evaluation, self.plans)
+        add_text_encoders(self.config, layout, self.plans, count_text_bytes(self.config.teacher))
         for plan in self.plans:
             if (need := max(plan.peak, plan.load)) > free:
                 remedies = "; ".join(list_remedies(self.config, self.plans)[:REMEDIES])
@@ -96,20 +101,25 @@ class Rehearsal:
         needs = ", ".join(f"{plan.stage} {plan.peak / GIB:.1f}" for plan in self.plans)
         return f"{needs} GiB by the plan, of {free / GIB:.1f} GiB that {where} has free for tensors"
 
-    def encode(self, kept: Mapping[Split, list[PromptRecord]]) -> str:
+    def encode(self, kept: Mapping[Split, list[PromptRecord]], counts: PromptCounts) -> str:
         """Load the whole teacher, compare it with plain diffusers, and encode a few prompts, as the stage prompts does.
+
+        kept: the few. counts: of all, which decide which way the run encodes.
 
         Raises:
             any of USER_ERRORS: as the stage.
         """
+        from dmdr.planning.prompts import choose
         from stages.prompts import run
 
         config = self.config
+        is_text = bool(self.plans) and choose(config, counts.train + counts.evaluation, self.plans) == "text"
         prompts = config.prompts.model_copy(
             update={
                 "sources": (str(_write_records(self.folder / "train.jsonl", kept["train"])),),
                 "evaluation": str(_write_records(self.folder / "evaluation.jsonl", kept["evaluation"])),
                 "column": "prompt",
+                "encode": "on_the_fly" if is_text else "stage",
                 "folder": None,
             }
         )
@@ -118,28 +128,25 @@ class Rehearsal:
         few = config.model_copy(update={"prompts": prompts, "joint": joint, "evaluate": evaluate})
         context = self._begin("prompts", few)
         self._seal(context, run(context))
-        self.encoded = sum(map(len, kept.values()))
         assert isinstance(context.progress, Notes)
         warnings = [line for line in context.progress.lines if not line.startswith("read ")]
         return "; ".join(["draws as plain diffusers does, and encodes prompts", *warnings])
 
     def measure_disk(self, store: str, counts: PromptCounts) -> str:
-        """Compare what the run will write, encoded prompts and checkpoints above all, with the space of its store.
-
-        counts: of all prompts; those that were encoded tell the bytes of one.
+        """Compare what the run will write, prompts and checkpoints above all, with the space of its store.
 
         Raises:
             StoreError: a folder has less space.
         """
-        from dmdr.promptset.encode import DTYPES, choose_layout
+        from dmdr.planning.prompts import choose, list_ways
 
-        sealed = Artifact(self.store, self.config.run, "prompts").sealed()
-        each = sum(file.size for file in sealed.files.values()) / self.encoded
-        settings, total = self.config.prompts, counts.train + counts.evaluation
-        is_text = choose_layout(settings, total, int(each / DTYPES[settings.dtype].itemsize)) == "text"
-        prompts = 0.0 if is_text else each * total
+        total = counts.train + counts.evaluation
+        layout = choose(self.config, total, self.plans)
+        prompts = next(
+            way.stored for way in list_ways(self.config, total, self.plans, 0) if way.is_chosen(self.config, layout)
+        )
         need = prompts + sum(count_written_bytes(self.config, plan) for plan in self.plans)
-        words = f"about {need / GIB:.1f} GiB, {prompts / GIB:.1f} GiB of them encoded prompts"
+        words = f"about {need / GIB:.1f} GiB, {prompts / GIB:.1f} GiB of them prompts"
         place = open_place(store)
         if not isinstance(place, Folder):
             return f"the run will write {words}"
@@ -164,11 +171,12 @@ class Rehearsal:
         from stages.runtime.device import pick_device, release_memory
         from stages.runtime.prompt_inputs import PromptInputs
 
-        config, inputs = self.config, PromptInputs(self._begin("evaluate", self.config))
+        config = self.config
+        inputs = PromptInputs(self._begin("evaluate", config))
         backbone = inputs.load_teacher(pick_device(config))
         check_resolution(config.evaluate.metrics, backbone.resolution)
         prompts, empty_prompt = inputs.open_encoded("evaluation", backbone), PromptSet.unconditional(inputs.files)
-        drawn = draw_first_images(config, backbone, prompts, empty_prompt=empty_prompt, limit=LIMIT)
+        drawn = draw_first_images(config, backbone, prompts=prompts, empty_prompt=empty_prompt, limit=LIMIT)
         del backbone, prompts
         release_memory()
         if fault := _name_faults(drawn.teacher):

@@ -118,8 +118,8 @@ def tune_config(path: str, options: TuneOptions) -> int:
     claim_folder(folder, {**list_fixed(config, stage), "reward": reward, "updates": updates, **given})
     if not all(read_result(folder, cell) for cell in cells):
         with tempfile.TemporaryDirectory(prefix="dmdr-tune-") as cache:
-            artifact = Artifact(options.store, run, stage)
-            context = Context(config, artifact, folder, Path(cache), Progress("tune"), lambda: False)
+            artifact, out = Artifact(options.store, run, stage), Path(cache, "out")  # read, and never written
+            context = Context(config, artifact, out, Path(cache), Progress("tune"), lambda: False)
             run_cells(load_runs(context, stage, reward), cells, folder, updates=updates)
     return show(config, options, [each for cell in cells if (each := read_result(folder, cell))], folder)
 
@@ -185,14 +185,15 @@ def load_runs(context: Context, stage: TunedStage, reward: str) -> ShortRuns:
     from stages.runtime.device import pick_device
     from stages.runtime.prompt_inputs import PromptInputs
 
-    config = context.config
-    settings, device, inputs = select_stage(config, stage), pick_device(config), PromptInputs(context)
-    backbone = inputs.load_teacher(device)
-    before = context.input("cold_start") if "cold_start" in list_reads(stage, (), config.stages) else None
+    config, device, inputs = context.config, pick_device(context.config), PromptInputs(context)
+    settings, backbone = select_stage(config, stage), inputs.load_teacher(device)
+    goes_on = "cold_start" in list_reads(stage, (), config.stages)
+    before = context.input("cold_start") if goes_on else None
+    assembly = assemble(config, settings, backbone, before=before, device=device)
     return ShortRuns(
         config,
         settings,
-        assemble(config, settings, backbone, before=before, device=device),
+        assembly,
         prompts=inputs.open_encoded("train", backbone),
         empty_prompt=PromptSet.unconditional(inputs.files),
         reward=load_reward(reward, device, config.weights),

@@ -156,7 +156,7 @@ def test_a_teacher_that_draws_nothing_is_named(
     capsys: pytest.CaptureFixture,
 ):
     path = tiny_config(teacher=copy_teacher(tiny_sd3_folder, tmp_path / "teacher", change))
-    code, found = check(capsys, path, "--store", tmp_path / "runs")
+    code, found = check(capsys, path, "--store", tmp_path / "runs", "--set", "prompts.encode=on_the_fly")
     assert code == 65
     assert found[where][0] == "fix" and found[where][1].startswith(words), found
 
