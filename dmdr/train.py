@@ -138,10 +138,8 @@ def warmup_step(run: Run, state: TrainState) -> dict[str, float]:
     loss on the same samples.
     """
     training, update = run.training, state.warmup
-    constant = training.dynamic.model_copy(update={"schedule": "constant"})
-    alone = replace(
-        run, stage=f"{run.stage} warm-up", rl=None, training=training.model_copy(update={"dynamic": constant})
-    )
+    changes = {"dynamic": training.dynamic.model_copy(update={"schedule": "constant"}), "updates": run.fake_warmup}
+    alone = replace(run, stage=f"{run.stage} warm-up", rl=None, training=training.model_copy(update=changes))
     states, c, _ = roll_out_prompts(alone, update)
     batches = select_batches(alone, update, states, c, None)
     state.fake_score.set_learning_rate(training.fake_score.learning_rate)

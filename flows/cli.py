@@ -121,6 +121,46 @@ def plan(config: options.Config, gpu: options.Gpu = "h100-80") -> int:
     return print_plan(find_config(config), gpu)
 
 
+@app.command(epilog=EXIT_CODES)
+def check(
+    config: options.Config,
+    run: options.OwnName = None,
+    store: options.Store = "runs",
+    changes: options.Set = None,
+) -> int:
+    """Check in minutes all that a run of a config will meet, before it starts.
+
+    One line a check: ok, or what to do. It tries store, prompts, teacher, rewards, memory, an update of each training
+    stage, images and export. Nothing stays in the store.
+    """
+    from flows.commands.check import check_config
+
+    return check_config(config, run=run, store=store, changes=tuple(changes or ()))
+
+
+@app.command(epilog=EXIT_CODES)
+def tune(
+    config: options.Config,
+    stage: options.TunedStage = "joint",
+    grid: options.Grid = None,
+    updates: options.ShortUpdates = 50,
+    out: options.TuneFolder = None,
+    store: options.Store = "runs",
+    changes: options.Set = None,
+) -> int:
+    """Find learning rates by short runs on a grid, from the same start.
+
+    It reads the run's sealed prompts and cold start, and changes nothing of the run. It says first what it costs. The
+    same command again goes on. At the end it prints a table, the lines to paste, and where the map lies.
+
+    example: dmdr tune my.yaml --grid student=1e-6,1e-5 --grid fake=1e-5 --grid ratio=5,10
+    """
+    from flows.commands.tune import TuneOptions, parse_grid, tune_config
+
+    short = TuneOptions(stage, parse_grid(grid or []), updates, out, store, tuple(changes or ()))
+    return tune_config(config, short)
+
+
 @app.command()
 def render(
     config: options.ClusterConfig,

@@ -124,11 +124,7 @@ def check_run(
         tick()
         if keeps and split == "evaluation":
             judged.append(record)
-    counts = tally.total()
-    if not counts.evaluation:
-        raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
-    if not counts.train:
-        raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
+    refuse_empty(tally.total())
     check_training(config)
     warn_of_teacher(config, say, fetches=fetches)
     check_teacher_settings(config, fetches=fetches)
@@ -136,6 +132,18 @@ def check_run(
     indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
     check_evaluation(config, judged.select(indices), say)
     return tally
+
+
+def refuse_empty(counts: PromptCounts) -> None:
+    """Refuse prompts of which a split is empty.
+
+    Raises:
+        DataError: no prompt is left to train on, or to evaluate.
+    """
+    if not counts.evaluation:
+        raise DataError("no prompt is left for evaluation; name a file in prompts.evaluation, or add prompts")
+    if not counts.train:
+        raise DataError("no prompt is left to train on: all are duplicates or evaluation prompts; add prompts")
 
 
 def write_prompts(context: Context, backbone: Backbone, counts: PromptCounts, sets: Sets) -> ShardWriter:

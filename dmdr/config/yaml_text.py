@@ -34,6 +34,7 @@ DEEP = re.compile(rf"([\[{{]\s*){{{DEEPEST + 1}}}")  # brackets that open in a r
 PREFIX = "tag:yaml.org,2002:"
 TAGS = {f"{PREFIX}{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
 NUMBER = re.compile(r"[-+]?(0x[0-9a-f_]+|0o[0-7_]+|[0-9_.]+(e[-+]?[0-9]+)?)", re.IGNORECASE)
+SURROGATE = re.compile("[\ud800-\udfff]")  # which YAML can write as \ud800, and UTF-8 cannot
 # the longer marks first, because that of UTF-32 begins with that of UTF-16
 OTHER_ENCODINGS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"))
 
@@ -159,6 +160,8 @@ def _find_problem(event: ScalarEvent | CollectionStartEvent) -> str | None:
         and NUMBER.fullmatch(event.value)
     ):
         return f"a number of {len(event.value):,} digits; {MOST_DIGITS} are the most"
+    if isinstance(event, ScalarEvent) and SURROGATE.search(event.value):
+        return "half a surrogate pair, which is not text; correct it"
     return None
 
 

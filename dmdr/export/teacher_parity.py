@@ -102,6 +102,8 @@ def _draw_noise(backbone: Backbone) -> torch.Tensor:
 
 
 def _require_equal(whose: str, what: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    if not theirs.isfinite().all():
+        raise DataError(f"{whose} draws {what} that are not numbers; give the teacher as it was published")
     difference = (ours.float() - theirs.float()).abs().max().item()
     if not difference <= TOLERANCE:
         raise DataError(

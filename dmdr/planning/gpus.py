@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dmdr.planning.plan import StagePlan
 
 SHARE = 0.45  # of its data sheet's FLOPs that a GPU reaches in training, with fused kernels and large enough batches
+FIT = 0.93  # of free memory that tensors can use: fragmentation wastes the rest
 GIB = 2**30
 
 
@@ -29,7 +30,7 @@ class Gpu:
     @property
     def free(self) -> float:
         """Bytes for tensors: all memory but 1.5 GiB for CUDA and its libraries and 7 % that fragmentation wastes."""
-        return 0.93 * (self.memory - 1.5 * GIB)
+        return FIT * (self.memory - 1.5 * GIB)
 
     def rate(self, precision: str) -> float:
         """FLOPs a second in this precision, by its data sheet."""

@@ -93,6 +93,6 @@ class TransformersCLIP:
         """B prompts -> (B, D). A prompt that is longer than the encoder reads is cut."""
         if self.tokenizer is None:
             blank = torch.zeros(len(prompts), self.longest, dtype=torch.int64, device=self.model.device)
-            return self.model.get_text_features(blank, torch.ones_like(blank)).pooler_output
+            return self.model.get_text_features(blank).pooler_output  # no mask: meta has no values to look at
         tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
         return self.model.get_text_features(**tokens.to(self.model.device)).pooler_output

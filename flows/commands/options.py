@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -118,6 +118,23 @@ CardName = Annotated[
 Gpu = Annotated[
     str,
     typer.Option("--gpu", metavar="GPU", parser=parse_gpu, autocompletion=list_gpus, help=f"one of {', '.join(GPUS)}"),
+]
+
+# tune
+TunedStage = Annotated[
+    Literal["cold_start", "joint"], typer.Option("--stage", metavar="STAGE", help="cold_start or joint")
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid", metavar="AXIS=V,V", help="values of student, fake or ratio, crossed (default: a dozen cells)"
+    ),
+]
+ShortUpdates = Annotated[
+    int, typer.Option("--updates", metavar="N", parser=parse_count, help="student updates of each short run")
+]
+TuneFolder = Annotated[
+    str | None, typer.Option("--out", metavar="DIR", help="folder of the results (default: tuning/RUN-STAGE)")
 ]
 
 # render

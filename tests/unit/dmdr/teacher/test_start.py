@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.few_steps import FewSteps
+from dmdr.config.lora import LoraForm, LoraForms
 from dmdr.config.run import Student
 from dmdr.config.start import Start
 from dmdr.errors import ConfigError, DataError, InputMissing
@@ -290,7 +291,7 @@ def test_loras_that_do_not_fit_are_refused(tmp_path: Path, tiny_sd3_folder: Path
         f"transformer.transformer_blocks.0.ff.net.2.lora_{side}.weight": torch.zeros(shape)
         for side, shape in {"A": (RANK, 128), "B": (32, RANK)}.items()
     }
-    assert "set student.form: full" in refuse_changed({**tensors, **wide}, **lora)
+    assert "student.lora_targets" in refuse_changed({**tensors, **wide}, **lora)
     full, _ = export(tmp_path / "full", tiny_sd3_folder, "weights")
     assert "set form: full" in refuse(tiny_sd3_folder, full, **lora)
     assert "holds no LoRA" in refuse(tiny_sd3_folder, full, start={"scale": 0.5})
@@ -345,3 +346,19 @@ def test_another_prediction_is_refused(tmp_path: Path, tiny_sdxl_folder: Path) -
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
     with pytest.raises(DataError, match="predicts v_prediction"):
         compare(tiny_sdxl_folder, tmp_path / "v")
+
+
+def test_a_student_of_another_alpha_draws_the_same(tmp_path: Path, tiny_sd3_folder: Path) -> None:
+    path, theirs = export(tmp_path, tiny_sd3_folder, "lora", is_lora=True)
+    lora = LoraForms(LoraForm(), LoraForm(alpha=10.0))
+    base = SharedBase(
+        copy_teacher(tiny_sd3_folder, 16), fake_rank=2, fake_scale=2.0, student_rank=RANK, seed=0, lora=lora
+    )
+    base.begin_at(find_start(Start(path=str(path)), "lora"), scale=1.0)
+    expected = predict_with(theirs, lambda *inputs: theirs.predict_x0(theirs.network, *inputs))
+    torch.testing.assert_close(predict(base), expected, rtol=0, atol=2e-5)
+    exported = base.to_diffusers(STUDENT, dict(base.student_parameters))
+    trained = load_file(tmp_path / "trained" / WEIGHTS)
+    assert exported.keys() == trained.keys()
+    for name, value in trained.items():
+        torch.testing.assert_close(exported[name], value, rtol=0, atol=1e-6)
