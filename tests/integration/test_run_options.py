@@ -244,13 +244,13 @@ def test_a_model_of_the_hub_is_resolved(capsys: pytest.CaptureFixture):
     assert cli.main(["teachers", "resolve", "a b"]) == 64
 
 
-def test_stop_after_runs_nothing_later():
+def test_stop_after_runs_nothing_later(tiny_config: Callable[..., Path]):
     ran: list[str] = []
 
     def note(name: StageName, config: str, run: str, store: str, teacher: object = None, adopt: object = None) -> None:
         ran.append(f"{name} {adopt}")
 
-    chain.distil(note, "c", "r", "s", cold_start_of="other", until="joint")
+    chain.distil(note, str(tiny_config()), "r", "s", cold_start_of="other", until="joint")
     assert ran == ["prompts other", "cold_start other", "joint None"]
 
 
