@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.identity import identity
-from dmdr.config.run import Config, Student
+from dmdr.config.run import Config
+from dmdr.config.student import Student
 from dmdr.errors import USER_ERRORS, Stopped, doing
 from dmdr.export.comfyui import build_workflow
 from dmdr.export.parity import compare_latents, load_form, measure_difference, sample_probes

@@ -3,224 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import itertools
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from dmdr.config.batches import check_split
 from dmdr.config.cluster import Cluster
-from dmdr.config.few_steps import FewSteps
+from dmdr.config.evaluation import JUDGES, Evaluate
 from dmdr.config.forms import Dtype, Form
-from dmdr.config.guidance import Scale, take_middle
-from dmdr.config.lora import Init, LoraForm, LoraForms, Targets
+from dmdr.config.inputs import Prompts, Teacher
+from dmdr.config.lora import LoraForm, LoraForms
 from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
-from dmdr.config.section import Address, Positive, Rate, Section
-from dmdr.config.stages import MODELS, TABLE, ModelName, StageName, list_compared, list_stages
-from dmdr.config.start import Start
+from dmdr.config.section import Address, Positive, Section
+from dmdr.config.stages import TABLE, StageName, list_compared, list_stages
+from dmdr.config.student import FakeScore, Student
 from dmdr.config.training import DPO, GRPO, Joint, Training
-from dmdr.config.worlds import World, name_world, refuse_other_worlds
+from dmdr.config.worlds import name_world, refuse_other_worlds
 from dmdr.errors import ConfigError
-
-
-class Teacher(Section):
-    """The frozen multi-step model, and how evaluation samples it."""
-
-    # a diffusers folder, hub:OWNER/NAME@COMMIT, a teacher of the lab such as lab:flow, or a .safetensors file in the
-    # layout that SDXL and SD3 were published in
-    path: Address
-    # for a .safetensors file: a folder or hub:OWNER/NAME@COMMIT with its configuration, tokenizers and missing parts
-    parts: Address | None = None
-    # classifier-free guidance in the real score and in evaluation; 1 turns it off. A range such as [6.5, 7.5]: the real
-    # score draws one scale an update, and everything else takes the middle
-    guidance_scale: Scale
-    # the conditioning of the half without a prompt, in the real score and in evaluation. pipeline: what the teacher's
-    # own pipeline takes, which are zeros for SDXL-Base. encoded: the empty text, encoded. zeros: zeros.
-    unconditional: Literal["pipeline", "encoded", "zeros"] = "pipeline"
-    steps: Positive = 25  # sampling steps in evaluation ("DMDR, Table 1")
-    # width and height of the images in pixels; None: the default of the model family
-    resolution: Positive | None = None
-    # the world of the lab that this teacher draws, which the lab's rewards and judges ask for. None: a teacher of the
-    # lab draws its own, and so does a folder that `dmdr lab build` wrote; any other teacher draws none.
-    world: World | None = None
-
-    @model_validator(mode="after")
-    def _check_unconditional(self) -> Teacher:
-        if self.unconditional != "pipeline" and self.guidance_scale == 1.0:
-            raise ValueError(
-                f"teacher.unconditional is {self.unconditional} but teacher.guidance_scale 1 runs no half without a "
-                "prompt; drop it, or raise the scale"
-            )
-        return self
-
-    @property
-    def guidance(self) -> float:
-        """The guidance scale of evaluation: the middle of a range."""
-        return take_middle(self.guidance_scale)
-
-
-class Prompts(Section):
-    """Where prompts come from.
-
-    A source is a .txt, .jsonl, .json, .csv, .tsv or .parquet file, which may be gzipped (.csv.gz), all such files of a
-    folder or of a pattern such as data/*.parquet, a public set by its name, such as set:geneval, or a list of the lab:
-    lab:train, lab:held-out, fashion:train or fashion:held-out.
-    """
-
-    sources: tuple[Address, ...] = Field(min_length=1, strict=False)
-    # the column or key that holds the prompt, in jsonl, csv, tsv and parquet files
-    column: str = Field("prompt", min_length=1)
-    evaluation: Address | None = None  # a source of evaluation prompts; None: a share of `sources` is held out
-    evaluation_share: float = Field(0.1, gt=0, lt=1)  # the share that is held out; a hash of the prompt selects it
-    folder: Address | None = None  # holds the files of the public sets, under their own names; None: download them
-    shard_size: Positive = 1024  # prompts in a shard
-    # stage: the stage prompts encodes them once and stores the states; other stages read those that they need.
-    # on_the_fly: it stores the texts, and the other stages load the text encoders and encode the prompts of each batch.
-    # auto: stage, if the states take at most 32 GiB
-    encode: Literal["auto", "stage", "on_the_fly"] = "auto"
-    # of the states. bfloat16 halves them, and changes nothing for networks in training with precision: bfloat16
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    @model_validator(mode="after")
-    def _check_folder(self) -> Prompts:
-        public_sets = [source for source in (*self.sources, self.evaluation or "") if source.startswith("set:")]
-        if self.folder is not None and not public_sets:
-            raise ValueError("prompts.folder is set but only sources named set:NAME are read from it; drop it")
-        return self
-
-
-class Student(Section):
-    """The few-step model."""
-
-    steps: Literal[1, 2, 4, 8]
-    form: Literal["full", "lora"] = "full"
-    lora_rank: Positive | None = None
-    lora_alpha: Rate | None = None  # the LoRA counts lora_alpha / lora_rank times; None: the rank, so once
-    # The modules that the LoRA adapts. attention: the projections of all attentions. wide: all linear layers of the
-    # blocks; of SDXL the authors' list, which has its convolutions too. Or names, or endings of names.
-    lora_targets: Targets = "attention"
-    # How the LoRA's A begins; B is zero. gaussian: standard deviation 1 / lora_rank (the authors' code, t2i), whose
-    # first steps are longer than those of kaiming at the same learning rate.
-    lora_init: Init = "kaiming"
-    # highest decay of the averaged weights (EMA) that are exported; 0 exports the last weights
-    ema: float = Field(0.99, ge=0.0, lt=1.0)
-    start: Start | None = None  # what the student starts from; None: the teacher
-    # share of fresh noise in each renoising step. 1: all of it. 0: none, the deterministic (Euler) step of the same
-    # path. Between them only the rollouts of training mix, and the exported student is deterministic.
-    eta: float = Field(1.0, ge=0.0, le=1.0)
-    # the times at which the student is called, as its network is told them: 1000 is noise. [399] lets a 1-step SDXL
-    # student predict from an easier level. None: the family's own, from the teacher's scheduler
-    timesteps: tuple[float, ...] | None = Field(None, strict=False)
-    shift: Rate | None = None  # of a flow model's times; None: that of the teacher's scheduler
-
-    @property
-    def few_steps(self) -> FewSteps:
-        """How the student samples."""
-        return FewSteps(self.steps, self.eta, self.timesteps, self.shift)
-
-    @model_validator(mode="after")
-    def _check_times(self) -> Student:
-        if self.timesteps is not None and self.shift is not None:
-            raise ValueError("student.timesteps and student.shift both set the student's times; drop one")
-        if self.eta < 1 and self.steps == 1:
-            raise ValueError("student.eta does nothing with student.steps 1, which never renoises; drop it")
-        if self.timesteps is None:
-            return self
-        if len(self.timesteps) != self.steps:
-            raise ValueError(
-                f"student.timesteps has {len(self.timesteps)} of them and student.steps is {self.steps}; give one for "
-                "each step"
-            )
-        if any(later >= earlier for earlier, later in itertools.pairwise(self.timesteps)):
-            raise ValueError(f"student.timesteps {_list(self.timesteps)} must descend, from noise to data")
-        if not 0 < self.timesteps[-1] <= self.timesteps[0] <= 1000:
-            raise ValueError(f"student.timesteps {_list(self.timesteps)} must lie above 0 and be at most 1000")
-        return self
-
-    @model_validator(mode="after")
-    def _check_rank(self) -> Student:
-        if self.form == "full" and self.lora_rank is not None:
-            raise ValueError("student.lora_rank is set but student.form is full; drop it, or set form: lora")
-        if self.form == "lora" and self.lora_rank is None:
-            raise ValueError("student.form is lora but student.lora_rank is missing; set one, for example 64")
-        if self.form == "full" and self.lora_form != LoraForm():
-            changed = next(name for name in ("targets", "init", "alpha") if f"lora_{name}" in self.model_fields_set)
-            raise ValueError(f"student.lora_{changed} is set but student.form is full; drop it, or set form: lora")
-        return self
-
-    @property
-    def lora_form(self) -> LoraForm:
-        """What a LoRA student adapts, how it begins, and its alpha."""
-        return LoraForm(self.lora_targets, self.lora_init, self.lora_alpha)
-
-
-def _list(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
-
-
-class FakeScore(Section):
-    """The LoRA on the shared base that learns the score of the student's distribution."""
-
-    lora_rank: Positive = 32  # "official demo"
-    scale: float = Field(2.0, gt=0)  # LoRA scale when the network acts as the fake score ("official demo")
-    lora_targets: Targets = "attention"  # as for student
-    lora_init: Init = "kaiming"  # as for student
-
-
-JUDGES = ("lab-checker", "fashion-judge", *OF_JUDGE)  # metrics that are not rewards
-MODEL = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}$"  # the name of another model on the scorecard
-
-
-class Pipeline(Section):
-    """Another checkpoint for the scorecard. Its own diffusers pipeline samples it."""
-
-    path: Address  # a diffusers folder, hub:OWNER/NAME@COMMIT, or lab:NAME
-    steps: Positive
-    guidance_scale: float = Field(1.0, ge=0.0)  # the argument of its pipeline
-
-
-class Evaluate(Section):
-    """The scorecard: models compared on held-out prompts. Student, teacher and naive teacher get the same noise."""
-
-    # names from JUDGES or names of rewards; may be empty where seeds is 2 or more: then only diversity is measured
-    metrics: tuple[str, ...] = Field(strict=False)
-    limit: Positive | None = None  # largest number of prompts; None: all
-    batch_size: Positive = 64
-    # the models to compare. A run without a cold start compares its student's start in the place of the cold start.
-    models: tuple[ModelName, ...] = Field(list_compared(cold_start=True), min_length=1, strict=False)
-    seeds: Positive = 1  # images of each prompt; with 2 or more, diversity is reported
-    pipelines: dict[Annotated[str, Field(pattern=MODEL)], Pipeline] = Field({})  # name on the scorecard -> checkpoint
-
-    @model_validator(mode="after")
-    def _check_lpips(self) -> Evaluate:
-        if "lpips" in self.metrics and self.seeds == 1:
-            raise ValueError(
-                "evaluate.metrics has lpips, a distance between images of one prompt, but seeds is 1; set 4"
-            )
-        if not self.metrics and self.seeds == 1:
-            raise ValueError(
-                "evaluate.metrics is empty; name a metric, or set evaluate.seeds to 2 to measure diversity"
-            )
-        if self.metrics == ("lpips",):
-            raise ValueError(
-                "evaluate.metrics has only lpips, which measures diversity but not quality; add another metric"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_pipeline_names(self) -> Evaluate:
-        if taken := sorted(set(self.pipelines).intersection(MODELS)):
-            raise ValueError(
-                f"evaluate.pipelines.{taken[0]} has the name of one of evaluate.models; choose another name"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_models(self) -> Evaluate:
-        if len(set(self.models)) < len(self.models):
-            raise ValueError(f"evaluate.models names a model twice: {', '.join(self.models)}; name it once")
-        return self
 
 
 class Export(Section):

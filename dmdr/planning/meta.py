@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from dmdr.backbones.protocol import Backbone
-from dmdr.config.run import Teacher
+from dmdr.config.inputs import Teacher
 from dmdr.planning.architectures import ARCHITECTURES, assemble_pipeline
 from dmdr.teacher import hub
 from dmdr.teacher.index import read_index

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from dmdr.config.run import Teacher
+from dmdr.config.inputs import Teacher
 from dmdr.planning.architectures import ARCHITECTURES
 from dmdr.planning.meta import find_configs
 from dmdr.teacher import hub

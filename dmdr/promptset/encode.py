@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from dmdr.backbones.protocol import Backbone, Item
-from dmdr.config.run import Prompts
+from dmdr.config.inputs import Prompts
 from dmdr.promptset.layout import Layout
 
 BATCH = 64  # prompts encoded at once

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from dmdr.config.run import Teacher
+from dmdr.config.inputs import Teacher
 from dmdr.errors import DataError, InputMissing, doing
 from dmdr.teacher import digests, hub, scheduler_config
 from dmdr.teacher.index import FAMILIES, Part, PipelineIndex, read_index

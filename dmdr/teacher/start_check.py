@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dmdr.backbones.lora_targets import select_targets
 from dmdr.config.few_steps import FewSteps
-from dmdr.config.run import Student
+from dmdr.config.student import Student
 from dmdr.errors import ConfigError, DataError
 from dmdr.path import FlowPath, VPPath
 from dmdr.teacher import digests

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmdr.config.families import FACTS, Family, FamilyFacts
+from dmdr.config.inputs import Prompts, Teacher
 from dmdr.config.load import parse_mapping, validate
 from dmdr.config.reward_weights import OF_REWARD, PINNED
-from dmdr.config.run import Config, Prompts, Teacher
+from dmdr.config.run import Config
 from dmdr.config.worlds import OF_METRIC
 from dmdr.errors import ConfigError, DataError
 from dmdr.planning.gpus import GIB, GPUS, SHARE, Gpu, advise

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from dmdr.backbones.protocol import Backbone
-from dmdr.config.run import Pipeline
+from dmdr.config.evaluation import Pipeline
 from dmdr.errors import DataError
 from dmdr.metrics.scorecard import Model
 from dmdr.teacher.index import FAMILIES

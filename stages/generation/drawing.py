@@ -20,7 +20,8 @@ from dmdr.backbones.latent import silence_diffusers
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.guidance import take_middle
-from dmdr.config.run import Config, Teacher
+from dmdr.config.inputs import Teacher
+from dmdr.config.run import Config
 from dmdr.errors import DataError, NonFinite
 from dmdr.export.rounding import DTYPES
 from dmdr.export.write import disable_progress_bars, fill_student

@@ -10,8 +10,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from dmdr.config.few_steps import FewSteps
-from dmdr.config.run import Config, Student, Teacher
+from dmdr.config.inputs import Teacher
+from dmdr.config.run import Config
 from dmdr.config.stages import TRAINING_STAGES
+from dmdr.config.student import Student
 from dmdr.errors import DataError, InputMissing
 from dmdr.export.write import WEIGHTS
 from dmdr.shared_base import scale_lora

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dmdr.config.run import Prompts
+from dmdr.config.inputs import Prompts
 from stages.prompt_sources.lines import Lines
 from stages.prompt_sources.public_sets import is_named
 from stages.prompt_sources.report import Tally

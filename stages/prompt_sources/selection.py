@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 
+from dmdr.config.inputs import Prompts
 from dmdr.config.prompt_record import PromptRecord
-from dmdr.config.run import Prompts
 from dmdr.errors import doing
 from dmdr.promptset import Split
 from stages.prompt_sources.key_set import KeySet

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import cast
 
 from dmdr.config.identity import fingerprint
+from dmdr.config.inputs import Prompts
 from dmdr.config.prompt_record import PromptRecord, is_file_name
-from dmdr.config.run import Prompts
 from dmdr.errors import ConfigError, DataError
 from dmdr.lab.fashion.prompts import fashion_prompts
 from dmdr.lab.prompts import lab_prompts

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dmdr.config.forms import Dtype
-from dmdr.config.run import Student
+from dmdr.config.student import Student
 
 SCHEMA: Literal[2] = 2
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dmdr.config.run import Student
+from dmdr.config.student import Student
 from dmdr.metrics.scorecard import Figures
 from dmdr.teacher.hub import ADDRESS
 from dmdr.teacher.load import ONE_FILE

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmdr.config.run import Prompts
+from dmdr.config.inputs import Prompts
 from dmdr.errors import InputMissing
 from dmdr.promptset import write_shard
 from stages import prompts

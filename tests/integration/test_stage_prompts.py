@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dmdr.config.inputs import Prompts
 from dmdr.config.load import load_config
-from dmdr.config.run import Config, Prompts
+from dmdr.config.run import Config
 from dmdr.errors import ConfigError, DataError, InputMissing, Stopped
 from dmdr.promptset import PromptSet
 from dmdr.teacher.load import load_teacher

@@ -10,8 +10,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Qwen3Config, Qwen3Model, T5Config
 from transformers import T5EncoderModel as T5
 
+from dmdr.config.inputs import Prompts, Teacher
 from dmdr.config.load import load_config
-from dmdr.config.run import Prompts, Teacher
 from dmdr.planning import architectures
 from dmdr.planning.gpus import GIB
 from dmdr.planning.plan import StagePlan

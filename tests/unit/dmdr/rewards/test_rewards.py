@@ -18,8 +18,8 @@ from torchvision.transforms import functional as vision
 from transformers import CLIPImageProcessorPil
 
 from dmdr.config import reward_weights
+from dmdr.config.evaluation import JUDGES
 from dmdr.config.load import load_config
-from dmdr.config.run import JUDGES
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.metrics import load as loadable
 from dmdr.metrics.description import describe_metrics

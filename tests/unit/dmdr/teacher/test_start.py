@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.lora import LoraForm, LoraForms
-from dmdr.config.run import Student
 from dmdr.config.start import Start
+from dmdr.config.student import Student
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.export.write import build_metadata, load_student, write_form
 from dmdr.planning.meta import build_from_configs

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from dmdr.config.inputs import Prompts
 from dmdr.config.load import load_config
-from dmdr.config.run import Prompts
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from dmdr.promptset import PromptSet
 from stages import prompts

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from safetensors.numpy import save_file
 
 from dmdr.config.load import load_config
-from dmdr.config.run import NAME
+from dmdr.config.names import NAME
 from dmdr.errors import DataError
 from dmdr.teacher import digests
 from flows import cli
