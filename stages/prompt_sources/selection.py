@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from dmdr.config.inputs import Prompts
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import doing
-from dmdr.promptset import Split
 from stages.prompt_sources.key_set import KeySet
 from stages.prompt_sources.lines import Lines
 from stages.prompt_sources.public_set_files import Sets
 from stages.prompt_sources.report import Tally
 from stages.prompt_sources.sources import list_inputs, read_source, select_public_sets
+
+if TYPE_CHECKING:
+    from dmdr.promptset import Split  # brings torch
 
 
 def select_records(

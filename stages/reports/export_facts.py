@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from dmdr.config.forms import Dtype
 from dmdr.config.student import Student
@@ -63,9 +63,14 @@ class CallFacts(_Facts):
     timesteps: tuple[int, ...] | None = None
     sigmas: tuple[float, ...] | None = None
 
+    @model_serializer(mode="wrap")
+    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """What is not given does not stand in the file."""
+        return {name: value for name, value in handler(self).items() if value is not None}
+
     def list_arguments(self) -> dict[str, int | float | list[int] | list[float]]:
         """Those that are given, by name."""
-        given = self.model_dump(exclude_none=True)
+        given = self.model_dump()
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 

@@ -115,7 +115,7 @@ def test_a_decoder_that_does_not_fit_is_refused(backbone, tmp_path):
 
 
 def test_the_tiny_decoders_content_names_a_result_and_its_place_does_not(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.store.inputs.list_reads", lambda stage, models: ())
+    monkeypatch.setattr("stages.store.inputs.list_reads", lambda stage, models, stages: ())
     place, moved = tiny_decoder(tmp_path / "here"), tmp_path / "there"
     shutil.copytree(place, moved)
     rl = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}
