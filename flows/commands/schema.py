@@ -9,14 +9,14 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import sys
 from pathlib import Path
 
 import dmdr.config
-from dmdr.config import cluster, run, training
 from dmdr.config.run import Config
+from dmdr.config.section import Section
 
 SCHEMA = Path(dmdr.config.__file__).parent / "schema.json"
-WITH_SECTIONS = (run, training, cluster)  # the modules whose classes are sections of a config
 
 
 def print_schema() -> int:
@@ -28,14 +28,18 @@ def print_schema() -> int:
 def build_schema() -> str:
     """The text of the schema."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
-    comments = {
-        name: found for module in WITH_SECTIONS for name, found in read_comments(inspect.getsource(module)).items()
-    }
+    modules = {sys.modules[name] for name in list_modules(Section) if name.startswith(f"{dmdr.config.__name__}.")}
+    comments = {name: found for each in modules for name, found in read_comments(inspect.getsource(each)).items()}
     for name, section in {**schema["$defs"], Config.__name__: schema}.items():
         for field, comment in comments.get(name, {}).items():
             if field in section["properties"]:
                 section["properties"][field]["description"] = comment
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def list_modules(section: type[Section]) -> set[str]:
+    """The names of the modules that define a section, and all sections that follow from it."""
+    return {section.__module__}.union(*map(list_modules, section.__subclasses__()))
 
 
 def read_comments(source: str) -> dict[str, dict[str, str]]:
