@@ -14,6 +14,26 @@ import boto3
 import pytest
 
 BUCKET = "dmdr-tests"
+# S3 looks for an object and writes it in one step where a request says If-None-Match. moto does it in two, between
+# which another thread may write, so that two clients both believe to have created an object.
+SERVER = """
+import functools, threading
+from moto.s3.responses import S3Response
+from moto.server import main
+
+one_at_a_time = threading.RLock()
+
+def alone(method):
+    @functools.wraps(method)
+    def call(*arguments, **named):
+        with one_at_a_time:
+            return method(*arguments, **named)
+    return call
+
+S3Response.put_object = alone(S3Response.put_object)
+S3Response._key_response_post = alone(S3Response._key_response_post)  # which completes uploads in parts
+main()
+"""
 
 
 @contextmanager
@@ -22,7 +42,7 @@ def s3_server() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-c", SERVER, "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             _await_port(port)
