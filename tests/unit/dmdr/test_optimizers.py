@@ -10,25 +10,10 @@ from dmdr.optimizers import learning_rate
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run, training_step
+from tests.support.few_prompts import FewPrompts
 from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two squares"]
-
-
-class Prompts:
-    """Of a prompt set what a window asks for."""
-
-    def __init__(self, backbone) -> None:
-        self.encoded = backbone.encode(PROMPTS)[0]
-
-    def __len__(self) -> int:
-        return len(PROMPTS)
-
-    def items(self, indices):
-        return [self.encoded[i] for i in indices]
-
-    def records(self, indices):
-        return [{"prompt": PROMPTS[i]} for i in indices]
 
 
 @pytest.mark.parametrize(("update", "step"), [(0, 1e-2), (2, 6e-3), (4, 2e-3)])
@@ -49,7 +34,7 @@ def test_a_first_step_of_adam_is_as_long_as_the_rate_of_its_update(tiny_sd3_fold
             seed=0,
             training=training,
             base=base,
-            prompts=Prompts(backbone),
+            prompts=FewPrompts(backbone, PROMPTS),
             unconditional=backbone.collate(backbone.encode([""])[0]),
             times=backbone.student_times(FewSteps(2)),
             guidance_scale=2.0,

@@ -23,27 +23,12 @@ from dmdr.state import TrainState
 from dmdr.train import Run, draw_guidance, draw_levels, training_step
 from flows.commands.plan import print_plan
 from stages.runtime.prerequisites import check_teacher_settings
+from tests.support.few_prompts import FewPrompts
 from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two squares"]
 RATE = Optimizer(learning_rate=1e-3)
 TRAINING = Training(updates=9, batch_size=2, fake_updates=1, student=RATE, fake_score=RATE)
-
-
-class Prompts:
-    """Of a prompt set what a window asks for."""
-
-    def __init__(self, backbone) -> None:
-        self.encoded = backbone.encode(PROMPTS)[0]
-
-    def __len__(self) -> int:
-        return len(PROMPTS)
-
-    def items(self, indices):
-        return [self.encoded[i] for i in indices]
-
-    def records(self, indices):
-        return [{"prompt": PROMPTS[i]} for i in indices]
 
 
 def make_run(folder, training: Training = TRAINING, **changes) -> Run:
@@ -54,7 +39,7 @@ def make_run(folder, training: Training = TRAINING, **changes) -> Run:
         seed=7,
         training=training,
         base=base,
-        prompts=Prompts(backbone),
+        prompts=FewPrompts(backbone, PROMPTS),
         unconditional=backbone.collate([backbone.encode_unconditional("pipeline")]),
         times=backbone.student_times(FewSteps(2)),
         guidance_scale=3.0,

@@ -24,6 +24,7 @@ from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run, prompt_order, roll_out_prompts, select_batches, training_step
 from dmdr.update import FigureSums, select_states
+from tests.support.few_prompts import FewPrompts
 from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross", "a yellow triangle above a red circle"]
@@ -35,22 +36,6 @@ MAKE = {
 }
 
 
-class Prompts:
-    """A few prompts in memory, as PromptSet gives them."""
-
-    def __init__(self, backbone) -> None:
-        self.encoded, _ = backbone.encode(PROMPTS)
-
-    def __len__(self) -> int:
-        return len(PROMPTS)
-
-    def items(self, indices):
-        return [self.encoded[index] for index in indices]
-
-    def records(self, indices):
-        return [{"prompt": PROMPTS[index]} for index in indices]
-
-
 def settings(algorithm: str, **changes):
     _, kind, defaults = MAKE[algorithm]
     return kind(**{"algorithm": algorithm, "weight": 1.0, "rewards": {"lab-conv": 1.0}, **defaults, **changes})
@@ -59,7 +44,7 @@ def settings(algorithm: str, **changes):
 def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True, **changes) -> tuple[Run, TrainState]:
     """A run of that algorithm on a tiny teacher in float64, and its fresh state."""
     backbone = copy_teacher(folder)
-    prompts, empty = Prompts(backbone), backbone.encode([""])[0]
+    prompts, empty = FewPrompts(backbone, PROMPTS), backbone.encode([""])[0]
     base = SharedBase(backbone, fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0)
     base.keep_reference()
     rl = settings(algorithm, **changes)
