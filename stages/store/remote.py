@@ -6,15 +6,17 @@ cached, because another process may have written an object since.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import fsspec
+from fsspec.core import strip_protocol
 
 from dmdr.errors import ConfigError, InputMissing, StoreError
 from stages.store import conditional_writes, transfer
@@ -34,18 +36,39 @@ S3 = {
 UPLOADS = 3  # how often a file is sent whose upload somebody deletes
 
 
+def _read_settings() -> frozenset[tuple[str, str]]:
+    """What the environment tells a client of S3."""
+    return frozenset(
+        (name, value)
+        for name, value in os.environ.items()
+        if name == "HOME" or name.startswith("AWS_") or name.lower().endswith("_proxy")
+    )
+
+
+@lru_cache(maxsize=4)
+def _open_s3(process: int, settings: frozenset[tuple[str, str]]) -> fsspec.AbstractFileSystem:
+    """The filesystem that all addresses on S3 share, because a client for each would cost a quarter of a second.
+
+    process, settings: a forked process and another environment have a client of their own.
+    """
+    fs = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True, **S3)
+    fs.retries = 1  # s3_errors.py repeats failed requests
+    return fs
+
+
 class Remote:
     """The objects of one address on any fsspec filesystem but the local one; the same methods as Folder."""
 
     def __init__(self, url: str) -> None:
         self.is_s3 = url.startswith("s3://")
-        options = S3 if self.is_s3 else {}
-        try:  # a cached listing would hide what another process wrote
-            self.fs, self.root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
+        try:
+            if self.is_s3:
+                self.fs = _open_s3(os.getpid(), _read_settings())
+                self.root = strip_protocol(url)
+            else:  # a cached listing would hide what another process wrote
+                self.fs, self.root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"store {url}: {error}; give a folder or s3://BUCKET/PREFIX") from error
-        if self.is_s3:
-            self.fs.retries = 1  # s3_errors.py repeats failed requests
         self.url = url
         self._local: Folder | None = None
 
