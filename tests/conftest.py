@@ -13,7 +13,15 @@ from dmdr.rewards import torchvision_shim
 
 pytest_plugins = [
     f"tests.support.{name}"
-    for name in ("servers", "store_bench", "tiny_configs", "tiny_judges", "tiny_rewards", "tiny_teachers")
+    for name in (
+        "job_stage",
+        "servers",
+        "store_bench",
+        "tiny_configs",
+        "tiny_judges",
+        "tiny_rewards",
+        "tiny_teachers",
+    )
 ]
 
 # Fixtures that start a server; the parameter "s3" of `store` and `bench` starts one, too.
