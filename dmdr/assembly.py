@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from dmdr import distributed
 from dmdr.backbones.protocol import Backbone, Item
+from dmdr.config.rl import AnyRL
 from dmdr.config.run import Config
-from dmdr.config.training import AnyRL, Joint, Training, Watch
+from dmdr.config.training import Joint, Training, Watch
 from dmdr.hacking_alarm import Watcher
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.load import load_reward
@@ -98,7 +99,7 @@ def assemble(
         base.split(device)
     rl = None
     if stage.rl is not None:
-        algorithm = build_algorithm(stage.rl, base, config.weights, seed=config.seed, eta=config.student.eta)
+        algorithm = build_algorithm(stage.rl, base, config.weights, seed=config.seed)
         rl = RLTerm(algorithm, stage.rl)
     return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema))
 

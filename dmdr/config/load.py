@@ -11,9 +11,9 @@ from pydantic_core import ErrorDetails
 
 from dmdr.config.names import NAME, describe_rule
 from dmdr.config.plain_text import LONGEST_VALUE, quote, to_line
+from dmdr.config.rl import DPO, GRPO, ReFL
 from dmdr.config.run import Config
 from dmdr.config.section import Section
-from dmdr.config.training import DPO, GRPO, ReFL
 from dmdr.config.yaml_text import parse_yaml, read_text
 from dmdr.errors import ConfigError
 
