@@ -69,10 +69,10 @@ class Trainable:
         self.optimizer.step()
         return norm
 
-    def step_beside(self, rl: GradientSum, balance: Balance) -> dict[str, torch.Tensor]:
+    def step_beside(self, rl: GradientSum, balance: Balance, trust: float = 1.0) -> dict[str, torch.Tensor]:
         """The same with RL's gradient beside the one that the parameters have, each clipped apart; return the norms."""
         grad_dm, grad_rl = self._sum_and_clip(), rl.norm()
-        share = balance.weigh(grad_dm, grad_rl, clip=self.clip)
+        share = balance.weigh(grad_dm, grad_rl, clip=self.clip, trust=trust)
         rl.add_to_gradients(share.factor)
         self.optimizer.step()
         sizes = {"rl_weight": share.weight, "rl_clipped": share.clipped}
@@ -116,16 +116,19 @@ class Balance:
     ratios: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
 
-    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float) -> Share:
-        """The share of an update by the norms of its gradients, both before clipping. clip: the student's."""
+    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float, trust: float) -> Share:
+        """The share of an update by the norms of its gradients, both before clipping.
+
+        clip: the student's. trust: the weight of this update is multiplied by it; one of 0 is not matched.
+        """
         dm, rl = min(float(grad_dm), clip), float(grad_rl)
-        weight, limit = self.weight, clip
+        weight, limit = self.weight * trust, clip
         if self.matching is not None:
             self.lengths = [*self.lengths, dm][-self.matching :]
-            if len(self.ratios) < self.matching and rl > 0:
+            if len(self.ratios) < self.matching and rl > 0 and trust > 0:
                 self.ratios = [*self.ratios, dm / rl]
-            weight = self.weight * (median(self.ratios) if self.ratios else 0.0)
-            limit = self.weight * median(self.lengths)
+            weight *= median(self.ratios) if self.ratios else 0.0
+            limit = self.weight * trust * median(self.lengths)
         if weight * rl <= limit:
             return Share(weight, weight, 0.0)
         return Share(limit / rl, weight, 1.0)

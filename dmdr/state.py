@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TypedDict
 
 import torch
@@ -20,6 +21,7 @@ from dmdr.shared_base import SharedBase
 
 Tensors = dict[str, torch.Tensor]
 Row = dict[str, float]  # {"update": u, figure: value, ...}
+NOTHING: Mapping[str, Trainable] = MappingProxyType({})
 
 
 class StateInfo(TypedDict):
@@ -71,10 +73,12 @@ class TrainState:
     update: student updates done. warmup: updates of the fake score alone, before them. rows: one metrics row for each
     of both, and one more at the end of a watched stage.
     balance: of RL's gradient beside distribution matching's. rl_weight: its weight at the last update.
-    best_ema: empty unless the watch keeps it.
+    best_ema: empty unless the watch keeps it. beside: what RL trains of its own, by role.
     """
 
-    def __init__(self, base: SharedBase, training: Training, *, ema: float) -> None:
+    def __init__(
+        self, base: SharedBase, training: Training, *, ema: float, beside: Mapping[str, Trainable] = NOTHING
+    ) -> None:
         self.update, self.warmup, self.rl_weight, self.ema_decay = 0, 0, 0.0, ema
         self.rows: list[Row] = []
         self.balance = Balance()
@@ -82,8 +86,8 @@ class TrainState:
             self.balance = Balance(training.rl.weight, training.rl.matching)
         self.student = _build_trainable(base.student_parameters, training.student)
         self.fake_score = _build_trainable(base.fake_parameters, training.fake_score)
-        self.trainables = {"student": self.student, "fake_score": self.fake_score}
-        self.kinds = {"student": training.student.kind, "fake_score": training.fake_score.kind}
+        self.trainables = {"student": self.student, "fake_score": self.fake_score, **beside}
+        self.kinds: dict[str, str] = {"student": training.student.kind, "fake_score": training.fake_score.kind}
         self.ema: Tensors = {name: parameter.detach().clone() for name, parameter in base.student_parameters.items()}
         self.best_ema: Tensors = {}
 
@@ -182,7 +186,7 @@ class TrainState:
                 names = {key: f"{role}/{key}/{name}" for key in sorted(keys)}
                 saved = {key: tensors[full] for key, full in names.items() if full in tensors}
                 if saved:
-                    restore_state(trainable.optimizer, parameter, saved, self.kinds[role])
+                    restore_state(trainable.optimizer, parameter, saved, self.kinds.get(role, "adamw"))
 
 
 def _build_trainable(parameters: dict[str, torch.nn.Parameter], config: Optimizer) -> Trainable:

@@ -222,7 +222,7 @@ def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> list
     """The RL loss of each inner update at its weight, clipped apart where its states are or its weight is matched."""
     balance = state.balance if objective.batches or rl.config.weight_is == "matched" else None
     batches: list[list[Batch] | None] = [*objective.batches] or [None]
-    return [WeightedLoss(objective.loss, rl.config.weight, each, balance) for each in batches]
+    return [WeightedLoss(objective.loss, rl.config.weight, each, balance, objective.trust) for each in batches]
 
 
 def roll_out_prompts(run: Run, update: int) -> tuple[Window, Window]:

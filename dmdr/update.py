@@ -58,13 +58,18 @@ class WeightedLoss:
     """The RL loss of one update of the student, and its weight beside distribution matching.
 
     batches: the parts of the states that it is a loss of; None: distribution matching's own. balance: weighs and clips
-    its gradient apart; None: one gradient of both losses, clipped together.
+    its gradient apart; None: one gradient of both losses, clipped together. trust: the weight is multiplied by it.
     """
 
     loss: RLLoss
     weight: float
     batches: list[Batch] | None = None
     balance: Balance | None = None
+    trust: float = 1.0
+
+    @property
+    def trusted_weight(self) -> float:
+        return self.weight * self.trust
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def update_student(
                 loss_rl, rl_figures = rl.loss(x0, batch)
                 figures.add({"loss_rl": loss_rl, **rl_figures})
                 if rl.balance is None:
-                    loss = loss_dm + rl.weight * loss_rl
+                    loss = loss_dm + rl.trusted_weight * loss_rl
                 else:
                     gradients_rl.add(loss_rl, keep_graph=True)
             loss.backward()
@@ -205,10 +210,10 @@ def update_student(
         add_rl(base, rl, rl.batches, gradients_rl, figures)
     grad_fake = fake_score.step()
     if rl is None or rl.balance is None:
-        weight = {} if rl is None else {"rl_weight": torch.tensor(rl.weight)}
+        weight = {} if rl is None else {"rl_weight": torch.tensor(rl.trusted_weight)}
         norms = weight | {"grad_student": student.step()}
     else:
-        norms = student.step_beside(gradients_rl, rl.balance)
+        norms = student.step_beside(gradients_rl, rl.balance, rl.trust)
     return {**figures.of_all_ranks(), **norms, "grad_fake": grad_fake}
 
 
@@ -236,7 +241,7 @@ def update_student_by_rl(
         loss_rl, rl_figures = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
         figures.add({"loss_rl": loss_rl, **rl_figures})
         with base.use_adapter(STUDENT, float(base.student_is_lora)):
-            (rl.weight * loss_rl).backward()
+            (rl.trusted_weight * loss_rl).backward()
     grad_student = student.step()
     return {**figures.of_all_ranks(), "grad_student": grad_student}
 

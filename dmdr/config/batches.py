@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dmdr.config.rl import DPO, GRPO, AnyRL, Policy
+from dmdr.config.rl import DPO, GRPO, AnyRL, Policy, Surrogate
 from dmdr.config.training import Joint, Training
 from dmdr.errors import ConfigError
 
@@ -103,6 +103,10 @@ def check_rl_split(stage: str, rl: AnyRL, *, steps: int, ranks: int, micro_batch
         ConfigError: as `check_split`.
     """
     asked = count_rl(rl, steps)
+    if isinstance(rl, Surrogate) and rl.samples < ranks:
+        raise ConfigError(
+            f"{stage}.rl.samples {rl.samples} cannot be shared among {ranks} processes; make it {ranks} or more"
+        )
     if not asked.states:
         return
     inner, hybrid = asked.inner_updates, isinstance(rl, GRPO) and rl.hybrid

@@ -202,4 +202,21 @@ class GRPO(Policy):
         return self
 
 
-AnyRL = ReFL | DPO | GRPO
+class Surrogate(RL):
+    """ReFL through a network that learns the rewards: a small one on the student's latents, fitted while training goes
+    on. It gives rewards without a gradient one. Its weight is the configured one times its fit on samples that it has
+    not seen, the share of the rewards' variance that it explains: at first none, and none again if it fools itself.
+    """
+
+    algorithm: Literal["surrogate"]
+    samples: int = Field(32, ge=4)  # of the student, at any of its steps, that are scored and learned from in an update
+    steps: Positive = 8  # of its optimizer in an update
+    learning_rate: Rate = 1e-3  # of its AdamW
+    width: int = Field(64, ge=8, multiple_of=8)  # channels of its layers
+    memory: Positive = 8  # updates over which its fit is taken
+
+    def needs_reference(self) -> bool:
+        return False
+
+
+AnyRL = ReFL | DPO | GRPO | Surrogate

@@ -37,6 +37,7 @@ from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Figures, Objective
 from dmdr.rl.refl import ReFL
+from dmdr.rl.surrogate import Surrogate
 from dmdr.rollout import Window
 from dmdr.shared_base import DTYPES, FAKE
 from dmdr.train import Batches, Run, count_window, roll_out_prompts, select_batches
@@ -151,7 +152,7 @@ def count_stage(config: Config, name: str, *, say: Callable[[str], None] = lambd
 class _Balance(Balance):
     """Weighs without numbers."""
 
-    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float) -> Share:
+    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float, trust: float) -> Share:
         return Share(1.0, 1.0, 0.0)
 
 
@@ -232,8 +233,8 @@ class _Stage:
         if self.stage.watch is not None and self.stage.watch.export == "best":
             plan.parts["best EMA"] = plan.parts["EMA"]
         plan.trained = {
-            role: sum(parameter.numel() for parameter in trainable.parameters.values())
-            for role, trainable in self.state.trainables.items()
+            role: sum(parameter.numel() for parameter in self.state.trainables[role].parameters.values())
+            for role in roles  # a surrogate of the rewards is too small to matter
         }
         plan.teacher = sum(each.numel() for each in teacher)
 
@@ -268,7 +269,12 @@ class _Stage:
 
     def measure(self, cost: CostCounter) -> None:
         """Run one training step, and fill plan.update and plan.work."""
-        run, plan, batch_size = self.build_run(self.small_training), self.plan, self.training.batch_size
+        run, plan, batch_size, self.cost = (
+            self.build_run(self.small_training),
+            self.plan,
+            self.training.batch_size,
+            cost,
+        )
         self.asked = count_rl(self.stage.rl, self.config.student.steps)
         shares_rollout = self.stage.distribution_matching or not self.asked.trajectories
         trajectories = count_window(self.build_run(self.training)) if shares_rollout else 0
@@ -409,6 +415,12 @@ class _Stage:
     def build_objective(self, window: Window) -> Objective:
         """The algorithm's objective; for DPO and GRPO, which select states by rewards, one that costs the same."""
         algorithm, base, path, asked = self.algorithm, self.base, self.base.backbone.path, self.asked
+        if isinstance(algorithm, Surrogate):
+            with torch.no_grad():
+                x0, texts = window.states.x0[-1, :1], window.prompts[:1]
+                score = self.count_flops(self.cost, lambda: algorithm.reward.score_samples(x0, texts, 1))
+            self.plan.work["reward"] = score * algorithm.config.samples
+            return Objective(algorithm.compute_loss)
         if not isinstance(algorithm, DPO | GRPO):
             assert algorithm is not None
             return algorithm.build_objective(window)

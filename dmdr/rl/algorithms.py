@@ -10,6 +10,7 @@ from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Algorithm
 from dmdr.rl.refl import ReFL
+from dmdr.rl.surrogate import Surrogate
 from dmdr.shared_base import SharedBase
 
 
@@ -20,7 +21,7 @@ def build_algorithm(
     *,
     seed: int = 0,
 ) -> Algorithm:
-    """ReFL, DPO or GRPO over one SharedBase.
+    """ReFL, DPO, GRPO or the surrogate over one SharedBase.
 
     weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
     that a preference draws.
@@ -31,6 +32,8 @@ def build_algorithm(
     """
     if isinstance(config, config_of.ReFL):
         return ReFL(config, base, weights, seed=seed)
+    if isinstance(config, config_of.Surrogate):
+        return Surrogate(config, base, weights, seed=seed)
     if isinstance(config, config_of.DPO):
         return DPO(config, base, weights, seed=seed)
     return GRPO(config, base, weights, seed=seed)

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 
 from dmdr import losses
 from dmdr.config.rl import DPO as DPOConfig
+from dmdr.optimizers import Trainable
 from dmdr.rewards.mixture import Mixture
 from dmdr.rl.actions import Actions, branch, choose_states, follow_trajectories, gather_groups, split_updates
 from dmdr.rl.objective import Figures, Objective
@@ -38,6 +40,8 @@ class DPO:
         ConfigError: a reward is unknown or broken.
         InputMissing, DataError: the weights of a reward are missing, or damaged.
     """
+
+    trained: Mapping[str, Trainable] = MappingProxyType({})
 
     def __init__(
         self, config: DPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0

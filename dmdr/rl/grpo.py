@@ -17,11 +17,13 @@ S states, G actions of each, B states of a part.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
 from dmdr import losses
 from dmdr.config.rl import GRPO as GRPOConfig
+from dmdr.optimizers import Trainable
 from dmdr.rewards.mixture import Mixture
 from dmdr.rl.actions import Actions, branch, choose_states, follow_trajectories, gather_groups, split_updates
 from dmdr.rl.objective import Figures, Objective
@@ -40,6 +42,8 @@ class GRPO:
         ConfigError: a reward is unknown or broken, or has no gradient although `hybrid` needs one.
         InputMissing, DataError: the weights of a reward are missing, or damaged.
     """
+
+    trained: Mapping[str, Trainable] = MappingProxyType({})
 
     def __init__(
         self, config: GRPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0

@@ -11,12 +11,14 @@ is deterministic: a student of N steps has N - 1 actions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from dmdr.config.rl import AnyRL
+from dmdr.optimizers import Trainable
 from dmdr.rollout import Window
 from dmdr.update import Batch, RLLoss
 
@@ -30,16 +32,22 @@ class Objective:
     loss: (x0 (B, C, H, W), batch) -> (scalar, figures to log). Both are the batch's part of the mean over the global
         batch, so parts add up.
     batches: the states of RL's own: for each inner update, its parts. Empty: the loss is of distribution matching's.
-    figures: of the whole training step.
+    trust: its weight is multiplied by this, between 0 and 1. figures: of the whole training step.
     """
 
     loss: RLLoss
     batches: list[list[Batch]] = field(default_factory=list)
     figures: Figures = field(default_factory=dict)
+    trust: float = 1.0
 
 
 class Algorithm(Protocol):
     """An RL algorithm over one SharedBase."""
+
+    @property
+    def trained(self) -> Mapping[str, Trainable]:
+        """Networks of its own that it trains, by the names that they have in a checkpoint."""
+        ...
 
     def build_objective(self, window: Window) -> Objective:
         """window: distribution matching's rollout, or RL's own for an algorithm that compares whole trajectories, group

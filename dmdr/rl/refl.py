@@ -14,11 +14,13 @@ B states.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
 from dmdr import losses
 from dmdr.config.rl import ReFL as ReFLConfig
+from dmdr.optimizers import Trainable
 from dmdr.rewards.mixture import Mixture
 from dmdr.rl.decoders import load_decoder
 from dmdr.rl.objective import Figures, Objective
@@ -38,6 +40,8 @@ class ReFL:
         DataError, InputMissing: weights of a reward or the tiny decoder are missing or damaged, or it does not fit the
             teacher.
     """
+
+    trained: Mapping[str, Trainable] = MappingProxyType({})
 
     def __init__(
         self, config: ReFLConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0
