@@ -197,14 +197,17 @@ def update_student(
 
         loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake, real_score.floor) * batch.share
         figures.add({"loss_dm": loss_dm, "loss_fake": loss_fake})
+        towards_rl = None
+        if rl is not None and rl.batches is None:
+            loss_rl, rl_figures = rl.loss(x0, batch)
+            figures.add({"loss_rl": loss_rl, **rl_figures})
+            if rl.balance is None:
+                loss = loss_dm + rl.trusted_weight * loss_rl
+            else:  # first down to x0, which frees reward and decoder; only the student's graph serves both
+                (towards_rl,) = torch.autograd.grad(loss_rl, x0)
         with base.use_adapter(STUDENT, float(base.student_is_lora)):
-            if rl is not None and rl.batches is None:
-                loss_rl, rl_figures = rl.loss(x0, batch)
-                figures.add({"loss_rl": loss_rl, **rl_figures})
-                if rl.balance is None:
-                    loss = loss_dm + rl.trusted_weight * loss_rl
-                else:
-                    gradients_rl.add(loss_rl, keep_graph=True)
+            if towards_rl is not None:
+                gradients_rl.add((x0 * towards_rl).sum(), keep_graph=True)
             loss.backward()
     if rl is not None and rl.batches is not None:
         add_rl(base, rl, rl.batches, gradients_rl, figures)
