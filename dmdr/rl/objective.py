@@ -19,6 +19,7 @@ import torch
 
 from dmdr.config.rl import AnyRL
 from dmdr.optimizers import Trainable
+from dmdr.rewards.mixture import Mixture
 from dmdr.rollout import Window
 from dmdr.update import Batch, RLLoss
 
@@ -43,6 +44,11 @@ class Objective:
 
 class Algorithm(Protocol):
     """An RL algorithm over one SharedBase."""
+
+    @property
+    def reward(self) -> Mixture:
+        """The rewards that it trains on."""
+        ...
 
     @property
     def trained(self) -> Mapping[str, Trainable]:
