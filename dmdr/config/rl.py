@@ -210,8 +210,8 @@ class Surrogate(RL):
 
     algorithm: Literal["surrogate"]
     samples: int = Field(32, ge=4)  # of the student, at any of its steps, that are scored and learned from in an update
-    steps: Positive = 8  # of its optimizer in an update
-    learning_rate: Rate = 1e-3  # of its AdamW
+    steps: Positive = 12  # of its optimizer in an update, each on at most 32 of the samples
+    learning_rate: Rate = 5e-4  # of its AdamW
     width: int = Field(64, ge=8, multiple_of=8)  # channels of its layers
     memory: Positive = 8  # updates over which its fit is taken
 

@@ -62,6 +62,7 @@ def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True
         reward.scale, reward.bias = 4.0, 0.0  # as shipped, it is sure that images of an untrained teacher are wrong
     if isinstance(made_of, Surrogate):
         made_of.network.double()
+        made_of.average.double()
     networks = (backbone.network, base.student_network, backbone.pipe.vae, *made_of.reward.rewards.values())
     for network in (*networks, *([] if rank else [base.reference_network])):
         network.double()
