@@ -15,15 +15,16 @@ from safetensors.torch import load_file
 
 from dmdr import distributed
 from dmdr.backbones.protocol import Backbone, Item
+from dmdr.config.rl import AnyRL
 from dmdr.config.run import Config
-from dmdr.config.training import AnyRL, Joint, Training, Watch
+from dmdr.config.training import Joint, Training, Watch
 from dmdr.hacking_alarm import Watcher
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.load import load_reward
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import RLTerm
 from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase, select_lora_targets
-from dmdr.state import TrainState, fill_parameters
+from dmdr.state import NOTHING, TrainState, fill_parameters
 from dmdr.teacher.start_files import find_start
 from dmdr.train import Run
 
@@ -96,11 +97,11 @@ def assemble(
     if is_sharded(config):
         assert device is not None, "shards need a device"
         base.split(device)
-    rl = None
+    rl, beside = None, NOTHING
     if stage.rl is not None:
-        algorithm = build_algorithm(stage.rl, base, config.weights, seed=config.seed, eta=config.student.eta)
-        rl = RLTerm(algorithm, stage.rl)
-    return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema))
+        algorithm = build_algorithm(stage.rl, base, config.weights, seed=config.seed)
+        rl, beside = RLTerm(algorithm, stage.rl), algorithm.trained
+    return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema, beside=beside))
 
 
 def build_base(config: Config, backbone: Backbone) -> SharedBase:

@@ -58,6 +58,30 @@ def advantages(rewards_PG: torch.Tensor) -> torch.Tensor:
     return (centred / (centred.square().mean(dim=1, keepdim=True).sqrt() + 1e-4)).to(rewards_PG.dtype)
 
 
+def branch_advantages(rewards_SG: torch.Tensor) -> torch.Tensor:
+    """(r - mean of its group) / deviation, the root mean square of the numerators of all groups that differ: (S, G).
+
+    A group of equal rewards has advantages of exactly 0, and no group is inflated to the size of the others
+    (the deviation over all groups: Flow-GRPO's code, RTDMD; a deviation of each group: GRPO, 4.1).
+    """
+    r = rewards_SG.double()  # as in `advantages`
+    centred = (r - r.mean(dim=1, keepdim=True)) * find_differing(r)[:, None]
+    return (centred / deviation_of_groups(r)).to(rewards_SG.dtype)
+
+
+def deviation_of_groups(rewards_SG: torch.Tensor) -> torch.Tensor:
+    """The root mean square of reward - mean of its group, over all groups that differ; 1 if none does."""
+    r = rewards_SG.double()
+    differ = find_differing(r)
+    variance = r.var(dim=1, correction=0)[differ].sum() / differ.sum().clamp(min=1)
+    return torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
+
+
+def find_differing(rewards_SG: torch.Tensor) -> torch.Tensor:
+    """(S,) which groups have rewards that differ."""
+    return rewards_SG.amax(1) > rewards_SG.amin(1)
+
+
 def grpo(log_ratio_A: torch.Tensor, advantages_A: torch.Tensor, clip_range: float) -> torch.Tensor:
     """L = -mean min(r A, clip(r, 1 - e, 1 + e) A), r = exp(log ratio to the student of the rollout) (GRPO, eq. 3)."""
     ratio = log_ratio_A.exp()

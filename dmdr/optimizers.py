@@ -1,9 +1,10 @@
-"""What trains student and fake score: AdamW, plain, fused or with 8-bit moments; gradient sums, clipping, matching."""
+"""What trains student and fake score: AdamW, plain, fused or with 8-bit moments; RL's gradient beside another."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from statistics import median
 
 import torch
 
@@ -64,12 +65,73 @@ class Trainable:
 
     def step(self) -> torch.Tensor:
         """Sum the gradients over the ranks, clip them, take the optimizer's step; return their norm before clipping."""
+        norm = self._sum_and_clip()
+        self.optimizer.step()
+        return norm
+
+    def step_beside(self, rl: GradientSum, balance: Balance, trust: float = 1.0) -> dict[str, torch.Tensor]:
+        """The same with RL's gradient beside the one that the parameters have, each clipped apart; return the norms."""
+        grad_dm, grad_rl = self._sum_and_clip(), rl.norm()
+        share = balance.weigh(grad_dm, grad_rl, clip=self.clip, trust=trust)
+        rl.add_to_gradients(share.factor)
+        self.optimizer.step()
+        sizes = {"rl_weight": share.weight, "rl_clipped": share.clipped}
+        norms = {"grad_student": grad_dm, "grad_dm": grad_dm, "grad_rl": grad_rl}
+        return norms | {name: torch.tensor(value, dtype=torch.float64) for name, value in sizes.items()}
+
+    def _sum_and_clip(self) -> torch.Tensor:
         gradients = [each.grad for each in self.parameters.values() if each.grad is not None]
         distributed.all_reduce_in_place(gradients)
         norm = distributed.full_tensor(torch.nn.utils.get_total_norm(gradients))
         torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip, norm)
-        self.optimizer.step()
         return norm
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of RL's gradient an update takes: `factor` times it.
+
+    weight: the factor before clipping. clipped: 1.0 if the clip acted, 0.0 if not.
+    """
+
+    factor: float
+    weight: float
+    clipped: float
+
+
+@dataclass
+class Balance:
+    """How hard RL pulls beside distribution matching. It changes while training, so checkpoints hold its lists.
+
+    fixed: RL's gradient g has the configured weight, and weight |g| is clipped at the student's own clip.
+    matched: the weight is multiplied by the median of |dm| / |g| over the first `matching` updates, of those that are
+    done in the meantime. dm is distribution matching's gradient as clipped. weight |g| is clipped at the configured
+    weight times the median |dm| of the last `matching` updates: a rare large g is not to drown distillation.
+
+    matching: None: fixed. ratios: |dm| / |g| of the first updates. lengths: |dm| of the last ones.
+    """
+
+    weight: float = 0.0
+    matching: int | None = None
+    ratios: list[float] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)
+
+    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float, trust: float) -> Share:
+        """The share of an update by the norms of its gradients, both before clipping.
+
+        clip: the student's. trust: the weight of this update is multiplied by it; one of 0 is not matched.
+        """
+        dm, rl = min(float(grad_dm), clip), float(grad_rl)
+        weight, limit = self.weight * trust, clip
+        if self.matching is not None:
+            self.lengths = [*self.lengths, dm][-self.matching :]
+            if len(self.ratios) < self.matching and rl > 0 and trust > 0:
+                self.ratios = [*self.ratios, dm / rl]
+            weight *= median(self.ratios) if self.ratios else 0.0
+            limit = self.weight * trust * median(self.lengths)
+        if weight * rl <= limit:
+            return Share(weight, weight, 0.0)
+        return Share(limit / rl, weight, 1.0)
 
 
 class GradientSum:
@@ -79,41 +141,42 @@ class GradientSum:
         self.parameters = parameters
         self.sums: list[torch.Tensor | None] = [None] * len(parameters)
 
-    def add(self, loss: torch.Tensor) -> None:
-        """Add the gradient of one part's loss; its graph is kept."""
-        gradients = _differentiate(loss, self.parameters)
+    def add(self, loss: torch.Tensor, *, keep_graph: bool = False) -> None:
+        """Add the gradient of one part's loss."""
+        gradients = _differentiate(loss, self.parameters, keep_graph)
         for index, gradient in enumerate(gradients):
             total = self.sums[index]
             self.sums[index] = gradient if total is None else total if gradient is None else total + gradient
 
     def norm(self) -> torch.Tensor:
-        """The norm of the sum over all ranks."""
-        copies = [each.clone() for each in self.sums if each is not None]
-        distributed.all_reduce_in_place(copies)
-        return distributed.full_tensor(torch.nn.utils.get_total_norm(copies))
+        """Sum it over all ranks, and return its norm."""
+        found = [each for each in self.sums if each is not None]
+        distributed.all_reduce_in_place(found)
+        return distributed.full_tensor(torch.nn.utils.get_total_norm(found))
+
+    def add_to_gradients(self, factor: float) -> None:
+        """Add `factor` times it to the parameters' own gradients."""
+        if factor == 0:
+            return
+        for parameter, own in zip(self.parameters, self.sums, strict=True):
+            if own is not None:
+                parameter.grad = own * factor if parameter.grad is None else parameter.grad.add_(own, alpha=factor)
 
 
-def _differentiate(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
-    """The gradient of a loss, whose graph is kept. The parameters hold no gradient before, and none after."""
+def _differentiate(
+    loss: torch.Tensor, parameters: list[torch.nn.Parameter], keep_graph: bool
+) -> list[torch.Tensor | None]:
+    """The gradient of a loss. The parameters' own gradients stay as they are."""
     if not distributed.is_sharded(parameters[0]):
-        return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
-    loss.backward(retain_graph=True)  # FSDP2's graph holds the gathered weights and writes the rows' gradients itself
-    gradients = [each.grad for each in parameters]
+        return list(torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True))
+    own = [each.grad for each in parameters]
     for each in parameters:
         each.grad = None
+    loss.backward(retain_graph=keep_graph)  # FSDP2 gathers weights and writes the rows' gradients itself
+    gradients = [each.grad for each in parameters]
+    for each, kept in zip(parameters, own, strict=True):
+        each.grad = kept
     return gradients
-
-
-def match_gradients(dm: GradientSum, rl: GradientSum, weight: float) -> dict[str, torch.Tensor]:
-    """Give the parameters the gradient dm + w rl, w = weight |dm| / |rl|, or 0 where rl is 0; return w and norms."""
-    grad_dm, grad_rl = dm.norm(), rl.norm()
-    rl_weight = weight * torch.where(grad_rl > 0, grad_dm / grad_rl, torch.zeros_like(grad_rl))
-    for parameter, of_dm, of_rl in zip(dm.parameters, dm.sums, rl.sums, strict=True):
-        if of_rl is None:
-            parameter.grad = of_dm
-        else:
-            parameter.grad = rl_weight * of_rl + (0 if of_dm is None else of_dm)
-    return {"rl_weight": rl_weight, "grad_dm": grad_dm, "grad_rl": grad_rl}
 
 
 def learning_rate(config: Optimizer, update: int, updates: int) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dmdr import distributed
 from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.path import Path, per_sample
 
@@ -36,6 +37,38 @@ class States:
     times: torch.Tensor
     x_t: torch.Tensor
     x0: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rollout of a training step, and what it was drawn for.
+
+    states: N steps of M trajectories. c, prompts: conditioning and text of each. times: (N + 1,) of the sampler. eta:
+    its share of fresh noise. seed, stage, update: what all that the step draws depends on. micro_batch: the most
+    samples that a network sees at once; None: all.
+    """
+
+    states: States
+    c: Conditioning
+    prompts: list[str]
+    times: torch.Tensor
+    eta: float
+    seed: int
+    stage: str
+    update: int
+    micro_batch: int | None = None
+
+    def generator(self, name: str) -> torch.Generator:
+        """A generator for one kind of draw of this step."""
+        return generator_for(self.seed, self.stage, name, self.update)
+
+    def noise(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Standard normal of `shape` for one kind of draw of this step, on the device of the states."""
+        return noise_for(self.seed, self.stage, name, self.update, shape=shape).to(self.times)
+
+    def fit(self, size: int) -> int | None:
+        """How many groups of `size` samples fit into the micro batch, at least one; None for all of them."""
+        return None if self.micro_batch is None else max(1, self.micro_batch // size)
 
 
 @dataclass(frozen=True)
@@ -70,6 +103,23 @@ class Renoising:
         signal, spread = self.path.signal_and_spread(self.t_next)
         signal_t, spread_t = self.path.signal_and_spread(self.t)
         return signal - math.sqrt(1 - self.eta**2) * spread * signal_t / spread_t
+
+
+def prompt_order(seed: int, stage: str, start: int, count: int, total: int) -> list[int]:
+    """Positions start .. start + count of an endless shuffled reading of `total` prompts, each once an epoch."""
+    order: list[int] = []
+    permutation = torch.empty(0, dtype=torch.int64)
+    for position in range(start, start + count):
+        epoch, index = divmod(position, total)
+        if not order or index == 0:
+            permutation = torch.randperm(total, generator=generator_for(seed, stage, "order", epoch))
+        order.append(int(permutation[index]))
+    return order
+
+
+def gather_trajectories(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Join the parts (N, m, C, H, W) of all ranks along their trajectories: (N, M, C, H, W)."""
+    return distributed.all_gather(torch.cat(parts, dim=1).transpose(0, 1)).transpose(0, 1)
 
 
 @torch.no_grad()

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TypedDict
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dmdr import distributed
-from dmdr.config.training import Optimizer, Training
+from dmdr.config.training import Joint, Optimizer, Training
 from dmdr.errors import DataError
-from dmdr.optimizers import Trainable, build_optimizer, read_state, restore_state
+from dmdr.optimizers import Balance, Trainable, build_optimizer, read_state, restore_state
 from dmdr.shared_base import SharedBase
 
 Tensors = dict[str, torch.Tensor]
 Row = dict[str, float]  # {"update": u, figure: value, ...}
+NOTHING: Mapping[str, Trainable] = MappingProxyType({})
 
 
 class StateInfo(TypedDict):
@@ -28,6 +30,8 @@ class StateInfo(TypedDict):
     update: int
     warmup: int
     rl_weight: float
+    rl_ratios: list[float]
+    rl_lengths: list[float]
     rows: list[Row]
 
 
@@ -39,6 +43,8 @@ class _SavedInfo(BaseModel):
     update: int
     warmup: int = 0  # which early checkpoints lack
     rl_weight: float
+    rl_ratios: list[float] = []  # which early checkpoints lack, and so do the lengths
+    rl_lengths: list[float] = []
     rows: list[Row]
 
 
@@ -66,16 +72,22 @@ class TrainState:
 
     update: student updates done. warmup: updates of the fake score alone, before them. rows: one metrics row for each
     of both, and one more at the end of a watched stage.
-    rl_weight: the RL weight of the last update, where it is matched. best_ema: empty unless the watch keeps it.
+    balance: of RL's gradient beside distribution matching's. rl_weight: its weight at the last update.
+    best_ema: empty unless the watch keeps it. beside: what RL trains of its own, by role.
     """
 
-    def __init__(self, base: SharedBase, training: Training, *, ema: float) -> None:
+    def __init__(
+        self, base: SharedBase, training: Training, *, ema: float, beside: Mapping[str, Trainable] = NOTHING
+    ) -> None:
         self.update, self.warmup, self.rl_weight, self.ema_decay = 0, 0, 0.0, ema
         self.rows: list[Row] = []
+        self.balance = Balance()
+        if isinstance(training, Joint) and training.rl is not None:
+            self.balance = Balance(training.rl.weight, training.rl.matching)
         self.student = _build_trainable(base.student_parameters, training.student)
         self.fake_score = _build_trainable(base.fake_parameters, training.fake_score)
-        self.trainables = {"student": self.student, "fake_score": self.fake_score}
-        self.kinds = {"student": training.student.kind, "fake_score": training.fake_score.kind}
+        self.trainables = {"student": self.student, "fake_score": self.fake_score, **beside}
+        self.kinds: dict[str, str] = {"student": training.student.kind, "fake_score": training.fake_score.kind}
         self.ema: Tensors = {name: parameter.detach().clone() for name, parameter in base.student_parameters.items()}
         self.best_ema: Tensors = {}
 
@@ -144,7 +156,14 @@ class TrainState:
 
     def info(self) -> StateInfo:
         """The numbers that are no tensors."""
-        return {"update": self.update, "warmup": self.warmup, "rl_weight": self.rl_weight, "rows": self.rows}
+        return {
+            "update": self.update,
+            "warmup": self.warmup,
+            "rl_weight": self.rl_weight,
+            "rl_ratios": self.balance.ratios,
+            "rl_lengths": self.balance.lengths,
+            "rows": self.rows,
+        }
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor], info: StateInfo) -> None:
@@ -154,7 +173,8 @@ class TrainState:
             DataError: the tensors are of another model.
         """
         self.update, self.rl_weight, self.rows = info["update"], info["rl_weight"], list(info["rows"])
-        self.warmup = info.get("warmup", 0)  # which early checkpoints lack
+        self.warmup = info.get("warmup", 0)  # which early checkpoints lack, as the next two
+        self.balance.ratios, self.balance.lengths = list(info.get("rl_ratios", ())), list(info.get("rl_lengths", ()))
         fill_parameters(self.ema, TensorsBelow("ema/", tensors), "checkpoint's EMA")
         if best := TensorsBelow("best_ema/", tensors):
             self.keep_best()
@@ -166,7 +186,7 @@ class TrainState:
                 names = {key: f"{role}/{key}/{name}" for key in sorted(keys)}
                 saved = {key: tensors[full] for key, full in names.items() if full in tensors}
                 if saved:
-                    restore_state(trainable.optimizer, parameter, saved, self.kinds[role])
+                    restore_state(trainable.optimizer, parameter, saved, self.kinds.get(role, "adamw"))
 
 
 def _build_trainable(parameters: dict[str, torch.nn.Parameter], config: Optimizer) -> Trainable:

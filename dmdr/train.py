@@ -4,6 +4,8 @@
 2. Where it starts elsewhere, the fake score knows nothing of the student yet. It is trained alone first, for
    `fake_warmup` updates of K steps each, on samples of the student, which does not change.
 3. What a step draws (prompts, noise, levels, pairs) depends on (seed, stage, update) alone, never on history.
+4. What distribution matching and the fake score see is the same whatever the RL: DPO and GRPO compare whole
+   trajectories of a rollout of their own, or branches of the states that are there.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from dmdr import distributed
-from dmdr.backbones.protocol import Conditioning
-from dmdr.config.batches import count_trajectories
+from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.config.batches import RLBatch, count_rl, count_trajectories
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import NonFinite, doing
@@ -24,7 +26,7 @@ from dmdr.hacking_alarm import Look, Row, Watcher
 from dmdr.optimizers import learning_rate
 from dmdr.promptset.prompts import Prompts
 from dmdr.rl.objective import Objective, RLTerm
-from dmdr.rollout import States, generator_for, noise_for
+from dmdr.rollout import States, Window, gather_trajectories, generator_for, noise_for, prompt_order
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.update import (
@@ -66,6 +68,11 @@ class Run:
     micro_batch: int | None = None
     fake_warmup: int = 0
     prepare: Callable[[list[int]], object] = lambda indices: None
+
+    @property
+    def batch_rl(self) -> RLBatch:
+        """What RL samples and trains in an update, beside what distribution matching does."""
+        return count_rl(self.rl.config if self.rl else None, len(self.times) - 1)
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,8 @@ def warmup_step(run: Run, state: TrainState) -> dict[str, float]:
     training, update = run.training, state.warmup
     changes = {"dynamic": training.dynamic.model_copy(update={"schedule": "constant"}), "updates": run.fake_warmup}
     alone = replace(run, stage=f"{run.stage} warm-up", rl=None, training=training.model_copy(update=changes))
-    states, c, _ = roll_out_prompts(alone, update)
-    batches = select_batches(alone, update, states, c, None)
+    window, _ = roll_out_prompts(alone, update)
+    batches = select_batches(alone, window)
     state.fake_score.set_learning_rate(training.fake_score.learning_rate)
     figures: dict[str, torch.Tensor] = {}
     for number, parts in enumerate([*batches.fake_score, *batches.student]):
@@ -155,34 +162,32 @@ def warmup_step(run: Run, state: TrainState) -> dict[str, float]:
 def training_step(run: Run, state: TrainState) -> dict[str, float]:
     """Roll out, update the fake score K - 1 times, then student and fake score together; return the figures."""
     training, update = run.training, state.update
-    states, c, texts = roll_out_prompts(run, update)
-    objective = run.rl.algorithm.build_objective(states, texts, update=update) if run.rl else None
-    batches = select_batches(run, update, states, c, objective)
+    window, window_rl = roll_out_prompts(run, update)
+    batches = select_batches(run, window)
+    objective = run.rl.algorithm.build_objective(window_rl) if run.rl else None
     state.student.set_learning_rate(learning_rate(training.student, update, training.updates))
     state.fake_score.set_learning_rate(learning_rate(training.fake_score, update, training.updates))
-    rl = weigh_objective(run.rl, objective, state) if run.rl and objective else None
+    weighted = weigh_objective(run.rl, objective, state) if run.rl and objective else []
     figures: dict[str, torch.Tensor] = {}
     mean_level = torch.zeros(())
 
     if not run.distribution_matching:
-        assert rl is not None, "the config refuses a joint stage that trains nothing"
-        for parts in batches.student:
-            figures = update_student_by_rl(run.base, parts, state.student, rl)
+        for each in weighted:
+            figures = update_student_by_rl(run.base, batches.student[0], state.student, each)
         return to_floats({**(objective.figures if objective else {}), **figures})
 
     scale = real_scale(update, training.dynamic)
     real_score = RealScore(run.unconditional, draw_guidance(run, update), scale, training.dm_floor)
     for number, parts in enumerate(batches.fake_score):
         update_fake_score(run.base, parts, draw_levels(run, update, number, parts[0].of), state.fake_score)
-    for number, parts in enumerate(batches.student, start=len(batches.fake_score)):
-        rl = weigh_objective(run.rl, objective, state) if run.rl and objective else None
-        levels = draw_levels(run, update, number, parts[0].of)
+    for inner, parts in enumerate(batches.student):
+        levels = draw_levels(run, update, len(batches.fake_score) + inner, parts[0].of)
+        rl = weighted[inner] if weighted else None
         figures = update_student(
             run.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl
         )
         mean_level = levels.t.mean()
-        if rl is not None:
-            state.rl_weight = float(figures["rl_weight"])
+        state.rl_weight = float(figures.get("rl_weight", 0.0))
     figures = {**figures, **(objective.figures if objective else {}), "renoise_mean": mean_level}
     return {**to_floats(figures), "real_scale": scale}
 
@@ -213,98 +218,86 @@ def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
     return Levels(t, noise_for(run.seed, run.stage, "renoise", update, number, shape=shape))
 
 
-def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> WeightedLoss:
-    """The RL loss at its weight. `matched` sets the weight at the first update that has an RL gradient."""
-    if rl.config.weight_is == "fixed":
-        return WeightedLoss(objective.loss, rl.config.weight)
-    if state.rl_weight:
-        return WeightedLoss(objective.loss, state.rl_weight)
-    return WeightedLoss(objective.loss, rl.config.weight, matched=True)
+def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> list[WeightedLoss]:
+    """The RL loss of each inner update at its weight, clipped apart where its states are or its weight is matched."""
+    balance = state.balance if objective.batches or rl.config.weight_is == "matched" else None
+    batches: list[list[Batch] | None] = [*objective.batches] or [None]
+    return [WeightedLoss(objective.loss, rl.config.weight, each, balance, objective.trust) for each in batches]
 
 
-def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[str]]:
-    """The rollout of one training step: N states of M trajectories, their conditioning and the text of each.
+def roll_out_prompts(run: Run, update: int) -> tuple[Window, Window]:
+    """The rollout of a training step, and the one that RL looks at: the same, or one of its own.
 
-    Each rank rolls out the trajectories of its share of the prompts; then every rank has all states.
+    RL alone has no other rollout than its own. The prompts of both are asked for at once.
     """
-    steps, (prompts, group) = len(run.times) - 1, count_groups(run)
-    count = prompts * group
-    indices = list_prompts(run, update)
-    backbone = run.base.backbone
-    c = backbone.collate(run.prompts.items(indices))
+    indices, own = list_prompts(run, update)
+    records = run.prompts.records([*indices, *own])
+    items = run.prompts.items([*indices, *own])
     if update + 1 < run.training.updates:
-        run.prepare(list_prompts(run, update + 1))
-    noises = noise_for(run.seed, run.stage, "rollout", update, shape=(steps, count, *backbone.latent_shape))
+        run.prepare([index for each in list_prompts(run, update + 1) for index in each])
+    texts, first = [record["prompt"] for record in records], len(indices)
+    group = run.batch_rl.group
+    windows = []
+    if indices:
+        windows.append(roll_out_window(run, run.stage, update, items[:first], texts[:first], group=1))
+    if own:
+        windows.append(roll_out_window(run, f"{run.stage} rl", update, items[first:], texts[first:], group=group))
+    return windows[0], windows[-1]
+
+
+def roll_out_window(run: Run, stage: str, update: int, items: list[Item], texts: list[str], *, group: int) -> Window:
+    """N states of a trajectory for each item; `stage` names what is drawn for them.
+
+    Each rank rolls out the trajectories of its share of the groups; then every rank has all states.
+    """
+    backbone, groups = run.base.backbone, len(items) // group
+    c = backbone.collate(items)
+    shape = (len(run.times) - 1, len(items), *backbone.latent_shape)
+    noises = noise_for(run.seed, stage, "rollout", update, shape=shape)
+    most = None if run.micro_batch is None else max(1, run.micro_batch // group)
     parts = []
-    for chunk in distributed.split_batches(distributed.split_evenly(prompts), prompts, most_together(run, group)):
+    for chunk in distributed.split_batches(distributed.split_evenly(groups), groups, most):
         part = slice(chunk.start * group, chunk.stop * group)
         c_part = {key: value[part] for key, value in c.items()}
         parts.append(roll_out(run.base, c_part, times=run.times, noises=noises[:, part].to(run.times), eta=run.eta))
     x_t = gather_trajectories([part.x_t for part in parts])
     x0 = gather_trajectories([part.x0 for part in parts])
-    return States(run.times[:-1], x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
+    states = States(run.times[:-1], x_t, x0)
+    return Window(states, c, texts, run.times, run.eta, run.seed, stage, update, run.micro_batch)
 
 
-def list_prompts(run: Run, update: int) -> list[int]:
-    """The index of the prompt of each trajectory that an update rolls out."""
-    prompts, group = count_groups(run)
-    order = prompt_order(run.seed, run.stage, update * prompts, prompts, len(run.prompts))
-    return [index for index in order for _ in range(group)]
-
-
-def gather_trajectories(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Join the parts (N, m, C, H, W) of all ranks along their trajectories: (N, M, C, H, W)."""
-    return distributed.all_gather(torch.cat(parts, dim=1).transpose(0, 1)).transpose(0, 1)
-
-
-def most_together(run: Run, size: int) -> int | None:
-    """How many groups of `size` samples fit into the micro batch, at least one; None for all of them."""
-    return None if run.micro_batch is None else max(1, run.micro_batch // size)
-
-
-def count_groups(run: Run) -> tuple[int, int]:
-    """How many prompts a training step rolls out, and how many trajectories of each."""
-    group, student_batches = 1, 1.0
-    if run.rl is not None:
-        algorithm = run.rl.algorithm
-        group, student_batches = algorithm.group_size, algorithm.oversampling * algorithm.inner_updates
-    count = count_trajectories(
-        run.training.batch_size,
-        run.training.fake_updates,
-        len(run.times) - 1,
-        group_size=group,
-        student_batches=student_batches,
+def list_prompts(run: Run, update: int) -> tuple[list[int], list[int]]:
+    """The indices of the prompts of each trajectory that an update rolls out, and of each that RL rolls out."""
+    own, total = run.batch_rl, len(run.prompts)
+    groups = own.trajectories // own.group
+    needed = run.distribution_matching or not groups
+    count = count_window(run) if needed else 0
+    order_rl = prompt_order(run.seed, f"{run.stage} rl", update * groups, groups, total)
+    return (
+        prompt_order(run.seed, run.stage, update * count, count, total),
+        [index for index in order_rl for _ in range(own.group)],
     )
-    return count // group, group
 
 
-def select_batches(run: Run, update: int, states: States, c: Conditioning, objective: Objective | None) -> Batches:
-    """K - 1 batches of B states for the fake score, then those of the student, whose blocks stay together."""
-    batch_size, (steps, count) = run.training.batch_size, states.x0.shape[:2]
-    inner_updates = run.rl.algorithm.inner_updates if run.rl else 1
-    blocks = torch.arange(count)[:, None] if objective is None else objective.blocks
+def count_window(run: Run) -> int:
+    """The trajectories of a training step, without those of RL's own."""
+    training, steps = run.training, len(run.times) - 1
+    return count_trajectories(
+        training.batch_size, training.fake_updates, steps, student_batches=run.batch_rl.inner_updates
+    )
 
-    def shuffle(name: str, total: int) -> torch.Tensor:  # so that no batch is one prompt at N steps
-        return torch.randperm(total, generator=generator_for(run.seed, run.stage, name, update))
 
-    fake_pairs = shuffle("fake pairs", steps * count).split(batch_size)[: run.training.fake_updates - 1]
-    order = shuffle("student pairs", steps * len(blocks))
-    step, block = order // len(blocks), order % len(blocks)
-    student_pairs = (step[:, None] * count + blocks[block]).flatten().split(batch_size)[:inner_updates]
-    size = blocks.shape[1]
+def select_batches(run: Run, window: Window) -> Batches:
+    """K - 1 batches of B states for the fake score, then one of the student for each of its updates."""
+    batch_size, (steps, count) = run.training.batch_size, window.states.x0.shape[:2]
+
+    def shuffle(name: str) -> tuple[torch.Tensor, ...]:  # so that no batch is one prompt at N steps
+        return torch.randperm(steps * count, generator=window.generator(name)).split(batch_size)
+
+    def select(pairs: torch.Tensor) -> list[Batch]:
+        return select_states(window.states, window.c, pairs, most=run.micro_batch)
+
     return Batches(
-        fake_score=[select_states(states, c, pairs, most=run.micro_batch) for pairs in fake_pairs],
-        student=[select_states(states, c, pairs, block=size, most=run.micro_batch) for pairs in student_pairs],
+        fake_score=[select(pairs) for pairs in shuffle("fake pairs")[: run.training.fake_updates - 1]],
+        student=[select(pairs) for pairs in shuffle("student pairs")[: run.batch_rl.inner_updates]],
     )
-
-
-def prompt_order(seed: int, stage: str, start: int, count: int, total: int) -> list[int]:
-    """Positions start .. start + count of an endless shuffled reading of `total` prompts, each once an epoch."""
-    order: list[int] = []
-    permutation = torch.empty(0, dtype=torch.int64)
-    for position in range(start, start + count):
-        epoch, index = divmod(position, total)
-        if not order or index == 0:
-            permutation = torch.randperm(total, generator=generator_for(seed, stage, "order", epoch))
-        order.append(int(permutation[index]))
-    return order

@@ -6,8 +6,10 @@ trajectory are on-policy samples for the fake score and inputs for the student.
    updates costs K N F. B is the batch, F one forward of the base.
 2. The student's update runs the fake score once. Its prediction serves the score and, on the same renoised sample,
    its own loss. Its graph is kept, so real (2 B, no graph) and fake (B) are two calls, not one of 3 B.
-3. RL uses the student's own forward of that update, whatever the algorithm.
-4. A batch may run in parts whose gradients add up: the same update in less memory.
+3. ReFL uses the student's own forward of that update. GRPO and DPO have states of their own, which change nothing in
+   what distribution matching and the fake score see: 3 F for as many states as the batch has.
+4. Where RL's gradient is clipped apart (GRPO, DPO, a matched weight), it is summed apart: one more backward pass.
+5. A batch may run in parts whose gradients add up: the same update in less memory.
 Cost with CFG and a full student: (K - 1) F rollout + (K - 1)(F + b) + 3 F student + 3 F scores + b.
 """
 
@@ -20,7 +22,7 @@ import torch
 
 from dmdr import distributed, losses
 from dmdr.backbones.protocol import Conditioning
-from dmdr.optimizers import GradientSum, Trainable, match_gradients
+from dmdr.optimizers import Balance, GradientSum, Trainable
 from dmdr.rollout import States, simulate_backward
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 
@@ -30,8 +32,7 @@ class Batch:
     """A part of a global batch of states.
 
     x_t, x0: (B, C, H, W). t: (B,). c: their conditioning. step, trajectory: (B,) where each stands in the rollout.
-    rows: where they stand in the global batch. of: states in the global batch. acting: how many of those a renoising
-    step followed.
+    rows: where they stand in the global batch. of: states in the global batch.
     """
 
     x_t: torch.Tensor
@@ -42,7 +43,6 @@ class Batch:
     trajectory: torch.Tensor
     rows: slice
     of: int
-    acting: int
 
     @property
     def share(self) -> float:
@@ -55,14 +55,21 @@ RLLoss = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, dict[str, torch.Ten
 
 @dataclass(frozen=True)
 class WeightedLoss:
-    """The RL loss and its weight beside distribution matching.
+    """The RL loss of one update of the student, and its weight beside distribution matching.
 
-    matched: the weight is multiplied by |gradient of distribution matching| / |gradient of RL| first.
+    batches: the parts of the states that it is a loss of; None: distribution matching's own. balance: weighs and clips
+    its gradient apart; None: one gradient of both losses, clipped together. trust: the weight is multiplied by it.
     """
 
     loss: RLLoss
     weight: float
-    matched: bool = False
+    batches: list[Batch] | None = None
+    balance: Balance | None = None
+    trust: float = 1.0
+
+    @property
+    def trusted_weight(self) -> float:
+        return self.weight * self.trust
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def roll_out(
 
 
 def select_states(
-    states: States, c: Conditioning, pairs: torch.Tensor, *, block: int = 1, most: int | None = None
+    states: States, c: Conditioning, pairs: torch.Tensor, *, block: int = 1, most: int | None = None, first: int = 0
 ) -> list[Batch]:
     """This rank's share of the states that `pairs` names, in whole blocks, cut into parts.
 
@@ -106,10 +113,10 @@ def select_states(
         pairs: flat indices into the (N steps x M trajectories).
         block: neighbours in `pairs` that stay together.
         most: the most states of a part, None for one part. Every rank has equally many parts.
+        first: the number of the first of `pairs` among all rows, where they are a part of a larger batch.
     """
-    steps, count = states.x0.shape[:2]
+    count = states.x0.shape[1]
     blocks = distributed.split_evenly(len(pairs) // block)
-    acting = int((pairs // count < steps - 1).sum())
     most_blocks = None if most is None else max(1, most // block)
     batches = []
     for part in distributed.split_batches(blocks, len(pairs) // block, most_blocks):
@@ -117,7 +124,8 @@ def select_states(
         step, trajectory = pairs[rows] // count, pairs[rows] % count
         c_part = {key: value[trajectory] for key, value in c.items()}
         x_t, x0 = states.x_t[step, trajectory], states.x0[step, trajectory]
-        batches.append(Batch(x_t, x0, states.times[step], c_part, step, trajectory, rows, of=len(pairs), acting=acting))
+        rows = slice(first + rows.start, first + rows.stop)
+        batches.append(Batch(x_t, x0, states.times[step], c_part, step, trajectory, rows, of=len(pairs)))
     return batches
 
 
@@ -165,8 +173,7 @@ def update_student(
     rl: None for distillation only.
     """
     path, figures = base.backbone.path, FigureSums()
-    parameters = list(student.parameters.values())
-    gradients_dm, gradients_rl = GradientSum(parameters), GradientSum(parameters)  # kept apart to match their norms
+    gradients_rl = GradientSum(list(student.parameters.values()))
     student.zero_grad()
     fake_score.zero_grad()
     for batch in batches:
@@ -190,37 +197,54 @@ def update_student(
 
         loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake, real_score.floor) * batch.share
         figures.add({"loss_dm": loss_dm, "loss_fake": loss_fake})
-        if rl is not None:
+        towards_rl = None
+        if rl is not None and rl.batches is None:
             loss_rl, rl_figures = rl.loss(x0, batch)
             figures.add({"loss_rl": loss_rl, **rl_figures})
-            loss = loss_dm + rl.weight * loss_rl
+            if rl.balance is None:
+                loss = loss_dm + rl.trusted_weight * loss_rl
+            else:  # first down to x0, which frees reward and decoder; only the student's graph serves both
+                (towards_rl,) = torch.autograd.grad(loss_rl, x0)
         with base.use_adapter(STUDENT, float(base.student_is_lora)):
-            if rl is not None and rl.matched:
-                gradients_dm.add(loss_dm)
-                gradients_rl.add(loss_rl)
-            else:
-                loss.backward()
-    weight: dict[str, torch.Tensor] = {}
-    if rl is not None and rl.matched:
-        weight = match_gradients(gradients_dm, gradients_rl, rl.weight)
-    elif rl is not None:
-        weight = {"rl_weight": torch.tensor(rl.weight)}
+            if towards_rl is not None:
+                gradients_rl.add((x0 * towards_rl).sum(), keep_graph=True)
+            loss.backward()
+    if rl is not None and rl.batches is not None:
+        add_rl(base, rl, rl.batches, gradients_rl, figures)
     grad_fake = fake_score.step()
-    grad_student = student.step()
-    return {**figures.of_all_ranks(), **weight, "grad_student": grad_student, "grad_fake": grad_fake}
+    if rl is None or rl.balance is None:
+        weight = {} if rl is None else {"rl_weight": torch.tensor(rl.trusted_weight)}
+        norms = weight | {"grad_student": student.step()}
+    else:
+        norms = student.step_beside(gradients_rl, rl.balance, rl.trust)
+    return {**figures.of_all_ranks(), **norms, "grad_fake": grad_fake}
+
+
+def add_rl(
+    base: SharedBase, rl: WeightedLoss, batches: list[Batch], gradients: GradientSum, figures: FigureSums
+) -> None:
+    """Run the student on RL's states, and add the gradient of the RL loss, before its weight, to `gradients`."""
+    for batch in batches:
+        loss_rl, rl_figures = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
+        figures.add({"loss_rl": loss_rl, **rl_figures})
+        with base.use_adapter(STUDENT, float(base.student_is_lora)):
+            gradients.add(loss_rl)
 
 
 def update_student_by_rl(
     base: SharedBase, batches: list[Batch], student: Trainable, rl: WeightedLoss
 ) -> dict[str, torch.Tensor]:
-    """L = weight L_rl: a row of Table 5 that shows what distribution matching adds. No score runs."""
+    """L = weight L_rl: a row of Table 5 that shows what distribution matching adds. No score runs.
+
+    batches: the states of an RL loss that has none of its own.
+    """
     figures = FigureSums()
     student.zero_grad()
-    for batch in batches:
+    for batch in rl.batches or batches:
         loss_rl, rl_figures = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
         figures.add({"loss_rl": loss_rl, **rl_figures})
         with base.use_adapter(STUDENT, float(base.student_is_lora)):
-            (rl.weight * loss_rl).backward()
+            (rl.trusted_weight * loss_rl).backward()
     grad_student = student.step()
     return {**figures.of_all_ranks(), "grad_student": grad_student}
 

@@ -161,6 +161,26 @@ def tune(
     return tune_config(config, short)
 
 
+@app.command("signal", epilog=EXIT_CODES)
+def measure_signal(
+    config: options.Config,
+    updates: options.SignalUpdates = 8,
+    store: options.Store = "runs",
+    changes: options.Set = None,
+) -> int:
+    """Measure in minutes whether an RL setting carries anything, before you pay for it.
+
+    For ReFL, GRPO, DPO and the surrogate, and for the config's own settings: the cosine of the gradient that it gives
+    the student with the reward's own, step by step, with standard errors. If a reward has no gradient, the cosine of
+    two halves of a batch. It reads the run's sealed prompts and cold start, and trains and writes nothing.
+
+    example: dmdr signal my.yaml --updates 16
+    """
+    from flows.commands.signal import print_signal
+
+    return print_signal(config, updates=updates, store=store, changes=tuple(changes or ()))
+
+
 @app.command()
 def render(
     config: options.ClusterConfig,

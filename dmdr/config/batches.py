@@ -1,46 +1,65 @@
-"""Whether several processes can share the batches of a training stage: arithmetic on its settings, without torch."""
+"""How the samples of an update are counted and shared among processes: arithmetic on settings, without torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from dmdr.config.training import DPO, GRPO, AnyRL, Joint, Training
+from dmdr.config.rl import DPO, GRPO, AnyRL, Policy, Surrogate
+from dmdr.config.training import Joint, Training
 from dmdr.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """What an RL algorithm asks of a rollout; the defaults are those of training without groups.
+class RLBatch:
+    """What one update of an RL algorithm samples and trains beside distribution matching; the defaults: nothing.
 
-    group_size: images of one prompt. oversampling: trajectories rolled out for each one that is trained on.
-    inner_updates: student updates on one rollout. block: trajectories whose states of one step stand in one batch.
+    trajectories: of a rollout of its own. group: images of one prompt in it. states: that the student is trained on, in
+    `inner_updates` parts. block: states that stand together. branches: of each state, sampled to the end.
     """
 
-    group_size: int = 1
-    oversampling: float = 1.0
+    trajectories: int = 0
+    group: int = 1
+    states: int = 0
     inner_updates: int = 1
     block: int = 1
+    branches: int = 0
 
 
-def describe_rollout(rl: AnyRL | None) -> Rollout:
-    """What the RL of a stage asks of its rollouts; None: it has no RL."""
+def count_rl(rl: AnyRL | None, steps: int) -> RLBatch:
+    """What an update of this RL asks for. steps: of the student. ReFL shares the student's update: nothing."""
+    if not isinstance(rl, Policy):
+        return RLBatch()
+    inner = rl.inner_updates if isinstance(rl, GRPO) else 1
+    if rl.branches:
+        return RLBatch(states=rl.states, inner_updates=inner, branches=rl.branches)
     if isinstance(rl, DPO):
-        return Rollout(rl.group_size, oversampling=rl.group_size / 2, block=2)
-    if isinstance(rl, GRPO):
-        return Rollout(rl.group_size, inner_updates=rl.inner_updates)
-    return Rollout()
+        return RLBatch(rl.batch, rl.group_size, states=2 * (rl.batch // rl.group_size) * (steps - 1), block=2)
+    return RLBatch(rl.batch, rl.group_size, states=rl.batch * (steps - 1), inner_updates=inner)
 
 
-def count_trajectories(
-    batch_size: int, fake_updates: int, steps: int, *, group_size: int = 1, student_batches: float = 1.0
-) -> int:
-    """How many trajectories a training step rolls out so that their states suffice, in whole groups.
+def spread_states(states: int, steps: int) -> tuple[int, int]:
+    """How many states each of `steps` steps has for sure, and how many steps have one more."""
+    return divmod(states, steps)
 
-    ceil(B max(K - 1, student_batches) / N). student_batches: batches rolled out for the student, unused ones included.
+
+def count_student_forwards(rl: AnyRL | None, steps: int) -> float:
+    """How many samples pass through the student, without gradients, for the RL of one update: rollout and branches.
+
+    A branch at step k of N = `steps` runs N - 1 - k more steps, so on average over the steps 0 .. N - 2 it is N / 2.
     """
-    needed = math.ceil(max(fake_updates - 1, student_batches) * batch_size / steps)
-    return math.ceil(needed / group_size) * group_size
+    asked = count_rl(rl, steps)
+    hybrid = isinstance(rl, GRPO) and rl.hybrid  # an N-th of its states stands at the last step and does not branch
+    branching = asked.states * (1 - 1 / steps) if hybrid else asked.states
+    return asked.trajectories * steps + branching * asked.branches * steps / 2
+
+
+def count_trajectories(batch_size: int, fake_updates: int, steps: int, *, student_batches: int = 1) -> int:
+    """How many trajectories a training step rolls out so that their states suffice: ceil(B max(K - 1, student) / N).
+
+    student_batches: of B states, for the student.
+    """
+    return math.ceil(max(fake_updates - 1, student_batches) * batch_size / steps)
 
 
 def check_split(
@@ -53,35 +72,62 @@ def check_split(
     Raises:
         ConfigError: it has not.
     """
-    size, rollout = training.batch_size, describe_rollout(rl)
-    group, block = rollout.group_size, rollout.block
-    student_batches = rollout.oversampling * rollout.inner_updates
-    prompts = (
-        count_trajectories(size, training.fake_updates, steps, group_size=group, student_batches=student_batches)
-        // group
-    )
-    if size // block < ranks:
-        in_blocks = f" in blocks of {block}" if block > 1 else ""
+    size = training.batch_size
+    prompts = count_trajectories(size, training.fake_updates, steps)
+    if size < ranks:
         raise ConfigError(
-            f"{stage}.batch_size {size} cannot be split over {ranks} processes{in_blocks}; make it "
-            f"{ranks * block} or more, or use fewer processes"
+            f"{stage}.batch_size {size} cannot be split over {ranks} processes; make it {ranks} or more, or use fewer "
+            "processes"
         )
     if prompts < ranks:
-        noun, in_groups = "prompt" if prompts == 1 else "prompts", f" of {group} images" if group > 1 else ""
+        noun = "prompt" if prompts == 1 else "prompts"
         raise ConfigError(
-            f"{stage}.batch_size {size} needs {prompts} {noun} an update{in_groups}, fewer than {ranks} processes; "
-            "raise it, or use fewer"
+            f"{stage}.batch_size {size} needs {prompts} {noun} an update, fewer than {ranks} processes; raise it, or "
+            "use fewer"
         )
-    for count, together in ((size // block, block), (prompts, group)):
-        most = None if micro_batch is None else max(1, micro_batch // together)
-        if count_parts(count, ranks, most) > count // ranks:
+    for count in (size, prompts):
+        if count_parts(count, ranks, micro_batch) > count // ranks:
             raise ConfigError(
                 f"{stage}.batch_size {size} makes {count} to share among {ranks} processes, {count // ranks} for "
                 f"some and {count // ranks + 1} for others, which execution.micro_batch_size {micro_batch} cannot "
-                f"cut into equally many parts; make batch_size a multiple of {ranks * together}, or the parts larger"
+                f"cut into equally many parts; make batch_size a multiple of {ranks}, or the parts larger"
             )
-    if rl is not None and isinstance(training, Joint) and training.fake_warmup:  # which rolls out without RL
-        check_split(stage, training, None, steps=steps, ranks=ranks, micro_batch=micro_batch)
+    if rl is not None and isinstance(training, Joint):
+        check_rl_split(stage, rl, steps=steps, ranks=ranks, micro_batch=micro_batch)
+
+
+def check_rl_split(stage: str, rl: AnyRL, *, steps: int, ranks: int, micro_batch: int | None) -> None:
+    """The same for what RL samples and trains on.
+
+    Raises:
+        ConfigError: as `check_split`.
+    """
+    asked = count_rl(rl, steps)
+    if isinstance(rl, Surrogate) and rl.samples < ranks:
+        raise ConfigError(
+            f"{stage}.rl.samples {rl.samples} cannot be shared among {ranks} processes; make it {ranks} or more"
+        )
+    if not asked.states:
+        return
+    inner, hybrid = asked.inner_updates, isinstance(rl, GRPO) and rl.hybrid
+    if asked.branches:
+        key, value, kinds = "states", asked.states, steps if hybrid else steps - 1
+        fewest, more = spread_states(asked.states, kinds)
+        shared = [(fewest, asked.branches), (fewest + (more > 0), asked.branches)]
+    else:
+        key, value, kinds = "batch", asked.trajectories, asked.group
+        shared = [(asked.trajectories // asked.group, asked.group)]
+    parts = asked.states // asked.block // inner
+    shared += [(parts, asked.block), (parts + (asked.states // asked.block % inner > 0), asked.block)]
+    for count, together in shared:
+        most = None if micro_batch is None else max(1, micro_batch // together)
+        if count < ranks or count_parts(count, ranks, most) > count // ranks:
+            least = kinds * ranks * inner
+            raise ConfigError(
+                f"{stage}.rl.{key} {value} cannot be shared evenly among {ranks} processes in parts of "
+                f"{micro_batch or 'any size'}; make it a multiple of {least}, or the parts larger, or use fewer "
+                "processes"
+            )
 
 
 def count_parts(count: int, ranks: int, most: int | None) -> int:

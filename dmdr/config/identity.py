@@ -46,6 +46,7 @@ LATER: dict[str, object] = {
     **{f"{stage}.dm_floor": 0.0 for stage in TRAINING_STAGES},
     "joint.rl.decoder": "whole",
     "joint.rl.margin": None,
+    "joint.rl.matching": None,
     "joint.rl.scales": {},
     "joint.rl.prefixes": {},
     "joint.rl.preferences": {},

@@ -11,9 +11,9 @@ from pydantic_core import ErrorDetails
 
 from dmdr.config.names import NAME, describe_rule
 from dmdr.config.plain_text import LONGEST_VALUE, quote, to_line
+from dmdr.config.rl import DPO, GRPO, ReFL, Surrogate
 from dmdr.config.run import Config
 from dmdr.config.section import Section
-from dmdr.config.training import DPO, GRPO, ReFL
 from dmdr.config.yaml_text import parse_yaml, read_text
 from dmdr.errors import ConfigError
 
@@ -22,7 +22,12 @@ Mapping = dict[str, object]
 SHIPPED = Path(__file__).parent / "shipped"  # the configs that come with DMDR
 WHERE = f"dmdr init writes one, and the ones that come with DMDR are in {SHIPPED}"
 MOST_TOLD, LONGEST_CLAUSE = 8, 500  # faults of a config in one message, and characters of each
-ALGORITHMS: dict[str, type[BaseModel]] = {"refl": ReFL, "dpo": DPO, "grpo": GRPO}  # the types of joint.rl
+ALGORITHMS: dict[str, type[BaseModel]] = {
+    "refl": ReFL,
+    "dpo": DPO,
+    "grpo": GRPO,
+    "surrogate": Surrogate,
+}  # the types of joint.rl
 
 
 def load_config(path: str | Path) -> Config:

@@ -15,10 +15,11 @@ from dmdr.config.inputs import Prompts, Teacher
 from dmdr.config.lora import LoraForm, LoraForms
 from dmdr.config.names import NAME
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
+from dmdr.config.rl import Policy
 from dmdr.config.section import Address, Positive, Section
 from dmdr.config.stages import TABLE, StageName, list_compared, list_stages
 from dmdr.config.student import FakeScore, Student
-from dmdr.config.training import DPO, GRPO, Joint, Training
+from dmdr.config.training import Joint, Training
 from dmdr.config.worlds import name_world, refuse_other_worlds
 from dmdr.errors import ConfigError
 
@@ -198,12 +199,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_steps(self) -> Config:
-        if self.student.steps == 1 and isinstance(self.joint.rl, DPO | GRPO):
+        if self.student.steps == 1 and isinstance(self.joint.rl, Policy):
             raise ValueError(
                 f"joint.rl.algorithm {self.joint.rl.algorithm} learns from the renoising steps and student.steps 1 has "
                 "none; set algorithm: refl, or student.steps to 2 or more"
             )
-        if self.student.eta == 0 and isinstance(self.joint.rl, DPO | GRPO):
+        if self.student.eta == 0 and isinstance(self.joint.rl, Policy):
             raise ValueError(
                 f"joint.rl.algorithm {self.joint.rl.algorithm} learns from the noise of the renoising steps and "
                 "student.eta 0 adds none; set algorithm: refl, or student.eta above 0"

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmdr.config.batches import count_rl, count_student_forwards
+from dmdr.config.rl import DPO, GRPO, AnyRL, ReFL
 from dmdr.planning.architectures import ARCHITECTURES, SD3_MEDIUM_LAYERS, SD35_LARGE_LAYERS, SDXL_LAYERS
 from dmdr.planning.shapes import KnownShapes
 from dmdr.planning.structures import STRUCTURES, Case, build_updates
@@ -132,6 +134,25 @@ def print_structures(k: int) -> None:
         print_published("SDXL", k, student_rank, 32, ("ours",))  # ours alone: a UNet is slow to count
 
 
+def print_rl(steps: int = 4, batch: int = 32) -> None:
+    """Print what each RL algorithm adds to an update: samples of no gradient, and states that are trained on."""
+    print(f"\nforward-equivalents that RL adds, N={steps}, batch {batch}, without reward and decoder")
+    print(f"{'algorithm':<34}{'sampled':>16}{'trained':>16}")
+    published = {"branches": 0, "batch": batch, "group_size": 8}
+    rows: list[tuple[str, type[AnyRL], dict[str, int]]] = [
+        ("refl", ReFL, {}),
+        ("grpo, branches 8 of 24 states", GRPO, {}),
+        (f"grpo, {batch} whole images", GRPO, published),
+        ("dpo, branches 8 of 24 states", DPO, {}),
+        (f"dpo, {batch} whole images", DPO, published),
+    ]
+    for label, kind, settings in rows:
+        named = {"algorithm": label.partition(",")[0], "weight": 1.0, "rewards": {"lab-conv": 1.0}}
+        config = kind.model_validate({**named, **settings})
+        sampled, forwards = count_student_forwards(config, steps), 4 if isinstance(config, DPO) else 3  # the reference
+        print(f"{label:<34}{sampled / batch:>16.2f}{forwards * count_rl(config, steps).states / batch:>16.2f}")
+
+
 def print_published(name: str, k: int, student_rank: int | None, fake_rank: int | None, names: Iterable[str]) -> None:
     """Print the row of a published network at its full depth, for 4 steps."""
 
@@ -156,6 +177,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print_networks()
     print_structures(arguments.k)
+    print_rl()
     if not arguments.no_time:
         print(f"\nseconds per student update, lab, full student, N=4, {torch.get_num_threads()} threads, best of 3")
         print(format_row("", time_structures(build_lab_case(4, arguments.k, None, device="cpu"))))

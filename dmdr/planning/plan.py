@@ -5,8 +5,8 @@
 2. We do not count the CUDA context, workspaces of kernels, and memory that an allocator cannot use because no free
    piece has the right size. `dmdr.planning.gpus` leaves room for them.
 3. All parts of a batch cost the same. We run two parts and two fake-score updates, and scale the work up.
-4. DPO and GRPO select states by the values of rewards, and meta has no values. In their place we run the rewards, the
-   reference and the likelihood of every state.
+4. DPO and GRPO select states by the values of rewards, and meta has no values. In their place we run one part of each
+   kind, rollout, rewards, student, reference and likelihood, and scale by what `dmdr.config.batches` counts.
 """
 
 from __future__ import annotations
@@ -20,28 +20,33 @@ import torch
 
 from dmdr import distributed
 from dmdr.assembly import StageConfig, assemble, build_run, select_stage
-from dmdr.backbones.protocol import Conditioning, Item
+from dmdr.backbones.protocol import Item
+from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.run import Config
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale
+from dmdr.optimizers import Balance, Share
 from dmdr.planning.cost import CostCounter
 from dmdr.planning.meta import Arithmetic, build_meta_backbone
 from dmdr.planning.shapes import KnownShapes
 from dmdr.promptset.encode import count_numbers
 from dmdr.rewards.load import load_reward
+from dmdr.rl.actions import Actions
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
-from dmdr.rl.objective import Actions, Figures, Objective
+from dmdr.rl.objective import Figures, Objective
 from dmdr.rl.refl import ReFL
-from dmdr.rollout import Renoising, States
+from dmdr.rl.surrogate import Surrogate
+from dmdr.rollout import Window
 from dmdr.shared_base import DTYPES, FAKE
-from dmdr.train import Batches, Run, count_groups, roll_out_prompts, select_batches
+from dmdr.train import Batches, Run, count_window, roll_out_prompts, select_batches
 from dmdr.update import (
     Batch,
     Levels,
     RealScore,
     WeightedLoss,
+    select_states,
     update_fake_score,
     update_student,
     update_student_by_rl,
@@ -144,6 +149,13 @@ def count_stage(config: Config, name: str, *, say: Callable[[str], None] = lambd
     return _Stage(config, select_stage(config, name), say).fill()
 
 
+class _Balance(Balance):
+    """Weighs without numbers."""
+
+    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float, trust: float) -> Share:
+        return Share(1.0, 1.0, 0.0)
+
+
 class _Stage:
     """A small form of a training stage on meta: two parts of one rank's batch, and two updates of the fake score."""
 
@@ -194,10 +206,9 @@ class _Stage:
         backbone.compute = torch.float32  # Arithmetic casts instead of autocast
         self.name_parts(cost)
 
-        self.block = 1 if self.algorithm is None else self.algorithm.block
         share = math.ceil(training.batch_size / self.ranks)
         part = min(config.execution.micro_batch_size or share, share)
-        self.small_batch = max(self.block, min(share, 2 * part) // self.block * self.block)
+        self.small_batch = min(share, 2 * part)
         fake_updates = min(training.fake_updates, 2)
         self.small_training = training.model_copy(update={"batch_size": self.small_batch, "fake_updates": fake_updates})
 
@@ -222,8 +233,8 @@ class _Stage:
         if self.stage.watch is not None and self.stage.watch.export == "best":
             plan.parts["best EMA"] = plan.parts["EMA"]
         plan.trained = {
-            role: sum(parameter.numel() for parameter in trainable.parameters.values())
-            for role, trainable in self.state.trainables.items()
+            role: sum(parameter.numel() for parameter in self.state.trainables[role].parameters.values())
+            for role in roles  # a surrogate of the rewards is too small to matter
         }
         plan.teacher = sum(each.numel() for each in teacher)
 
@@ -250,44 +261,62 @@ class _Stage:
         return sum(int(2 * size * (1 + 4 / 256)) if kind == "8bit" and size >= 4096 else 8 * size for size in sizes)
 
     def build_run(self, training: Training) -> Run:
-        """The run of this stage with other training settings and blank prompts."""
+        """The run of this stage with other training settings and blank prompts, without RL."""
         blank = self.base.backbone.blank()
         stage = replace(self.stage, training=training)
-        return build_run(self.config, stage, self.assembly, prompts=BlankPrompts(blank), empty_prompt=blank)
+        run = build_run(self.config, stage, self.assembly, prompts=BlankPrompts(blank), empty_prompt=blank)
+        return replace(run, rl=None)
 
     def measure(self, cost: CostCounter) -> None:
         """Run one training step, and fill plan.update and plan.work."""
-        run, plan, batch_size = self.build_run(self.small_training), self.plan, self.training.batch_size
-        plan.prompts, group = count_groups(self.build_run(self.training))
+        run, plan, batch_size, self.cost = (
+            self.build_run(self.small_training),
+            self.plan,
+            self.training.batch_size,
+            cost,
+        )
+        self.asked = count_rl(self.stage.rl, self.config.student.steps)
+        shares_rollout = self.stage.distribution_matching or not self.asked.trajectories
+        trajectories = count_window(self.build_run(self.training)) if shares_rollout else 0
+        plan.prompts = trajectories + self.asked.trajectories // self.asked.group
         plan.conditioning = count_numbers(self.base.backbone.blank())
-        trajectories = plan.prompts * group
         plan.forward = self.count_flops(cost, lambda: self.run_bare_base(run)) * batch_size
         held = cost.reset_peak()
         self.say("rollout")
         before = cost.flops
-        states, c, texts = roll_out_prompts(run, 0)
-        count = states.x0.shape[1]  # trajectories that ran; the work is scaled up from them
+        window, _ = roll_out_prompts(run, 0)
+        count = window.states.x0.shape[1]  # trajectories that ran; the work is scaled up from them
         plan.work["rollout"] = (cost.flops - before) / count * trajectories
-        before = cost.flops
-        objective = None if self.algorithm is None else self.build_objective(states, texts)
-        plan.work["reward"] = (cost.flops - before) / count * trajectories
+        if isinstance(self.algorithm, DPO | GRPO):
+            self.measure_samples(cost, window, self.algorithm)
         rollout_peak = cost.peak - held
-        batches = select_batches(run, 0, states, c, objective)
+        batches = select_batches(run, window)
+        objective = None if self.algorithm is None else self.build_objective(window)
         rollout_live = cost.live - held  # the states, and the batches selected from them
-
-        matched_peak = 0
-        if self.matches_gradients() and objective is not None:
-            self.say("first student update, whose weight is matched")
-            cost.reset_peak()
-            self.update_student(run, batches.student[0], objective, matched=True)
-            moments = 8 * sum(plan.trained.values())  # plan.parts already counts them
-            matched_peak = cost.peak - held - moments
         self.fill_moments()
         cost.peak = held = cost.live - rollout_live
         self.measure_updates(cost, run, batches, objective)
-        plan.update = max(matched_peak, rollout_peak, cost.peak - held) + self.count_other_states(
-            states, c, trajectories
-        )
+        plan.update = max(rollout_peak, cost.peak - held) + self.count_other_states(window, trajectories)
+
+    def measure_samples(self, cost: CostCounter, window: Window, algorithm: DPO | GRPO) -> None:
+        """Run one part of the sampling of RL's own, and score it; fill plan.work."""
+        self.say("sampling of RL")
+        asked, steps, config = self.asked, self.config.student.steps, algorithm.config
+        group = asked.branches or asked.group
+        samples = asked.trajectories or math.ceil(asked.states / (steps - 1)) * asked.branches
+        share = math.ceil(samples / group / self.ranks) * group
+        fitting = window.fit(group)
+        together = share if fitting is None else min(share, fitting * group)
+        x_t, t = window.states.x_t[0, :1].expand(together, -1, -1, -1), window.times[0].expand(together)
+        c = {key: value[:1].expand(together, *value.shape[1:]) for key, value in window.c.items()}
+        with torch.no_grad():
+            forward = self.count_flops(cost, lambda: self.base.student(x_t, t, c)) / together
+            score = self.count_flops(
+                cost, lambda: algorithm.reward.score_samples(x_t[:group], window.prompts[:1] * group, group)
+            )
+        scored = asked.trajectories or asked.states * asked.branches
+        self.plan.work["RL samples"] = forward * count_student_forwards(config, steps)
+        self.plan.work["reward"] = score / group * scored
 
     def measure_updates(self, cost: CostCounter, run: Run, batches: Batches, objective: Objective | None) -> None:
         """Run the updates of fake score and student, and add their work to plan.work."""
@@ -299,33 +328,34 @@ class _Stage:
                 update_fake_score(self.base, parts, self.blank_levels(parts), self.state.fake_score)
                 samples = training.batch_size * (training.fake_updates - 1)
                 plan.work["fake score"] = (cost.flops - before) / self.small_batch * samples
+        own = 0.0
+        if objective is not None and objective.batches:
+            self.say("student, RL's own states")
+            (parts,) = objective.batches
+            rl = WeightedLoss(objective.loss, 1.0, parts)
+            own = self.count_flops(cost, lambda: update_student_by_rl(self.base, [], self.state.student, rl))
+            plan.work["RL"] = own / parts[0].of * self.asked.states
+        if own and not self.stage.distribution_matching:
+            return
         self.say("student")
         parts = batches.student[0]
         before = cost.flops
         self.update_student(run, parts, objective)
-        inner = self.algorithm.inner_updates if self.algorithm else 1
-        plan.work["student"] = (cost.flops - before) / self.small_batch * training.batch_size * inner
+        inner = self.asked.inner_updates
+        plan.work["student"] = (cost.flops - before - own) / self.small_batch * training.batch_size * inner
         if isinstance(self.algorithm, ReFL) and objective is not None:
             reward = self.count_reward(cost, objective, parts[0]) / len(parts[0].t) * training.batch_size
-            plan.work["reward"] += reward
+            plan.work["reward"] = reward
             plan.work["student"] -= reward
 
-    def matches_gradients(self) -> bool:
-        """Whether the first student update needs more memory, because it keeps the gradients of both losses apart.
-
-        A LoRA's gradients are too small to matter.
-        """
-        rl = self.stage.rl
-        return rl is not None and rl.weight_is == "matched" and not self.base.student_is_lora
-
-    def update_student(
-        self, run: Run, parts: list[Batch], objective: Objective | None, *, matched: bool = False
-    ) -> None:
+    def update_student(self, run: Run, parts: list[Batch], objective: Objective | None) -> None:
         """Run one student update of the stage."""
-        state = self.state
+        state, config = self.state, self.stage.rl
         rl = None
-        if objective is not None and self.stage.rl is not None:
-            rl = WeightedLoss(objective.loss, self.stage.rl.weight, matched)
+        if objective is not None and config is not None:
+            own = objective.batches[0] if objective.batches else None
+            apart = own is not None or config.weight_is == "matched"
+            rl = WeightedLoss(objective.loss, config.weight, own, _Balance() if apart else None)
         if not self.stage.distribution_matching:
             assert rl is not None, "the config refuses a joint stage that trains nothing"
             update_student_by_rl(self.base, parts, state.student, rl)
@@ -354,17 +384,25 @@ class _Stage:
             x_t = torch.empty(1, *backbone.latent_shape, device="meta")
             backbone.predict(network, x_t, torch.empty(1, device="meta"), run.unconditional)
 
-    def count_other_states(self, states: States, c: Conditioning, trajectories: int) -> int:
-        """Bytes of states and conditioning of the trajectories and batches that did not run.
+    def count_other_states(self, window: Window, trajectories: int) -> int:
+        """Bytes of states and conditioning of the trajectories and batches that did not run, and of RL's own.
 
-        Every rank holds the whole rollout, and a copy of its own share of every batch.
+        Every rank holds the whole rollout, and a copy of its own share of every batch. RL's branches are their x_next,
+        the noise that they were drawn with, and the noise of later steps.
         """
-        latent, conditioning = states.x0[0, 0].nbytes, sum(each[0].nbytes for each in c.values())
-        more = trajectories - states.x0.shape[1]
+        states, asked = window.states, self.asked
+        latent, conditioning = states.x0[0, 0].nbytes, sum(each[0].nbytes for each in window.c.values())
+        more = trajectories + asked.trajectories - states.x0.shape[1]
         batches = self.training.fake_updates if self.stage.distribution_matching else 1
         share = math.ceil(self.training.batch_size / self.ranks)
         copies = batches * share - min(batches, self.small_training.fake_updates) * self.small_batch
-        return more * (2 * len(states.x0) * latent + conditioning) + copies * (2 * latent + conditioning)
+        copies += math.ceil(asked.states / self.ranks)
+        branches = asked.states * (2 * asked.branches + len(states.x0)) if asked.branches else asked.states
+        return (
+            more * (2 * len(states.x0) * latent + conditioning)
+            + copies * (2 * latent + conditioning)
+            + branches * latent
+        )
 
     def fill_moments(self) -> None:
         """Give the optimizers their moments, as after a first step."""
@@ -374,25 +412,35 @@ class _Stage:
             trainable.optimizer.step()
             trainable.zero_grad()
 
-    def build_objective(self, states: States, texts: list[str]) -> Objective:
+    def build_objective(self, window: Window) -> Objective:
         """The algorithm's objective; for DPO and GRPO, which select states by rewards, one that costs the same."""
-        algorithm, base, path = self.algorithm, self.base, self.base.backbone.path
+        algorithm, base, path, asked = self.algorithm, self.base, self.base.backbone.path, self.asked
+        if isinstance(algorithm, Surrogate):
+            with torch.no_grad():
+                x0, texts = window.states.x0[-1, :1], window.prompts[:1]
+                score = self.count_flops(self.cost, lambda: algorithm.reward.score_samples(x0, texts, 1))
+            self.plan.work["reward"] = score * algorithm.config.samples
+            return Objective(algorithm.compute_loss)
         if not isinstance(algorithm, DPO | GRPO):
             assert algorithm is not None
-            return algorithm.build_objective(states, texts)
-        algorithm.reward.score_samples(states.x0[-1], texts, algorithm.group_size)
+            return algorithm.build_objective(window)
         needs_reference = self.stage.rl is not None and self.stage.rl.needs_reference()
+        share = math.ceil(asked.states // asked.inner_updates / asked.block / self.ranks) * asked.block
+        part = min(share, window.micro_batch or share)
+        steps, count = window.states.x0.shape[:2]
+        pairs = torch.arange(min(share, 2 * part)) % (steps * count)
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            step = Renoising(path, batch.t, batch.t, self.config.student.eta)
-            actions = Actions(torch.ones_like(batch.t, dtype=torch.bool), batch.x_t, batch.x_t, step)
-            value = actions.log_prob(x0).mean()
+            x_next = batch.x_t[:, None].expand(-1, max(1, asked.branches), -1, -1, -1)
+            here = replace(batch, rows=slice(0, len(batch.t)))
+            actions = Actions(x_next, batch.t, path, self.config.student.eta)
+            value = actions.log_prob(here, x0).mean()
             if needs_reference:
-                value = value - actions.log_prob(base.reference(batch.x_t, batch.t, batch.c)).mean()
+                reference = base.reference(batch.x_t, batch.t, batch.c)
+                value = value - actions.log_prob(here, reference).mean()
             return value * batch.share, {}
 
-        count = states.x0.shape[1]
-        return Objective(loss, torch.arange(count // self.block * self.block).view(-1, self.block))
+        return Objective(loss, [select_states(window.states, window.c, pairs, most=window.micro_batch)])
 
     def count_reward(self, cost: CostCounter, objective: Objective, batch: Batch) -> float:
         """FLOPs of ReFL's reward for one part of a batch: decoder and rewards, forward and backward."""

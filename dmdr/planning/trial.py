@@ -35,8 +35,7 @@ def try_update(run: Run, state: TrainState, *, limit: float) -> Trial:
         NonFinite: a loss or a gradient is not a number.
     """
     whole = run.training.batch_size
-    least = 1 if run.rl is None else run.rl.algorithm.block
-    first = _try(run, state, samples=min(least, whole), whole=whole)
+    first = _try(run, state, samples=1, whole=whole)
     if first.samples == whole or first.whole > limit:
         return first
     return _try(run, state, samples=whole, whole=whole)

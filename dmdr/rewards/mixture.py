@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from dmdr.backbones.protocol import Backbone
-from dmdr.config.training import RL
+from dmdr.config.rl import RL
 from dmdr.errors import ConfigError
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.protocol import Reward

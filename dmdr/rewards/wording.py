@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dmdr.config.training import Preference
+from dmdr.config.rl import Preference
 from dmdr.rewards.dual_encoder import DualEncoder
 from dmdr.rewards.protocol import Reward
 from dmdr.rollout import generator_for

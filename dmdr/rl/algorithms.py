@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dmdr.config import training as config_of
-from dmdr.config.training import AnyRL
+from dmdr.config import rl as config_of
+from dmdr.config.rl import AnyRL
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Algorithm
 from dmdr.rl.refl import ReFL
+from dmdr.rl.surrogate import Surrogate
 from dmdr.shared_base import SharedBase
 
 
@@ -19,12 +20,11 @@ def build_algorithm(
     weights: Mapping[str, str] | None = None,
     *,
     seed: int = 0,
-    eta: float = 1.0,
 ) -> Algorithm:
-    """ReFL, DPO or GRPO over one SharedBase.
+    """ReFL, DPO, GRPO or the surrogate over one SharedBase.
 
     weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
-    that a preference draws. eta: of rollouts.
+    that a preference draws.
 
     Raises:
         ConfigError: a reward is unknown or broken.
@@ -32,6 +32,8 @@ def build_algorithm(
     """
     if isinstance(config, config_of.ReFL):
         return ReFL(config, base, weights, seed=seed)
+    if isinstance(config, config_of.Surrogate):
+        return Surrogate(config, base, weights, seed=seed)
     if isinstance(config, config_of.DPO):
-        return DPO(config, base, weights, seed=seed, eta=eta)
-    return GRPO(config, base, weights, seed=seed, eta=eta)
+        return DPO(config, base, weights, seed=seed)
+    return GRPO(config, base, weights, seed=seed)

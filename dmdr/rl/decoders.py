@@ -22,7 +22,7 @@ from diffusers import AutoencoderTiny
 from torch.utils.checkpoint import checkpoint
 
 from dmdr.backbones.protocol import Backbone
-from dmdr.config.training import ReFL
+from dmdr.config.rl import ReFL
 from dmdr.errors import DataError
 from dmdr.rewards.checkpoint import shorten
 from dmdr.rewards.load import load_reward

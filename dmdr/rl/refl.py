@@ -14,15 +14,17 @@ B states.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
 from dmdr import losses
-from dmdr.config.training import ReFL as ReFLConfig
+from dmdr.config.rl import ReFL as ReFLConfig
+from dmdr.optimizers import Trainable
 from dmdr.rewards.mixture import Mixture
 from dmdr.rl.decoders import load_decoder
 from dmdr.rl.objective import Figures, Objective
-from dmdr.rollout import States
+from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
 
@@ -39,7 +41,7 @@ class ReFL:
             teacher.
     """
 
-    group_size, oversampling, inner_updates, block = 1, 1.0, 1, 1
+    trained: Mapping[str, Trainable] = MappingProxyType({})
 
     def __init__(
         self, config: ReFLConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0
@@ -61,9 +63,10 @@ class ReFL:
         mixed_B = self.reward.mix(scores_B)
         return losses.refl_log(mixed_B) if self.config.map == "log" else losses.refl(mixed_B)
 
-    def build_objective(self, states: States, prompts: list[str], *, update: int = 0) -> Objective:
+    def build_objective(self, window: Window) -> Objective:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            scores_B = self.reward(self.decode(x0), [prompts[i] for i in batch.trajectory.tolist()], update=update)
+            texts = [window.prompts[index] for index in batch.trajectory.tolist()]
+            scores_B = self.reward(self.decode(x0), texts, update=window.update)
             total, figures = self.compute_loss(scores_B), compute_moments(scores_B)
             if self.pretraining:
                 regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))
@@ -71,7 +74,7 @@ class ReFL:
                 figures["loss_reference"] = regulariser
             return total * batch.share, {name: each.detach() * batch.share for name, each in figures.items()}
 
-        return Objective(loss, torch.arange(states.x0.shape[1])[:, None])
+        return Objective(loss)
 
 
 def compute_moments(scores_B: dict[str, torch.Tensor]) -> Figures:

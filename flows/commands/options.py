@@ -137,6 +137,11 @@ TuneFolder = Annotated[
     str | None, typer.Option("--out", metavar="DIR", help="folder of the results (default: tuning/RUN-STAGE)")
 ]
 
+# signal
+SignalUpdates = Annotated[
+    int, typer.Option("--updates", metavar="N", parser=parse_count, help="batches that each row is measured on")
+]
+
 # render
 ClusterConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file with execution.cluster")]
 StageOption = Annotated[StageName, typer.Option("--stage", metavar="STAGE", help=ONE_STAGE)]

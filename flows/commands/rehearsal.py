@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmdr.config.batches import describe_rollout
 from dmdr.config.identity import identity
 from dmdr.config.prompt_record import PromptRecord
+from dmdr.config.rl import Policy
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName
+from dmdr.config.training import Joint
 from dmdr.errors import ConfigError, DataError, StoreError
 from dmdr.planning.gpus import FIT, GIB, list_remedies
 from dmdr.teacher.load import digest_teacher, find_teacher_of
@@ -261,9 +262,12 @@ class Rehearsal:
     def _share_batch(self, stage: StageName) -> Config:
         """The config with the batch that one process trains on. One look of the watch is enough."""
         training, ranks = self.config.training_of(stage), self.config.count_ranks(stage)
-        block = describe_rollout(self.config.joint.rl if stage == "joint" else None).block
-        share = math.ceil(training.batch_size / ranks / block) * block
-        return self.config.model_copy(update={stage: training.model_copy(update={"batch_size": share})})
+        changes: dict[str, object] = {"batch_size": math.ceil(training.batch_size / ranks)}
+        if isinstance(training, Joint) and isinstance(training.rl, Policy):
+            groups = math.ceil(training.rl.batch / training.rl.group_size / ranks)
+            shares = {"batch": groups * training.rl.group_size, "states": math.ceil(training.rl.states / ranks)}
+            changes["rl"] = training.rl.model_copy(update=shares)
+        return self.config.model_copy(update={stage: training.model_copy(update=changes)})
 
     def _describe(self, stage: StageName, share: int, trial: Trial) -> str:
         updates, ranks = self.config.training_of(stage).updates, self.config.count_ranks(stage)

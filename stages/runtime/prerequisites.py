@@ -17,9 +17,9 @@ from pathlib import Path
 from dmdr.config.evaluation import JUDGES
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.reward_weights import OF
+from dmdr.config.rl import ReFL
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName
-from dmdr.config.training import ReFL
 from dmdr.config.worlds import OF_METRIC, name_world, refuse_other_worlds
 from dmdr.errors import ConfigError, InputMissing, doing
 from dmdr.lab.origin import read_world

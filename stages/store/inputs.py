@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dmdr.config.rl import ReFL
 from dmdr.config.run import Config
 from dmdr.config.stages import STAGES, StageName, list_reads
-from dmdr.config.training import ReFL
 from dmdr.errors import ConfigError, InputMissing
 from dmdr.rewards import weights
 from dmdr.rl.tiny_decoder import find_tiny_decoder

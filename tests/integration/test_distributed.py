@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError
 from stages.runtime import ranks
 from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage
-from tests.support.training_results import TRAINING, assert_same
+from tests.support.training_results import TRAINING, assert_same, results
 
 pytestmark = pytest.mark.process
 
@@ -42,7 +43,13 @@ def together(tiny_config: Callable[..., Path], processes: int, sharding: str = "
             "lora",
             ("fsdp",),
             {
-                "rl": {"algorithm": "grpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                "rl": {
+                    "algorithm": "grpo",
+                    "weight": 2.0,
+                    "branches": 3,
+                    "states": 3,
+                    "rewards": {"lab-conv": 1.0},
+                },
                 "batch_size": 5,
             },
         ),
@@ -50,7 +57,14 @@ def together(tiny_config: Callable[..., Path], processes: int, sharding: str = "
             "full",
             ("none",),
             {
-                "rl": {"algorithm": "dpo", "weight": 2.0, "group_size": 3, "rewards": {"lab-conv": 1.0}},
+                "rl": {
+                    "algorithm": "dpo",
+                    "weight": 2.0,
+                    "branches": 0,
+                    "batch": 6,
+                    "group_size": 3,
+                    "rewards": {"lab-conv": 1.0},
+                },
                 "batch_size": 6,
                 "distribution_matching": False,
             },
@@ -59,7 +73,7 @@ def together(tiny_config: Callable[..., Path], processes: int, sharding: str = "
     ids=["refl-matched-watched", "grpo-lora", "dpo-alone"],
 )
 def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings, joint):
-    """Ranks get 1 and 2 states of a batch of 3; those that were followed by an action differ in number, too."""
+    """Ranks get 1 and 2 states of a batch of 3, of distribution matching's and of RL's."""
     student = {"steps": 2, "form": form, **({"lora_rank": 4} if form == "lora" else {})}
     alone, both = tmp_path / "1", tmp_path / "2"
 
@@ -83,6 +97,23 @@ def test_two_processes_end_where_one_does(tiny_config, tmp_path, form, shardings
         run("joint", both, 2, sharding)
         assert_same(both, alone, "joint")
         shutil.rmtree(both / "tiny/joint")
+
+
+def test_distillation_is_the_same_bits_beside_rl_of_weight_0_in_two_processes(tiny_config, tmp_path):
+    """Branches of GRPO, whose gradient each rank sums apart."""
+    sealed, store, alone = [], tmp_path / "store", load_config(together(tiny_config, 1))
+    for stage in ("prompts", "cold_start"):
+        run_stage(alone, store, stage)
+    for weighted in (None, {"algorithm": "grpo", "weight": 0.0, "branches": 3, "states": 3}):
+        rl = None if weighted is None else {**weighted, "rewards": {"lab-conv": 1.0}}
+        config = together(tiny_config, 2, joint={**TRAINING, "updates": 2, "dynamic": {"updates": 2}, "rl": rl})
+        finish(command("joint", config, store))
+        weights, rows = results(store, "joint")
+        sealed.append((weights, [row["loss_dm"] for row in rows]))
+        shutil.rmtree(store / "tiny/joint")
+    (expected, losses), (beside, losses_beside) = sealed
+    assert losses == losses_beside and expected.keys() == beside.keys()
+    assert all(torch.equal(expected[name], beside[name]) for name in expected)
 
 
 def test_torchrun_may_start_the_ranks(tiny_config, tmp_path, monkeypatch):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dmdr import distributed
-from dmdr.config.batches import check_split, count_parts, describe_rollout
+from dmdr.config.batches import RLBatch, check_split, count_parts, count_rl, count_student_forwards
 from dmdr.config.load import load_config
-from dmdr.config.training import DPO, GRPO, Optimizer, ReFL, Training
+from dmdr.config.rl import DPO, GRPO, ReFL
+from dmdr.config.training import Joint, Optimizer
 from dmdr.errors import ConfigError
-from dmdr.rl import dpo, grpo, refl
 
 RATE = {"learning_rate": 1e-4}
 TRAINING = {"updates": 2, "batch_size": 4, "fake_updates": 2, "student": RATE, "fake_score": RATE}
@@ -58,32 +58,39 @@ def test_what_can_be_shared_is_not(tiny_config: Callable[..., Path]):
     load_config(tiny_config(cold_start=larger, joint=larger, execution=on_nodes(2, 2)))
 
 
-def test_pairs_and_groups_stay_together():
-    training = Training(
-        updates=1, batch_size=4, fake_updates=5, student=Optimizer(**RATE), fake_score=Optimizer(**RATE)
-    )
-    preferences = DPO(algorithm="dpo", weight=1.0, rewards={"lab-conv": 1.0}, group_size=4)
-    check_split("joint", training, preferences, steps=2, ranks=2, micro_batch=None)
-    with pytest.raises(ConfigError, match="cannot be split over 4 processes in blocks of 2; make it 8 or more"):
-        check_split("joint", training, preferences, steps=2, ranks=4, micro_batch=None)
+GROUPS = {"weight": 1.0, "rewards": {"lab-conv": 1.0}, "branches": 0, "batch": 12, "group_size": 6}
+STATES = {"weight": 1.0, "rewards": {"lab-conv": 1.0}, "branches": 4, "states": 9}
 
 
-def test_the_algorithms_ask_for_what_the_settings_say():
-    of_group = {"weight": 1.0, "rewards": {"lab-conv": 1.0}, "group_size": 6}
-    asked = describe_rollout(DPO(algorithm="dpo", **of_group))
-    assert (asked.inner_updates, asked.block) == (dpo.DPO.inner_updates, dpo.DPO.block)
-    assert (asked.group_size, asked.oversampling) == (6, 3.0)
-    asked = describe_rollout(GRPO(algorithm="grpo", inner_updates=2, **of_group))
-    assert (asked.oversampling, asked.block) == (grpo.GRPO.oversampling, grpo.GRPO.block)
-    assert (asked.group_size, asked.inner_updates) == (6, 2)
-    asked = describe_rollout(ReFL(algorithm="refl", weight=1.0, rewards={"lab-conv": 1.0}))
-    known = refl.ReFL
-    assert (asked.group_size, asked.oversampling, asked.inner_updates, asked.block) == (
-        known.group_size,
-        known.oversampling,
-        known.inner_updates,
-        known.block,
-    )
+@pytest.mark.parametrize(
+    ("rl", "ranks", "micro_batch", "said"),
+    [
+        (DPO(algorithm="dpo", **GROUPS), 2, None, None),
+        (DPO(algorithm="dpo", **GROUPS), 3, None, "joint.rl.batch 12 cannot be shared evenly among 3 processes"),
+        (GRPO(algorithm="grpo", **STATES), 3, None, None),
+        (GRPO(algorithm="grpo", **STATES), 3, 4, None),
+        (GRPO(algorithm="grpo", **STATES), 4, None, "joint.rl.states 9 cannot be shared evenly among 4 processes"),
+    ],
+    ids=["groups", "too few groups", "states", "states in parts", "too few states"],
+)
+def test_what_rl_samples_is_shared_too(rl, ranks, micro_batch, said):
+    training = Joint(updates=1, batch_size=12, fake_updates=5, student=Optimizer(**RATE), fake_score=Optimizer(**RATE))
+    if said is None:
+        check_split("joint", training, rl, steps=4, ranks=ranks, micro_batch=micro_batch)
+    else:
+        with pytest.raises(ConfigError, match=said):
+            check_split("joint", training, rl, steps=4, ranks=ranks, micro_batch=micro_batch)
+
+
+def test_what_rl_samples_and_trains_is_what_the_settings_say():
+    assert count_rl(DPO(algorithm="dpo", **GROUPS), 4) == RLBatch(12, 6, states=2 * 2 * 3, block=2)
+    inner = GRPO(algorithm="grpo", inner_updates=2, **GROUPS)
+    assert count_rl(inner, 4) == RLBatch(12, 6, states=36, inner_updates=2)
+    assert count_rl(GRPO(algorithm="grpo", **STATES), 4) == RLBatch(states=9, branches=4)
+    assert count_rl(ReFL(algorithm="refl", weight=1.0, rewards={"lab-conv": 1.0}), 4) == count_rl(None, 4) == RLBatch()
+    assert count_student_forwards(GRPO(algorithm="grpo", **STATES), 4) == 4 * 3 * (3 + 2 + 1)
+    hybrid = GRPO(algorithm="grpo", hybrid=True, **STATES | {"states": 8})
+    assert count_student_forwards(hybrid, 4) == 4 * 2 * (3 + 2 + 1)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])

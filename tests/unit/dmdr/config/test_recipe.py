@@ -8,8 +8,8 @@ import yaml
 from dmdr.config.changes import apply_changes, parse_changes
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
+from dmdr.config.rl import ReFL
 from dmdr.config.stages import STAGES
-from dmdr.config.training import ReFL
 from dmdr.errors import ConfigError
 from stages.store.sealed_settings import _put
 

@@ -40,14 +40,33 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
     ("joint", "sections", "message"),
     [
         ({"rl": {"weight": 1.0, "rewards": {"lab-conv": 1.0}}}, {}, "joint.rl.algorithm is missing; set one of refl"),
-        ({"rl": {**REFL, "algorithm": "ppo"}}, {}, "joint.rl.algorithm is ppo; set one of refl, dpo, grpo"),
-        ({"rl": {**GRPO, "group_size": 1}}, {}, "joint.rl.group_size: .*greater than or equal to 2, got 1"),
-        ({"rl": {**DPO, "group_size": 1}}, {}, "joint.rl.group_size: .*greater than or equal to 2, got 1"),
+        ({"rl": {**REFL, "algorithm": "ppo"}}, {}, "joint.rl.algorithm is ppo; set one of refl, dpo, grpo, surrogate"),
+        (
+            {"rl": {**GRPO, "branches": 0, "group_size": 1}},
+            {},
+            "joint.rl.group_size: .*greater than or equal to 2",
+        ),
+        (
+            {"rl": {**DPO, "branches": 0, "group_size": 1}},
+            {},
+            "joint.rl.group_size: .*greater than or equal to 2",
+        ),
         ({"rl": {**GRPO, "grup_size": 4}}, {}, "unknown key joint.rl.grup_size; did you mean group_size"),
         ({"rl": {**REFL, "group_size": 4}}, {}, "unknown key joint.rl.group_size; known keys: .*pretraining"),
         ({"rl": {**GRPO, "clip_range": 0.1}}, {}, "clip_range does nothing with inner_updates 1.*inner_updates to 2"),
-        ({"rl": {**REFL, "weight": 0.0}}, {}, "joint.rl.weight: .*greater than 0, got 0.0"),
-        ({"rl": DPO, "batch_size": 3}, {}, "joint.batch_size is 3; DPO trains on pairs, so make it even"),
+        ({"rl": {**REFL, "weight": -1.0}}, {}, "joint.rl.weight: .*greater than or equal to 0, got -1.0"),
+        (
+            {"rl": {**GRPO, "group_size": 4}},
+            {},
+            "group_size is for whole trajectories and .*branches is 8; drop it",
+        ),
+        ({"rl": {**DPO, "batch": 4}}, {}, "joint.rl.batch is for whole trajectories"),
+        ({"rl": {**GRPO, "branches": 0, "states": 4}}, {}, "joint.rl.states is for branches and .*branches is 0; drop"),
+        ({"rl": {**GRPO, "branches": 1}}, {}, "joint.rl.branches is 1, and one has nothing to compare with"),
+        ({"rl": {**GRPO, "branches": 0, "batch": 9}}, {}, "batch 9 is not a multiple of .*group_size 8; make it 16"),
+        ({"rl": {**GRPO, "branches": 0, "hybrid": True}}, {}, "joint.rl.hybrid needs branches and .*branches is 0"),
+        ({"rl": {**GRPO, "inner_updates": 2}}, {}, "inner_updates 2 needs as many batches of joint.fake_updates 2"),
+        ({"rl": {**REFL, "matching": 4}}, {}, "joint.rl.matching is set but joint.rl.weight_is is fixed"),
         ({"rl": GRPO}, {"student": {"steps": 1}}, "grpo learns from the renoising steps and student.steps 1 has none"),
         ({"rl": DPO}, {"student": {"steps": 1}}, "dpo learns from the renoising steps and student.steps 1 has none"),
         (
@@ -103,12 +122,12 @@ def test_refused_in_one_line(changed, joint, sections, message):
 
 @pytest.mark.parametrize("rl", [REFL, GRPO, {**GRPO, "inner_updates": 2, "clip_range": 0.1}, DPO, None])
 def test_every_row_of_table_5_is_a_config(changed, rl):
-    config = load_config(changed({"rl": rl}))
+    config = load_config(changed({"rl": rl, "fake_updates": 3}))
     if rl is None:
         assert config.joint.rl is None
         return
     assert config.joint.rl.algorithm == rl["algorithm"] and config.joint.distribution_matching
-    alone = load_config(changed({"rl": rl, "distribution_matching": False}))
+    alone = load_config(changed({"rl": rl, "fake_updates": 3, "distribution_matching": False}))
     assert identity(alone, "joint") != identity(config, "joint"), "another result, another identity"
     assert identity(alone, "cold_start") == identity(config, "cold_start"), "both start from the same cold start"
 

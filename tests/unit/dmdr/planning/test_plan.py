@@ -100,8 +100,9 @@ CASES = {  # student, joint, execution, the rest
         {"micro_batch_size": 3, "gradient_checkpointing": True},
         {},
     ),
-    "grpo": (FULL, {"rl": {"algorithm": "grpo", "group_size": 4, **REWARDS}}, {}, {}),
-    "dpo": (LORA, {"rl": {"algorithm": "dpo", "group_size": 4, **REWARDS}}, {}, {}),
+    "grpo": (FULL, {"rl": {"algorithm": "grpo", "branches": 4, "states": 6, **REWARDS}}, {}, {}),
+    "dpo": (LORA, {"rl": {"algorithm": "dpo", "branches": 0, "batch": 8, "group_size": 4, **REWARDS}}, {}, {}),
+    "surrogate": (FULL, {"rl": {"algorithm": "surrogate", "samples": 8, **REWARDS}}, {}, {}),
     "rl-alone": (
         FULL,
         {"rl": {"algorithm": "refl", "pretraining": 1.0, **REWARDS}, "distribution_matching": False},

@@ -248,7 +248,7 @@ def test_a_run_trains_on_some_and_reports_all(tiny_config, tmp_path, weights_of,
     every = [name for name, needed in reward_weights.OF_REWARD.items() if needed]
     training = yaml.safe_load(tiny_config().read_text())["joint"]
     shares = {"dfn-clip": 1.0, "hpsv2.1": 1.0}
-    group = {} if algorithm == "refl" else {"group_size": 2}
+    group = {} if algorithm == "refl" else {"branches": 2, "states": 1}
     rl = {"algorithm": algorithm, "weight": 1.0, "weight_is": "matched", "rewards": shares, **group}
     watch = {"reward": "pickscore", "every": 1, "prompts": 2}
     config = load_config(

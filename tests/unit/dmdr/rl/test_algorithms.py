@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from statistics import median
 
 import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from dmdr import losses
-from dmdr.config import training as config_of
+from dmdr.config import rl as config_of
+from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Joint, Optimizer
 from dmdr.errors import ConfigError
 from dmdr.path import FlowPath, VPPath
+from dmdr.rl.actions import Actions, follow_trajectories
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
-from dmdr.rl.objective import Actions, RLTerm, find_actions
+from dmdr.rl.objective import RLTerm
 from dmdr.rl.refl import ReFL
-from dmdr.rollout import Renoising, noise_for
+from dmdr.rl.surrogate import Surrogate
+from dmdr.rollout import Renoising, noise_for, prompt_order
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.train import Run, prompt_order, roll_out_prompts, select_batches, training_step
-from dmdr.update import FigureSums, select_states
+from dmdr.train import Run, roll_out_prompts, select_batches, training_step
+from dmdr.update import Batch, FigureSums, select_states
 from tests.support.few_prompts import FewPrompts
 from tests.support.tiny_teachers import copy_teacher
 
@@ -31,14 +35,19 @@ PROMPTS = ["a red circle", "two blue squares", "a green cross", "a yellow triang
 PATHS = {"flow": FlowPath(), "vp": VPPath(torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0))}
 MAKE = {
     "refl": (ReFL, config_of.ReFL, {}),
-    "dpo": (DPO, config_of.DPO, {"group_size": 4}),
-    "grpo": (GRPO, config_of.GRPO, {"group_size": 4}),
+    "dpo": (DPO, config_of.DPO, {"branches": 0, "batch": 6, "group_size": 3}),
+    "grpo": (GRPO, config_of.GRPO, {"branches": 0, "batch": 6, "group_size": 3}),
+    "dpo-branches": (DPO, config_of.DPO, {"branches": 3, "states": 3}),
+    "grpo-branches": (GRPO, config_of.GRPO, {"branches": 3, "states": 3}),
 }
+MAKE["surrogate"] = (Surrogate, config_of.Surrogate, {"samples": 8, "steps": 2, "width": 8})
+POLICIES = ["dpo", "grpo", "dpo-branches", "grpo-branches"]
 
 
 def settings(algorithm: str, **changes):
     _, kind, defaults = MAKE[algorithm]
-    return kind(**{"algorithm": algorithm, "weight": 1.0, "rewards": {"lab-conv": 1.0}, **defaults, **changes})
+    named = {"algorithm": algorithm.removesuffix("-branches"), "weight": 1.0, "rewards": {"lab-conv": 1.0}}
+    return kind(**{**named, **defaults, **changes})
 
 
 def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True, **changes) -> tuple[Run, TrainState]:
@@ -51,6 +60,9 @@ def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True
     made_of = MAKE[algorithm][0](rl, base)
     for reward in made_of.reward.rewards.values():
         reward.scale, reward.bias = 4.0, 0.0  # as shipped, it is sure that images of an untrained teacher are wrong
+    if isinstance(made_of, Surrogate):
+        made_of.network.double()
+        made_of.average.double()
     networks = (backbone.network, base.student_network, backbone.pipe.vae, *made_of.reward.rewards.values())
     for network in (*networks, *([] if rank else [base.reference_network])):
         network.double()
@@ -76,7 +88,7 @@ def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True
         rl=RLTerm(made_of, rl),
         distribution_matching=distil,
     )
-    return run, TrainState(base, training, ema=0.5)
+    return run, TrainState(base, training, ema=0.5, beside=made_of.trained)
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.4])
@@ -85,8 +97,8 @@ def test_log_probabilities_are_those_of_torch(path, eta):
     generator = torch.Generator().manual_seed(3)
     x_t, x0, x_next = (torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3))
     t, t_next = torch.tensor([0.6, 0.8, 1.0]).double(), torch.tensor([0.3, 0.7, 0.9]).double()
-    actions = Actions(torch.ones(3, dtype=torch.bool), x_t, x_next, Renoising(path, t, t_next, eta))
-    ours = actions.log_prob(x0)
+    actions = Actions(x_next[:, None], t_next, path, eta)
+    ours = actions.log_prob(Batch(x_t, x0, t, {}, t, t, slice(0, 3), of=3), x0)[:, 0] * x0[0].numel()
     for index in range(3):
         signal, spread = (float(each[index]) for each in path.signal_and_spread(t_next))
         signal_t, spread_t = (float(each[index]) for each in path.signal_and_spread(t))
@@ -159,42 +171,38 @@ def test_preferences_of_two_images():
 
 
 def prepared(run: Run, *, moved: float = 0.0):
-    """(x0 as a leaf, batch, objective) of one window, x0 moved away from the rollout's by noise."""
-    states, c, texts = roll_out_prompts(run, 0)
-    objective = run.rl.algorithm.build_objective(states, texts)
-    ((batch,), *_) = select_batches(run, 0, states, c, objective).student
+    """(x0 as a leaf, batch, objective) of one update, x0 moved away from the rollout's by noise."""
+    window, window_rl = roll_out_prompts(run, 0)
+    objective = run.rl.algorithm.build_objective(window_rl)
+    ((batch,), *_) = objective.batches or select_batches(run, window).student
     noise = noise_for(9, "moved", shape=tuple(batch.x0.shape)).double()
-    return (batch.x0 + moved * noise).requires_grad_(True), batch, objective, states
+    return (batch.x0 + moved * noise).requires_grad_(True), batch, objective, window_rl
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
 def test_policy_gradient_is_the_weighted_score_function(tiny_folder, algorithm):
     """d log pi / d x0 = signal (x_next - signal x0) / spread^2, weighted by advantage or by the sigmoid."""
     run, _ = made(tiny_folder, algorithm, **({"beta": 5.0} if algorithm == "dpo" else {}))
-    x0, batch, objective, states = prepared(run)
+    x0, batch, objective, window = prepared(run)
+    states = window.states
     loss, _ = objective.loss(x0, batch)
     loss.backward()
     images = run.base.backbone.decode(states.x0[-1])
     (reward,) = run.rl.algorithm.reward.rewards.values()
-    r = reward(
-        images, [PROMPTS[i] for i in prompt_order(0, "joint", 0, len(images) // 4, len(PROMPTS)) for _ in range(4)]
-    )
-    groups = r.view(-1, 4)
+    assert len(images) == 6 and set(window.prompts[:3]) != set(window.prompts[3:])
+    r = reward(images, window.prompts)
+    groups = r.view(-1, 3)
     advantage = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, correction=0, keepdim=True) + 1e-4)).flatten()
-    acting = [row for row in range(len(x0)) if batch.step[row] < 3]
-    assert 0 < len(acting) < len(x0) or algorithm == "dpo"
+    assert len(x0) == {"grpo": 3 * 6, "dpo": 3 * 4}[algorithm] and int(batch.step.max()) == 2, "every action, no more"
     for row in range(len(x0)):
-        if row not in acting:
-            assert not x0.grad[row].any(), "the last step is no action"
-            continue
         step, trajectory = int(batch.step[row]), int(batch.trajectory[row])
         signal, spread = (float(v) for v in run.base.backbone.path.signal_and_spread(states.times[step + 1]))
         score = signal * (states.x_t[step + 1, trajectory] - signal * batch.x0[row]) / spread**2 / x0[0].numel()
         if algorithm == "grpo":
-            expected = -advantage[trajectory] * score / len(acting)
+            expected = -advantage[trajectory] * score / len(x0)
         else:
-            best = groups[trajectory // 4].argmax() == trajectory % 4
-            expected = (-1 if best else 1) * 2.5 * score / (len(acting) / 2)
+            best = groups[trajectory // 3].argmax() == trajectory % 3
+            expected = (-1 if best else 1) * 2.5 * score / (len(x0) / 2)
         assert torch.allclose(x0.grad[row], expected, rtol=1e-4, atol=1e-12)
 
 
@@ -211,7 +219,7 @@ class Constant(torch.nn.Module):
         return torch.full(self.shape or (len(images),), self.value)
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
+@pytest.mark.parametrize("algorithm", POLICIES)
 def test_equal_rewards_give_exactly_no_gradient(tiny_folder, algorithm):
     run, _ = made(tiny_folder, algorithm)
     run.rl.algorithm.reward.rewards["lab-conv"] = Constant()
@@ -220,13 +228,14 @@ def test_equal_rewards_give_exactly_no_gradient(tiny_folder, algorithm):
     assert x0.grad.abs().max() == 0
 
 
-def test_swapping_winner_and_loser_flips_the_gradient(tiny_folder):
-    run, _ = made(tiny_folder, "dpo", group_size=2)
+@pytest.mark.parametrize("algorithm", ["dpo", "dpo-branches"])
+def test_swapping_winner_and_loser_flips_the_gradient(tiny_folder, algorithm):
+    run, _ = made(tiny_folder, algorithm, **({"group_size": 2} if algorithm == "dpo" else {"branches": 2}))
     found = []
     for share in (1.0, -1.0):
         run.rl.algorithm.reward.shares["lab-conv"] = share
-        x0, batch, objective, states = prepared(run)
-        found.append(torch.zeros_like(states.x_t))
+        x0, batch, objective, window = prepared(run)
+        found.append(torch.zeros_like(window.states.x_t))
         objective.loss(x0, batch)[0].backward()
         found[-1][batch.step, batch.trajectory] = x0.grad
     assert found[0].abs().max() > 0 and torch.allclose(found[0], -found[1], rtol=1e-9)
@@ -288,42 +297,70 @@ def test_rl_alone_runs_no_score_and_leaves_the_fake_score(tiny_folder, algorithm
     assert "loss_dm" not in figures and "loss_fake" not in figures and math.isfinite(figures["loss_rl"])
 
 
-@pytest.mark.parametrize(("algorithm", "more"), [("refl", 0), ("grpo", 0), ("dpo", 1)])
-def test_rl_costs_no_forward_but_dpos_reference(tiny_sd3_folder, algorithm, more):
-    """Forwards of a window: the rollout's N, K - 1 + 1 of the fake score, one of the student, one of real (CFG)."""
-    run, state = made(tiny_sd3_folder, algorithm)
+@pytest.mark.parametrize("algorithm", [None, *MAKE])
+def test_an_update_costs_the_forwards_that_are_counted(tiny_sd3_folder, algorithm):
+    """Samples through a network: 12 of the rollout (3 trajectories), 2 batches of 6 and the student's for the fake
+    score, the student's 6, 12 of real (CFG); and what RL samples and trains beside them, DPO by its reference too."""
+    run, state = made(tiny_sd3_folder, algorithm or "refl")
+    run = run if algorithm else replace(run, rl=None)
     calls = []
     networks = {run.base.backbone.network, run.base.student_network, run.base.reference_network}
-    hooks = [each.register_forward_hook(lambda *_: calls.append(1)) for each in networks]
+    hooks = [each.register_forward_hook(lambda *call: calls.append(len(call[2].sample))) for each in networks]
     training_step(run, state)
     for hook in hooks:
         hook.remove()
-    assert len(calls) == 4 + 3 + 1 + 1 + more
+    config = run.rl.config if run.rl else None
+    trained = count_rl(config, 4).states * (2 if isinstance(config, config_of.DPO) else 1)
+    assert sum(calls) == 12 + 3 * 6 + 6 + 12 + count_student_forwards(config, 4) + trained
+    expected = {"grpo": 6 * 4, "dpo": 6 * 4, "grpo-branches": 3 * 3 * 2, "dpo-branches": 3 * 3 * 2}
+    assert count_student_forwards(config, 4) == expected.get(algorithm, 0)
 
 
-@pytest.mark.parametrize("algorithm", MAKE)
+@pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
+def test_distillation_is_the_same_bits_beside_any_algorithm_of_weight_0(tiny_folder, rank):
+    """Student, EMA, fake score and both optimizers after an update, and the losses, with RL and without it."""
+    run, alone = made(tiny_folder, "refl", rank=rank, weight=0.0)
+    advance(replace(run, rl=None), alone, 1)
+    expected = alone.tensors()
+    for algorithm in MAKE:
+        how = "matched" if algorithm in ("refl", "grpo-branches") else "fixed"
+        run, state = made(tiny_folder, algorithm, rank=rank, weight=0.0, weight_is=how)
+        advance(run, state, 1)
+        found = {name: value for name, value in state.tensors().items() if not name.startswith("surrogate/")}
+        assert found.keys() == expected.keys(), algorithm
+        assert all(torch.equal(found[name], expected[name]) for name in found), algorithm
+        for name in ("loss_dm", "loss_fake", "grad_fake", "renoise_mean"):
+            assert [row[name] for row in state.rows] == [row[name] for row in alone.rows], (algorithm, name)
+        assert all(row["reward_std/lab-conv"] > 0 for row in state.rows), "RL ran"
+
+
+@pytest.mark.parametrize("algorithm", ["refl", *POLICIES])
 def test_a_matched_weight_makes_the_two_gradients_equally_long(tiny_sd3_folder, algorithm):
-    run, state = made(tiny_sd3_folder, algorithm, weight=0.5, weight_is="matched")
-    first = training_step(run, state)
-    assert first["rl_weight"] * first["grad_rl"] == pytest.approx(0.5 * first["grad_dm"])
-    state.advance(first)
-    second = training_step(run, state)
-    assert second["rl_weight"] == pytest.approx(first["rl_weight"]) and "grad_rl" not in second
-    assert state.info()["rl_weight"] == pytest.approx(first["rl_weight"]), "a resumed run must not match again"
+    """By the median of the first two updates; both gradients are clipped apart, at 1 and at half the median length."""
+    run, state = made(tiny_sd3_folder, algorithm, weight=0.5, weight_is="matched", matching=2)
+    advance(run, state, 4)
+    ratios = [min(row["grad_dm"], 1.0) / row["grad_rl"] for row in state.rows]
+    medians = [ratios[0], *[median(ratios[:2])] * 3]
+    assert [row["rl_weight"] for row in state.rows] == pytest.approx([0.5 * each for each in medians])
+    for number, row in enumerate(state.rows):
+        length = median(min(each["grad_dm"], 1.0) for each in state.rows[: number + 1][-2:])
+        assert row["rl_clipped"] == float(row["rl_weight"] * row["grad_rl"] > 0.5 * length * (1 + 1e-9))
+    assert state.info()["rl_ratios"] == pytest.approx(ratios[:2]), "a resumed run must not match again"
 
 
 @pytest.mark.parametrize("algorithm", MAKE)
 def test_a_resumed_run_ends_with_the_same_bits(tiny_folder, algorithm):
-    """Three updates at once, or one, then two by a new process's state: student, EMA, fake score and weight."""
-    how = {"weight_is": "matched", **({"inner_updates": 2, "clip_range": 1e-3} if algorithm == "grpo" else {})}
+    """Two updates at once, or one, then one by a new process's state: student, EMA, fake score and weight."""
+    how = {"weight_is": "matched", "matching": 2}
+    how |= {"inner_updates": 2, "clip_range": 1e-3} if "grpo" in algorithm else {}
     run, whole = made(tiny_folder, algorithm, **how)
-    advance(run, whole, 3)
+    advance(run, whole, 2)
     first, state = made(tiny_folder, algorithm, **how)
     advance(first, state, 1)
     saved = {name: value.detach().clone() for name, value in state.tensors().items()}, state.info()
     second, resumed = made(tiny_folder, algorithm, **how)
     resumed.restore(*saved)
-    advance(second, resumed, 2)
+    advance(second, resumed, 1)
     assert resumed.info() == whole.info()
     found, expected = resumed.tensors(), whole.tensors()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
@@ -367,15 +404,16 @@ def test_the_ratio_moves_and_clips_in_inner_updates(tiny_sd3_folder):
 @pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
 def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
     run, _ = made(tiny_sd3_folder, algorithm)
-    states, c, texts = roll_out_prompts(run, 0)
-    objective = run.rl.algorithm.build_objective(states, texts)
-    assert len(texts) % 4 == 0 and all(len(set(texts[i : i + 4])) == 1 for i in range(0, len(texts), 4))
-    assert len({states.x_t[0, i].sum().item() for i in range(len(texts))}) == len(texts), "each its own noise"
-    batches = select_batches(run, 0, states, c, objective)
-    fakes, students = batches.fake_score, batches.student
-    assert [[len(part.t) for part in batch] for batch in (*fakes, *students)] == [[6], [6], [6]]
+    window, own = roll_out_prompts(run, 0)
+    objective = run.rl.algorithm.build_objective(own)
+    texts = own.prompts
+    assert len(texts) == 6 and len(set(texts[:3])) == len(set(texts[3:])) == 1
+    assert len({own.states.x_t[0, i].sum().item() for i in range(len(texts))}) == len(texts), "each its own noise"
+    batches = select_batches(run, window)
+    assert [[len(part.t) for part in batch] for batch in (*batches.fake_score, *batches.student)] == [[6], [6], [6]]
     if algorithm == "dpo":
-        step, group = students[0][0].step.view(-1, 2), students[0][0].trajectory.view(-1, 2) // 4
+        ((batch,),) = objective.batches
+        step, group = batch.step.view(-1, 2), batch.trajectory.view(-1, 2) // 3
         assert torch.equal(step[:, 0], step[:, 1]) and torch.equal(group[:, 0], group[:, 1])
 
 
@@ -383,19 +421,16 @@ def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
 def test_actions_are_what_the_sampler_drew(tiny_sd3_folder, eta):
     run, _ = made(tiny_sd3_folder, "grpo")
     run = replace(run, eta=eta)
-    states, c, _ = roll_out_prompts(run, 0)
-    (batch,) = select_states(states, c, torch.arange(states.x0[:, :, 0, 0, 0].numel()))
-    actions = find_actions(states, batch, run.base.backbone.path, eta)
-    count = states.x0.shape[1]
-    assert actions.mask.tolist() == [True] * 3 * count + [False] * count
-    fresh = noise_for(0, "joint", "rollout", 0, shape=tuple(states.x0.shape)).double()[1:].flatten(0, 1)
-    x0, t, t_next = (
-        each[actions.mask].view(-1, 1, 1, 1) if each.dim() == 1 else each[actions.mask]
-        for each in (batch.x0, batch.t, states.times.repeat_interleave(count).roll(-count))
-    )
-    old = (actions.x_t - (1 - t) * x0) / t
+    _, window = roll_out_prompts(run, 0)
+    states = window.states
+    pairs = torch.arange(3 * states.x0.shape[1])
+    (batch,) = select_states(states, window.c, pairs)
+    actions = follow_trajectories(window, run.base.backbone.path, pairs)
+    fresh = noise_for(0, "joint rl", "rollout", 0, shape=tuple(states.x0.shape)).double()[1:].flatten(0, 1)
+    t, t_next = (each.view(-1, 1, 1, 1) for each in (batch.t, actions.t_next))
+    old = (batch.x_t - (1 - t) * batch.x0) / t
     noise = eta * fresh + math.sqrt(1 - eta**2) * old
-    assert torch.allclose(actions.x_next, (1 - t_next) * x0 + t_next * noise)
+    assert torch.allclose(actions.x_next[:, 0], (1 - t_next) * batch.x0 + t_next * noise)
 
 
 def broken(monkeypatch, reward) -> None:

@@ -11,7 +11,7 @@ from diffusers import AutoencoderTiny
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
-from dmdr.config.training import ReFL
+from dmdr.config.rl import ReFL
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.rewards.load import load_reward
 from dmdr.rl import decoders

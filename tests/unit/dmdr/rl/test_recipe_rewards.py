@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmdr.config.training import DPO as DPOConfig
-from dmdr.config.training import Preference
-from dmdr.config.training import ReFL as ReFLConfig
+from dmdr.config.rl import DPO as DPOConfig
+from dmdr.config.rl import Preference
+from dmdr.config.rl import ReFL as ReFLConfig
 from dmdr.errors import ConfigError
 from dmdr.rewards.mixture import Mixture
 from dmdr.rewards.open_clip import load_open_clip
 from dmdr.rewards.wording import Wording
 from dmdr.rl.refl import ReFL
-from dmdr.rollout import States, noise_for
+from dmdr.rollout import States, Window, noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
 from tests.support.tiny_teachers import copy_teacher
@@ -86,12 +86,13 @@ def make_refl(folder, monkeypatch, rewards: dict, **settings) -> tuple[ReFL, Sha
     return ReFL(ReFLConfig(algorithm="refl", weight=1.0, rewards=shares, **settings), base, seed=5), base
 
 
-def make_batch(base: SharedBase) -> tuple[States, Batch]:
+def make_batch(base: SharedBase, update: int = 3) -> tuple[Window, Batch]:
     """Two trajectories of one step, and a batch of both."""
     x0 = noise_for(1, "x0", shape=(1, 2, *base.backbone.latent_shape))
     states = States(torch.ones(1), x0, x0)
     pairs = torch.arange(2)
-    return states, Batch(x0[0], x0[0], torch.ones(2), {}, pairs * 0, pairs, slice(0, 2), of=2, acting=0)
+    window = Window(states, {}, PROMPTS, torch.tensor([1.0, 0.0]), 1.0, seed=5, stage="joint", update=update)
+    return window, Batch(x0[0], x0[0], torch.ones(2), {}, pairs * 0, pairs, slice(0, 2), of=2)
 
 
 def test_the_hinge_is_that_of_each_reward_in_its_scale(tiny_sd3_folder, monkeypatch):
@@ -106,9 +107,9 @@ def test_the_hinge_is_that_of_each_reward_in_its_scale(tiny_sd3_folder, monkeypa
         scales={"low": 0.01},
         shares={"high": 0.3, "low": 5.0},
     )
-    states, batch = make_batch(base)
+    window, batch = make_batch(base)
     x0 = batch.x0.clone().requires_grad_(True)
-    loss, figures = refl.build_objective(states, PROMPTS, update=3).loss(x0, batch)
+    loss, figures = refl.build_objective(window).loss(x0, batch)
     with torch.no_grad():
         brightness = base.backbone.decode(batch.x0).mean(dim=(1, 2, 3))
     scores = brightness * torch.tensor([12.0, 16.0])
@@ -129,9 +130,9 @@ def test_refl_reads_what_the_config_puts_before_a_prompt(tiny_sd3_folder, monkey
     )
     for reward in rewards.values():
         reward.read.clear()  # the plain images of the check
-    states, batch = make_batch(base)
     for update in (3, 4):
-        refl.build_objective(states, PROMPTS, update=update).loss(batch.x0, batch)
+        window, batch = make_batch(base, update)
+        refl.build_objective(window).loss(batch.x0, batch)
     assert rewards["plain"].read == 2 * PROMPTS
     assert rewards["photo"].read == 2 * [f"Photo {prompt}" for prompt in PROMPTS]
     drawn = [Wording("torn", 5).draw_words(PREFERENCE, update) for update in (3, 4)]
