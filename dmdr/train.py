@@ -17,6 +17,7 @@ import torch
 from dmdr import distributed
 from dmdr.backbones.protocol import Conditioning
 from dmdr.config.batches import count_trajectories
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import NonFinite, doing
@@ -155,8 +156,10 @@ def warmup_step(run: Run, state: TrainState) -> dict[str, float]:
 def training_step(run: Run, state: TrainState) -> dict[str, float]:
     """Roll out, update the fake score K - 1 times, then student and fake score together; return the figures."""
     training, update = run.training, state.update
-    states, c, texts = roll_out_prompts(run, update)
-    objective = run.rl.algorithm.build_objective(states, texts, update=update) if run.rl else None
+    states, c, records = roll_out_prompts(run, update)
+    if run.rl:
+        run.rl.algorithm.reward.remember(state.rows)
+    objective = run.rl.algorithm.build_objective(states, records, update=update) if run.rl else None
     batches = select_batches(run, update, states, c, objective)
     state.student.set_learning_rate(learning_rate(training.student, update, training.updates))
     state.fake_score.set_learning_rate(learning_rate(training.fake_score, update, training.updates))
@@ -222,8 +225,8 @@ def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> Weig
     return WeightedLoss(objective.loss, rl.config.weight, matched=True)
 
 
-def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[str]]:
-    """The rollout of one training step: N states of M trajectories, their conditioning and the text of each.
+def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[PromptRecord]]:
+    """The rollout of one training step: N states of M trajectories, their conditioning and the record of each prompt.
 
     Each rank rolls out the trajectories of its share of the prompts; then every rank has all states.
     """
@@ -242,7 +245,7 @@ def roll_out_prompts(run: Run, update: int) -> tuple[States, Conditioning, list[
         parts.append(roll_out(run.base, c_part, times=run.times, noises=noises[:, part].to(run.times), eta=run.eta))
     x_t = gather_trajectories([part.x_t for part in parts])
     x0 = gather_trajectories([part.x0 for part in parts])
-    return States(run.times[:-1], x_t, x0), c, [record["prompt"] for record in run.prompts.records(indices)]
+    return States(run.times[:-1], x_t, x0), c, run.prompts.records(indices)
 
 
 def list_prompts(run: Run, update: int) -> list[int]:

@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter
 
 from dmdr import distributed
+from dmdr.config.reward_weights import FIGURES
 from dmdr.config.run import Config
 from dmdr.errors import doing
 from dmdr.metrics.aggregate import Conditions, build_scorecard
@@ -29,6 +30,7 @@ from dmdr.metrics.reward import RewardMetric
 from dmdr.metrics.scorecard import Model, TagMeans
 from dmdr.promptset import PromptSet
 from dmdr.rewards.lab import LabReward
+from dmdr.rewards.sources import list_sources
 from stages.evaluation.drawing import draw_model
 from stages.evaluation.evaluation_set import Attempt, EvaluationSet
 from stages.evaluation.judging import Evaluators, ImageScores, gather_scores, judge_all
@@ -137,7 +139,8 @@ def load_evaluators(attempt: Attempt) -> tuple[Evaluators, dict[str, str]]:
     """
     config = attempt.context.config
     names, device = config.evaluate.metrics, pick_device(config)
-    loaded = load_metrics(names, attempt.evaluation_set.records, device, config.weights)
+    rewards = list_sources(config, say=attempt.context.progress.say, stop=attempt.context.stop)
+    loaded = load_metrics(names, attempt.evaluation_set.records, device, rewards)
     for name, reason in loaded.missing.items():
         attempt.context.progress.say(f"{name} is left out: {reason}")
     embeddings = list_embeddings(loaded.metrics, list_trained_on(config))
@@ -147,7 +150,7 @@ def load_evaluators(attempt: Attempt) -> tuple[Evaluators, dict[str, str]]:
 def build_conditions(attempt: Attempt, missing: dict[str, str]) -> Conditions:
     """What the scorecard says besides the scores. missing: metric -> why it was not measured."""
     config, evaluation_set = attempt.context.config, attempt.evaluation_set
-    descriptions = describe_metrics(config.evaluate.metrics, config.weights)
+    descriptions = describe_metrics(config.evaluate.metrics, list_sources(config))
     facts = provenance.read_records(attempt.context)["prompts"].facts
     truncated = facts.get("truncated_evaluation", facts["truncated"])  # earlier prompts have one count of all
     assert isinstance(truncated, int)
@@ -176,9 +179,11 @@ def list_categories(metrics: list[Metric], image_scores: ImageScores) -> dict[st
 
 
 def list_trained_on(config: Config) -> set[str]:
-    """The rewards that a compared model saw in training: only the student did."""
+    """The figures that a compared model was trained to raise: only the student was."""
     rl = config.joint.rl
-    return set(rl.rewards) if rl is not None and "student" in config.evaluate.models else set()
+    if rl is None or "student" not in config.evaluate.models:
+        return set()
+    return {figure for name in rl.rewards for figure in FIGURES.get(name, (name,))}
 
 
 def list_embeddings(metrics: list[Metric], trained_on: set[str]) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:

@@ -47,6 +47,7 @@ LATER: dict[str, object] = {
     "joint.rl.decoder": "whole",
     "joint.rl.margin": None,
     "joint.rl.scales": {},
+    "joint.rl.normalise": False,
     "joint.rl.prefixes": {},
     "joint.rl.preferences": {},
     "evaluate.pipelines": {},

@@ -25,11 +25,12 @@ from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.run import Config
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale
+from dmdr.metrics.verifier import load_any_reward
 from dmdr.planning.cost import CostCounter
 from dmdr.planning.meta import Arithmetic, build_meta_backbone
 from dmdr.planning.shapes import KnownShapes
 from dmdr.promptset.encode import count_numbers
-from dmdr.rewards.load import load_reward
+from dmdr.rewards.sources import list_sources
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Actions, Figures, Objective
@@ -189,7 +190,7 @@ class _Stage:
         self.assembly, self.base, self.state = assembly, assembly.base, assembly.state
         self.algorithm = None if assembly.rl is None else assembly.rl.algorithm
         if self.stage.watch is not None:
-            self.watched = load_reward(self.stage.watch.reward, "meta", config.weights)
+            self.watched = load_any_reward(self.stage.watch.reward, "meta", list_sources(config))
         plan.load += 0 if self.base.student_is_lora else count_bytes(network.parameters())
         backbone.compute = torch.float32  # Arithmetic casts instead of autocast
         self.name_parts(cost)
@@ -265,11 +266,11 @@ class _Stage:
         held = cost.reset_peak()
         self.say("rollout")
         before = cost.flops
-        states, c, texts = roll_out_prompts(run, 0)
+        states, c, records = roll_out_prompts(run, 0)
         count = states.x0.shape[1]  # trajectories that ran; the work is scaled up from them
         plan.work["rollout"] = (cost.flops - before) / count * trajectories
         before = cost.flops
-        objective = None if self.algorithm is None else self.build_objective(states, texts)
+        objective = None if self.algorithm is None else self.build_objective(states, records)
         plan.work["reward"] = (cost.flops - before) / count * trajectories
         rollout_peak = cost.peak - held
         batches = select_batches(run, 0, states, c, objective)
@@ -374,13 +375,13 @@ class _Stage:
             trainable.optimizer.step()
             trainable.zero_grad()
 
-    def build_objective(self, states: States, texts: list[str]) -> Objective:
+    def build_objective(self, states: States, records: list[PromptRecord]) -> Objective:
         """The algorithm's objective; for DPO and GRPO, which select states by rewards, one that costs the same."""
         algorithm, base, path = self.algorithm, self.base, self.base.backbone.path
         if not isinstance(algorithm, DPO | GRPO):
             assert algorithm is not None
-            return algorithm.build_objective(states, texts)
-        algorithm.reward.score_samples(states.x0[-1], texts, algorithm.group_size)
+            return algorithm.build_objective(states, records)
+        algorithm.reward.score_samples(states.x0[-1], records, algorithm.group_size)
         needs_reference = self.stage.rl is not None and self.stage.rl.needs_reference()
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:

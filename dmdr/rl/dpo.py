@@ -12,13 +12,13 @@ P pairs of one step each, B states.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from dmdr import losses
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import DPO as DPOConfig
-from dmdr.rewards.mixture import Mixture
+from dmdr.rewards.sources import RewardSources
+from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective, action_share, find_actions, reward_groups
 from dmdr.rollout import States
 from dmdr.shared_base import SharedBase
@@ -28,7 +28,7 @@ from dmdr.update import Batch
 class DPO:
     """The RL loss of a batch of pairs: states 2i and 2i + 1 belong to one step, the winner's state first.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    weights: where the rewards of the config lie. seed: of the words
     that a preference draws. eta: of rollouts.
 
     Raises:
@@ -42,7 +42,7 @@ class DPO:
         self,
         config: DPOConfig,
         base: SharedBase,
-        weights: Mapping[str, str] | None = None,
+        weights: RewardSources | None = None,
         *,
         seed: int = 0,
         eta: float = 1.0,
@@ -51,7 +51,7 @@ class DPO:
         self.oversampling = config.group_size / 2
         self.reward = Mixture(config, base.backbone, differentiable=False, weights=weights, seed=seed)
 
-    def build_objective(self, states: States, prompts: list[str], *, update: int = 0) -> Objective:
+    def build_objective(self, states: States, prompts: list[PromptRecord], *, update: int = 0) -> Objective:
         rewards_PG, figures = reward_groups(self.reward, states, prompts, self.group_size, update=update)
         first = torch.arange(0, len(prompts), self.group_size)
         winner, loser = rewards_PG.argmax(1).cpu(), rewards_PG.argmin(1).cpu()

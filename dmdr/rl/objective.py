@@ -18,9 +18,10 @@ from typing import Protocol
 import torch
 
 from dmdr import distributed
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import RL
 from dmdr.path import Path, per_sample
-from dmdr.rewards.mixture import Mixture
+from dmdr.rl.mixture import Mixture
 from dmdr.rollout import Renoising, States
 from dmdr.update import Batch, RLLoss
 
@@ -49,9 +50,11 @@ class Algorithm(Protocol):
     oversampling: float  # trajectories rolled out for each one that is trained on
     inner_updates: int  # student updates on one rollout
     block: int  # trajectories whose states of one step must stand in one batch
+    reward: Mixture
 
-    def build_objective(self, states: States, prompts: list[str], *, update: int = 0) -> Objective:
-        """states: N steps of M trajectories, group after group. prompts: one for each of the M trajectories. update: of
+    def build_objective(self, states: States, prompts: list[PromptRecord], *, update: int = 0) -> Objective:
+        """states: N steps of M trajectories, group after group. prompts: the record of the prompt of each of the M
+        trajectories. update: of
         the stage, by which a preference draws its words."""
         ...
 
@@ -100,7 +103,7 @@ def action_share(acts: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def reward_groups(
-    reward: Mixture, states: States, prompts: list[str], group_size: int, *, update: int
+    reward: Mixture, states: States, prompts: list[PromptRecord], group_size: int, *, update: int
 ) -> tuple[torch.Tensor, Figures]:
     """Score all samples: rewards (P, G) by group, and their figures. Each group is scored by one rank."""
     groups = distributed.split_evenly(len(prompts) // group_size)
@@ -109,7 +112,7 @@ def reward_groups(
         name: distributed.all_gather(each)
         for name, each in reward.score_samples(states.x0[-1, mine], prompts[mine], group_size, update=update).items()
     }
-    return reward.mix(scores_M).view(-1, group_size), summarize_scores(scores_M)
+    return reward.mix(scores_M).view(-1, group_size), summarize_scores(scores_M) | reward.list_moments(scores_M)
 
 
 def summarize_scores(scores: dict[str, torch.Tensor]) -> Figures:

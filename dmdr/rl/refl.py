@@ -13,14 +13,14 @@ B states.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from dmdr import losses
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import ReFL as ReFLConfig
-from dmdr.rewards.mixture import Mixture
+from dmdr.rewards.sources import RewardSources
 from dmdr.rl.decoders import load_decoder
+from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective
 from dmdr.rollout import States
 from dmdr.shared_base import SharedBase
@@ -30,7 +30,7 @@ from dmdr.update import Batch
 class ReFL:
     """The RL loss of a batch: minus the mean mapped reward of the decoded x0, or the hinges of the rewards.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    weights: where the rewards of the config lie. seed: of the words
     that a preference draws.
 
     Raises:
@@ -42,7 +42,7 @@ class ReFL:
     group_size, oversampling, inner_updates, block = 1, 1.0, 1, 1
 
     def __init__(
-        self, config: ReFLConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0
+        self, config: ReFLConfig, base: SharedBase, weights: RewardSources | None = None, *, seed: int = 0
     ) -> None:
         self.base, self.config, self.pretraining = base, config, config.pretraining
         positive = config.map == "log"
@@ -61,7 +61,7 @@ class ReFL:
         mixed_B = self.reward.mix(scores_B)
         return losses.refl_log(mixed_B) if self.config.map == "log" else losses.refl(mixed_B)
 
-    def build_objective(self, states: States, prompts: list[str], *, update: int = 0) -> Objective:
+    def build_objective(self, states: States, prompts: list[PromptRecord], *, update: int = 0) -> Objective:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             scores_B = self.reward(self.decode(x0), [prompts[i] for i in batch.trajectory.tolist()], update=update)
             total, figures = self.compute_loss(scores_B), compute_moments(scores_B)

@@ -165,7 +165,7 @@ def check_requirements(config: Config) -> str:
 
 def load_all_rewards(config: Config) -> str:
     """Load each reward of joint training once."""
-    names = sorted(config.rewards("joint"))
+    names = sorted(config.list_rewards("joint"))
     load_rewards(config)
     return f"{', '.join(names)}: loaded" if names else "joint training has none"
 

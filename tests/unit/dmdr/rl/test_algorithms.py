@@ -160,8 +160,8 @@ def test_preferences_of_two_images():
 
 def prepared(run: Run, *, moved: float = 0.0):
     """(x0 as a leaf, batch, objective) of one window, x0 moved away from the rollout's by noise."""
-    states, c, texts = roll_out_prompts(run, 0)
-    objective = run.rl.algorithm.build_objective(states, texts)
+    states, c, records = roll_out_prompts(run, 0)
+    objective = run.rl.algorithm.build_objective(states, records)
     ((batch,), *_) = select_batches(run, 0, states, c, objective).student
     noise = noise_for(9, "moved", shape=tuple(batch.x0.shape)).double()
     return (batch.x0 + moved * noise).requires_grad_(True), batch, objective, states
@@ -207,7 +207,7 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.value, self.shape = value, shape
 
-    def forward(self, images, prompts):
+    def forward(self, images, prompts, metadata=()):
         return torch.full(self.shape or (len(images),), self.value)
 
 
@@ -367,8 +367,9 @@ def test_the_ratio_moves_and_clips_in_inner_updates(tiny_sd3_folder):
 @pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
 def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
     run, _ = made(tiny_sd3_folder, algorithm)
-    states, c, texts = roll_out_prompts(run, 0)
-    objective = run.rl.algorithm.build_objective(states, texts)
+    states, c, records = roll_out_prompts(run, 0)
+    objective = run.rl.algorithm.build_objective(states, records)
+    texts = [record["prompt"] for record in records]
     assert len(texts) % 4 == 0 and all(len(set(texts[i : i + 4])) == 1 for i in range(0, len(texts), 4))
     assert len({states.x_t[0, i].sum().item() for i in range(len(texts))}) == len(texts), "each its own noise"
     batches = select_batches(run, 0, states, c, objective)
@@ -399,7 +400,7 @@ def test_actions_are_what_the_sampler_drew(tiny_sd3_folder, eta):
 
 
 def broken(monkeypatch, reward) -> None:
-    monkeypatch.setattr("dmdr.rewards.mixture.load_reward", lambda name, device, addresses: reward)
+    monkeypatch.setattr("dmdr.rl.mixture.load_any_reward", lambda name, device, addresses: reward)
 
 
 @pytest.mark.parametrize(
