@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +40,11 @@ class RewardServer(ThreadingHTTPServer):
         self.turn, self.places = threading.Lock(), threading.BoundedSemaphore(1 + MOST_WAITING)
         super().__init__((host, port), _Handler)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no fault of ours; anything else is told on stderr."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
     @torch.no_grad()
     def score(self, request: ScoreRequest) -> ScoreAnswer:
         """The scores of a request.
@@ -55,7 +61,7 @@ class RewardServer(ThreadingHTTPServer):
         images = [decode_image(each) for each in request.images]
         if len({image.shape for image in images}) > 1:
             raise ValueError("the images have different sizes; send those of one size together")
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255).to(self.device)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().float().div(255).to(self.device)
         metadata = cast(Sequence[PromptRecord], request.metadata)
         try:
             with self.turn:
