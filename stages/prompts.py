@@ -26,6 +26,7 @@ from dmdr.export.rounding import check_dtype
 from dmdr.export.teacher_parity import compare_teacher
 from dmdr.export.write import check_single_file
 from dmdr.metrics.load import check_resolution
+from dmdr.metrics.verifier import TrainingPrompts
 from dmdr.promptset import spread_evenly, write_unconditional
 from dmdr.promptset.encode import DTYPES, choose_layout, convert, count_numbers
 from dmdr.teacher.load import find_teacher_of, load_teacher, note_sampler
@@ -120,11 +121,15 @@ def check_run(
     tally = Tally()
     judged = RecordSpool()  # evaluation prompts, where a metric asks what their source says of them
     keeps = needs_records(config)
+    train = TrainingPrompts(config.joint.rl.rewards if config.joint.rl else ())
     for split, record in select_records(config.prompts, tally, say, sets):
         tick()
-        if keeps and split == "evaluation":
+        if split == "train":
+            train.look(record)
+        elif keeps:
             judged.append(record)
     refuse_empty(tally.total())
+    train.refuse_lacking()
     check_training(config)
     warn_of_teacher(config, say, fetches=fetches)
     check_teacher_settings(config, fetches=fetches)

@@ -8,10 +8,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,12 +20,6 @@ from dmdr.metrics.quoted_text import list_quotes, score_text
 from dmdr.rewards.ocr_package import find_models
 
 SIDE = 480  # pixels
-
-
-class Reading(Protocol):
-    """What RapidOCR returns, as far as it is used here. txts: None where it found no text."""
-
-    txts: Sequence[str] | None
 
 
 class TextReader:
@@ -48,7 +40,10 @@ class TextReader:
 
     def __call__(self, image: np.ndarray) -> list[str]:
         """image (H, W, 3) uint8, RGB -> its lines."""
-        reading: Reading = self.engine(np.ascontiguousarray(image[:, :, ::-1]))  # which takes BGR, as OpenCV does
+        from rapidocr.utils.output import RapidOCROutput
+
+        reading = self.engine(np.ascontiguousarray(image[:, :, ::-1]))  # which takes BGR, as OpenCV does
+        assert isinstance(reading, RapidOCROutput), "its detector and its recogniser both run"
         return list(reading.txts or ())
 
 

@@ -104,30 +104,43 @@ def find_lack(name: str, record: PromptRecord) -> str:
     return f"asks for {min(foreign)}, which the lab's checker does not know" if foreign else ""
 
 
-def check_training_prompts(names: Iterable[str], records: Iterable[PromptRecord]) -> None:
-    """Refuse training prompts that a verifier among `names` cannot judge, or may not.
+class TrainingPrompts:
+    """Looks at training prompts, one after another, for what the verifiers among the rewards `names` ask of them."""
 
-    Raises:
-        ConfigError: one line that says how many, and names the first.
-    """
-    verifiers = [name for name in names if name in VERIFIERS]
-    if not verifiers:
-        return
-    held_out = {record["prompt"] for record in lab_prompts("held-out")}
-    total, lacking = 0, dict.fromkeys(verifiers, 0)
-    first: dict[str, str] = {}
-    for record in records:
-        total += 1
-        for name in verifiers:
+    def __init__(self, names: Iterable[str]) -> None:
+        self.total, self.lacking = 0, dict.fromkeys((name for name in names if name in VERIFIERS), 0)
+        self.first: dict[str, str] = {}
+        checks = any(name.startswith("lab-checker") for name in self.lacking)
+        self.held_out = {record["prompt"] for record in lab_prompts("held-out")} if checks else set[str]()
+
+    def look(self, record: PromptRecord) -> None:
+        """Look at one prompt."""
+        self.total += 1
+        for name in self.lacking:
             fault = find_lack(name, record)
-            if not fault and name.startswith("lab-checker") and record["prompt"] in held_out:
+            if not fault and name.startswith("lab-checker") and record["prompt"] in self.held_out:
                 fault = "is one of lab:held-out, on which the checker decides"
             if fault:
-                lacking[name] += 1
-                first.setdefault(name, f"{record['prompt']!r}, which {fault}")
-    for name, count in lacking.items():
-        if count:
-            raise ConfigError(
-                f"joint.rl.rewards has {name}, but {count:,} of {total:,} training prompts are not for it, the first "
-                f"{first[name]}; take them out of prompts.sources, or drop {name}"
-            )
+                self.lacking[name] += 1
+                self.first.setdefault(name, f"{record['prompt']!r}, which {fault}")
+
+    def refuse_lacking(self) -> None:
+        """
+        Raises:
+            ConfigError: a verifier cannot judge some of the prompts, or may not. It says how many, and names the first.
+        """
+        for name, count in self.lacking.items():
+            if count:
+                raise ConfigError(
+                    f"joint.rl.rewards has {name}, but {count:,} of {self.total:,} training prompts are not for it, "
+                    f"the first {self.first[name]}; take them out of prompts.sources, or drop {name}"
+                )
+
+
+def check_training_prompts(names: Iterable[str], records: Iterable[PromptRecord]) -> None:
+    """Refuse training prompts that a verifier among `names` cannot judge, or may not. Raises as TrainingPrompts."""
+    prompts = TrainingPrompts(names)
+    if prompts.lacking:
+        for record in records:
+            prompts.look(record)
+        prompts.refuse_lacking()
