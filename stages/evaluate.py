@@ -54,7 +54,7 @@ def run(context: Context) -> dict[str, object]:
 
     Writes scorecard.json, scores.jsonl, scores.parquet, speed.json, report.html, grid.png, samples/<model>-00000.tar
     with all images, images/ with those that are shown, results-<model>.jsonl as GenEval has it, and
-    answers-<model>.jsonl of DPG-Bench.
+    answers-<model>.jsonl of DPG-Bench, readings-<model>.jsonl of ocr.
 
     Raises:
         ConfigError: a metric is unknown or cannot judge these prompts.

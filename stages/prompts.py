@@ -21,6 +21,7 @@ import torch
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
+from dmdr.config.evaluation import JUDGES
 from dmdr.errors import DataError
 from dmdr.export.rounding import check_dtype
 from dmdr.export.teacher_parity import compare_teacher
@@ -81,7 +82,7 @@ def run(context: Context, sets: Sets | None = None) -> Json:
         progress.say(note)
     backbone = load_teacher(source, pick_device(context.config), resolution=teacher.resolution)
     backbone.check_resolution()
-    check_resolution(context.config.evaluate.metrics, backbone.resolution)
+    check_resolution(list_sized(context.config), backbone.resolution)
     few = context.config.student.few_steps
     backbone.check_student(few)
     compare_teacher(backbone, guidance_scale=teacher.guidance, few=few)
@@ -137,6 +138,13 @@ def check_run(
     indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
     check_evaluation(config, judged.select(indices), say)
     return tally
+
+
+def list_sized(config: settings.Config) -> tuple[str, ...]:
+    """The metrics that judge images, in evaluation and as rewards."""
+    rl = config.joint.rl
+    trained = {name.removesuffix("-soft") for name in rl.rewards} if rl else set()
+    return (*config.evaluate.metrics, *trained.intersection(JUDGES))
 
 
 def refuse_empty(counts: PromptCounts) -> None:

@@ -43,7 +43,8 @@ class TextReader:
         from rapidocr.utils.output import RapidOCROutput
 
         reading = self.engine(np.ascontiguousarray(image[:, :, ::-1]))  # which takes BGR, as OpenCV does
-        assert isinstance(reading, RapidOCROutput), "its detector and its recogniser both run"
+        if not isinstance(reading, RapidOCROutput):  # it found lines, and could read none
+            return []
         return list(reading.txts or ())
 
 

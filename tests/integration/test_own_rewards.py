@@ -11,7 +11,9 @@ import yaml
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, DataError
 from flows.commands.check import load_all_rewards
+from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
+from stages.store.sealed_settings import rebuild_config
 from tests.support.trained_run import run_stage
 
 CODE = """class Marked:
@@ -63,6 +65,9 @@ def test_metadata_reaches_it_in_training_and_in_evaluation(marked, tmp_path, alg
     card = json.loads((store / "tiny" / "evaluate" / "scorecard.json").read_text())
     assert {row["name"]: row["trained_on"] for row in card["metrics"]} == {"mine": True, "lab-mixer": False}
     assert card["about"]["mine"]["model"] == "own reward mine.py:Marked" and str(tmp_path) not in json.dumps(card)
+    records = {stage: Artifact(str(store), "tiny", stage).sealed() for stage in ("cold_start", "joint", "export")}
+    again = rebuild_config(records, "tiny", config.teacher.path, ("pipeline",))
+    assert again.joint.rl.rewards == config.joint.rl.rewards, "another export needs none of the code"
     (tmp_path / "mine.py").write_text(CODE.replace("MOST", "7"))
     with pytest.raises(ConfigError, match="reward:mine"):
         run_stage(config, store, "joint")

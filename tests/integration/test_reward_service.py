@@ -121,6 +121,7 @@ def test_a_killed_service_costs_time_and_no_bit(begun):
     assert digests(late, "joint") == digests(whole, "joint")
 
     end(service)
+    finish(command("joint", config, late))  # what is sealed needs no service
     file.write_text(CODE.replace('"1"', '"2"'))
     service = serve(file, port)
     other = finish(command("joint", config, late), code=64)  # sealed with another reward
