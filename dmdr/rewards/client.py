@@ -183,6 +183,6 @@ class RewardClient:
 
 
 def _shorten(error: HTTPError) -> str:
-    """What an error of urllib3 says, without the objects that it names."""
+    """What an error of urllib3 says, without the connection that it names first."""
     text = to_line(error, 300)
-    return to_line(text.rpartition(">: ")[2] or text, 160)
+    return to_line(text.rpartition("): ")[2] or text, 160)

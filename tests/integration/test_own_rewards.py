@@ -10,7 +10,10 @@ import yaml
 
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, DataError
+from dmdr.rewards.identity import identify_reward
+from dmdr.rewards.sources import RewardSources
 from flows.commands.check import load_all_rewards
+from stages.evaluate import find_by_digest
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
 from stages.store.sealed_settings import rebuild_config
@@ -79,3 +82,16 @@ def test_code_that_fails_in_the_middle_is_one_line(marked, tmp_path):
         run_stage(config, store, stage)
     with pytest.raises(DataError, match=r"the reward mine .* raised RuntimeError: tired \(mine.py, line 8\)"):
         run_stage(config, store, "joint")
+
+
+def test_a_reward_of_ours_is_marked_whatever_process_computed_it(tiny_config):
+    """By its digest: lab-mixer, served under another name, is trained on; lab-conv beside it is not."""
+    own = {"judge": {"url": "http://127.0.0.1:9"}}
+    joint = yaml.safe_load(tiny_config().read_text())["joint"]
+    rl = {"algorithm": "grpo", "weight": 1.0, "group_size": 2, "rewards": {"judge": 1.0}}
+    config = load_config(
+        tiny_config(rewards=own, joint={**joint, "rl": rl}, evaluate={"metrics": ["lab-mixer", "lab-conv"]})
+    )
+    digest = identify_reward("lab-mixer", RewardSources()).digest
+    assert find_by_digest({digest, "0" * 64}, config) == ["lab-mixer"]
+    assert find_by_digest(set(), config) == []

@@ -23,6 +23,7 @@ from dmdr.rewards.server import MOST_WAITING, RewardServer
 from dmdr.rewards.service import ServiceReward
 from dmdr.rewards.sources import RewardSources
 from dmdr.rewards.wire import About, ScoreRequest
+from flows.commands.check import ask_services
 
 pytestmark = pytest.mark.process  # each starts a server, in a thread
 
@@ -266,3 +267,13 @@ def test_a_wrong_request_is_refused_by_the_server(change, message):
 def test_a_reward_that_raises_in_its_process_is_one_line_here():
     with serve(ours(Reads())) as url, pytest.raises(DataError, match="failed: KeyError: 'mark'"):
         connect(url)(pictures(), PROMPTS)
+
+
+def test_dmdr_check_asks_a_service_and_does_not_wait():
+    away = OwnReward(url="http://127.0.0.1:9", wait=600.0)
+    began = time.monotonic()
+    with pytest.raises(RewardUnavailable, match="the reward judge at http://127.0.0.1:9 does not answer"):
+        ask_services(["judge"], RewardSources(own={"judge": away}))
+    assert time.monotonic() - began < 10
+    with serve(ours(Reads())) as url:
+        assert ask_services(["judge"], RewardSources(own={"judge": OwnReward(url=url)})) == {"judge": ABOUT.digest}
