@@ -19,8 +19,9 @@ from dmdr.config.rl import AnyRL
 from dmdr.config.run import Config
 from dmdr.config.training import Joint, Training, Watch
 from dmdr.hacking_alarm import Watcher
+from dmdr.metrics.verifier import load_any_reward
 from dmdr.promptset.prompts import Prompts
-from dmdr.rewards.load import load_reward
+from dmdr.rewards.sources import RewardSources, list_sources
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import RLTerm
 from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase, select_lora_targets
@@ -69,7 +70,13 @@ def is_sharded(config: Config) -> bool:
 
 
 def assemble(
-    config: Config, stage: StageConfig, backbone: Backbone, *, before: Path | None = None, device: str | None = None
+    config: Config,
+    stage: StageConfig,
+    backbone: Backbone,
+    *,
+    before: Path | None = None,
+    device: str | None = None,
+    rewards: RewardSources | None = None,
 ) -> Assembly:
     """Build the shared base, the RL algorithm and the state of a training stage.
 
@@ -77,9 +84,11 @@ def assemble(
         before: the output of the stage whose student goes on here. None begins at the config's student.start, or at the
             teacher. On meta, where weights have no values, a start changes nothing.
         device: where the ranks' shards go; needed only where the weights are sharded.
+        rewards: where they lie; None: where the config says, and nobody hears of one that is waited for.
 
     Raises:
         ConfigError: a reward is unknown or broken.
+        RewardUnavailable: the service of a reward does not answer.
         DataError, InputMissing: the start is of another model; weights of a reward are damaged or missing.
     """
     base = build_base(config, backbone)
@@ -99,7 +108,7 @@ def assemble(
         base.split(device)
     rl, beside = None, NOTHING
     if stage.rl is not None:
-        algorithm = build_algorithm(stage.rl, base, config.weights, seed=config.seed)
+        algorithm = build_algorithm(stage.rl, base, rewards or list_sources(config), seed=config.seed)
         rl, beside = RLTerm(algorithm, stage.rl), algorithm.trained
     return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema, beside=beside))
 
@@ -171,9 +180,15 @@ def build_run(
 
 
 def build_watcher(
-    config: Config, stage: StageConfig, base: SharedBase, prompts: Prompts, *, say: Callable[[str], None]
+    config: Config,
+    stage: StageConfig,
+    base: SharedBase,
+    prompts: Prompts,
+    *,
+    say: Callable[[str], None],
+    rewards: RewardSources | None = None,
 ) -> Watcher | None:
-    """The hacking alarm of a stage that has one. say: takes an alarm's line.
+    """The hacking alarm of a stage that has one. say: takes an alarm's line. rewards: as for `assemble`.
 
     Raises:
         ConfigError: no reward has that name.
@@ -187,7 +202,7 @@ def build_watcher(
     return Watcher(
         config=stage.watch,
         base=base,
-        reward=load_reward(stage.watch.reward, str(device), config.weights),
+        reward=load_any_reward(stage.watch.reward, str(device), rewards or list_sources(config)),
         prompts=prompts,
         times=backbone.student_times(config.student.few_steps).to(device),
         eta=config.student.few_steps.drawn_eta,

@@ -41,6 +41,10 @@ class StoreError(OSError):
     exit_code: ClassVar[int] = 74
 
 
+class RewardUnavailable(StoreError):
+    """A reward that another process computes does not answer. Worth a retry, from a checkpoint."""
+
+
 class Stopped(Exception):
     """The stage was told to stop, and its checkpoint holds what it had done. The same command continues from there."""
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from dmdr import distributed
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Watch
 from dmdr.promptset import spread_evenly
 from dmdr.promptset.prompts import Prompts
@@ -120,12 +121,12 @@ class Watcher:
         for start in range(0, len(indices), self.at_once):
             drawn = [index for index in indices[start : start + self.at_once] for _ in range(seeds)]
             c = backbone.collate(self.prompts.items(drawn))
-            texts = [record["prompt"] for record in self.prompts.records(drawn)]
+            records = self.prompts.records(drawn)
             noises = [noise_for(self.seed, "watch", n, i % seeds, shape=shape) for i, n in enumerate(drawn)]
             noises_SB = torch.stack(noises, dim=1).to(self.times)
             x0 = roll_out(self.base, c, times=self.times, noises=noises_SB, eta=self.eta).x0[-1]
             images = backbone.decode(x0).float()
-            scores = score_images(self.reward, images, texts)
+            scores = score_images(self.reward, images, records)
             parts = zip(images.split(seeds), scores.split(seeds), strict=True)
             rows += [measure_prompt(images_S, scores_S) for images_S, scores_S in parts]
         rows = gather_rows(rows)[:total]
@@ -145,13 +146,13 @@ def gather_rows(rows: list[Row]) -> list[Row]:
     ]
 
 
-def score_images(reward: Reward, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+def score_images(reward: Reward, images: torch.Tensor, records: list[PromptRecord]) -> torch.Tensor:
     """The reward (B,) of images (B, 3, H, W); NaN where an image has a value that is not finite."""
     sound = images.isfinite().flatten(1).all(dim=1)
     scores = torch.full((len(images),), math.nan, device=images.device)
     if sound.any():
-        texts = [prompt for prompt, is_sound in zip(prompts, sound.tolist(), strict=True) if is_sound]
-        scores[sound] = reward(images[sound], texts).float()
+        known = [record for record, is_sound in zip(records, sound.tolist(), strict=True) if is_sound]
+        scores[sound] = reward(images[sound], [record["prompt"] for record in known], known).float()
     return scores
 
 

@@ -16,6 +16,7 @@ import torch
 
 from dmdr import distributed
 from dmdr.backbones.protocol import Backbone, Conditioning
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.path import Path, per_sample
 
 
@@ -43,14 +44,14 @@ class States:
 class Window:
     """The rollout of a training step, and what it was drawn for.
 
-    states: N steps of M trajectories. c, prompts: conditioning and text of each. times: (N + 1,) of the sampler. eta:
+    states: N steps of M trajectories. c, records: conditioning and prompt of each. times: (N + 1,) of the sampler. eta:
     its share of fresh noise. seed, stage, update: what all that the step draws depends on. micro_batch: the most
     samples that a network sees at once; None: all.
     """
 
     states: States
     c: Conditioning
-    prompts: list[str]
+    records: list[PromptRecord]
     times: torch.Tensor
     eta: float
     seed: int

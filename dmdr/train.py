@@ -19,6 +19,7 @@ import torch
 from dmdr import distributed
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.batches import RLBatch, count_rl, count_trajectories
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import NonFinite, doing
@@ -164,6 +165,8 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     training, update = run.training, state.update
     window, window_rl = roll_out_prompts(run, update)
     batches = select_batches(run, window)
+    if run.rl:
+        run.rl.algorithm.reward.remember(state.rows)
     objective = run.rl.algorithm.build_objective(window_rl) if run.rl else None
     state.student.set_learning_rate(learning_rate(training.student, update, training.updates))
     state.fake_score.set_learning_rate(learning_rate(training.fake_score, update, training.updates))
@@ -235,17 +238,18 @@ def roll_out_prompts(run: Run, update: int) -> tuple[Window, Window]:
     items = run.prompts.items([*indices, *own])
     if update + 1 < run.training.updates:
         run.prepare([index for each in list_prompts(run, update + 1) for index in each])
-    texts, first = [record["prompt"] for record in records], len(indices)
-    group = run.batch_rl.group
+    first, group = len(indices), run.batch_rl.group
     windows = []
     if indices:
-        windows.append(roll_out_window(run, run.stage, update, items[:first], texts[:first], group=1))
+        windows.append(roll_out_window(run, run.stage, update, items[:first], records[:first], group=1))
     if own:
-        windows.append(roll_out_window(run, f"{run.stage} rl", update, items[first:], texts[first:], group=group))
+        windows.append(roll_out_window(run, f"{run.stage} rl", update, items[first:], records[first:], group=group))
     return windows[0], windows[-1]
 
 
-def roll_out_window(run: Run, stage: str, update: int, items: list[Item], texts: list[str], *, group: int) -> Window:
+def roll_out_window(
+    run: Run, stage: str, update: int, items: list[Item], records: list[PromptRecord], *, group: int
+) -> Window:
     """N states of a trajectory for each item; `stage` names what is drawn for them.
 
     Each rank rolls out the trajectories of its share of the groups; then every rank has all states.
@@ -263,7 +267,7 @@ def roll_out_window(run: Run, stage: str, update: int, items: list[Item], texts:
     x_t = gather_trajectories([part.x_t for part in parts])
     x0 = gather_trajectories([part.x0 for part in parts])
     states = States(run.times[:-1], x_t, x0)
-    return Window(states, c, texts, run.times, run.eta, run.seed, stage, update, run.micro_batch)
+    return Window(states, c, records, run.times, run.eta, run.seed, stage, update, run.micro_batch)
 
 
 def list_prompts(run: Run, update: int) -> tuple[list[int], list[int]]:

@@ -58,10 +58,14 @@ def init(
     teacher: options.OwnTeacher = None,
     prompts: options.PromptFile = None,
 ) -> int:
-    """Print a config for a model family and a GPU, to begin with.
+    """Print a config for a model family and a GPU, or a reward, to begin with.
 
     example: dmdr init sdxl --gpu rtx-4090 --teacher ./my-sdxl --prompts prompts.txt > my.yaml
     """
+    if family == "reward":
+        from flows.commands.own_reward import print_template
+
+        return print_template()
     from flows.commands.init import print_config
 
     return print_config(family, gpu, teacher, prompts)
@@ -136,6 +140,44 @@ def check(
     from flows.commands.check import check_config
 
     return check_config(config, run=run, store=store, changes=tuple(changes or ()))
+
+
+@app.command("check-reward", epilog=EXIT_CODES)
+def check_reward(
+    reward: options.CheckedReward,
+    weights: options.RewardWeights = None,
+    prompts: options.CheckPrompts = None,
+    device: options.RewardDevice = "cpu",
+) -> int:
+    """Check that a reward keeps what training needs of it.
+
+    One line a check: shapes, numbers, range, the same scores again, alone and in a batch, the gradient against finite
+    differences. The code of a file runs.
+
+    example: dmdr check-reward my_rewards.py:Sharpness
+    """
+    from flows.commands.own_reward import check_reward
+
+    return check_reward(reward, weights=weights or [], prompts=prompts, device=device)
+
+
+@app.command("serve-reward", epilog=EXIT_CODES)
+def serve_reward(
+    reward: options.ServedReward,
+    weights: options.RewardWeights = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
+    device: options.RewardDevice = "cpu",
+) -> int:
+    """Host a reward in a process of its own, for the joint stage of a run elsewhere.
+
+    It asks for no password: let only those reach it that may.
+
+    example: dmdr serve-reward my_rewards.py:Sharpness --port 8000
+    """
+    from flows.commands.own_reward import serve_reward
+
+    return serve_reward(reward, weights=weights or [], host=host, port=port, device=device)
 
 
 @app.command(epilog=EXIT_CODES)

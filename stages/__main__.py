@@ -140,6 +140,7 @@ def prepare(options: Options, ends: ExitStack) -> Work | int:
 def claim(options: Options, config: Config, artifact: Artifact) -> bool:
     """Claim the stage's address, and check what can be known before the stage runs. Returns whether it is sealed."""
     from dmdr.config.identity import identity
+    from dmdr.rewards.sources import list_sources
     from stages.runtime.prerequisites import check_evaluation, check_worlds, read_evaluation_prompts
     from stages.store.adoption import adopt_stage
     from stages.store.inputs import fingerprint_inputs
@@ -151,7 +152,10 @@ def claim(options: Options, config: Config, artifact: Artifact) -> bool:
         adopt_stage(artifact, options.adopt, settings, inputs)
         print(f"{stage}: the same as that of {options.adopt}, copied to {artifact.address}")
         return True
-    if artifact.claim(settings, fingerprint_inputs(config, stage, options.store, artifact.run)) is not None:
+    is_open = artifact.record() is None
+    rewards = list_sources(config, say=lambda line: print(f"{stage}: {line}", flush=True), stop=stop_signal.is_set)
+    inputs = fingerprint_inputs(config, stage, options.store, artifact.run, rewards=rewards if is_open else None)
+    if artifact.claim(settings, inputs) is not None:
         print(f"{stage}: sealed already at {artifact.address}")
         return True
     check_worlds(config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -18,8 +19,9 @@ import torch
 from pydantic import TypeAdapter
 
 from dmdr import distributed
+from dmdr.config.reward_weights import FIGURES, OF_REWARD, VERIFIERS
 from dmdr.config.run import Config
-from dmdr.errors import doing
+from dmdr.errors import InputMissing, doing
 from dmdr.metrics.aggregate import Conditions, build_scorecard
 from dmdr.metrics.description import describe_metrics
 from dmdr.metrics.dpg_bench import AnswersLine, DPGBench
@@ -28,7 +30,9 @@ from dmdr.metrics.protocol import Metric
 from dmdr.metrics.reward import RewardMetric
 from dmdr.metrics.scorecard import Model, TagMeans
 from dmdr.promptset import PromptSet
+from dmdr.rewards.identity import identify_reward
 from dmdr.rewards.lab import LabReward
+from dmdr.rewards.sources import list_sources
 from stages.evaluation.drawing import draw_model
 from stages.evaluation.evaluation_set import Attempt, EvaluationSet
 from stages.evaluation.judging import Evaluators, ImageScores, gather_scores, judge_all
@@ -52,7 +56,7 @@ def run(context: Context) -> dict[str, object]:
 
     Writes scorecard.json, scores.jsonl, scores.parquet, speed.json, report.html, grid.png, samples/<model>-00000.tar
     with all images, images/ with those that are shown, results-<model>.jsonl as GenEval has it, and
-    answers-<model>.jsonl of DPG-Bench.
+    answers-<model>.jsonl of DPG-Bench, readings-<model>.jsonl of ocr.
 
     Raises:
         ConfigError: a metric is unknown or cannot judge these prompts.
@@ -137,17 +141,18 @@ def load_evaluators(attempt: Attempt) -> tuple[Evaluators, dict[str, str]]:
     """
     config = attempt.context.config
     names, device = config.evaluate.metrics, pick_device(config)
-    loaded = load_metrics(names, attempt.evaluation_set.records, device, config.weights)
+    rewards = list_sources(config, say=attempt.context.progress.say, stop=attempt.context.stop)
+    loaded = load_metrics(names, attempt.evaluation_set.records, device, rewards)
     for name, reason in loaded.missing.items():
         attempt.context.progress.say(f"{name} is left out: {reason}")
-    embeddings = list_embeddings(loaded.metrics, list_trained_on(config))
+    embeddings = list_embeddings(loaded.metrics, list_trained_on(attempt.context))
     return Evaluators(loaded.metrics, loaded.lpips, embeddings, device), loaded.missing
 
 
 def build_conditions(attempt: Attempt, missing: dict[str, str]) -> Conditions:
     """What the scorecard says besides the scores. missing: metric -> why it was not measured."""
     config, evaluation_set = attempt.context.config, attempt.evaluation_set
-    descriptions = describe_metrics(config.evaluate.metrics, config.weights)
+    descriptions = describe_metrics(config.evaluate.metrics, list_sources(config))
     facts = provenance.read_records(attempt.context)["prompts"].facts
     truncated = facts.get("truncated_evaluation", facts["truncated"])  # earlier prompts have one count of all
     assert isinstance(truncated, int)
@@ -156,7 +161,7 @@ def build_conditions(attempt: Attempt, missing: dict[str, str]) -> Conditions:
         prompts=len(evaluation_set.records),
         seed=config.seed,
         images_per_prompt=evaluation_set.seeds,
-        trained_on=list_trained_on(config),
+        trained_on=list_trained_on(attempt.context),
         missing=missing,
         about={figure: description.to_facts() for figure, description in descriptions.items()},
         truncated=truncated,
@@ -175,10 +180,28 @@ def list_categories(metrics: list[Metric], image_scores: ImageScores) -> dict[st
     return categories
 
 
-def list_trained_on(config: Config) -> set[str]:
-    """The rewards that a compared model saw in training: only the student did."""
-    rl = config.joint.rl
-    return set(rl.rewards) if rl is not None and "student" in config.evaluate.models else set()
+def list_trained_on(context: Context) -> set[str]:
+    """The figures that a compared model was trained to raise: only the student was. A reward of DMDR that another
+    process computed is known by its digest, whatever the config calls it."""
+    config, rl = context.config, context.config.joint.rl
+    if rl is None or "student" not in config.evaluate.models:
+        return set()
+    joint = provenance.read_records(context).get("joint")
+    inputs = joint.inputs if joint is not None else {}
+    keys = [f"reward:{name}" for name in rl.rewards if name in config.rewards]
+    names = [*rl.rewards, *find_by_digest({inputs[key] for key in keys if key in inputs}, config)]
+    return {figure for name in names for figure in FIGURES.get(name, (name,))}
+
+
+def find_by_digest(digests: set[str], config: Config) -> list[str]:
+    """The rewards of DMDR that have one of these digests, of those that the scorecard measures."""
+    measured = [name for name in (*OF_REWARD, *VERIFIERS) if name.removesuffix("-soft") in config.evaluate.metrics]
+    found = []
+    for name in measured if digests else ():
+        with suppress(InputMissing):  # then it is not on the scorecard
+            if identify_reward(name, list_sources(config)).digest in digests:
+                found.append(name)
+    return found
 
 
 def list_embeddings(metrics: list[Metric], trained_on: set[str]) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:

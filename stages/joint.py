@@ -16,10 +16,12 @@ def run(context: Context) -> dict[str, object]:
     Raises:
         ConfigError, DataError: as `start_session`.
         NonFinite: training diverged.
+        RewardUnavailable: a reward in another process stayed away; a checkpoint holds everything done.
         Stopped: the stage was told to stop; a checkpoint holds everything done.
     """
     before = context.input("cold_start") if context.config.cold_start is not None else None
     session = start_session(context, "joint", before=before)
-    for row in train(session.run, session.state, stop=session.stop):
-        session.record(row)
+    with session.keep_on_outage():
+        for row in train(session.run, session.state, stop=session.stop):
+            session.record(row)
     return session.finish()

@@ -21,11 +21,13 @@ import torch
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config import run as settings
+from dmdr.config.evaluation import JUDGES
 from dmdr.errors import DataError
 from dmdr.export.rounding import check_dtype
 from dmdr.export.teacher_parity import compare_teacher
 from dmdr.export.write import check_single_file
 from dmdr.metrics.load import check_resolution
+from dmdr.metrics.verifier import TrainingPrompts
 from dmdr.promptset import spread_evenly, write_unconditional
 from dmdr.promptset.encode import DTYPES, choose_layout, convert, count_numbers
 from dmdr.teacher.load import find_teacher_of, load_teacher, note_sampler
@@ -80,7 +82,7 @@ def run(context: Context, sets: Sets | None = None) -> Json:
         progress.say(note)
     backbone = load_teacher(source, pick_device(context.config), resolution=teacher.resolution)
     backbone.check_resolution()
-    check_resolution(context.config.evaluate.metrics, backbone.resolution)
+    check_resolution(list_sized(context.config), backbone.resolution)
     few = context.config.student.few_steps
     backbone.check_student(few)
     compare_teacher(backbone, guidance_scale=teacher.guidance, few=few)
@@ -120,11 +122,15 @@ def check_run(
     tally = Tally()
     judged = RecordSpool()  # evaluation prompts, where a metric asks what their source says of them
     keeps = needs_records(config)
+    train = TrainingPrompts(config.joint.rl.rewards if config.joint.rl else ())
     for split, record in select_records(config.prompts, tally, say, sets):
         tick()
-        if keeps and split == "evaluation":
+        if split == "train":
+            train.look(record)
+        elif keeps:
             judged.append(record)
     refuse_empty(tally.total())
+    train.refuse_lacking()
     check_training(config)
     warn_of_teacher(config, say, fetches=fetches)
     check_teacher_settings(config, fetches=fetches)
@@ -132,6 +138,13 @@ def check_run(
     indices = spread_evenly(len(judged), config.evaluate.limit or len(judged))
     check_evaluation(config, judged.select(indices), say)
     return tally
+
+
+def list_sized(config: settings.Config) -> tuple[str, ...]:
+    """The metrics that judge images, in evaluation and as rewards."""
+    rl = config.joint.rl
+    trained = {name.removesuffix("-soft") for name in rl.rewards} if rl else set()
+    return (*config.evaluate.metrics, *trained.intersection(JUDGES))
 
 
 def refuse_empty(counts: PromptCounts) -> None:

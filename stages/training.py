@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +26,15 @@ from dmdr.assembly import (
     select_stage,
 )
 from dmdr.config.batches import check_split
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.stages import StageName
-from dmdr.errors import Stopped
+from dmdr.errors import RewardUnavailable, Stopped
 from dmdr.hacking_alarm import exported_ema, summarize
+from dmdr.metrics.verifier import check_training_prompts
 from dmdr.optimizers import check_optimizers
 from dmdr.promptset import PromptSet
 from dmdr.promptset.ahead import Ahead
+from dmdr.rewards.sources import list_sources
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.state import Row, StateInfo, TrainState, check_info
 from dmdr.train import Run
@@ -39,6 +44,7 @@ from stages.runtime.device import pick_device
 from stages.runtime.prompt_inputs import PromptInputs
 from stages.runtime.remaining import count_later_steps, count_update
 
+AT_ONCE = 1024  # records of prompts that are read together
 SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every reward
 
 
@@ -83,6 +89,19 @@ class Session:
             self.checkpoints.save(self.state.step, self.state.tensors(), self.state.info())
             self.saved = self.state.step
 
+    @contextmanager
+    def keep_on_outage(self) -> Iterator[None]:
+        """Write a checkpoint where a reward stays away: an update that could not score its samples changed nothing.
+
+        Raises:
+            RewardUnavailable: it stayed away.
+        """
+        try:
+            yield
+        except RewardUnavailable:
+            self.save()
+            raise
+
     def finish(self) -> dict[str, object]:
         """Write the student; return what the record says of the stage.
 
@@ -113,6 +132,7 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     Raises:
         ConfigError: the batch cannot be split over the processes, or an optimizer is missing.
         DataError: the start or a checkpoint is of another model.
+        RewardUnavailable: the service of a reward does not answer.
     """
     config, stage = context.config, select_stage(context.config, name)
     device, sharded = pick_device(config), is_sharded(config)
@@ -122,16 +142,26 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     check_optimizers(stage.training, name, split=sharded and config.student.form == "full")
     inputs = PromptInputs(context)
     backbone = inputs.load_teacher("cpu" if sharded else device)
-    assembly = assemble(config, stage, backbone, before=before, device=device)
+    rewards = list_sources(config, say=context.progress.say, stop=context.stop)
+    assembly = assemble(config, stage, backbone, before=before, device=device, rewards=rewards)
     prompts = inputs.open_encoded("train", backbone)
+    if assembly.rl is not None:
+        check_training_prompts(assembly.rl.config.rewards, read_records(inputs.open_split("train")))
+        assembly.rl.algorithm.reward.probe(prompts.records(list(range(min(3, len(prompts))))))
     step = count_update(config, stage.training)
     context.progress.expect(count_later_steps(config, name, step=step, prompts=len(inputs.open_split("evaluation"))))
-    watch = build_watcher(config, stage, assembly.base, prompts, say=context.progress.say)
+    watch = build_watcher(config, stage, assembly.base, prompts, say=context.progress.say, rewards=rewards)
     empty_prompt = PromptSet.unconditional(inputs.files)
     run = build_run(config, stage, assembly, prompts=prompts, empty_prompt=empty_prompt, watch=watch)
     if isinstance(prompts, Ahead):
         run = replace(run, prepare=prompts.prepare)
     return Session(context, stage, run, assembly.state)
+
+
+def read_records(prompts: PromptSet) -> Iterator[PromptRecord]:
+    """The records of all prompts, a shard's worth at a time."""
+    for start in range(0, len(prompts), AT_ONCE):
+        yield from prompts.records(list(range(start, min(start + AT_ONCE, len(prompts)))))
 
 
 def select_shown(row: Row) -> dict[str, float]:

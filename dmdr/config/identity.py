@@ -48,6 +48,7 @@ LATER: dict[str, object] = {
     "joint.rl.margin": None,
     "joint.rl.matching": None,
     "joint.rl.scales": {},
+    "joint.rl.normalise": False,
     "joint.rl.prefixes": {},
     "joint.rl.preferences": {},
     "evaluate.pipelines": {},

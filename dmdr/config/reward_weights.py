@@ -24,10 +24,24 @@ OF_REWARD = {  # reward -> the sets of weights that it reads; the lab's rewards 
     "clip-score-dmd2": ("clip-score",),
     **dict.fromkeys((*LAB, *FASHION), ()),
 }
-BLIND = frozenset({"aesthetic"})  # rewards that look at the image alone
+GENEVAL = ("mask2former", "clip-vit-l-14")
+# reward without a gradient that checks an image against what its prompt asks for -> the sets of weights that it reads
+VERIFIERS = {
+    "geneval": GENEVAL,
+    "geneval-soft": GENEVAL,
+    "ocr": (),
+    "lab-checker": (),
+    "lab-checker-soft": (),
+}
+FIGURES = {  # verifier -> the figures of a scorecard that measure the same, unless it is the figure of its own name
+    "geneval-soft": ("geneval",),
+    **dict.fromkeys(("lab-checker", "lab-checker-soft"), ("strict", "soft")),
+}
+BLIND = frozenset({"aesthetic", *VERIFIERS})  # rewards that do not read the words before a prompt
 OF_JUDGE = {  # metric that is not a reward -> what it reads: weights or a file of questions, which the config must name
-    "geneval": ("mask2former", "clip-vit-l-14"),
+    "geneval": GENEVAL,
+    "ocr": (),
     "dpg-bench": ("dpg-questions", "vqa"),
     "lpips": ("lpips-vgg16",),
 }
-OF = OF_REWARD | OF_JUDGE
+OF = OF_REWARD | VERIFIERS | OF_JUDGE

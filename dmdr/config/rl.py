@@ -40,6 +40,9 @@ class RL(Section):
     # reward -> what its score is multiplied by before all else. 0.01 makes cosines of dfn-clip, hpsv2.1 and clip-score,
     # whose scores are 100 times the cosine.
     scales: dict[str, Rate] = Field({})
+    # grpo, dpo and surrogate: centre each reward and divide it by its standard deviation, both over the last 100
+    # updates, so that the weights in `rewards` weigh rewards of any unit
+    normalise: bool = False
     prefixes: dict[str, Annotated[str, Field(min_length=1)]] = Field({})  # reward -> what stands before its prompts
     preferences: dict[str, Preference] = Field({})  # reward -> the words that it compares an image under
 
@@ -65,6 +68,11 @@ class RL(Section):
                 raise ValueError(
                     f"joint.rl.{key} has {other[0]}, which is not in joint.rl.rewards; drop it, or add the reward"
                 )
+        if self.normalise and self.scales:
+            raise ValueError(
+                f"joint.rl.normalise gives every reward the deviation 1, and the scale of {next(iter(self.scales))} in "
+                "joint.rl.scales would do nothing; drop one"
+            )
         for key in ("prefixes", "preferences"):
             if blind := sorted(BLIND.intersection(named[key])):
                 raise ValueError(f"joint.rl.{key} has {blind[0]}, which does not read the prompt; drop it")
@@ -90,6 +98,15 @@ class ReFL(RL):
     # the activations of one tile in memory. tiny: an AutoencoderTiny such as TAESD.
     decoder: Literal["whole", "tiled", "tiny"] = "whole"
     tiny_decoder: Address | None = None  # for tiny: a folder, or hub:OWNER/NAME@COMMIT
+
+    @model_validator(mode="after")
+    def _check_normalise(self) -> ReFL:
+        if self.normalise:
+            raise ValueError(
+                "joint.rl.normalise is for rewards that are compared within a group, and refl follows the gradient of "
+                "each; set joint.rl.scales"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_map(self) -> ReFL:

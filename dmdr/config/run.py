@@ -14,8 +14,9 @@ from dmdr.config.forms import Dtype, Form
 from dmdr.config.inputs import Prompts, Teacher
 from dmdr.config.lora import LoraForm, LoraForms
 from dmdr.config.names import NAME
-from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD
-from dmdr.config.rl import Policy
+from dmdr.config.own_rewards import OwnReward, RewardName, check_reachable, refuse_taken_name
+from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD, VERIFIERS
+from dmdr.config.rl import Policy, ReFL
 from dmdr.config.section import Address, Positive, Section
 from dmdr.config.stages import TABLE, StageName, list_compared, list_stages
 from dmdr.config.student import FakeScore, Student
@@ -92,6 +93,8 @@ class Config(Section):
     cold_start: Training | None  # None: joint training begins at student.start, without a cold start
     joint: Joint
     evaluate: Evaluate
+    # name -> a reward of your own, which the other sections then name like any other
+    rewards: dict[RewardName, OwnReward] = Field({})
     # set of weights of a reward or judge -> a file, a folder or hub:OWNER/NAME@COMMIT[/FILE]
     weights: dict[str, Address] = Field({})
     export: Export = Export()
@@ -145,7 +148,7 @@ class Config(Section):
         """What the LoRAs of fake score and student adapt, and how they begin."""
         return LoraForms(LoraForm(self.fake_score.lora_targets, self.fake_score.lora_init), self.student.lora_form)
 
-    def rewards(self, stage: StageName) -> set[str]:
+    def list_rewards(self, stage: StageName) -> set[str]:
         """The rewards that a stage computes: joint trains on some and watches one, evaluate reports some."""
         if stage == "joint":
             return {
@@ -160,9 +163,9 @@ class Config(Section):
         return self.execution.processes * (cluster.of(stage).nodes if cluster else 1)
 
     def metrics_with_weights(self, stage: StageName) -> set[str]:
-        """The rewards of a stage, and its other metrics that read weights or questions."""
+        """The rewards of a stage that come with DMDR, and its other metrics that read weights or questions."""
         judges = set(OF_JUDGE).intersection(self.evaluate.metrics) if stage == "evaluate" else set()
-        return self.rewards(stage) | judges
+        return (self.list_rewards(stage) | judges).difference(self.rewards)
 
     def list_uses(self) -> dict[str, tuple[str, ...]]:
         """The key of each section that names rewards or metrics -> their names."""
@@ -174,18 +177,56 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_rewards(self) -> Config:
-        rewards = self.rewards("joint") | self.rewards("evaluate")
-        for name in sorted(rewards.difference(OF_REWARD)):
-            known = (*OF_REWARD, *JUDGES) if name in self.evaluate.metrics else (*OF_REWARD,)
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"DMDR has {', '.join(known)}"
-            raise ValueError(f"unknown reward {name}; {hint}")
-        used = {weights for name in rewards | self.metrics_with_weights("evaluate") for weights in OF[name]}
+        judged = self.list_rewards("evaluate")
+        for name in sorted(judged | self.list_rewards("joint")):
+            others = JUDGES if name in judged else VERIFIERS
+            if name not in OF_REWARD and name not in self.rewards and (name in judged or name not in VERIFIERS):
+                known = (*OF_REWARD, *others, *self.rewards)
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"DMDR has {', '.join(known)}"
+                raise ValueError(f"unknown reward {name}; {hint}; one of your own stands in rewards.{name}")
+        named = self.metrics_with_weights("joint") | self.metrics_with_weights("evaluate")
+        used = {weights for name in named for weights in OF[name]}
         unused = sorted(set(self.weights) - used)
         if unused:
             raise ValueError(
                 f"weights.{unused[0]} is set but the rewards and metrics of this config read "
                 f"{', '.join(sorted(used)) or 'no weights'}; drop it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_own_rewards(self) -> Config:
+        named = self.list_rewards("joint") | self.list_rewards("evaluate")
+        for name, reward in self.rewards.items():
+            refuse_taken_name(name)
+            if name not in named:
+                raise ValueError(
+                    f"rewards.{name} is set but nothing names it; name it in joint.rl.rewards, joint.watch.reward or "
+                    "evaluate.metrics, or drop it"
+                )
+            if self.execution.cluster is not None:
+                check_reachable(name, reward)
+        return self
+
+    @model_validator(mode="after")
+    def _check_verifiers(self) -> Config:
+        """ReFL follows a gradient, which no verifier and no service has. What decides may not be trained on."""
+        rl = self.joint.rl
+        if rl is None:
+            return self
+        services = {name for name, reward in self.rewards.items() if reward.url is not None}
+        without = sorted((services | VERIFIERS.keys()).intersection(rl.rewards))
+        if isinstance(rl, ReFL) and without:
+            raise ValueError(
+                f"joint.rl.algorithm refl needs a gradient, and the reward {without[0]} has none; set algorithm: grpo "
+                "or dpo, or use another reward"
+            )
+        checker = sorted(name for name in rl.rewards if name.startswith("lab-checker"))
+        if checker and "lab:held-out" in self.prompts.sources:
+            raise ValueError(
+                f"joint.rl.rewards has {checker[0]} and prompts.sources has lab:held-out, whose verdict decides; train "
+                "on lab:train"
             )
         return self
 

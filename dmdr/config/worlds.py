@@ -10,7 +10,7 @@ from dmdr.config.reward_weights import FASHION, LAB
 World = Literal["shapes", "fashion"]
 WORDS: dict[World, str] = {"shapes": "the lab's coloured shapes", "fashion": "the lab's tinted garments"}
 OF_METRIC: dict[str, World] = {  # rewards and metrics that know nothing else
-    **dict.fromkeys((*LAB, "lab-checker"), "shapes"),
+    **dict.fromkeys((*LAB, "lab-checker", "lab-checker-soft"), "shapes"),
     **dict.fromkeys((*FASHION, "fashion-judge"), "fashion"),
 }
 OF_TEACHER: dict[str, World] = {"lab:flow": "shapes", "lab:denoising": "shapes", "lab:fashion": "fashion"}

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmdr.config.own_rewards import OwnReward
 from dmdr.config.reward_weights import OF
 from dmdr.errors import InputMissing
 from dmdr.metrics.lpips import FIGURE, SIDE
 from dmdr.metrics.scorecard import MetricFacts
+from dmdr.rewards.ocr_package import describe_ocr
 from dmdr.rewards.open_clip import KINDS, PREFIXED, SCALE
+from dmdr.rewards.own_code import digest_code
+from dmdr.rewards.sources import RewardSources
 from dmdr.rewards.weights import find_address
 from dmdr.teacher import hub
 
@@ -21,7 +25,7 @@ MODELS = {
     "geneval": "Mask2Former Swin-S, colours by CLIP ViT-L/14",
     "dpg-bench": "questions answered by BLIP",
 }
-SCALES = {"geneval": 1.0, "dpg-bench": 100.0}
+SCALES = {"geneval": 1.0, "ocr": 1.0, "dpg-bench": 100.0}
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,15 @@ class MetricDescription:
         return facts if self.prefix is None else {**facts, "prefix": self.prefix}
 
 
-def describe_metrics(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> dict[str, MetricDescription]:
-    """Figure -> its description, for the metrics that read weights. addresses: the config's `weights`."""
+def describe_metrics(metrics: tuple[str, ...], sources: RewardSources) -> dict[str, MetricDescription]:
+    """Figure -> its description, for the metrics that read weights, and those that a user or a package computes."""
     descriptions: dict[str, MetricDescription] = {}
+    addresses = sources.weights
     for name in metrics:
+        if name in sources.own:
+            descriptions[name] = _describe_own(name, sources.own[name])
+        elif name == "ocr":
+            descriptions[name] = MetricDescription("text read and compared with the quoted one", describe_ocr(), 1.0)
         if not OF.get(name):  # the lab's metrics read none
             continue
         weights = ", ".join(_describe_weights(each, addresses) for each in OF[name])
@@ -61,6 +70,18 @@ def describe_metrics(metrics: tuple[str, ...], addresses: Mapping[str, str]) -> 
         else:
             descriptions[name] = MetricDescription(MODELS[name], weights, SCALES.get(name))
     return descriptions
+
+
+def _describe_own(name: str, reward: OwnReward) -> MetricDescription:
+    """A reward of the user's own. Of a path only the last part is shown, as of weights."""
+    if reward.url is not None:
+        return MetricDescription("own reward, in another process", reward.url)
+    place = reward.entry_point if reward.file is None else Path(reward.file).name
+    assert place is not None, "a reward has one place"
+    try:
+        return MetricDescription(f"own reward {place}", f"sha256 {digest_code(name, reward)[:12]}")
+    except InputMissing:
+        return MetricDescription(f"own reward {place}", "not here")
 
 
 def _describe_clip(kind: str) -> str:

@@ -89,6 +89,35 @@ def _judge_clause(
     return ""
 
 
+def score_softly(record: Metadata, detections: Detections, name_colours: NameColours) -> float:
+    """Partial credit in [0, 1], ours: GenEval has none. detections: from `count_detections`.
+
+    Each object that a clause of `include` asks for gets the share of its attributes (class, colour, position) that a
+    detected one has; one that is missing gets 0. The score is the sum, divided by the number of objects that are asked
+    for and of those that `exclude` calls too many. It is 1 exactly where `judge_detections` finds no fault.
+    """
+    credit, count = 0.0, 0
+    groups: list[list[Detection]] = []
+    for clause in record.get("include", []):
+        name, wanted = clause["class"], clause["count"]
+        objects = list(detections.get(name, []))[:wanted]
+        count += wanted
+        marks = [[True] for _ in objects]
+        if "color" in clause and objects:
+            for mark, colour in zip(marks, name_colours(name, objects), strict=True):
+                mark.append(colour == clause["color"])
+        if "position" in clause:
+            relation, place = clause["position"]
+            for mark, each in zip(marks, objects, strict=True):
+                is_there = [relation in find_positions(each.box, target.box) for target in groups[place]]
+                mark.append(bool(is_there) and all(is_there))
+        groups.append(objects)
+        credit += sum(sum(mark) / len(mark) for mark in marks)
+    for clause in record.get("exclude", []):
+        count += max(0, len(detections.get(clause["class"], [])) - clause["count"] + 1)
+    return credit / max(count, 1)
+
+
 def find_positions(a: Sequence[float], b: Sequence[float]) -> set[str]:
     """The positions of box a relative to box b.
 

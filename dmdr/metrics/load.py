@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,16 +16,18 @@ from dmdr.lab.checker_metric import LabChecker
 from dmdr.lab.fashion.judge_metric import FashionJudge
 from dmdr.metrics.dpg_bench import DPGBench
 from dmdr.metrics.geneval import GenEval
+from dmdr.metrics.ocr import OCR
 from dmdr.metrics.protocol import Line, Metric
 from dmdr.metrics.reward import RewardMetric
 from dmdr.rewards.load import load_reward
+from dmdr.rewards.sources import RewardSources
 from dmdr.rewards.weights import find_weights
 
 if TYPE_CHECKING:
     from dmdr.metrics.lpips import LPIPS  # brings torchvision, which only judging needs
 
 WITHOUT_WEIGHTS: dict[str, type[LabChecker | FashionJudge]] = {"lab-checker": LabChecker, "fashion-judge": FashionJudge}
-WITH_WEIGHTS: dict[str, type[GenEval | DPGBench]] = {"geneval": GenEval, "dpg-bench": DPGBench}
+WITH_WEIGHTS: dict[str, type[GenEval | DPGBench | OCR]] = {"geneval": GenEval, "dpg-bench": DPGBench, "ocr": OCR}
 JUDGES = {*WITHOUT_WEIGHTS, *WITH_WEIGHTS, "lpips"}
 
 
@@ -70,22 +72,23 @@ def load_metrics(
     names: tuple[str, ...],
     records: list[PromptRecord],
     device: str = "cpu",
-    addresses: Mapping[str, str] | None = None,
+    sources: RewardSources | None = None,
 ) -> LoadedMetrics:
     """Load metrics, and check that they can judge these prompts. names: of JUDGES or of rewards.
 
-    addresses: the config's `weights`; a set of weights that is not in it lies at its pinned address.
+    sources: of the config; a set of weights that is not in it lies at its pinned address.
 
     Raises:
         ConfigError: a name is unknown or appears twice, or a metric cannot judge the prompts.
         InputMissing: the weights of all metrics are missing.
     """
+    sources = sources or RewardSources()
     metrics: list[Metric] = []
     missing: dict[str, str] = {}
     single = [name for name in names if name != "lpips"]
     for name in single:
         try:
-            metrics.append(_load_metric(name, device, addresses or {}))
+            metrics.append(_load_metric(name, device, sources))
         except InputMissing as error:
             missing[name] = str(error)
             if len(missing) == len(single):
@@ -101,18 +104,18 @@ def load_metrics(
         from dmdr.metrics.lpips import LPIPS
 
         try:
-            lpips = LPIPS(find_weights("lpips-vgg16", addresses or {}), device)
+            lpips = LPIPS(find_weights("lpips-vgg16", sources.weights), device)
         except InputMissing as error:
             missing["lpips"] = str(error)
     return LoadedMetrics(metrics, lpips, missing)
 
 
-def _load_metric(name: str, device: str, addresses: Mapping[str, str]) -> Metric:
+def _load_metric(name: str, device: str, sources: RewardSources) -> Metric:
     if name in WITHOUT_WEIGHTS:
         return WITHOUT_WEIGHTS[name]()
     if name in WITH_WEIGHTS:
-        return WITH_WEIGHTS[name].load({each: find_weights(each, addresses) for each in OF_JUDGE[name]}, device)
-    return RewardMetric(load_reward(name, device, addresses))
+        return WITH_WEIGHTS[name].load({each: find_weights(each, sources.weights) for each in OF_JUDGE[name]}, device)
+    return RewardMetric(load_reward(name, device, sources))
 
 
 def judge_images(

@@ -27,5 +27,5 @@ class RewardMetric:
     def __call__(self, images: torch.Tensor, records: list[PromptRecord]) -> tuple[dict[str, np.ndarray], list[None]]:
         """Scores (B,) of images (B, 3, H, W) in [0, 1], and no lines."""
         with torch.no_grad():
-            scores = self.reward(images.clamp(0, 1), [record["prompt"] for record in records])
+            scores = self.reward(images.clamp(0, 1), [record["prompt"] for record in records], records)
         return {self.reward.name: scores.double().cpu().numpy()}, [None] * len(records)

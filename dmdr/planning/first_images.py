@@ -18,6 +18,7 @@ import torch
 from dmdr.backbones.latent import silence_diffusers
 from dmdr.backbones.protocol import Backbone, Conditioning, Item
 from dmdr.config.prompt_record import PromptRecord
+from dmdr.config.reward_weights import VERIFIERS
 from dmdr.config.run import Config
 from dmdr.errors import doing
 from dmdr.export.rounding import DTYPES
@@ -26,6 +27,7 @@ from dmdr.metrics.protocol import Metric
 from dmdr.metrics.reward import RewardMetric
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.load import load_reward
+from dmdr.rewards.sources import list_sources
 from dmdr.rollout import noise_for, sample_student, sample_teacher
 
 FEWEST = 4  # steps of a teacher that are drawn however long they take
@@ -116,10 +118,11 @@ def decode_in(backbone: Backbone, latents: torch.Tensor, dtype: torch.dtype) -> 
 
 
 def load_judges(config: Config, records: list[PromptRecord], device: str) -> tuple[list[Metric], dict[str, str]]:
-    """Every metric of evaluation and every reward of joint training, and the metrics that lack their weights."""
-    loaded = load_metrics(config.evaluate.metrics, records, device, config.weights)
-    only_trained = sorted(config.rewards("joint").difference(config.evaluate.metrics))
-    rewards = [RewardMetric(load_reward(name, device, config.weights)) for name in only_trained]
+    """Every metric of evaluation and every reward of joint training but the verifiers, which judge training prompts
+    alone; and the metrics that lack their weights."""
+    loaded = load_metrics(config.evaluate.metrics, records, device, list_sources(config))
+    only_trained = config.list_rewards("joint").difference(config.evaluate.metrics, VERIFIERS)
+    rewards = [RewardMetric(load_reward(name, device, list_sources(config))) for name in sorted(only_trained)]
     return [*loaded.metrics, *rewards], loaded.missing
 
 

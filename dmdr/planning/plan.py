@@ -26,12 +26,13 @@ from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.run import Config
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale
+from dmdr.metrics.verifier import load_any_reward
 from dmdr.optimizers import Balance, Share
 from dmdr.planning.cost import CostCounter
 from dmdr.planning.meta import Arithmetic, build_meta_backbone
 from dmdr.planning.shapes import KnownShapes
 from dmdr.promptset.encode import count_numbers
-from dmdr.rewards.load import load_reward
+from dmdr.rewards.sources import list_sources
 from dmdr.rl.actions import Actions
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
@@ -201,7 +202,7 @@ class _Stage:
         self.assembly, self.base, self.state = assembly, assembly.base, assembly.state
         self.algorithm = None if assembly.rl is None else assembly.rl.algorithm
         if self.stage.watch is not None:
-            self.watched = load_reward(self.stage.watch.reward, "meta", config.weights)
+            self.watched = load_any_reward(self.stage.watch.reward, "meta", list_sources(config))
         plan.load += 0 if self.base.student_is_lora else count_bytes(network.parameters())
         backbone.compute = torch.float32  # Arithmetic casts instead of autocast
         self.name_parts(cost)
@@ -312,7 +313,7 @@ class _Stage:
         with torch.no_grad():
             forward = self.count_flops(cost, lambda: self.base.student(x_t, t, c)) / together
             score = self.count_flops(
-                cost, lambda: algorithm.reward.score_samples(x_t[:group], window.prompts[:1] * group, group)
+                cost, lambda: algorithm.reward.score_samples(x_t[:group], window.records[:1] * group, group)
             )
         scored = asked.trajectories or asked.states * asked.branches
         self.plan.work["RL samples"] = forward * count_student_forwards(config, steps)
@@ -417,8 +418,8 @@ class _Stage:
         algorithm, base, path, asked = self.algorithm, self.base, self.base.backbone.path, self.asked
         if isinstance(algorithm, Surrogate):
             with torch.no_grad():
-                x0, texts = window.states.x0[-1, :1], window.prompts[:1]
-                score = self.count_flops(self.cost, lambda: algorithm.reward.score_samples(x0, texts, 1))
+                x0, records = window.states.x0[-1, :1], window.records[:1]
+                score = self.count_flops(self.cost, lambda: algorithm.reward.score_samples(x0, records, 1))
             self.plan.work["reward"] = score * algorithm.config.samples
             return Objective(algorithm.compute_loss)
         if not isinstance(algorithm, DPO | GRPO):

@@ -159,8 +159,7 @@ class ShortRuns:
         for indices in self._split():
             c = self.base.backbone.collate(self.prompts.items(indices))
             images = self.base.backbone.decode(draw(c, self._draw_noises("look", indices, steps))).float()
-            texts = [record["prompt"] for record in self.prompts.records(indices)]
-            rewards += score_images(self.reward, images, texts).tolist()
+            rewards += score_images(self.reward, images, self.prompts.records(indices)).tolist()
             sound = images[images.isfinite().flatten(1).all(dim=1)]
             broken += len(images) - len(sound)
             if len(sound):

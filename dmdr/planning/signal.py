@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dmdr.config.rl import DPO, GRPO, AnyRL, Policy, ReFL, Surrogate
+from dmdr.rewards.sources import RewardSources
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import Objective, RLTerm
 from dmdr.rl.refl import ReFL as FollowReward
@@ -72,19 +73,19 @@ def list_rows(own: AnyRL, *, differentiable: bool) -> dict[str, AnyRL]:
 
 
 def measure_signal(
-    run: Run, label: str, config: AnyRL, weights: Mapping[str, str], updates: int, *, tick: Callable[[int], None]
+    run: Run, label: str, config: AnyRL, sources: RewardSources, updates: int, *, tick: Callable[[int], None]
 ) -> Signal:
     """The cosines of one row over some updates, which the student does not follow.
 
-    run: of the joint stage; its RL is replaced. weights: the config's `weights`. tick: told the updates that are done.
+    run: of the joint stage; its RL is replaced. sources: of its rewards. tick: told the updates that are done.
 
     Raises:
         any of USER_ERRORS: as for training.
     """
     base, began = run.base, time.monotonic()
-    algorithm = build_algorithm(config, base, weights, seed=run.seed)
+    algorithm = build_algorithm(config, base, sources, seed=run.seed)
     rewards = algorithm.reward.rewards.values()
-    truth = build_truth(config, base, weights, run.seed) if all(each.differentiable for each in rewards) else None
+    truth = build_truth(config, base, sources, run.seed) if all(each.differentiable for each in rewards) else None
     run = replace(run, rl=RLTerm(algorithm, config))
     first = updates if isinstance(config, Surrogate) else 0
     for update in range(first):
@@ -106,10 +107,10 @@ def measure_signal(
     return Signal(label, by_step_figures, (time.monotonic() - began) / max(1, first + updates))
 
 
-def build_truth(config: AnyRL, base: SharedBase, weights: Mapping[str, str], seed: int) -> FollowReward:
+def build_truth(config: AnyRL, base: SharedBase, sources: RewardSources, seed: int) -> FollowReward:
     """ReFL with the rewards of a config."""
     shared = {name: value for name, value in config.model_dump().items() if name in SHARED}
-    return FollowReward(ReFL.model_validate({"algorithm": "refl", "weight": 1.0, **shared}), base, weights, seed=seed)
+    return FollowReward(ReFL.model_validate({"algorithm": "refl", "weight": 1.0, **shared}), base, sources, seed=seed)
 
 
 def list_parts(run: Run, window: Window, objective: Objective) -> list[Batch]:

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import DataError
 from dmdr.rewards.checkpoint import read_linear, read_tensors
 from dmdr.rewards.transformers_clip import CLIPSizes, EncoderSizes, TransformersCLIP
@@ -40,7 +42,7 @@ class Aesthetic:
             )
         self.weight, self.bias = weight.float().to(device), bias.float().to(device)
 
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: list[str], metadata: Sequence[PromptRecord] = ()) -> torch.Tensor:
         half = images.is_cuda and torch.is_grad_enabled()
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
             features = self.clip.encode_images(images)

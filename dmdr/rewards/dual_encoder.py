@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+
+from dmdr.config.prompt_record import PromptRecord
 
 KEPT_PROMPTS = 65_536
 
@@ -37,7 +39,7 @@ class DualEncoder:
         self.name, self.encode_images, self.encode_prompts, self.scale = name, encode_images, encode_prompts, scale
         self.features: OrderedDict[str, torch.Tensor] = OrderedDict()  # prompt -> (D,), the latest used last
 
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: list[str], metadata: Sequence[PromptRecord] = ()) -> torch.Tensor:
         return self.scale * (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import DataError
 from dmdr.rewards.checkpoint import fill_module, read_linear, read_tensors
 from dmdr.rewards.preprocess import normalize, resize_and_crop
@@ -135,7 +137,7 @@ class ImageReward:
         self.weight = (weight / STD).float().to(device)
         self.bias = ((bias - MEAN) / STD).float().to(device)
 
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: list[str], metadata: Sequence[PromptRecord] = ()) -> torch.Tensor:
         """images (B, 3, H, W) in [0, 1] -> (B,) float32. A prompt is cut after LONGEST tokens."""
         ids, mask = self.tokenize(prompts)
         half = images.is_cuda and torch.is_grad_enabled()  # training does not report these scores

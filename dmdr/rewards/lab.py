@@ -8,12 +8,15 @@ saw an image of a held-out prompt, or a held-out pair in any caption. The worlds
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+
+from dmdr.config.prompt_record import PromptRecord
 
 FOLDER = Path(__file__).parents[1] / "lab" / "rewards"
 SIZE, LENGTH = 32, 14  # side of an image in pixels; words of a caption, the rest is cut
@@ -131,7 +134,7 @@ class LabReward(nn.Module):
         """B captions -> (B, D), of length 1."""
         return F.normalize(self.text(self.tokenize(captions).to(self.log_temperature.device)), dim=-1)
 
-    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, prompts: list[str], metadata: Sequence[PromptRecord] = ()) -> torch.Tensor:
         cosine_B = (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)
         return torch.sigmoid(self.scale * cosine_B + self.bias)
 

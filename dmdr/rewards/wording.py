@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.rl import Preference
 from dmdr.rewards.dual_encoder import DualEncoder
 from dmdr.rewards.protocol import Reward
@@ -27,17 +29,18 @@ class Wording:
     prefix: str = ""
     preference: Preference | None = None
 
-    def score(self, reward: Reward, images: torch.Tensor, prompts: list[str], update: int) -> torch.Tensor:
-        """The scores (B,) of images (B, 3, H, W) in [0, 1] under B prompts, with the words of an update."""
+    def score(self, reward: Reward, images: torch.Tensor, records: Sequence[PromptRecord], update: int) -> torch.Tensor:
+        """The scores (B,) of images (B, 3, H, W) in [0, 1] under the prompts of B records, with an update's words."""
+        prompts = [record["prompt"] for record in records]
         if self.preference is None:
-            return reward(images, [self.prefix + prompt for prompt in prompts])
+            return reward(images, [self.prefix + prompt for prompt in prompts], records)
         positive, negative = self.draw_words(self.preference, update)
         wanted, unwanted = ([f"{word}. {prompt}" for prompt in prompts] for word in (positive, negative))
         factor = 1 + self.preference.k
         if isinstance(reward, DualEncoder):  # which needs to see the images only once
             features = factor * reward.embed_captions(wanted) - reward.embed_captions(unwanted)
             return reward.scale * (reward.embed_images(images) * features).sum(-1)
-        return factor * reward(images, wanted) - reward(images, unwanted)
+        return factor * reward(images, wanted, records) - reward(images, unwanted, records)
 
     def draw_words(self, preference: Preference, update: int) -> tuple[str, str]:
         """The positive and the negative word of an update."""

@@ -23,7 +23,7 @@ from dmdr import distributed
 from dmdr.backbones.protocol import Conditioning
 from dmdr.config.batches import spread_states
 from dmdr.path import Path, per_sample
-from dmdr.rewards.mixture import Mixture
+from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, summarize_scores
 from dmdr.rollout import Renoising, Window, simulate_backward
 from dmdr.shared_base import SharedBase
@@ -57,11 +57,11 @@ class Actions:
 
 def gather_groups(reward: Mixture, window: Window, group: int) -> tuple[torch.Tensor, Figures]:
     """Score all images of a rollout: rewards (P, G) by group, and their figures. Each group is scored by one rank."""
-    groups = distributed.split_evenly(len(window.prompts) // group)
+    groups = distributed.split_evenly(len(window.records) // group)
     mine = slice(groups.start * group, groups.stop * group)
-    scores = reward.score_samples(window.states.x0[-1, mine], window.prompts[mine], group, update=window.update)
+    scores = reward.score_samples(window.states.x0[-1, mine], window.records[mine], group, update=window.update)
     gathered = {name: distributed.all_gather(each) for name, each in scores.items()}
-    return reward.mix(gathered).view(-1, group), summarize_scores(gathered)
+    return reward.mix(gathered).view(-1, group), summarize_scores(gathered) | reward.list_moments(gathered)
 
 
 def follow_trajectories(window: Window, path: Path, pairs: torch.Tensor) -> Actions:
@@ -117,8 +117,8 @@ def branch(
             c = {key: value[trajectory[here]].repeat_interleave(branches, 0) for key, value in window.c.items()}
             noises = torch.stack([x_next[here].flatten(0, 1), *later[now + 2 :, here].repeat_interleave(branches, 1)])
             x0 = _finish(base, c, window.times[now + 1 :], noises, window.eta)
-            texts = [window.prompts[index] for index in trajectory[here].tolist() for _ in range(branches)]
-            for name, each in reward.score_samples(x0, texts, branches, update=window.update).items():
+            records = [window.records[index] for index in trajectory[here].tolist() for _ in range(branches)]
+            for name, each in reward.score_samples(x0, records, branches, update=window.update).items():
                 found[name].append(each)
         for name, parts in found.items():
             scores[name].append(distributed.all_gather(torch.cat(parts)))
@@ -126,7 +126,7 @@ def branch(
     rewards = reward.mix(branching).view(-1, branches)
     ends = rewards.new_zeros(len(pairs) - len(rewards), branches)
     actions = Actions(x_next, t_next, path, window.eta)
-    return actions, torch.cat([rewards, ends]), summarize_scores(branching)
+    return actions, torch.cat([rewards, ends]), summarize_scores(branching) | reward.list_moments(branching)
 
 
 def _finish(base: SharedBase, c: Conditioning, times: torch.Tensor, noises: torch.Tensor, eta: float) -> torch.Tensor:

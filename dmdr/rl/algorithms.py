@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from dmdr.config import rl as config_of
 from dmdr.config.rl import AnyRL
+from dmdr.rewards.sources import RewardSources
 from dmdr.rl.dpo import DPO
 from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Algorithm
@@ -17,13 +16,13 @@ from dmdr.shared_base import SharedBase
 def build_algorithm(
     config: AnyRL,
     base: SharedBase,
-    weights: Mapping[str, str] | None = None,
+    weights: RewardSources | None = None,
     *,
     seed: int = 0,
 ) -> Algorithm:
     """ReFL, DPO, GRPO or the surrogate over one SharedBase.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    weights: where the rewards of the config lie. seed: of the words
     that a preference draws.
 
     Raises:

@@ -22,8 +22,9 @@ import torch
 from dmdr import losses
 from dmdr.config.rl import DPO as DPOConfig
 from dmdr.optimizers import Trainable
-from dmdr.rewards.mixture import Mixture
+from dmdr.rewards.sources import RewardSources
 from dmdr.rl.actions import Actions, branch, choose_states, follow_trajectories, gather_groups, split_updates
+from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective
 from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
@@ -33,7 +34,7 @@ from dmdr.update import Batch
 class DPO:
     """The preference loss over pairs of actions.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    weights: where the rewards of the config lie. seed: of the words
     that a preference draws.
 
     Raises:
@@ -44,7 +45,7 @@ class DPO:
     trained: Mapping[str, Trainable] = MappingProxyType({})
 
     def __init__(
-        self, config: DPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0
+        self, config: DPOConfig, base: SharedBase, weights: RewardSources | None = None, *, seed: int = 0
     ) -> None:
         self.config, self.base = config, base
         self.reward = Mixture(config, base.backbone, differentiable=False, weights=weights, seed=seed)

@@ -24,8 +24,9 @@ import torch
 from dmdr import losses
 from dmdr.config.rl import GRPO as GRPOConfig
 from dmdr.optimizers import Trainable
-from dmdr.rewards.mixture import Mixture
+from dmdr.rewards.sources import RewardSources
 from dmdr.rl.actions import Actions, branch, choose_states, follow_trajectories, gather_groups, split_updates
+from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective
 from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
@@ -35,7 +36,7 @@ from dmdr.update import Batch
 class GRPO:
     """The clipped surrogate over the actions of RL's states.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    weights: where the rewards of the config lie. seed: of the words
     that a preference draws.
 
     Raises:
@@ -46,7 +47,7 @@ class GRPO:
     trained: Mapping[str, Trainable] = MappingProxyType({})
 
     def __init__(
-        self, config: GRPOConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0
+        self, config: GRPOConfig, base: SharedBase, weights: RewardSources | None = None, *, seed: int = 0
     ) -> None:
         self.config, self.base = config, base
         self.reward = Mixture(config, base.backbone, differentiable=config.hybrid, weights=weights, seed=seed)
@@ -112,6 +113,6 @@ class GRPO:
         last = (batch.step == len(window.states.times) - 1).nonzero().flatten()
         if not len(last):
             return x0.sum() * 0.0
-        texts = [window.prompts[index] for index in batch.trajectory[last].tolist()]
-        scores = self.reward(self.base.backbone.decode(x0[last]), texts, update=window.update)
+        records = [window.records[index] for index in batch.trajectory[last].tolist()]
+        scores = self.reward(self.base.backbone.decode(x0[last]), records, update=window.update)
         return -self.reward.mix(scores).sum() / (deviation * x0[0].numel()) / batch.of

@@ -19,7 +19,7 @@ import torch
 
 from dmdr.config.rl import AnyRL
 from dmdr.optimizers import Trainable
-from dmdr.rewards.mixture import Mixture
+from dmdr.rl.mixture import Mixture
 from dmdr.rollout import Window
 from dmdr.update import Batch, RLLoss
 

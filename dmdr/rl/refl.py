@@ -21,8 +21,9 @@ import torch
 from dmdr import losses
 from dmdr.config.rl import ReFL as ReFLConfig
 from dmdr.optimizers import Trainable
-from dmdr.rewards.mixture import Mixture
+from dmdr.rewards.sources import RewardSources
 from dmdr.rl.decoders import load_decoder
+from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective
 from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
@@ -32,7 +33,7 @@ from dmdr.update import Batch
 class ReFL:
     """The RL loss of a batch: minus the mean mapped reward of the decoded x0, or the hinges of the rewards.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    weights: where the rewards of the config lie. seed: of the words
     that a preference draws.
 
     Raises:
@@ -44,7 +45,7 @@ class ReFL:
     trained: Mapping[str, Trainable] = MappingProxyType({})
 
     def __init__(
-        self, config: ReFLConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0
+        self, config: ReFLConfig, base: SharedBase, weights: RewardSources | None = None, *, seed: int = 0
     ) -> None:
         self.base, self.config, self.pretraining = base, config, config.pretraining
         positive = config.map == "log"
@@ -65,8 +66,8 @@ class ReFL:
 
     def build_objective(self, window: Window) -> Objective:
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            texts = [window.prompts[index] for index in batch.trajectory.tolist()]
-            scores_B = self.reward(self.decode(x0), texts, update=window.update)
+            records = [window.records[index] for index in batch.trajectory.tolist()]
+            scores_B = self.reward(self.decode(x0), records, update=window.update)
             total, figures = self.compute_loss(scores_B), compute_moments(scores_B)
             if self.pretraining:
                 regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))

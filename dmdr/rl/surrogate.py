@@ -25,9 +25,11 @@ import torch.nn.functional as F
 
 from dmdr import distributed, losses
 from dmdr.backbones.protocol import Conditioning
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.rl import Surrogate as SurrogateConfig
 from dmdr.optimizers import Trainable
-from dmdr.rewards.mixture import Mixture
+from dmdr.rewards.sources import RewardSources
+from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective, summarize_scores
 from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
@@ -101,7 +103,7 @@ class ScoreNetwork(torch.nn.Module):
 class Surrogate:
     """The RL loss of a batch: minus the mean standard score that the surrogate gives its x0.
 
-    weights: the config's `weights`; a set of weights that is not in it lies at its pinned address. seed: of the words
+    weights: where the rewards of the config lie. seed: of the words
     that a preference draws, and of the surrogate's first parameters.
 
     Raises:
@@ -110,7 +112,7 @@ class Surrogate:
     """
 
     def __init__(
-        self, config: SurrogateConfig, base: SharedBase, weights: Mapping[str, str] | None = None, *, seed: int = 0
+        self, config: SurrogateConfig, base: SharedBase, weights: RewardSources | None = None, *, seed: int = 0
     ) -> None:
         self.config, self.base = config, base
         self.reward = Mixture(config, base.backbone, differentiable=False, weights=weights, seed=seed)
@@ -130,15 +132,15 @@ class Surrogate:
     def build_objective(self, window: Window) -> Objective:
         """Score samples of the window, see how well the surrogate predicts them, and fit it to them."""
         network = self.network
-        x0_M, c, texts = self.draw_samples(window)
-        scores = self.score(x0_M, texts, window)
+        x0_M, c, records = self.draw_samples(window)
+        scores = self.score(x0_M, records, window)
         standard_M = network.standardise(self.reward.mix(scores))
         with torch.no_grad():
             error = self.sum_errors(self.average, x0_M, c, standard_M)
             network.remember(distributed.all_reduce_sum(error), standard_M)
         trust = float(network.fit().clamp(0, 1))
         self.learn(x0_M, c, standard_M, window)
-        figures = {**summarize_scores(scores), "surrogate_fit": network.fit()}
+        figures = {**summarize_scores(scores), **self.reward.list_moments(scores), "surrogate_fit": network.fit()}
         return Objective(self.compute_loss, figures=figures, trust=trust)
 
     def compute_loss(self, x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
@@ -146,22 +148,22 @@ class Surrogate:
         predicted_B = self.average(x0, batch.c)
         return losses.refl(predicted_B) * batch.share, {"surrogate_score": predicted_B.detach().mean() * batch.share}
 
-    def draw_samples(self, window: Window) -> tuple[torch.Tensor, Conditioning, list[str]]:
-        """x0 of randomly drawn states of the window (M, C, H, W), their conditioning and texts."""
+    def draw_samples(self, window: Window) -> tuple[torch.Tensor, Conditioning, list[PromptRecord]]:
+        """x0 of randomly drawn states of the window (M, C, H, W), their conditioning and prompts."""
         steps, count = window.states.x0.shape[:2]
         drawn = torch.randperm(steps * count, generator=window.generator(NAME))[: self.config.samples]
         step, trajectory = drawn // count, drawn % count
         c = {key: value[trajectory] for key, value in window.c.items()}
-        return window.states.x0[step, trajectory], c, [window.prompts[index] for index in trajectory.tolist()]
+        return window.states.x0[step, trajectory], c, [window.records[index] for index in trajectory.tolist()]
 
-    def score(self, x0_M: torch.Tensor, texts: list[str], window: Window) -> dict[str, torch.Tensor]:
+    def score(self, x0_M: torch.Tensor, records: list[PromptRecord], window: Window) -> dict[str, torch.Tensor]:
         """The scores (M,) of each reward; each rank scores its share."""
         mine = distributed.split_evenly(len(x0_M))
         at_once = window.micro_batch or max(1, len(x0_M))
         if mine.stop == mine.start:
             found = {name: x0_M.new_zeros(0) for name in self.reward.rewards}
         else:
-            found = self.reward.score_samples(x0_M[mine], texts[mine], at_once, update=window.update)
+            found = self.reward.score_samples(x0_M[mine], records[mine], at_once, update=window.update)
         return {name: distributed.all_gather(each) for name, each in found.items()}
 
     def learn(self, x0_M: torch.Tensor, c: Conditioning, standard_M: torch.Tensor, window: Window) -> None:

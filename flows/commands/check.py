@@ -23,6 +23,8 @@ from dmdr.config.plain_text import to_line
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.run import Config
 from dmdr.errors import ConfigError, Stopped
+from dmdr.rewards.identity import digest_rewards
+from dmdr.rewards.sources import RewardSources, list_sources
 from dmdr.teacher.load import family_of, find_teacher_of
 from flows.commands.config_file import change_config, find_config
 from flows.commands.dry_run import foresee
@@ -164,10 +166,23 @@ def check_requirements(config: Config) -> str:
 
 
 def load_all_rewards(config: Config) -> str:
-    """Load each reward of joint training once."""
-    names = sorted(config.rewards("joint"))
+    """Load each reward of joint training once, and ask the services of joint training and evaluation."""
+    names, sources = sorted(config.list_rewards("joint")), list_sources(config)
     load_rewards(config)
-    return f"{', '.join(names)}: loaded" if names else "joint training has none"
+    services = [name for name, reward in config.rewards.items() if reward.url is not None]
+    told = [f"{name}: answers, digest {digest[:12]}" for name, digest in ask_services(services, sources).items()]
+    loaded = [name for name in names if name not in services]
+    return "; ".join([*([f"{', '.join(loaded)}: loaded"] if loaded else []), *told]) or "joint training has none"
+
+
+def ask_services(names: list[str], sources: RewardSources) -> dict[str, str]:
+    """Name -> digest of each service. One that is away is not waited for.
+
+    Raises:
+        RewardUnavailable, ConfigError, DataError: one does not answer as a service does.
+    """
+    digests = digest_rewards(names, sources, waits=False)
+    return {name.removeprefix("reward:"): digest for name, digest in digests.items()}
 
 
 class Inputs:
@@ -202,18 +217,23 @@ class Inputs:
         Raises:
             ConfigError, DataError, InputMissing: as the stage prompts.
         """
+        from dmdr.metrics.verifier import TrainingPrompts
         from stages.prompt_sources.selection import select_records
         from stages.prompts import refuse_empty  # brings torch
 
         tally, notes = Tally(), list[str]()
-        judges = needs_records(self.config)
+        judges, rl = needs_records(self.config), self.config.joint.rl
+        train = TrainingPrompts(rl.rewards if rl else ())
         for split, record in select_records(self.config.prompts, tally, notes.append):
             if len(self.kept[split]) < KEPT[split]:
                 self.kept[split].append(record)
-            if judges and split == "evaluation":
+            if split == "train":
+                train.look(record)
+            elif judges:
                 self._judged.append(record)
         self.counts = counts = tally.total()
         refuse_empty(counts)
+        train.refuse_lacking()
         left_out = {"duplicates": counts.duplicates, "evaluation prompts among them": counts.overlap, "bad": counts.bad}
         told = [f"{count:,} {what}" for what, count in left_out.items() if count]
         words = f"{counts.train:,} to train on, {counts.evaluation:,} to evaluate"

@@ -74,7 +74,8 @@ FromColdStart = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would run, be skipped or be refused")]
 
 # init
-FamilyName = Annotated[Family, typer.Argument(metavar="FAMILY", help=f"one of {', '.join(FAMILIES)}")]
+FAMILY_OR_REWARD = f"one of {', '.join(FAMILIES)}; or reward, for a reward of your own"
+FamilyName = Annotated[Literal[Family, "reward"], typer.Argument(metavar="FAMILY", help=FAMILY_OR_REWARD)]
 OwnTeacher = Annotated[
     str | None,
     typer.Option("--teacher", metavar="PATH", help=f"{A_PIPELINE} (default: the family's published one)"),
@@ -83,6 +84,21 @@ PromptFile = Annotated[
     str | None,
     typer.Option("--prompts", metavar="FILE", help="a .txt, .jsonl, .csv, .tsv or .parquet file, or set:NAME"),
 ]
+
+# check-reward, serve-reward
+A_REWARD = "the name of a reward, FILE.py:CLASS, or the name of an entry point of the group dmdr.rewards"
+CheckedReward = Annotated[str, typer.Argument(metavar="REWARD", help=f"{A_REWARD}; or the address of a service")]
+ServedReward = Annotated[str, typer.Argument(metavar="REWARD", help=A_REWARD)]
+RewardWeights = Annotated[
+    list[str] | None,
+    typer.Option("--weights", metavar="NAME=ADDRESS", help="where a set of weights lies, as in a config; repeatable"),
+]
+CheckPrompts = Annotated[
+    str | None, typer.Option("--prompts", metavar="FILE", help="prompts that the reward can score (default: two)")
+]
+RewardDevice = Annotated[Literal["cpu", "cuda"], typer.Option("--device", metavar="DEVICE", help="cpu or cuda")]
+Host = Annotated[str, typer.Option("--host", metavar="HOST", help="0.0.0.0 serves other machines, too")]
+Port = Annotated[int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 takes a free one")]
 
 # rm
 Removed = Annotated[

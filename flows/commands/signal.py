@@ -37,8 +37,9 @@ def print_signal(path: str, *, updates: int, store: str, changes: tuple[str, ...
         config = resolve_teacher(load_config(changed), None, lambda size: None)
     if config.joint.rl is None:
         raise ConfigError("signal measures what RL learns from, and joint.rl is missing; set it")
+    from dmdr.metrics.verifier import load_any_reward
     from dmdr.planning.signal import list_rows, measure_signal
-    from dmdr.rewards.load import load_reward
+    from dmdr.rewards.sources import list_sources
 
     with tempfile.TemporaryDirectory(prefix="dmdr-signal-") as cache:
         artifact, out = Artifact(store, config.run, "joint"), Path(cache, "out")  # read, and never written
@@ -46,16 +47,15 @@ def print_signal(path: str, *, updates: int, store: str, changes: tuple[str, ...
         context = Context(config, artifact, out, Path(cache), progress, lambda: False)
         run = load_run(context)
         device = str(run.times.device)
-        differentiable = all(
-            load_reward(name, device, config.weights).differentiable for name in config.joint.rl.rewards
-        )
+        sources = list_sources(config, say=progress.say)
+        differentiable = all(load_any_reward(name, device, sources).differentiable for name in config.joint.rl.rewards)
         rows, signals = list_rows(config.joint.rl, differentiable=differentiable), []
         for label, settings in rows.items():
 
             def tick(done: int) -> None:
                 progress.update(done, updates)
 
-            signals.append(measure_signal(run, label, settings, config.weights, updates, tick=tick))
+            signals.append(measure_signal(run, label, settings, sources, updates, tick=tick))
             progress.say(f"{label}: {', '.join(map(format_figure, signals[-1].by_step.values()))}")
     what = "ReFL's gradient, state by state" if differentiable else "the other half of the batch, in the parameters"
     print(f"{config.run}: cosine with {what}; {updates} updates, ± the standard error\n")

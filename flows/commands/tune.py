@@ -142,7 +142,7 @@ def find_reward(config: Config) -> str:
         return config.joint.watch.reward
     trained = set(config.joint.rl.rewards) if config.joint.rl is not None else set()
     for name in config.evaluate.metrics:
-        if name in OF_REWARD and name not in trained:
+        if (name in OF_REWARD or name in config.rewards) and name not in trained:
             return name
     raise ConfigError(
         "tune judges by a reward that joint training does not use, and neither joint.watch nor evaluate.metrics names "
@@ -179,9 +179,10 @@ def load_runs(context: Context, stage: TunedStage, reward: str) -> ShortRuns:
         any of USER_ERRORS: as the stage.
     """
     from dmdr.assembly import assemble, select_stage
+    from dmdr.metrics.verifier import load_any_reward
     from dmdr.planning.short_runs import ShortRuns
     from dmdr.promptset import PromptSet
-    from dmdr.rewards.load import load_reward
+    from dmdr.rewards.sources import list_sources
     from stages.runtime.device import pick_device
     from stages.runtime.prompt_inputs import PromptInputs
 
@@ -196,7 +197,7 @@ def load_runs(context: Context, stage: TunedStage, reward: str) -> ShortRuns:
         assembly,
         prompts=inputs.open_encoded("train", backbone),
         empty_prompt=PromptSet.unconditional(inputs.files),
-        reward=load_reward(reward, device, config.weights),
+        reward=load_any_reward(reward, device, list_sources(config)),
     )
 
 

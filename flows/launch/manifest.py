@@ -86,6 +86,9 @@ def build_annotations(stage: Stage) -> dict[str, str]:
     settings = {"settings": identity(stage.config, stage.name), "teacher": teacher}
     if start is not None:  # its place is in no identity, and only a pod can look at it
         settings["start"] = start.path
+    named = stage.config.list_rewards(stage.name)
+    if own := {name: reward.place for name, reward in stage.config.rewards.items() if name in named}:
+        settings["rewards"] = own  # likewise
     return {STORE: stage.store, IDENTITY: fingerprint(settings), RUN: stage.run}
 
 

@@ -83,6 +83,7 @@ OF_FIGURES = {
         "geneval",
         "GenEval: 1 where a detector finds the objects, counts, colours and positions of the prompt, else 0.",
     ),
+    "ocr": Word("ocr", "ocr", "How well the text that the prompt quotes is read from the image: 1 where all of it is."),
     "dpg-bench": Word(
         "dpg-bench",
         "dpg-bench",

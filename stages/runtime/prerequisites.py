@@ -23,6 +23,9 @@ from dmdr.config.stages import StageName
 from dmdr.config.worlds import OF_METRIC, name_world, refuse_other_worlds
 from dmdr.errors import ConfigError, InputMissing, doing
 from dmdr.lab.origin import read_world
+from dmdr.rewards.ocr_package import find_models
+from dmdr.rewards.own_code import digest_code
+from dmdr.rewards.sources import list_sources
 from dmdr.rewards.weights import require_weights
 from dmdr.rl import tiny_decoder
 from dmdr.teacher import hub
@@ -55,7 +58,7 @@ def check_training(config: Config) -> None:
 
     Raises:
         ConfigError: an optimizer is not installed.
-        InputMissing: the weights of a reward, or the tiny decoder, are missing.
+        InputMissing: the weights or the file of a reward, or the tiny decoder, are missing.
     """
     from dmdr.optimizers import check_optimizers  # brings torch
 
@@ -68,9 +71,14 @@ def check_training(config: Config) -> None:
             hub.require(tiny_decoder.KEY, rl.tiny_decoder)
         else:
             tiny_decoder.find_tiny_decoder(rl.tiny_decoder)
-    for name in sorted(config.rewards("joint")) if has_same_files(config, "joint") else ():
-        for weights in OF[name]:
+    for name in sorted(config.list_rewards("joint")) if has_same_files(config, "joint") else ():
+        own = config.rewards.get(name)
+        for weights in OF[name] if own is None else ():
             require_weights(weights, config.weights)
+        if own is not None and own.url is None:
+            digest_code(name, own)  # which looks for it
+        if name == "ocr":
+            find_models()
 
 
 def warn_of_teacher(config: Config, say: Callable[[str], None], *, fetches: bool) -> None:
@@ -148,19 +156,21 @@ def is_on_hub(config: Config) -> bool:
 
 
 def load_rewards(config: Config) -> None:
-    """Load each reward of joint training once, and let it go.
+    """Load each reward of joint training once, and let it go. A service may start later: only the stage needs it.
 
     Raises:
         ConfigError: ReFL would train on a reward without a gradient.
-        InputMissing, DataError: the weights of a reward are missing, damaged, or of another model.
+        InputMissing, DataError: the weights of a reward are missing, damaged, or of another model; user's code raises.
     """
-    from dmdr.rewards.load import load_reward  # brings torch
-    from dmdr.rewards.mixture import refuse_without_gradient
+    from dmdr.metrics.verifier import load_any_reward  # brings torch
+    from dmdr.rl.mixture import refuse_without_gradient
 
     rl = config.joint.rl
-    for name in sorted(config.rewards("joint")) if has_same_files(config, "joint") else ():
+    for name in sorted(config.list_rewards("joint")) if has_same_files(config, "joint") else ():
+        if name in config.rewards and config.rewards[name].url is not None:
+            continue
         with doing(f"loading the reward {name}"):
-            reward = load_reward(name, "cpu", config.weights)
+            reward = load_any_reward(name, "cpu", list_sources(config))
         if isinstance(rl, ReFL) and name in rl.rewards:
             refuse_without_gradient({name: reward})
 
@@ -183,8 +193,10 @@ def check_evaluation(config: Config, records: list[PromptRecord], say: Callable[
     missing: dict[str, str] = {}
     for name in config.evaluate.metrics:
         try:
-            for weights in OF.get(name, ()):
+            for weights in () if name in config.rewards else OF.get(name, ()):
                 require_weights(weights, config.weights)
+            if name == "ocr":
+                find_models()
         except InputMissing as error:
             missing[name] = str(error)
     if not has_same_files(config, "evaluate"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dmdr.config.rl import ReFL
 from dmdr.config.run import Config
 from dmdr.config.stages import STAGES, StageName, list_reads
-from dmdr.errors import ConfigError, InputMissing
+from dmdr.errors import ConfigError, InputMissing, RewardUnavailable
 from dmdr.rewards import weights
+from dmdr.rewards.identity import digest_rewards
+from dmdr.rewards.sources import RewardSources, list_sources
 from dmdr.rl.tiny_decoder import find_tiny_decoder
 from dmdr.teacher import digests
 from dmdr.teacher.load import (
@@ -26,17 +30,24 @@ from stages.store.artifacts import Artifact
 from stages.store.records import Record
 
 
-def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -> dict[str, str]:
+def fingerprint_inputs(
+    config: Config, stage: StageName, store: str, run: str, *, rewards: RewardSources | None = None
+) -> dict[str, str]:
     """Name of each input -> its fingerprint.
 
     Inputs are the teacher, what the student starts from, the prompt sources of the stage prompts, the weights of
-    rewards, the tiny decoder, other pipelines on the scorecard, and the stages before. A run that DMDR 0.1 began keeps
-    the digests from then.
+    rewards, the user's own rewards, the tiny decoder, other pipelines on the scorecard, and the stages before. A run
+    that DMDR 0.1 began keeps the digests from then.
+
+    rewards: where they lie; then the service of one is waited for. None: the config's, and one that is away has the
+    digest that the stage recorded when it began.
 
     Raises:
         ConfigError: the teacher's family does not have a form of export.forms, or a stage before was made from another
             teacher, or from another result than this run's.
-        InputMissing: the teacher, a prompt file or a tiny decoder does not exist, or a stage before is not sealed.
+        InputMissing: the teacher, a prompt file, a tiny decoder or a reward does not exist, or a stage before is not
+            sealed.
+        RewardUnavailable: the service of a reward does not answer.
     """
     teacher = find_teacher_of(config.teacher)
     check_forms(config, teacher)
@@ -54,6 +65,7 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
             inputs[f"pipeline:{name}"] = digest_pipeline(folder)
     else:
         inputs |= weights.digest_weights(metrics, config.weights, recorded)
+    inputs |= _digest_rewards(config, stage, rewards, recorded or {})
     if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
         inputs["tiny_decoder"] = digests.digest(find_tiny_decoder(config.joint.rl.tiny_decoder))
     if config.student.start is not None and needs_start(config, stage):
@@ -70,6 +82,29 @@ def fingerprint_inputs(config: Config, stage: StageName, store: str, run: str) -
         _check_stages_before(artifact, record)
         inputs[before] = record.fingerprint
     return inputs
+
+
+def _digest_rewards(
+    config: Config, stage: StageName, rewards: RewardSources | None, recorded: Mapping[str, str]
+) -> dict[str, str]:
+    """The digests of the rewards of a stage that no weights of the config identify. Arguments as above."""
+    names = config.list_rewards(stage) | (
+        {"ocr"}.intersection(config.evaluate.metrics) if stage == "evaluate" else set()
+    )
+    digests: dict[str, str] = {}
+    for name in sorted(names):
+        key = f"reward:{name}"
+        try:
+            digests |= digest_rewards([name], rewards or list_sources(config), waits=rewards is not None)
+        except RewardUnavailable:
+            if key not in recorded or rewards is not None:
+                raise
+            digests[key] = recorded[key]
+        except InputMissing:
+            if stage != "evaluate" or name in config.rewards:
+                raise
+            digests[key] = weights.MISSING  # a scorecard is made without it, and says so
+    return digests
 
 
 def needs_start(config: Config, stage: StageName) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dmdr.config.changes import split_key
 from dmdr.config.forms import Form
 from dmdr.config.load import validate
+from dmdr.config.reward_weights import OF_REWARD, VERIFIERS
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName
 from dmdr.errors import ConfigError
@@ -50,6 +51,11 @@ def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, 
     started_from = next((records[stage].provenance.start for stage in stages if stage in records), None)
     if isinstance(student := settings.get("student"), dict) and "start" in student:
         student["start"] = {**_section(student, "start"), "path": started_from or f"that of run {run}"}
+    rl = _section(_section(settings, "joint"), "rl")
+    if rl.get("inner_updates") == 1:  # a record has all settings, and a config with one that does nothing is refused
+        rl.pop("clip_range", None)
+    if own := list_own_rewards(settings):  # where their code lies, no record says, and an export runs none
+        settings["rewards"] = {name: {"entry_point": f"that of run {run}"} for name in own}
     data: Sections = {
         "cold_start": None,  # unless the run had one
         **settings,
@@ -60,6 +66,13 @@ def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, 
         "export": {**_section(settings, "export"), "forms": list(forms)},
     }
     return validate(data, Config, f"run {run} as {forms[-1]}")
+
+
+def list_own_rewards(settings: Sections) -> list[str]:
+    """The rewards of the user's own that joint training named."""
+    rl, watch = (_section(_section(settings, "joint"), name) for name in ("rl", "watch"))
+    named = [*_section(rl, "rewards"), *([str(watch["reward"])] if "reward" in watch else [])]
+    return [name for name in named if name not in OF_REWARD and name not in VERIFIERS]
 
 
 def check_teacher(records: Mapping[StageName, Record], source: TeacherSource, teacher: str) -> None:
@@ -85,6 +98,6 @@ def _put(settings: Sections, key: str, value: object) -> None:
 
 
 def _section(settings: Sections, name: str) -> Sections:
-    section = settings.get(name, {})
-    assert isinstance(section, dict), name
-    return section
+    section = settings.get(name)
+    assert section is None or isinstance(section, dict), name
+    return section or {}

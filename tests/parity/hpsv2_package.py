@@ -24,6 +24,7 @@ from PIL import Image
 
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.open_clip import KINDS, SCALE
+from dmdr.rewards.sources import RewardSources
 
 TOLERANCE = 1e-5
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
@@ -55,7 +56,7 @@ def main(folder: Path) -> int:
         torch.save({"state_dict": weights}, file)
         del weights
         pictures = [(picture(*size, rng), prompt) for size, prompt in PICTURES.items()]
-        reward = load_reward("hpsv2.1", addresses={"hpsv2.1": str(file)})
+        reward = load_reward("hpsv2.1", sources=RewardSources({"hpsv2.1": str(file)}))
         with torch.no_grad():
             ours = [
                 reward(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255, [prompt]).item() / SCALE

@@ -29,6 +29,7 @@ from transformers import modeling_utils, pytorch_utils
 from dmdr.rewards.imagereward import LONGEST, MEAN, STD, TEXT, build_tokenizer
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.preprocess import normalize, resize_and_crop
+from dmdr.rewards.sources import RewardSources
 
 TOLERANCE = 1e-5  # of scores about 1 wide
 PICTURES = {(224, 224): "a red fox in the snow", (448, 448): "two dogs " * 30, (224, 300): "zebra"}
@@ -99,7 +100,9 @@ def main(folder: Path) -> int:
             tensor.copy_(torch.randn_like(tensor) / tensor.shape[-1] ** 0.5 if "weight" in name else tensor)
         assert (theirs.mean, theirs.std) == (MEAN, STD)
         torch.save(theirs.state_dict(), file)
-        ours = load_reward("imagereward", addresses={"imagereward": str(file), "bert-vocabulary": str(vocabulary)})
+        ours = load_reward(
+            "imagereward", sources=RewardSources({"imagereward": str(file), "bert-vocabulary": str(vocabulary)})
+        )
         words, most, scores = build_tokenizer(vocabulary), 0.0, []
         for size, prompt in PICTURES.items():
             small = Image.fromarray(rng.integers(64, 192, (7, 5, 3), dtype=np.uint8))

@@ -12,6 +12,7 @@ import torch
 
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Optimizer, Training, Watch
 from dmdr.hacking_alarm import (
     DIVERSITY,
@@ -56,13 +57,13 @@ def test_saturation_and_diversity_equal_numpy():
 
 
 def test_a_broken_image_counts_for_nothing_else():
-    reward, prompts = load_reward("lab-conv"), ["a red circle"] * 4
+    reward, prompts = load_reward("lab-conv"), [PromptRecord(prompt="a red circle")] * 4
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     sound = images[[0, 2, 3]].clone()
     images[1, 0, 3, 3] = torch.nan
     row = measure_prompt(images, score_images(reward, images, prompts))
     assert row[NON_FINITE] == 0.25
-    assert row[REWARD] == pytest.approx(float(reward(sound, prompts[:3]).mean()), abs=1e-6)
+    assert row[REWARD] == pytest.approx(float(reward(sound, ["a red circle"] * 3).mean()), abs=1e-6)
     assert row[DIVERSITY] == float(diversity(sound))
     assert row[SATURATION] == float(saturation(sound).mean())
     one = images[:2]

@@ -56,7 +56,7 @@ def test_it_writes_a_config_of_the_teacher_that_it_was_given(
     assert (config.student.form, config.run) == ("lora", f"my-{FAMILY_OF[name]}")
     assert f"# yaml-language-server: $schema={SCHEMA}" in head and "NVIDIA RTX 4090" in head
     assert " MiB, by the planner" in head or " GiB, by the planner" in head
-    assert not config.rewards("joint") and config.evaluate.seeds == 2, "no weights here, so no rewards"
+    assert not config.list_rewards("joint") and config.evaluate.seeds == 2, "no weights here, so no rewards"
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_a_config_of_a_published_teacher_is_valid(family: str, gpu: str, rewards
     path.write_text(first.to_yaml(["head"]))
     config = load_config(path)
     assert config.precision == "bfloat16" and config.execution.gradient_checkpointing
-    assert config.rewards("joint") == {*rewards.train, *({rewards.watch} if rewards.watch else ())}
+    assert config.list_rewards("joint") == {*rewards.train, *({rewards.watch} if rewards.watch else ())}
     decoder = config.joint.rl.decoder if config.joint.rl else None
     assert decoder == (None if not rewards.train else "tiled" if GPUS[gpu].memory < 60 * GIB else "whole")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_a_block_is_cheap_or_says_what_it_needs(command: Command):
 
 @pytest.fixture
 def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder has the configs and, in runs/, a small sealed run "quickstart"."""
+    """The current folder has the configs and, in runs/, a small sealed run "quickstart"; and a reward of one's own."""
     for stage in STAGES:
         made = tmp_path / "made" / stage
         (made / "pipeline").mkdir(parents=True)
@@ -142,6 +143,7 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         artifact.claim({"seed": 1}, {"teacher": "0" * 64})
         artifact.seal(made, facts={}, provenance=PROVENANCE)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shutil.copy(ROOT / "dmdr/rewards/template.py", tmp_path / "my_rewards.py")  # as dmdr init reward writes it
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

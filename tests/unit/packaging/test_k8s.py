@@ -12,9 +12,13 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from prefect.cli._utilities import load_json_key_values
 
+from dmdr.config.reward_weights import OF_REWARD
+from dmdr.rewards.wire import ABOUT
+from flows import cli
 from tests.support.manifests import minors, problems, rendered, schema_problems
 
 K8S = Path(__file__).parents[3] / "k8s"
@@ -150,19 +154,29 @@ def test_only_stages_and_flows_reach_the_s3_server_of_a_trial():
     assert not may(build("overlays/dev"), "s3", "52.216.0.1", 443)
 
 
-@pytest.fixture(scope="module")
-def with_component(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """A user's overlay: one node, and a store that is not on 443."""
-    folder = tmp_path_factory.mktemp("overlay")
+def add_component(folder: Path, component: str) -> list[dict]:
+    """A user's overlay: one node, and a component."""
     here = os.path.relpath(K8S, folder.resolve())
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [f"{here}/overlays/one-node"],
-        "components": [f"{here}/components/store-on-9000"],
+        "components": [f"{here}/components/{component}"],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     return rendered(folder)
+
+
+@pytest.fixture(scope="module")
+def with_component(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """A store that is not on 443."""
+    return add_component(tmp_path_factory.mktemp("overlay"), "store-on-9000")
+
+
+@pytest.fixture(scope="module")
+def with_reward(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """A reward in a process of its own."""
+    return add_component(tmp_path_factory.mktemp("overlay"), "reward-service")
 
 
 def test_nothing_is_wrong_with_the_component(with_component: list[dict]):
@@ -188,6 +202,29 @@ def test_nothing_is_wrong_with_the_component(with_component: list[dict]):
 def test_a_store_that_is_not_on_443_is_reached_with_the_component(with_component, who, whom, port, let):
     assert may(with_component, who, whom, port) is let
     assert port == 443 or not may(build("overlays/one-node"), who, whom, port)
+
+
+def test_a_reward_is_asked_by_stages_alone(with_reward: list[dict]):
+    assert problems(with_reward) == []
+    for minor in minors():
+        assert schema_problems(with_reward, minor) == []
+    reach = {who: may(with_reward, who, "reward", 8000) for who in ("stage", "worker", "server", "stranger")}
+    assert reach == {"stage": True, "worker": False, "server": False, "stranger": False}
+    assert may(with_reward, "reward", "52.216.0.1", 443) and not may(with_reward, "reward", "169.254.169.254", 443)
+    assert not may(build("overlays/one-node"), "stage", "reward", 8000)
+
+
+def test_the_reward_of_the_component_is_one_that_dmdr_serves(with_reward: list[dict]):
+    """Its command line is read by dmdr, and its probes ask what the service answers."""
+    named = [each for each in with_reward if each["metadata"]["name"] == "reward"]
+    [deployment] = [each for each in named if each["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    command = typer.main.get_command(cli.app).commands["serve-reward"]
+    assert container["command"] == ["dmdr", "serve-reward"]
+    given = command.make_context("serve-reward", list(container["args"])).params
+    assert given["reward"] in OF_REWARD and given["port"] == container["ports"][0]["containerPort"] == 8000
+    probes = [container[f"{each}Probe"]["httpGet"]["path"] for each in ("startup", "liveness", "readiness")]
+    assert probes == [ABOUT] * 3
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -96,6 +96,7 @@ SRPO = {
 
 UNSAID = {
     "joint.rl.tiny_decoder",
+    "joint.rl.normalise",
     "student.lora_targets",
     "student.lora_init",
 }  # an address, and what a full student lacks

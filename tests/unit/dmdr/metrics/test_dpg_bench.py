@@ -14,6 +14,7 @@ from dmdr.metrics import dpg_rules
 from dmdr.metrics.dpg_bench import AnswersLine
 from dmdr.metrics.dpg_questions import Question, read_questions
 from dmdr.metrics.load import check_metrics, judge_images, load_metrics
+from dmdr.rewards.sources import RewardSources
 from tests.support.tiny_judges import HEADER
 
 
@@ -138,7 +139,7 @@ def test_what_is_no_text_file_of_questions_is_named(tmp_path):
 def test_the_metric_asks_about_each_image(table, tiny_blip):
     weights = {"dpg-questions": str(table), "vqa": str(tiny_blip)}
     records = [{"prompt": "a red dog", "item_id": "one"}, {"prompt": "a cup", "item_id": "two"}, {"prompt": "else"}]
-    loaded = load_metrics(("dpg-bench",), records, addresses=weights)
+    loaded = load_metrics(("dpg-bench",), records, sources=RewardSources(weights))
     (metric,) = loaded.metrics
     assert loaded.missing == {} and [metric.judges(record) for record in records] == [True, True, False]
     images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(5))

@@ -17,9 +17,10 @@ from dmdr.metrics.aggregate import average_by_tag
 from dmdr.metrics.detector import NAMES, Detector, enclose_mask
 from dmdr.metrics.geneval import build_line
 from dmdr.metrics.geneval_colours import GREY, ColourClassifier, crop
-from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, count_detections, judge_detections
+from dmdr.metrics.geneval_rules import COLOURS, POSITIONS, Detection, count_detections, judge_detections, score_softly
 from dmdr.metrics.load import check_metrics, judge_images, load_metrics
 from dmdr.rewards import weights
+from dmdr.rewards.sources import RewardSources
 
 CLASSES = ("bench", "dog", "cup")
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -113,6 +114,27 @@ def test_the_rules_are_genevals(rng):
         assert (reason == "") == oracle(record, detected), (record, detected, reason)
         outcomes[tag].append(reason == "")
     assert all(0 < sum(found) < len(found) for found in outcomes.values()), outcomes
+
+
+def test_partial_credit_is_whole_where_the_rules_pass_and_only_there(rng):
+    wholes = 0
+    for _ in range(600):
+        tag = rng.choice(TAGS)
+        record, objects = metadata(rng, tag), count_detections(scene(rng), tag)
+        soft, passes = score_softly(record, objects, painted), not judge_detections(record, objects, painted)
+        assert 0 <= soft <= 1 and (soft == 1) == passes, (record, objects)
+        wholes += passes
+    assert 0 < wholes < 600
+
+
+def test_partial_credit_by_hand():
+    dog, cup = Detection((0, 0, 10, 10), 0.95), Detection((50, 0, 60, 10), 0.95)
+    two = {"include": [{"class": "dog", "count": 1}, {"class": "cup", "count": 1, "position": ("left of", 0)}]}
+    assert score_softly(two, {}, painted) == 0
+    assert score_softly(two, {"dog": [dog]}, painted) == 0.5
+    assert score_softly(two, {"dog": [dog], "cup": [cup]}, painted) == 0.75, "there, but on the other side"
+    three = {"include": [{"class": "dog", "count": 2}], "exclude": [{"class": "dog", "count": 3}]}
+    assert score_softly(three, {"dog": [dog] * 4}, painted) == 0.5, "two of two, and two too many"
 
 
 def test_results_sum_up_as_the_official_script_does(rng):
@@ -232,7 +254,7 @@ def test_colours_are_clips_nearest_words(tiny_open_clip):
 def test_the_metric_judges_images(tiny_mask2former, tiny_open_clip, rng):
     addresses = {"mask2former": str(tiny_mask2former), "clip-vit-l-14": str(tiny_open_clip()[0])}
     records = [{**metadata(rng, tag), "prompt": f"a {tag}"} for tag in TAGS]
-    loaded = load_metrics(("geneval",), records, addresses=addresses)
+    loaded = load_metrics(("geneval",), records, sources=RewardSources(addresses))
     (metric,) = loaded.metrics
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     images[4, 0, 0, 0] = torch.nan

@@ -18,6 +18,7 @@ from dmdr.metrics.description import describe_metrics
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.open_clip import tokenize_prefixed
 from dmdr.rewards.preprocess import CLIP_MEAN, CLIP_STD
+from dmdr.rewards.sources import RewardSources
 
 BEGIN, END, LENGTH = 49406, 49407, 77
 PREFIX = "A photo depicts "
@@ -85,20 +86,22 @@ def test_score_is_100_times_plain_open_clips_cosine(clip, name, tokens):
         seen = F.normalize(model.encode_image(torch.stack([transform(each) for each in pictures])), dim=-1)
         read = F.normalize(model.encode_text(asked), dim=-1)
     images = torch.stack([torch.from_numpy(np.array(each)).permute(2, 0, 1) for each in pictures]) / 255
-    reward = load_reward(name, addresses={"clip-score": folder})
+    reward = load_reward(name, sources=RewardSources({"clip-score": folder}))
     torch.testing.assert_close(reward(images, PROMPTS), 100 * (seen * read).sum(-1), atol=1e-4, rtol=1e-5)
     assert reward.name == name
 
 
 def test_the_prefix_changes_the_score(clip):
-    plain, dmd2 = (load_reward(name, addresses={"clip-score": clip[0]}) for name in ("clip-score", "clip-score-dmd2"))
+    plain, dmd2 = (
+        load_reward(name, sources=RewardSources({"clip-score": clip[0]})) for name in ("clip-score", "clip-score-dmd2")
+    )
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert (plain(image, ["a red cat"]) - dmd2(image, ["a red cat"])).abs() > 1e-3
 
 
 def test_both_scores_read_one_set_of_weights():
     assert reward_weights.OF_REWARD["clip-score-dmd2"] == reward_weights.OF_REWARD["clip-score"] == ("clip-score",)
-    descriptions = describe_metrics(("clip-score", "clip-score-dmd2"), {})
+    descriptions = describe_metrics(("clip-score", "clip-score-dmd2"), RewardSources())
     plain, dmd2 = descriptions["clip-score"], descriptions["clip-score-dmd2"]
     assert plain.prefix == "none" and dmd2.prefix == PREFIX
     assert replace(plain, prefix=PREFIX) == dmd2

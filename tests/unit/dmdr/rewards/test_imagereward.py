@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from dmdr.errors import DataError
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.preprocess import normalize
+from dmdr.rewards.sources import RewardSources
 from tests.support.tiny_rewards import WIDTH, WORDS, photo, predictor, tensor
 
 
@@ -58,7 +59,7 @@ def blip_by_hand(w: dict[str, torch.Tensor], pixels: torch.Tensor, ids: list[int
 
 def test_imagereward_is_its_blip_and_its_mlp(tiny_imagereward):
     addresses, found = tiny_imagereward
-    reward = load_reward("imagereward", addresses=addresses)
+    reward = load_reward("imagereward", sources=RewardSources(addresses))
     prompts = ["a red cat", "two dogs under a table", "a zebra"]  # the last has a word that is not in the list
     ids = [[2, *(WORDS.index(word) if word in WORDS else 1 for word in each.split()), 3] for each in prompts]
     images = torch.cat([tensor(photo(32, 32, seed)) for seed in range(3)]).requires_grad_()
@@ -90,4 +91,4 @@ def test_broken_weights_of_imagereward_are_refused(tiny_imagereward, tmp_path):
     ):
         other.write_text(content) if isinstance(content, str) else torch.save(content, other)
         with pytest.raises(DataError, match=said):
-            load_reward("imagereward", addresses={**addresses, name: str(other)})
+            load_reward("imagereward", sources=RewardSources({**addresses, name: str(other)}))

@@ -28,6 +28,7 @@ from dmdr.rewards import weights
 from dmdr.rewards.checkpoint import read_linear
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop, resize_and_pad, resize_to_square
+from dmdr.rewards.sources import RewardSources
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
 from tests.support.tiny_rewards import photo, predictor, tensor
@@ -73,7 +74,7 @@ def test_architectures_are_in_open_clips_list():
 @pytest.mark.parametrize("name", open_clip_rewards.KINDS)
 def test_score_is_100_times_open_clips_cosine(tiny_open_clip, name):
     folder, model = tiny_open_clip()
-    reward = load_reward(name, addresses={name: str(folder)})
+    reward = load_reward(name, sources=RewardSources({name: str(folder)}))
     images = torch.cat([tensor(photo(40, 40, seed)) for seed in range(4)])
     shape = {"hpsv2.1": resize_and_pad, "dfn-clip": resize_to_square, "clip-score": resize_and_crop}[name]
     with torch.no_grad():
@@ -91,7 +92,7 @@ def test_a_single_file_has_the_architecture_of_its_reward(tiny_open_clip, monkey
     monkeypatch.setitem(open_clip_rewards.KINDS, "hpsv2.1", kind)
     try:
         file = folder / "open_clip_pytorch_model.bin"
-        ours, whole = (load_reward("hpsv2.1", addresses={"hpsv2.1": str(path)}) for path in (file, folder))
+        ours, whole = (load_reward("hpsv2.1", sources=RewardSources({"hpsv2.1": str(path)})) for path in (file, folder))
         images = torch.cat([tensor(photo(48, 32, seed)) for seed in range(4)])
         assert torch.equal(ours(images, PROMPTS), whole(images, PROMPTS))
     finally:
@@ -101,7 +102,7 @@ def test_a_single_file_has_the_architecture_of_its_reward(tiny_open_clip, monkey
 def test_prompts_are_encoded_once_and_the_oldest_are_dropped(tiny_open_clip, monkeypatch):
     monkeypatch.setattr("dmdr.rewards.dual_encoder.KEPT_PROMPTS", 4)
     folder, _ = tiny_open_clip()
-    reward = load_reward("dfn-clip", addresses={"dfn-clip": str(folder)})
+    reward = load_reward("dfn-clip", sources=RewardSources({"dfn-clip": str(folder)}))
     encoded, encode = [], reward.encode_prompts
     reward.encode_prompts = lambda prompts: encoded.extend(prompts) or encode(prompts)
     images = tensor(photo(32, 32)).expand(4, -1, -1, -1)
@@ -117,7 +118,7 @@ def test_prompts_are_encoded_once_and_the_oldest_are_dropped(tiny_open_clip, mon
 def test_gradient_reaches_the_pixels_and_is_that_of_the_score(tiny_open_clip):
     """Against finite differences in the image's own direction, in float64 on a smooth image."""
     folder, _ = tiny_open_clip()
-    reward = load_reward("hpsv2.1", addresses={"hpsv2.1": str(folder)})
+    reward = load_reward("hpsv2.1", sources=RewardSources({"hpsv2.1": str(folder)}))
     images = tensor(photo(48, 48)).requires_grad_()
     reward(images, ["a red cat"]).sum().backward()
     direction = F.normalize(images.grad.flatten(), dim=0).view_as(images)
@@ -130,7 +131,7 @@ def test_gradient_reaches_the_pixels_and_is_that_of_the_score(tiny_open_clip):
 
 def test_pickscore_is_what_transformers_computes(tiny_transformers_clip):
     folder, model = tiny_transformers_clip()
-    reward = load_reward("pickscore", addresses={"pickscore": str(folder)})
+    reward = load_reward("pickscore", sources=RewardSources({"pickscore": str(folder)}))
     pictures = [photo(32, 32, seed) for seed in range(4)]  # no resizing: the processors agree but for it
     pixels = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)(pictures, return_tensors="pt").pixel_values
     tokens = open_clip.tokenize(PROMPTS)  # padded by 0 behind the end, where a causal encoder does not look
@@ -144,7 +145,7 @@ def test_a_long_prompt_is_cut_where_the_encoder_ends(tiny_transformers_clip, tin
     hf, clip = tiny_transformers_clip()[0], tiny_open_clip()[0]
     image = tensor(photo(32, 32))
     for name, folder in (("pickscore", hf), ("hpsv2.1", clip)):
-        reward = load_reward(name, addresses={name: str(folder)})
+        reward = load_reward(name, sources=RewardSources({name: str(folder)}))
         assert reward(image, ["cat " * 500]).isfinite().all()
         assert torch.equal(reward(image, ["cat " * 500]), reward(image, ["cat " * 500 + "dog"]))
 
@@ -154,7 +155,7 @@ def test_aesthetic_is_the_mlp_multiplied_out(tiny_transformers_clip, tmp_path):
     mlp, head = predictor(16), tmp_path / "aesthetic-model.pth"
     torch.save({f"layers.{key}": value for key, value in mlp.state_dict().items()}, head)
     addresses = {"aesthetic": str(head), "clip-vit-large-patch14": str(folder)}
-    reward = load_reward("aesthetic", addresses=addresses)
+    reward = load_reward("aesthetic", sources=RewardSources(addresses))
     images = torch.cat([tensor(photo(32, 32, seed)) for seed in range(4)]).requires_grad_()
     with torch.no_grad():
         features = F.normalize(model.get_image_features(pixel_values=normalize(images)).pooler_output, dim=-1)
@@ -173,7 +174,7 @@ def test_broken_weights_are_refused_in_one_line(tiny_open_clip, tiny_transformer
     file = folder / "open_clip_pytorch_model.bin"
 
     def from_(name: str, path) -> None:
-        load_reward(name, addresses={name: str(path)})
+        load_reward(name, sources=RewardSources({name: str(path)}))
 
     with pytest.raises(InputMissing, match="weights.dfn-clip nowhere does not exist; .*hub:apple/DFN5B"):
         from_("dfn-clip", "nowhere")
@@ -203,7 +204,7 @@ def test_broken_weights_are_refused_in_one_line(tiny_open_clip, tiny_transformer
     head = tmp_path / "head.pth"
     torch.save({f"layers.{k}": v for k, v in predictor(768).state_dict().items()}, head)
     with pytest.raises(DataError, match="takes? 768 features, but the CLIP gives 16"):
-        load_reward("aesthetic", addresses={"aesthetic": str(head), "clip-vit-large-patch14": str(hf)})
+        load_reward("aesthetic", sources=RewardSources({"aesthetic": str(head), "clip-vit-large-patch14": str(hf)}))
 
 
 def test_an_archive_that_would_run_code_is_refused(tmp_path):
@@ -214,7 +215,7 @@ def test_an_archive_that_would_run_code_is_refused(tmp_path):
     file = tmp_path / "weights.pt"
     torch.save({"state_dict": Harmful()}, file)
     with pytest.raises(DataError, match="cannot be read"):
-        load_reward("hpsv2.1", addresses={"hpsv2.1": str(file)})
+        load_reward("hpsv2.1", sources=RewardSources({"hpsv2.1": str(file)}))
     assert not (tmp_path / "written").exists()
 
 
@@ -222,15 +223,16 @@ def test_every_address_is_pinned_and_every_name_has_a_loader():
     assert all(weights.hub.ADDRESS.fullmatch(address) for address in reward_weights.PINNED.values())
     assert {name for needed in reward_weights.OF_REWARD.values() for name in needed} == set(reward_weights.PINNED)
     assert set(JUDGES) == set(loadable.JUDGES)
-    descriptions = describe_metrics(tuple(reward_weights.OF), {"vqa": "/somewhere/blip"})
-    assert len(descriptions) == sum(bool(needed) for needed in reward_weights.OF.values())
+    reported = reward_weights.OF_REWARD | reward_weights.OF_JUDGE
+    descriptions = describe_metrics(tuple(reported), RewardSources({"vqa": "/somewhere/blip"}))
+    assert len(descriptions) == sum(bool(needed) or name == "ocr" for name, needed in reported.items())
     assert "blip" in descriptions["dpg-bench"].weights and "somewhere" not in descriptions["dpg-bench"].weights
     clip_score = descriptions["clip-score"]
     assert (clip_score.model, clip_score.scale) == ("open_clip ViT-g-14, images cropped", 100.0)
     assert list(descriptions["dpg-bench"].to_facts()) == ["model", "weights", "scale"]
     for name, needed in reward_weights.OF_REWARD.items():
         with pytest.raises(InputMissing) if needed else nullcontext():
-            load_reward(name, addresses=dict.fromkeys(reward_weights.PINNED, "nowhere"))
+            load_reward(name, sources=RewardSources(dict.fromkeys(reward_weights.PINNED, "nowhere")))
 
 
 @pytest.fixture

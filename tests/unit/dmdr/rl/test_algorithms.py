@@ -215,7 +215,7 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.value, self.shape = value, shape
 
-    def forward(self, images, prompts):
+    def forward(self, images, prompts, metadata=()):
         return torch.full(self.shape or (len(images),), self.value)
 
 
@@ -406,7 +406,7 @@ def test_groups_share_a_prompt_and_pairs_a_step(tiny_sd3_folder, algorithm):
     run, _ = made(tiny_sd3_folder, algorithm)
     window, own = roll_out_prompts(run, 0)
     objective = run.rl.algorithm.build_objective(own)
-    texts = own.prompts
+    texts = [record["prompt"] for record in own.records]
     assert len(texts) == 6 and len(set(texts[:3])) == len(set(texts[3:])) == 1
     assert len({own.states.x_t[0, i].sum().item() for i in range(len(texts))}) == len(texts), "each its own noise"
     batches = select_batches(run, window)
@@ -434,7 +434,7 @@ def test_actions_are_what_the_sampler_drew(tiny_sd3_folder, eta):
 
 
 def broken(monkeypatch, reward) -> None:
-    monkeypatch.setattr("dmdr.rewards.mixture.load_reward", lambda name, device, addresses: reward)
+    monkeypatch.setattr("dmdr.rl.mixture.load_any_reward", lambda name, device, addresses: reward)
 
 
 @pytest.mark.parametrize(

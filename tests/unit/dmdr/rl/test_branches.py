@@ -46,14 +46,14 @@ class LinearReward:
     def __init__(self) -> None:
         self.w = noise_for(2, "w", shape=SHAPE).double()
 
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: list[str], metadata=()) -> torch.Tensor:
         return (images * self.w).sum(dim=(1, 2, 3))
 
 
 @pytest.fixture
 def reward(monkeypatch) -> LinearReward:
     found = LinearReward()
-    monkeypatch.setattr("dmdr.rewards.mixture.load_reward", lambda name, device, addresses: found)
+    monkeypatch.setattr("dmdr.rl.mixture.load_any_reward", lambda name, device, sources: found)
     return found
 
 
@@ -62,8 +62,8 @@ def roll_out(world: LinearWorld, update: int, *, count: int = PROMPTS, group: in
     states = simulate_backward(
         lambda x_t, t: world.student(x_t, t, {}), world.backbone, times=TIMES, noises=noises, eta=1.0
     )
-    texts = [f"prompt {index // group}" for index in range(count)]
-    return Window(states, {}, texts, TIMES, 1.0, seed=3, stage="joint", update=update)
+    records = [{"prompt": f"prompt {index // group}"} for index in range(count)]
+    return Window(states, {}, records, TIMES, 1.0, seed=3, stage="joint", update=update)
 
 
 def find_gradients(world: LinearWorld, algorithm: GRPO, updates: int, **window: int) -> torch.Tensor:

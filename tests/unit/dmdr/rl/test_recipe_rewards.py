@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.rl import DPO as DPOConfig
 from dmdr.config.rl import Preference
 from dmdr.config.rl import ReFL as ReFLConfig
 from dmdr.errors import ConfigError
-from dmdr.rewards.mixture import Mixture
 from dmdr.rewards.open_clip import load_open_clip
 from dmdr.rewards.wording import Wording
+from dmdr.rl.mixture import Mixture
 from dmdr.rl.refl import ReFL
 from dmdr.rollout import States, Window, noise_for
 from dmdr.shared_base import SharedBase
@@ -19,6 +20,7 @@ from dmdr.update import Batch
 from tests.support.tiny_teachers import copy_teacher
 
 PROMPTS = ["a red circle", "two blue squares"]
+RECORDS: list[PromptRecord] = [{"prompt": prompt} for prompt in PROMPTS]
 POSITIVE, NEGATIVE = ("Natural-lighting", "Detailed", "Realistic"), ("Painting", "CG Render", "Oil")
 PREFERENCE = Preference(positive=POSITIVE, negative=NEGATIVE, k=0.1)
 
@@ -31,7 +33,7 @@ class ByLength:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: list[str], metadata=()) -> torch.Tensor:
         self.read += prompts
         return images.mean(dim=(1, 2, 3)) * torch.tensor([float(len(prompt)) for prompt in prompts])
 
@@ -47,7 +49,7 @@ def test_a_preference_is_its_equation_on_unit_features(tiny_open_clip, images):
     reward = load_open_clip("hpsv2.1", folder, "cpu")
     worn = Wording("hpsv2.1", 0, preference=PREFERENCE)
     positive, negative = worn.draw_words(PREFERENCE, 7)
-    found = worn.score(reward, images, PROMPTS, 7)
+    found = worn.score(reward, images, RECORDS, 7)
     with torch.no_grad():
         image = reward.embed_images(images)
         liked, unliked = (reward.embed_captions([f"{word}. {p}" for p in PROMPTS]) for word in (positive, negative))
@@ -56,10 +58,10 @@ def test_a_preference_is_its_equation_on_unit_features(tiny_open_clip, images):
     class Plain:  # the same reward through the way that any other takes
         name, differentiable = "plain", True
 
-        def __call__(self, seen, prompts):
+        def __call__(self, seen, prompts, metadata=()):
             return reward(seen, prompts)
 
-    assert torch.allclose(found, worn.score(Plain(), images, PROMPTS, 7), atol=1e-3)
+    assert torch.allclose(found, worn.score(Plain(), images, RECORDS, 7), atol=1e-3)
 
 
 def test_words_are_drawn_by_seed_and_update_alone():
@@ -74,13 +76,13 @@ def test_words_are_drawn_by_seed_and_update_alone():
 
 def test_a_prefix_stands_before_the_prompts_of_its_reward_alone(images):
     reward, other = ByLength(), ByLength()
-    Wording("a", 0, prefix="Realistic photo ").score(reward, images, PROMPTS, 0)
-    Wording("b", 0).score(other, images, PROMPTS, 0)
+    Wording("a", 0, prefix="Realistic photo ").score(reward, images, RECORDS, 0)
+    Wording("b", 0).score(other, images, RECORDS, 0)
     assert reward.read == [f"Realistic photo {prompt}" for prompt in PROMPTS] and other.read == PROMPTS
 
 
 def make_refl(folder, monkeypatch, rewards: dict, **settings) -> tuple[ReFL, SharedBase]:
-    monkeypatch.setattr("dmdr.rewards.mixture.load_reward", lambda name, device, addresses: rewards[name])
+    monkeypatch.setattr("dmdr.rl.mixture.load_any_reward", lambda name, device, addresses: rewards[name])
     base = SharedBase(copy_teacher(folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
     shares = settings.pop("shares", dict.fromkeys(rewards, 1.0))
     return ReFL(ReFLConfig(algorithm="refl", weight=1.0, rewards=shares, **settings), base, seed=5), base
@@ -91,7 +93,7 @@ def make_batch(base: SharedBase, update: int = 3) -> tuple[Window, Batch]:
     x0 = noise_for(1, "x0", shape=(1, 2, *base.backbone.latent_shape))
     states = States(torch.ones(1), x0, x0)
     pairs = torch.arange(2)
-    window = Window(states, {}, PROMPTS, torch.tensor([1.0, 0.0]), 1.0, seed=5, stage="joint", update=update)
+    window = Window(states, {}, RECORDS, torch.tensor([1.0, 0.0]), 1.0, seed=5, stage="joint", update=update)
     return window, Batch(x0[0], x0[0], torch.ones(2), {}, pairs * 0, pairs, slice(0, 2), of=2)
 
 
@@ -141,7 +143,7 @@ def test_refl_reads_what_the_config_puts_before_a_prompt(tiny_sd3_folder, monkey
 
 def test_dpo_mixes_and_scores_with_the_same_words(tiny_sd3_folder, monkeypatch):
     reward = ByLength()
-    monkeypatch.setattr("dmdr.rewards.mixture.load_reward", lambda name, device, addresses: reward)
+    monkeypatch.setattr("dmdr.rl.mixture.load_any_reward", lambda name, device, addresses: reward)
     config = DPOConfig(
         algorithm="dpo", weight=1.0, rewards={"r": 2.0}, scales={"r": 0.5}, preferences={"r": PREFERENCE}
     )
@@ -149,14 +151,14 @@ def test_dpo_mixes_and_scores_with_the_same_words(tiny_sd3_folder, monkeypatch):
     mixture = Mixture(config, backbone, differentiable=False, seed=5)
     x0 = noise_for(1, "x0", shape=(2, *backbone.latent_shape))
     reward.read.clear()
-    scores = mixture.score_samples(x0, PROMPTS, 1, update=9)
+    scores = mixture.score_samples(x0, RECORDS, 1, update=9)
     assert {text.split(". ")[0] for text in reward.read} == set(Wording("r", 5).draw_words(PREFERENCE, 9))
     assert torch.equal(mixture.mix(scores), 2.0 * (0.5 * scores["r"]))
 
 
 def test_a_preference_that_is_not_a_number_is_refused_before_the_first_step(tiny_sd3_folder, monkeypatch):
     class Broken(ByLength):
-        def __call__(self, images, prompts):
+        def __call__(self, images, prompts, metadata=()):
             return super().__call__(images, prompts) * float("inf")
 
     with pytest.raises(ConfigError, match="torn gives"):

@@ -38,7 +38,7 @@ class Contrast:
         left[:, :, 4:] = -1.0
         return torch.stack([left if prompt == "0" else -left for prompt in prompts])
 
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: list[str], metadata=()) -> torch.Tensor:
         return (images * self.direction(prompts)).mean(dim=(1, 2, 3)) + 3.0
 
 
@@ -48,7 +48,7 @@ class Lottery(Contrast):
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(7)
 
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: list[str], metadata=()) -> torch.Tensor:
         return torch.rand(len(images), generator=self.generator)
 
 
@@ -59,14 +59,14 @@ def make_window(update: int) -> Window:
     x0 = x0 + 0.3 * noise_for(2, "x0", update, shape=tuple(x0.shape))
     number = [index % 2 for index in range(COUNT)]
     states = States(torch.linspace(1, 0.25, STEPS), x0, x0)
-    texts = [str(each) for each in number]
+    records = [{"prompt": str(each)} for each in number]
     times = torch.linspace(1, 0, STEPS + 1)
-    return Window(states, {"context": CONTEXT[number]}, texts, times, 1.0, seed=3, stage="joint", update=update)
+    return Window(states, {"context": CONTEXT[number]}, records, times, 1.0, seed=3, stage="joint", update=update)
 
 
 def fit(monkeypatch, reward: Contrast, updates: int) -> tuple[Surrogate, list[float], list[float]]:
     """The surrogate after so many updates, and at each its fit on fresh samples and the trust in it."""
-    monkeypatch.setattr("dmdr.rewards.mixture.load_reward", lambda name, device, addresses: reward)
+    monkeypatch.setattr("dmdr.rl.mixture.load_any_reward", lambda name, device, sources: reward)
     config = SurrogateConfig(algorithm="surrogate", weight=1.0, rewards={"contrast": 1.0}, width=16, learning_rate=3e-3)
     surrogate, fits, trusts = Surrogate(config, World()), [], []
     for update in range(updates):
@@ -87,7 +87,9 @@ def test_it_recovers_the_direction_of_a_known_gradient(monkeypatch):
     loss, _ = surrogate.compute_loss(x0, batch)
     loss.backward()
     towards = -x0.grad.flatten(1)
-    cosine = torch.cosine_similarity(towards, reward.direction(window.prompts).flatten(1)).mean()
+    cosine = torch.cosine_similarity(
+        towards, reward.direction([record["prompt"] for record in window.records]).flatten(1)
+    ).mean()
     print(f"fit {fits[-1]:.3f}, cosine with the reward's own gradient {float(cosine):.3f}")
     assert cosine > 0.5, "a random direction has 0.09"
     trained = [*surrogate.network.parameters(), *surrogate.average.parameters()]

@@ -103,6 +103,26 @@ def test_evaluation_is_checked_before_anything_is_trained(
     assert not list(context.out.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        ("ocr", "has ocr, but 14 of 14 training prompts .* 'a red circle', which has no text in quotation marks"),
+        ("geneval", r"has geneval, but 14 of 14 training prompts .* has no metadata \(tag, include\)"),
+        ("lab-checker-soft", r"has lab-checker-soft, but 14 of 14 .* has no metadata"),
+    ],
+)
+def test_prompts_that_a_reward_cannot_check_are_refused_before_anything_is_trained(
+    tiny_config: Callable[..., Path], tmp_path: Path, reward: str, told: str
+):
+    rl = {"algorithm": "grpo", "weight": 1.0, "group_size": 2, "rewards": {reward: 1.0}}
+    weights = {"mask2former": "/no/such", "clip-vit-l-14": "/no/such"} if reward == "geneval" else {}
+    config = load_config(tiny_config(joint={**TRAINING, "rl": rl}, weights=weights))
+    context = context_for(config, tmp_path, "prompts")
+    with pytest.raises(ConfigError, match=told):
+        prompts.run(context)
+    assert not list(context.out.iterdir())
+
+
 def test_a_metric_without_weights_is_only_told_where_another_has_them(
     tiny_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
