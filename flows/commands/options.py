@@ -143,6 +143,11 @@ StageOption = Annotated[StageName, typer.Option("--stage", metavar="STAGE", help
 PodStore = Annotated[str, typer.Option("--store", metavar="URL", help="where artifacts lie, as s3://BUCKET/PREFIX")]
 Attempt = Annotated[int, typer.Option("--attempt", metavar="N", parser=parse_count, help="number of the attempt")]
 
+# watch
+LivePage = Annotated[str | None, typer.Option("--html", metavar="PAGE", help="write a page instead, with all images")]
+Every = Annotated[int, typer.Option("--every", metavar="SECONDS", parser=parse_count, help="seconds between two looks")]
+Once = Annotated[bool, typer.Option("--once", help="look once, and end")]
+
 # compare
 Names = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="names of runs, or names that they were promoted to")

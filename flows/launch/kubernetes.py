@@ -34,8 +34,11 @@ from flows.launch.objects import ENDS, Event, Job, Pod, PodList
 from flows.launch.owned import find_owner
 from flows.launch.stage import Stage, name_command
 from flows.launch.waiting import Waiting
+from stages.runtime.events import announce, build_waiting
+from stages.store.artifacts import Artifact
 
 POLL = 15  # seconds that a watch may be silent
+QUEUE = 900.0  # seconds in the queue of which people are told
 LAST_LINES = 10  # seconds for the end of the logs
 
 
@@ -89,6 +92,8 @@ class Jobs:
         self.api = JobApi(client.CustomObjectsApi(connection), kind, stage.cluster.namespace)
         self.logs = Logs(self.core, stage.cluster.namespace, say)
         self.backoff = Backoff(stage.name, say)
+        self._queued: float | None = None  # since when the Job is held back, by the monotonic clock
+        self._has_told = False
 
     def begin(self, flow_run: str | None, sealed: Callable[[], bool] = lambda: False) -> Job | None:
         """The unfinished Job of this stage, with our mark on it, or a new one.
@@ -161,10 +166,25 @@ class Jobs:
             if job.spec.suspend and not was_suspended:
                 self.say(f"{self.stage.name}: {name} waits in the queue")
             was_suspended = job.spec.suspend
+            self._tell_of_queue(job)
             if job.succeeded is not None:
                 return None if job.succeeded else self._explain_failure(snapshot)
             self._check_waiting(snapshot, waiting)
             self.api.wait_for_event(job, POLL)
+
+    def _tell_of_queue(self, job: Job) -> None:
+        """Tell the receivers of `execution.notify` of a Job that has waited in the queue for QUEUE seconds."""
+        if not job.spec.suspend:
+            self._queued = None
+            return
+        self._queued = self._queued or time.monotonic()
+        if time.monotonic() - self._queued >= QUEUE and not self._has_told:
+            self._has_told = True
+            self._tell("queue", f"{job.name} has waited in the queue for {QUEUE / 60:.0f} min")
+
+    def _tell(self, reason: str, line: str) -> None:
+        artifact = Artifact(self.stage.store, self.stage.run, self.stage.name)
+        announce(self.stage.config, lambda: build_waiting(artifact, reason, line), self.say)
 
     def _look(self, name: str) -> Snapshot | None:
         """A Job with its pods; None if it is gone."""
@@ -181,6 +201,7 @@ class Jobs:
         problem = self.backoff.call(find)
         if (news := waiting.note(problem, snapshot.pods)) is not None:
             self.say(f"{self.stage.name}: {news}")
+            self._tell("" if problem is None else problem.kind, news)
         if problem is not None and waiting.lasts_too_long(problem):
             self.stop(snapshot.job.name)
             waited = f"it waited {self.stage.pods.patience:,} s (execution.cluster.patience)"
