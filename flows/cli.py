@@ -202,6 +202,19 @@ def watch(
     return watch_run(run, WatchOptions(store, html, every, once))
 
 
+@app.command(epilog=EXIT_CODES)
+def automate(block: options.Block, events: options.Events = None) -> int:
+    """Let Prefect send events of runs to a notification block: mail, chat, webhook.
+
+    The same command again changes the automation. Without a Prefect server, execution.notify of a config does it.
+
+    example: dmdr automate slack-webhook/team --event failed --event alarm
+    """
+    from flows.commands.automate import create_automation
+
+    return create_automation(block, events or [])
+
+
 @app.command()
 def runs(store: options.Store = "runs") -> int:
     """List the runs of a store with their teachers and scores."""

@@ -238,12 +238,12 @@ def tell_of_end(options: Options | int, code: int, error: BaseException | str) -
     """
     if isinstance(options, int) or code in (SEALED, Stopped.exit_code):
         return
-    if ranks.read_rank() or ("DMDR_FLOW" in os.environ and code not in FINAL):
-        return
     from dmdr.config.load import load_config
-    from stages.runtime.events import announce_failure
+    from stages.runtime.events import FLOW, announce_failure
     from stages.store.artifacts import Artifact
 
+    if ranks.read_rank() or (FLOW in os.environ and code not in FINAL):
+        return
     with suppress(*USER_ERRORS):  # of the config or the store: that is what it ended for, and is told already
         config = load_config(options.config)
         artifact = Artifact(options.store, options.run or config.run, options.stage)

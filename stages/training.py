@@ -35,10 +35,8 @@ from dmdr.train import Run
 from stages.live.stage import LiveStage
 from stages.reports.fake_warmup import describe_warmup, summarize_warmup
 from stages.reports.run_cost import find_open_cost, read_status
-from stages.runtime.background import Background
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
-from stages.runtime.events import announce, build_alarm
 from stages.runtime.ledger import Budget, name_unit, write_spent
 from stages.runtime.prompt_inputs import PromptInputs
 from stages.runtime.remaining import count_later_steps, count_update
@@ -154,14 +152,9 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     later = count_later_steps(config, name, step=step, prompts=len(inputs.open_split("evaluation")))
     context.progress.expect(later)
 
-    notices = Background("notify", context.progress.say)
-
     def ring(line: str) -> None:
         context.progress.say(line)
         live.alarm(line)
-        if distributed.rank() == 0 and config.execution.notify:
-            event = build_alarm(context.artifact, assembly.state.update, line)
-            notices.put(event.key, lambda: announce(config, lambda: event, context.progress.say))
 
     watch = build_watcher(config, stage, assembly.base, prompts, say=ring)
     empty_prompt = PromptSet.unconditional(inputs.files)

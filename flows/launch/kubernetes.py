@@ -21,7 +21,7 @@ from functools import partial
 import urllib3
 from kubernetes import client
 
-from dmdr.errors import INTERNAL, ConfigError, Stopped
+from dmdr.errors import INTERNAL, USER_ERRORS, ConfigError, Stopped
 from flows.launch import events, pods
 from flows.launch.api import JOB, JOB_SET, TIMEOUT, JobApi, connect
 from flows.launch.backoff import Backoff
@@ -30,11 +30,12 @@ from flows.launch.failure import StageFailed
 from flows.launch.labels import ATTEMPT, FLOW_RUN, IDENTITY, NODE, PREFIX, STAGE, STORE
 from flows.launch.logs import Logs
 from flows.launch.manifest import build_annotations, build_manifest, build_mark
-from flows.launch.objects import ENDS, Event, Job, Pod, PodList
+from flows.launch.objects import ENDS, Job, Pod, PodList
+from flows.launch.objects import Event as ClusterEvent
 from flows.launch.owned import find_owner
 from flows.launch.stage import Stage, name_command
 from flows.launch.waiting import Waiting
-from stages.runtime.events import announce, build_waiting
+from stages.runtime.events import Event, announce, build_waiting
 from stages.store.artifacts import Artifact
 
 POLL = 15  # seconds that a watch may be silent
@@ -50,16 +51,17 @@ def run_job(
     flow_run: str | None = None,
     deployment: str | None = None,
     is_over: Callable[[str, str], bool] = lambda flow_run, deployment: False,
+    tell: Callable[[Event], object] = lambda event: None,
 ) -> None:
     """Run a stage to its end, or wait for the Job that already runs it.
 
     say: gets the lines of its pods, and news of them. sealed: whether the artifact is sealed. flow_run, deployment: ids
-    of our own. is_over: whether another flow run of a deployment has ended.
+    of our own. is_over: whether another flow run of a deployment has ended. tell: gets the event of a Job that waits.
 
     Raises:
         StageFailed: it ended without its seal, cannot start, or the cluster refuses.
     """
-    jobs = Jobs(stage, say, deployment)
+    jobs = Jobs(stage, say, deployment, tell)
     job = jobs.begin(flow_run, sealed)
     if job is None:
         return
@@ -84,8 +86,14 @@ class Snapshot:
 class Jobs:
     """The Jobs of one stage of one run: all attempts."""
 
-    def __init__(self, stage: Stage, say: Callable[[str], None], deployment: str | None = None) -> None:
-        self.stage, self.say, self.deployment = stage, say, deployment
+    def __init__(
+        self,
+        stage: Stage,
+        say: Callable[[str], None],
+        deployment: str | None = None,
+        tell: Callable[[Event], object] = lambda event: None,
+    ) -> None:
+        self.stage, self.say, self.deployment, self.tell = stage, say, deployment, tell
         connection = connect(stage.name)
         self.core = client.CoreV1Api(connection)
         kind = JOB_SET if stage.is_set else JOB
@@ -184,7 +192,12 @@ class Jobs:
 
     def _tell(self, reason: str, line: str) -> None:
         artifact = Artifact(self.stage.store, self.stage.run, self.stage.name)
-        announce(self.stage.config, lambda: build_waiting(artifact, reason, line), self.say)
+        try:
+            event = build_waiting(artifact, reason, line)
+        except USER_ERRORS:  # the store does not answer, and the line stands in the log
+            return
+        self.tell(event)
+        announce(self.stage.config, lambda: event, self.say)
 
     def _look(self, name: str) -> Snapshot | None:
         """A Job with its pods; None if it is gone."""
@@ -241,7 +254,7 @@ class Jobs:
         """Whether pods of stages are still ending, after a cancellation or an eviction for example."""
         return any(pods.is_ending(pod) for pod in self._list_pods(STAGE))
 
-    def read_events(self, name: str) -> tuple[Event, ...] | None:
+    def read_events(self, name: str) -> tuple[ClusterEvent, ...] | None:
         """The warnings about the object of a name; None where our Role does not let us read them."""
         with self._explain_errors("list", "events"):
             return events.read_events(self.core, self.stage.cluster.namespace, name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+ENDINGS = ("png", "jpg")
 TINY = 144  # pixels; smaller images are kept bit by bit
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from dmdr import distributed
 from dmdr.assembly import StageConfig
+from dmdr.config.run import Config
 from dmdr.state import TrainState
 from dmdr.train import Run
 from stages.live.layout import BLOCK, FAKE, REAL, STUDENT, AlarmLine, Status
@@ -24,6 +26,7 @@ from stages.live.trackers import TrackedStage, Tracking
 from stages.live.writer import Writer
 from stages.runtime.background import Background
 from stages.runtime.context import Context
+from stages.runtime.events import LIMIT, announce, build_alarm
 from stages.runtime.ledger import count_money
 from stages.store.layout import LIVE
 
@@ -44,15 +47,19 @@ class LiveStage:
         self._drawer = (
             None if live is None or live.strips_every is None else StripDrawer(context.config, live, stage, run)
         )
+        self._before = find_stage_before(context.config, stage.name)
         self._began = time.time()
         self._ticks: list[tuple[int, float]] = []  # (step, monotonic clock) of the last PACE updates
         self._machine = Machine()
         self._written = 0  # rows that have been handed over
         self._writer: Writer | None = None
+        self._notices = Background("notify", context.progress.say)
         self._background: Background | None = None
         self._tracking: Tracking | None = None
         if live is not None and self._is_first:
-            self._writer = Writer(f"{context.artifact.address}/{LIVE}", live)
+            run_address = context.artifact.address.rpartition("/")[0]
+            before = None if self._before is None else f"{run_address}/{self._before}/{LIVE}"
+            self._writer = Writer(f"{context.artifact.address}/{LIVE}", live, before=before)
             self._background = Background("live page", context.progress.say)
 
     def begin(self) -> None:
@@ -66,7 +73,7 @@ class LiveStage:
         self._written = len(self.state.rows)
         self._ticks = [(self.state.step, time.monotonic())]
         self._write_status("running")
-        if self.state.step == 0:
+        if self.state.step == 0 and self._before is None:  # else what it drew then is looked for first
             self._draw_teacher()
         if self._drawer is not None:
             self._draw_if_due()
@@ -88,15 +95,23 @@ class LiveStage:
             self._draw_if_due()
 
     def alarm(self, line: str) -> None:
-        """Show an alarm."""
+        """Show an alarm, and tell the receivers of `execution.notify`."""
+        config, say = self.context.config, self.context.progress.say
+        if self._is_first and config.execution.notify:
+            event = build_alarm(self.context.artifact, self.state.update, line)
+            self._notices.put(event.key, lambda: announce(config, lambda: event, say))
         if self._writer is not None:
             alarm = AlarmLine(update=self.state.update, at=round(time.time(), 3), line=line)
             self._put(f"alarm {alarm.update} {line}", partial(self._writer.write_alarm, alarm))
 
     def end(self, status: str) -> None:
         """Show how the stage ends: finished or stopped. Waits at most LAST seconds."""
-        if self._live is None:
-            return
+        if self._live is not None:
+            self._show_end(status)
+        self._notices.end(LIMIT)
+
+    def _show_end(self, status: str) -> None:
+        assert self._live is not None, "else nothing is shown"
         self._write_rows()
         if status == "finished" and self._live.strips_every and self.state.update % self._live.strips_every:
             self._draw_student()
@@ -200,3 +215,9 @@ class LiveStage:
     def _put(self, name: str, work: Callable[[], object]) -> None:
         if self._background is not None:
             self._background.put(name, work)
+
+
+def find_stage_before(config: Config, stage: str) -> str | None:
+    """The training stage of the run that comes before this one, if there is one."""
+    stages = config.training_stages
+    return next((before for before, after in pairwise(stages) if after == stage), None)

@@ -28,7 +28,7 @@ from dmdr.config.execution import TrackerName
 from stages.runtime.background import Background, describe
 
 PROJECT = "dmdr"  # of Weights & Biases, and the experiment of MLflow
-LAST = 10.0  # seconds that the end of a stage waits for a tracker
+LAST = 10.0  # seconds that the end of a stage waits for its trackers
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,12 @@ class Tracking:
             thread.do(f"{name} {step}", lambda tracker: tracker.show(step, name, images_P, prompts))
 
     def finish(self, *, is_finished: bool) -> None:
-        """Let them write what is left; each has LAST seconds."""
+        """Let them write what is left; together they have LAST seconds."""
         for thread in self._threads:
             thread.do("finish", lambda tracker: tracker.finish(is_finished=is_finished))
+        until = time.monotonic() + LAST
         for thread in self._threads:
-            thread.end(LAST)
+            thread.end(max(0.0, until - time.monotonic()))
 
 
 class _Thread:

@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 
 from dmdr.config.live import Live
-from stages.live.images import encode_strip
+from stages.live.images import ENDINGS, encode_strip
 from stages.live.layout import (
     ALARMS,
     BLOCK,
@@ -41,11 +41,12 @@ Row = Mapping[str, float]
 class Writer:
     """The files of live/ at one address. Every method raises StoreError, and what a store raises besides.
 
-    has_teacher: whether the teacher's strip is there; None until `resume` has looked.
+    before: live/ of the stage before, whose teacher drew the same. has_teacher: whether the teacher's strip is there;
+    None until `resume` has looked.
     """
 
-    def __init__(self, address: str, live: Live) -> None:
-        self.address, self.live = address, live
+    def __init__(self, address: str, live: Live, *, before: str | None = None) -> None:
+        self.address, self.live, self.before = address, live, before
         self.has_teacher: bool | None = None
         self.times: dict[int, float] = {}  # number of a row -> when it came, where that is known
         self.alarms: list[AlarmLine] = []
@@ -75,7 +76,7 @@ class Writer:
                 place.remove(name)
             elif match and match[1] == "update":
                 self._strips.add(int(match[2]))
-        self.has_teacher = any(name.startswith(f"{TEACHER}.") for name in names)
+        self.has_teacher = any(name.startswith(f"{TEACHER}.") for name in names) or self._copy_teacher(prompts)
         self._read_times(last)
         for number in range(last + 1):
             if number == last or number not in blocks:
@@ -119,6 +120,19 @@ class Writer:
         if (alarm.update, alarm.line) not in known:
             self.alarms.append(alarm)
         self._publish(ALARMS, Alarms(lines=tuple(self.alarms)).to_json())
+
+    def _copy_teacher(self, prompts: Sequence[str]) -> bool:
+        """Whether the stage before has a teacher's strip of these prompts, which stands here from now on."""
+        if self.before is None:
+            return False
+        place, wanted = open_place(self.before), StripPrompts(prompts=tuple(prompts)).to_json()
+        if place.read(PROMPTS) != wanted:
+            return False
+        for ending in ENDINGS:
+            if (data := place.read(f"{TEACHER}.{ending}")) is not None:
+                self._publish(f"{TEACHER}.{ending}", data)
+                return True
+        return False
 
     def _read_times(self, block: int) -> None:
         """When the rows of a block came: an earlier attempt knows it."""

@@ -129,7 +129,8 @@ class Address(Generic[SealT]):
         Raises:
             ConfigError: nobody has claimed the address, and files are here, which a stage would replace and delete.
         """
-        names = self.place.names()
+        # what a stage shows may outlive it: a copy that does not know yet that somebody removed it
+        names = [name for name in self.place.names() if not name.startswith(f"{LIVE}/")]
         if names and CLAIM not in names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ConfigError(

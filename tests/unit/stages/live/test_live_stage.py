@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dmdr.config.load import load_config
@@ -119,7 +120,7 @@ def test_a_resumed_stage_goes_on_without_gaps_or_doubles(begun):
         (live / "strips/update-00000098.png").write_bytes(b"no picture")
         for name in rng.sample(sorted(path.name for path in live.glob("*.json*")), 2):
             (live / name).unlink()
-    (live / "strips/teacher.png").unlink()
+    (live / "strips/teacher.png").unlink(missing_ok=True)
     run_stage(load_config(begun.config(live=LIVE)), broken, "joint")
     assert digests(broken, "joint") == digests(whole, "joint")
     series = LiveReader(str(broken), "tiny", "joint").read()
@@ -128,6 +129,18 @@ def test_a_resumed_stage_goes_on_without_gaps_or_doubles(begun):
     assert series.has_teacher, "drawn anew"
     alarms = [(alarm.update, alarm.line) for alarm in series.alarms]
     assert len(alarms) == len(set(alarms))
+
+
+def test_the_teachers_images_of_the_cold_start_serve_the_joint_stage(begun):
+    store = begun.store("copied")
+    writer = Writer(f"{store}/tiny/cold_start/live", load_config(begun.config(live=LIVE)).execution.live)
+    prompts = LiveReader(str(begun.run("drawn", live=LIVE)), "tiny", "joint").read().prompts
+    drawn = np.zeros((3, 8, 8, 3), dtype=np.uint8)
+    writer.resume([], 0, prompts)
+    writer.write_teacher(drawn)
+    run_stage(load_config(begun.config(live=LIVE)), store, "joint")
+    reader = LiveReader(str(store), "tiny", "joint")
+    assert reader.read().has_teacher and (np.stack(reader.read_teacher()) == drawn).all()
 
 
 def test_a_store_that_is_away_costs_nothing_but_the_picture(begun, monkeypatch, capfd):
