@@ -225,9 +225,7 @@ def tell_of_seal(context: Context, record: Record, seconds: float) -> None:
     config, artifact, say = context.config, context.artifact, context.progress.say
     announce(config, lambda: build_sealed(artifact, record.fingerprint, seconds), say)
     if artifact.stage == STAGES[-1]:
-        verdicts = record.facts.get("verdicts")
-        text = " ".join(map(str, verdicts)) if isinstance(verdicts, list) else ""
-        announce(config, lambda: build_finished(artifact, record.fingerprint, text), say)
+        announce(config, lambda: build_finished(artifact, record), say)
 
 
 def tell_of_end(options: Options | int, code: int, error: BaseException | str) -> None:

@@ -20,6 +20,7 @@ def run(context: Context) -> dict[str, object]:
     """
     before = context.input("cold_start") if context.config.cold_start is not None else None
     session = start_session(context, "joint", before=before)
-    for row in train(session.run, session.state, stop=session.stop):
-        session.record(row)
+    with session.live:
+        for row in train(session.run, session.state, stop=session.stop):
+            session.record(row)
     return session.finish()

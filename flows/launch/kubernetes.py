@@ -34,12 +34,11 @@ from flows.launch.objects import ENDS, Job, Pod, PodList
 from flows.launch.objects import Event as ClusterEvent
 from flows.launch.owned import find_owner
 from flows.launch.stage import Stage, name_command
-from flows.launch.waiting import Waiting
+from flows.launch.waiting import QUEUED, Queue, Waiting
 from stages.runtime.events import Event, announce, build_waiting
 from stages.store.artifacts import Artifact
 
 POLL = 15  # seconds that a watch may be silent
-QUEUE = 900.0  # seconds in the queue of which people are told
 LAST_LINES = 10  # seconds for the end of the logs
 
 
@@ -100,8 +99,6 @@ class Jobs:
         self.api = JobApi(client.CustomObjectsApi(connection), kind, stage.cluster.namespace)
         self.logs = Logs(self.core, stage.cluster.namespace, say)
         self.backoff = Backoff(stage.name, say)
-        self._queued: float | None = None  # since when the Job is held back, by the monotonic clock
-        self._has_told = False
 
     def begin(self, flow_run: str | None, sealed: Callable[[], bool] = lambda: False) -> Job | None:
         """The unfinished Job of this stage, with our mark on it, or a new one.
@@ -163,7 +160,7 @@ class Jobs:
 
     def watch(self, name: str) -> StageFailed | None:
         """Wait for the end of a Job; returns what went wrong, if anything did."""
-        waiting = Waiting(self.stage, self.read_events)
+        waiting, queue = Waiting(self.stage, self.read_events), Queue()
         was_suspended = False
         while True:
             snapshot = self.backoff.call(lambda: self._look(name))
@@ -174,23 +171,15 @@ class Jobs:
             if job.spec.suspend and not was_suspended:
                 self.say(f"{self.stage.name}: {name} waits in the queue")
             was_suspended = job.spec.suspend
-            self._tell_of_queue(job)
+            if queue.lasts(is_held=job.spec.suspend):
+                self._tell("queue", f"{name} has waited in the queue for {QUEUED / 60:.0f} min")
             if job.succeeded is not None:
                 return None if job.succeeded else self._explain_failure(snapshot)
             self._check_waiting(snapshot, waiting)
             self.api.wait_for_event(job, POLL)
 
-    def _tell_of_queue(self, job: Job) -> None:
-        """Tell the receivers of `execution.notify` of a Job that has waited in the queue for QUEUE seconds."""
-        if not job.spec.suspend:
-            self._queued = None
-            return
-        self._queued = self._queued or time.monotonic()
-        if time.monotonic() - self._queued >= QUEUE and not self._has_told:
-            self._has_told = True
-            self._tell("queue", f"{job.name} has waited in the queue for {QUEUE / 60:.0f} min")
-
     def _tell(self, reason: str, line: str) -> None:
+        """Tell people that the Job waits. reason: for what."""
         artifact = Artifact(self.stage.store, self.stage.run, self.stage.name)
         try:
             event = build_waiting(artifact, reason, line)

@@ -43,9 +43,7 @@ def emit_sealed(artifact: Artifact, *, is_last: bool) -> None:
             return
         emit(build_sealed(artifact, record.fingerprint, record.provenance.duration_s))
         if is_last:
-            verdicts = record.facts.get("verdicts")
-            text = " ".join(map(str, verdicts)) if isinstance(verdicts, list) else ""
-            emit(build_finished(artifact, record.fingerprint, text))
+            emit(build_finished(artifact, record))
 
 
 def emit_failure(artifact: Artifact, code: int, line: str) -> None:

@@ -41,8 +41,8 @@ class Gpu(Document):
 class Status(Document):
     """How far an open stage is. Times are seconds since 1970, by the clock of its machine.
 
-    state: running, stopped or finished. step, steps: updates with those of the fake score alone; update, updates:
-    those of the student. pace_s: seconds an update. left_s: of this stage; left_run_s: of the whole run. memory_mib:
+    state: running, stopped, failed or finished. step, steps: updates with those of the fake score alone; update,
+    updates: those of the student. pace_s: seconds an update. left_s: of this stage; left_run_s: of the run. memory_mib:
     the most main memory of the first process.
     """
 

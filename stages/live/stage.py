@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -62,6 +63,13 @@ class LiveStage:
             self._writer = Writer(f"{context.artifact.address}/{LIVE}", live, before=before)
             self._background = Background("live page", context.progress.say)
 
+    def __enter__(self) -> None:
+        """Inside, an error is shown as the end of the stage."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            self.end("failed")
+
     def begin(self) -> None:
         """Show where the stage begins or goes on."""
         if self._live is None:
@@ -105,7 +113,7 @@ class LiveStage:
             self._put(f"alarm {alarm.update} {line}", partial(self._writer.write_alarm, alarm))
 
     def end(self, status: str) -> None:
-        """Show how the stage ends: finished or stopped. Waits at most LAST seconds."""
+        """Show how the stage ends: finished, stopped or failed. Waits at most LAST seconds."""
         if self._live is not None:
             self._show_end(status)
         self._notices.end(LIMIT)

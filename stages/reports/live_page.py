@@ -17,6 +17,7 @@ from stages.reports.stage_times import format_duration
 FRAMES = 24  # of the slider
 SIDE = 192  # pixels of its images
 STATES = {"silent": "no sign of it", "open": "begun"}  # words for states that need some
+BAD = ("silent", "failed")
 LATER = ("real", "fake")
 
 
@@ -73,7 +74,7 @@ def render_live_page(view: RunView, *, refresh: int) -> str:
     page = LivePage(
         title=f"{view.run}: {'finished' if view.is_finished else 'live'}",
         lead=describe_run(view),
-        is_bad=any(stage.state == "silent" for stage in view.stages),
+        is_bad=any(stage.state in BAD for stage in view.stages),
         written=datetime.fromtimestamp(view.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         refresh=0 if view.is_finished else refresh,
         stages=[build_stage_row(stage) for stage in view.stages],
@@ -102,6 +103,8 @@ def describe_run(view: RunView) -> str:
         where += f", update {stage.progress[0]:,} of {stage.progress[1]:,}"
     if stage.state == "stopped":
         return f"Stopped in {where}, after a checkpoint. The same command goes on."
+    if stage.state == "failed":
+        return f"Failed in {where}. Its last line says why; the last checkpoint is whole."
     if stage.state == "silent" and stage.series.status is not None:
         since = format_duration(view.at - stage.series.status.at)
         return f"No sign of {where} for {since}: it may have died, or its machine cannot reach the store."
@@ -125,7 +128,7 @@ def build_stage_row(stage: StageView) -> StageRow:
         duration=stage.duration_text,
         effort=stage.effort_text,
         memory=memory,
-        is_bad=stage.state == "silent",
+        is_bad=stage.state in BAD,
     )
 
 

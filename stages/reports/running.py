@@ -28,7 +28,7 @@ SILENCE = 300.0  # seconds without a sign of a stage, and ten updates: then it m
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage. state: sealed, running, silent, stopped, open or not started. rows: of its metrics.
+    """One stage. state: sealed, running, silent, stopped, failed, open or not started. rows: of its metrics.
 
     series: what it shows in live/. seconds: that it took, or has taken so far. reader: of its strips.
     """
@@ -47,7 +47,7 @@ class StageView:
 
     @property
     def is_open(self) -> bool:
-        return self.state in ("running", "silent", "stopped", "open")
+        return self.state in ("running", "silent", "stopped", "failed", "open")
 
     @property
     def progress(self) -> tuple[int, int] | None:

@@ -27,6 +27,7 @@ from stages.runtime.background import describe
 from stages.store.address import open_place
 from stages.store.artifacts import Artifact
 from stages.store.layout import CHECKPOINTS, EVENTS
+from stages.store.records import Record
 
 LIMIT = 10.0  # seconds for all receivers of an event together
 TIMEOUT = 8.0  # seconds of a receiver
@@ -75,10 +76,13 @@ def build_sealed(artifact: Artifact, fingerprint: str, seconds: float) -> Event:
     return Event("sealed", artifact.run, artifact.stage, artifact.store, text, key)
 
 
-def build_finished(artifact: Artifact, fingerprint: str, verdicts: str) -> Event:
-    """A run whose last stage was sealed."""
-    text = f"{artifact.run} is finished. {verdicts}".strip()
-    return Event("finished", artifact.run, artifact.stage, artifact.store, text, f"finished-{fingerprint[:12]}")
+def build_finished(artifact: Artifact, record: Record) -> Event:
+    """A run whose last stage was sealed, with its first verdict."""
+    verdicts = record.facts.get("verdicts")
+    first = str(verdicts[0]) if isinstance(verdicts, list) and verdicts else ""
+    text = f"{artifact.run} is finished. {first}".strip()
+    key = f"finished-{record.fingerprint[:12]}"
+    return Event("finished", artifact.run, artifact.stage, artifact.store, text, key)
 
 
 def build_end(artifact: Artifact, code: int, line: str, *, is_budget: bool = False) -> Event:

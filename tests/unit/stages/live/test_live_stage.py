@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dmdr.config.load import load_config
-from dmdr.errors import BudgetSpent, Stopped, StoreError
+from dmdr.errors import BudgetSpent, NonFinite, Stopped, StoreError
 from stages import joint
 from stages.__main__ import check_budget
 from stages.live import stage as live_stage
@@ -199,3 +199,12 @@ def test_strips_that_are_kept_cover_the_whole_training(keep):
         known = choose_kept({*known, update}, every=10, keep=keep)
         assert len(known) <= keep and {0, update} <= known
         assert len({after - before for before, after in pairwise(sorted(known - {update}))}) <= 1, sorted(known)
+
+
+def test_a_stage_that_fails_says_so(begun):
+    store, rates = begun.store("fails"), {"student": {"learning_rate": 1e30}}
+    config = begun.write(joint={**TRAINING, **rates}, execution={"device": "cpu", "live": LIVE})
+    with pytest.raises(NonFinite):
+        joint.run(context_for(load_config(config), store, "joint"))
+    series = LiveReader(str(store), "tiny", "joint").read()
+    assert series.status is not None and series.status.state == "failed"
