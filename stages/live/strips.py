@@ -114,9 +114,17 @@ class StripDrawer:
         noises = [noise_for(self.run.seed, "live", n, shape=self._shape) for n in part]
         return torch.stack(noises, dim=1).to(self.run.times)
 
+    def _reduce(self, images: torch.Tensor) -> torch.Tensor:
+        """At most `side` pixels a side: many of them may wait in memory for a store that is away."""
+        side = self.live.side
+        if max(images.shape[-2:]) <= side:
+            return images
+        factor = side / max(images.shape[-2:])
+        return torch.nn.functional.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
+
     def _decode(self, x0: list[torch.Tensor]) -> np.ndarray:
         """The images of all ranks, (P, H, W, 3) uint8. What is not a number is black."""
-        images = torch.cat([self.base.backbone.decode(part).float() for part in x0])
+        images = torch.cat([self._reduce(self.base.backbone.decode(part).float()) for part in x0])
         pixels = (images.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         whole = distributed.all_gather(pixels)[: len(self.indices)]
         return whole.permute(0, 2, 3, 1).contiguous().numpy()

@@ -197,7 +197,8 @@ class Tracking:
     def show(self, step: int, name: str, images_P: np.ndarray, prompts: Sequence[str]) -> None:
         """Pass on a strip."""
         for thread in self._threads:
-            thread.do(f"{name} {step}", lambda tracker: tracker.show(step, name, images_P, prompts))
+            # one that waits is replaced: a tracker that hangs must not fill the memory
+            thread.do(f"show {name}", lambda tracker: tracker.show(step, name, images_P, prompts))
 
     def finish(self, *, is_finished: bool) -> None:
         """Let them write what is left; together they have LAST seconds."""

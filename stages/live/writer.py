@@ -77,9 +77,9 @@ class Writer:
             elif match and match[1] == "update":
                 self._strips.add(int(match[2]))
         self.has_teacher = any(name.startswith(f"{TEACHER}.") for name in names) or self._copy_teacher(prompts)
-        self._read_times(last)
         for number in range(last + 1):
-            if number == last or number not in blocks:
+            count = self._read_times(number) if number in blocks else 0
+            if number == last or count != BLOCK:  # its end was on its way when the attempt was killed
                 self.write_block(number, rows[number * BLOCK : (number + 1) * BLOCK])
         self._resume_alarms(update)
         self._publish(PROMPTS, StripPrompts(prompts=tuple(prompts)).to_json())
@@ -134,14 +134,14 @@ class Writer:
                 return True
         return False
 
-    def _read_times(self, block: int) -> None:
-        """When the rows of a block came: an earlier attempt knows it."""
-        data = self._place.read(name_block(block)) or b""
+    def _read_times(self, block: int) -> int:
+        """How many rows a block has. When they came, only the attempt that wrote them knows, and now this one."""
+        rows = (self._place.read(name_block(block)) or b"").splitlines()
         with suppress(ValueError, TypeError, KeyError):  # damaged: then nobody knows
-            for line in data.splitlines():
-                row = json.loads(line)
+            for row in map(json.loads, rows):
                 if row["at"] is not None:
                     self.times.setdefault(int(row["n"]), float(row["at"]))
+        return len(rows)
 
     def _resume_alarms(self, update: int) -> None:
         data = self._place.read(ALARMS)
