@@ -14,8 +14,7 @@ from pathlib import Path
 
 from dmdr.config.plain_text import to_line
 from dmdr.errors import ConfigError, StoreError
-from stages.reports.live_page import build_stage_row, describe_run, render_live_page
-from stages.reports.running import RunReader, RunView, StageView
+from stages.reports.running import RunReader, RunView, StageView, build_stage_row, describe_run
 from stages.reports.scorecard_text import format_table
 from stages.store.runs import find_run
 
@@ -51,6 +50,8 @@ def watch_run(run: str, options: WatchOptions) -> int:
     try:
         while True:
             if page is not None:
+                from stages.reports.live_page import render_live_page  # late: the image of flows has no pillow
+
                 write_page(page, render_live_page(view, refresh=0 if options.once else options.every))
             screen.show(render_screen(view) if page is None else [f"{describe_run(view)} Page: {page}"])
             if options.once or view.is_finished:

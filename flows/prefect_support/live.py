@@ -1,5 +1,5 @@
-"""What an open training stage shows, on the page of its flow run: the newest images beside the teacher's, and an event
-of Prefect for each alarm. It is read from the store, so it is the same for processes and Jobs.
+"""What an open training stage shows, on the page of its flow run: the newest images and the teacher's, and an event of
+Prefect for each alarm. It is read from the store, so it is the same for processes and Jobs.
 
 A thread of its own looks every EVERY seconds. A store or a server that is away holds up neither the stage nor its log.
 """
@@ -13,7 +13,6 @@ from contextvars import copy_context
 from threading import Event as Signal
 from threading import Thread
 
-import numpy as np
 from httpx import HTTPError
 from prefect.artifacts import create_image_artifact
 from prefect.exceptions import PrefectException
@@ -22,14 +21,13 @@ from dmdr.config.stages import TRAINING_STAGES, StageName
 from dmdr.errors import USER_ERRORS
 from flows.prefect_support import news
 from flows.prefect_support.artifacts import LARGEST_IMAGE
-from stages.live.images import encode_strip
+from stages.live.images import StripFile
 from stages.live.read import LiveReader
 from stages.runtime.events import build_alarm
 from stages.store.artifacts import Artifact
 
 EVERY = 30.0  # seconds between two looks
 LAST_LOOK = 10.0  # seconds that the end of a stage waits for the last one
-SIDE = 192  # pixels of an image
 
 
 @contextmanager
@@ -56,6 +54,7 @@ class LiveFollower:
         self.artifact, self.over = Artifact(store, run, stage), Signal()
         self._reader = LiveReader(store, run, stage)
         self._told: set[tuple[int, str]] = set()
+        self._has_teacher = False
         self._shown = -1  # update of the newest strip that is shown
 
     def follow(self) -> None:
@@ -74,14 +73,19 @@ class LiveFollower:
                 self._told.add((alarm.update, alarm.line))
                 news.emit(build_alarm(self.artifact, alarm.update, alarm.line))
         newest = series.strips[-1] if series.strips else -1
-        if newest == self._shown or not (images := self._reader.read_strip(newest)):
-            return
-        self._shown = newest
-        rows = [self._reader.read_teacher(), images]
-        joined = np.concatenate([np.stack(row) for row in rows if row], axis=1)  # the teacher's above the student's
-        strip = encode_strip(joined, 2 * SIDE)
-        if len(strip.data) <= LARGEST_IMAGE:
-            kind = "jpeg" if strip.ending == "jpg" else strip.ending
-            address = f"data:image/{kind};base64,{base64.b64encode(strip.data).decode()}"
-            words = f"{self.artifact.run}, {self.artifact.stage}: the student after update {newest}, below the teacher"
-            create_image_artifact(address, key=f"images-{self.artifact.stage.replace('_', '-')}", description=words)
+        if newest != self._shown and self._publish(
+            self._reader.read_strip_file(newest), "student", f"the student after update {newest}"
+        ):
+            self._shown = newest
+        if series.has_teacher and not self._has_teacher:
+            self._has_teacher = self._publish(self._reader.read_teacher_file(), "teacher", "the teacher, to compare")
+
+    def _publish(self, strip: StripFile | None, who: str, words: str) -> bool:
+        """Whether a strip is there and small enough to be shown."""
+        if strip is None or len(strip.data) > LARGEST_IMAGE:
+            return False
+        kind = "jpeg" if strip.ending == "jpg" else "png"
+        address = f"data:image/{kind};base64,{base64.b64encode(strip.data).decode()}"
+        key = f"{self.artifact.stage.replace('_', '-')}-{who}"
+        create_image_artifact(address, key=key, description=f"{self.artifact.run}, {self.artifact.stage}: {words}")
+        return True

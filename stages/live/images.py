@@ -6,7 +6,6 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 ENDINGS = ("png", "jpg")
 TINY = 144  # pixels; smaller images are kept bit by bit
@@ -22,6 +21,8 @@ class StripFile:
 
 def encode_strip(images_P: np.ndarray, side: int) -> StripFile:
     """Join images (P, H, W, 3) uint8; larger ones are reduced to `side` pixels."""
+    from PIL import Image  # late: the image of flows has no pillow, and passes strips on as they are
+
     tiles = [Image.fromarray(image) for image in images_P]
     for tile in tiles:
         tile.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -36,6 +37,8 @@ def encode_strip(images_P: np.ndarray, side: int) -> StripFile:
 
 def split_strip(data: bytes, count: int) -> list[np.ndarray]:
     """The images (H, W, 3) uint8 of a strip of `count`. Raises ValueError for bytes that are no such picture."""
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
             pixels = np.asarray(picture.convert("RGB"))

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from stages.live.images import split_strip
+from stages.live.images import StripFile, split_strip
 from stages.live.layout import (
     ALARMS,
     OF_ROWS,
@@ -99,6 +99,18 @@ class LiveReader:
     def read_teacher(self) -> list[np.ndarray]:
         """The images that the teacher drew; empty where it has not."""
         return self._read_images(self._teacher, keep=True)
+
+    def read_strip_file(self, update: int) -> StripFile | None:
+        """The picture file of a strip of the student as it is stored; None if it is gone."""
+        return self._read_file(self._names.get((STUDENT, update), ""))
+
+    def read_teacher_file(self) -> StripFile | None:
+        """The same of the teacher."""
+        return self._read_file(self._teacher)
+
+    def _read_file(self, name: str) -> StripFile | None:
+        data = self._place.read(name) if name else None
+        return None if data is None else StripFile(data, name.rpartition(".")[2])
 
     def locate_strip(self, update: int) -> str:
         """The address of a strip's picture file, for a person."""

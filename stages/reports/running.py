@@ -23,6 +23,8 @@ from stages.store.artifacts import Artifact
 from stages.store.records import Record
 
 METRICS = "metrics.jsonl"
+STATES = {"silent": "no sign of it", "open": "begun"}  # words for states that need some
+BAD = ("silent", "failed")
 SILENCE = 300.0  # seconds without a sign of a stage, and ten updates: then it may have died
 
 
@@ -158,3 +160,64 @@ def read_series(store: str, run: str, stage: str) -> tuple[LiveReader, Series] |
         reader = LiveReader(store, run, stage)
         return reader, reader.read()
     return None
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage in the table. share: percent done, None where there is no bar."""
+
+    label: str
+    state: str
+    share: float | None
+    progress: str
+    pace: str
+    duration: str
+    effort: str
+    memory: str
+    is_bad: bool
+
+
+def describe_run(view: RunView) -> str:
+    """Where the run is, in a sentence."""
+    if view.is_finished:
+        return "All stages are sealed; the report has the scorecard."
+    stage = view.current
+    if stage is None:
+        sealed = [each.label for each in view.stages if each.state == "sealed"]
+        return f"No stage runs. Sealed: {', '.join(sealed) or 'none'}."
+    where = f"{stage.label}"
+    if stage.progress is not None:
+        where += f", update {stage.progress[0]:,} of {stage.progress[1]:,}"
+    if stage.state == "stopped":
+        return f"Stopped in {where}, after a checkpoint. The same command goes on."
+    if stage.state == "failed":
+        return f"Failed in {where}. Its last line says why; the last checkpoint is whole."
+    if stage.state == "silent" and stage.series.status is not None:
+        since = format_duration(view.at - stage.series.status.at)
+        return f"No sign of {where} for {since}: it may have died, or its machine cannot reach the store."
+    left = f"; {view.left_text}" if view.left_text else ""
+    return f"Now: {where}{left}."
+
+
+def build_stage_row(stage: StageView) -> StageRow:
+    """A stage in the table."""
+    status, progress = stage.series.status if stage.is_open else None, stage.progress
+    memory = ""
+    if status is not None:
+        memory = ", ".join(describe_gpu(gpu.used_mib, gpu.total_mib, gpu.busy) for gpu in status.gpus)
+        memory = memory or f"{status.memory_mib / 1024:.1f} GiB of main memory"
+    return StageRow(
+        label=stage.label,
+        state=STATES.get(stage.state, stage.state),
+        share=None if progress is None or not progress[1] else round(100 * progress[0] / progress[1], 1),
+        progress="" if progress is None else f"{progress[0]:,} of {progress[1]:,}",
+        pace="" if status is None or status.pace_s is None else f"{status.pace_s:.3g} s",
+        duration=stage.duration_text,
+        effort=stage.effort_text,
+        memory=memory,
+        is_bad=stage.state in BAD,
+    )
+
+
+def describe_gpu(used_mib: float, total_mib: float, busy: float) -> str:
+    return f"GPU {busy:.0f} % busy, {used_mib / 1024:.0f} of {total_mib / 1024:.0f} GiB"
