@@ -17,6 +17,13 @@ class ConfigError(ValueError):
     exit_code: ClassVar[int] = 64
 
 
+class BudgetSpent(ConfigError):
+    """The run has cost what its config allows; what is done is kept. It goes on when `execution.budget` is raised.
+
+    It shares its code with ConfigError, because nothing but a change of the config helps: it is never retried.
+    """
+
+
 class DataError(ValueError):
     """An input exists but is broken: truncated, wrong shape, wrong digest, too many bad lines. Never retried."""
 
@@ -61,7 +68,7 @@ FINAL = frozenset(kind.exit_code for kind in (ConfigError, DataError, InputMissi
 MOST_TELLING = (*sorted(FINAL), StoreError.exit_code, INTERNAL)
 MEANINGS = {
     SEALED: "sealed",
-    ConfigError.exit_code: "config",
+    ConfigError.exit_code: "config, or its budget is spent",
     DataError.exit_code: "data",
     InputMissing.exit_code: "input missing",
     INTERNAL: "internal or not a number",

@@ -13,16 +13,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.stages import StageName, list_needed, list_until
-from dmdr.errors import INTERNAL
+from dmdr.errors import INTERNAL, Stopped
 from flows.launch.failure import StageFailed
 from stages.reports.tables.plan import Run
 from stages.reports.tables.prepared import Table, write_page
+from stages.runtime.events import announce_failure
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
 
@@ -53,7 +56,7 @@ def distil(
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    run_stage = run_only(list_until(until, load_config(config).stages), run_stage)
+    run_stage = run_only(list_until(until, load_config(config).stages), tell_of_failure(run_stage))
     run_stage("prompts", config, run, store, teacher, adopt=cold_start_of)
     run_stage("cold_start", config, run, store, teacher, adopt=cold_start_of)
     run_stage("joint", config, run, store, teacher)
@@ -73,13 +76,31 @@ def run_only(wanted: tuple[StageName, ...], run_stage: RunStage) -> RunStage:
     return run_wanted
 
 
+def tell_of_failure(run_stage: RunStage) -> RunStage:
+    """`run_stage` that tells the receivers of `execution.notify` of a failure that no other try follows."""
+
+    def run_and_tell(
+        name: StageName, config: str, run: str, store: str, teacher: str | None = None, adopt: str | None = None
+    ) -> None:
+        try:
+            run_stage(name, config, run, store, teacher, adopt=adopt)
+        except StageFailed as failure:
+            if failure.exit_code != Stopped.exit_code:
+                artifact = Artifact(store, run, name)
+                say = partial(print, file=sys.stderr, flush=True)
+                announce_failure(load_config(config), artifact, failure.exit_code, str(failure), say)
+            raise
+
+    return run_and_tell
+
+
 def evaluate_with_pipelines(run_stage: RunStage, config: str, run: str, source_run: str, store: str) -> None:
     """Evaluate what `source_run` has sealed together with the pipelines of the config, as the run `run`.
 
     Raises:
         StageFailed: a stage ended without its seal.
     """
-    checked = load_config(config)
+    checked, run_stage = load_config(config), tell_of_failure(run_stage)
     for name in list_needed("evaluate", checked.evaluate.models, checked.stages):
         is_sealed = Artifact(store, source_run, name).record() is not None
         run_stage(name, config, run, store, adopt=source_run if is_sealed else None)
@@ -112,6 +133,7 @@ def run_table(run_stage: RunStage, table: Table, *, say: Callable[[str], None], 
 
 def complete_run(run_stage: RunStage, run: Run, siblings: list[Run], store: str, say: Callable[[str], None]) -> None:
     """Seal every stage of a run: it is sealed already, a sibling's result is copied, or it runs."""
+    run_stage = tell_of_failure(run_stage)
     for name in run.stages:
         own = Artifact(store, run.name, name)
         settings, inputs = identity(run.config, name), fingerprint_inputs(run.config, name, store, run.name)

@@ -246,6 +246,37 @@ def status(run: options.AnyName, store: options.Store = "runs") -> int:
     return print_status(run, store)
 
 
+@app.command(epilog=EXIT_CODES)
+def watch(
+    run: options.AnyName,
+    html: options.LivePage = None,
+    every: options.Every = 5,
+    once: options.Once = False,
+    store: options.Store = "runs",
+) -> int:
+    """Watch a run: stages, curves, images, alarms, time left, cost.
+
+    It reads the store alone, so it works from any machine, whoever runs the stages. With --html it writes a page that
+    loads itself again in a browser. It ends with the run, or by Ctrl-C, which stops nothing else.
+    """
+    from flows.commands.watch import WatchOptions, watch_run
+
+    return watch_run(run, WatchOptions(store, html, every, once))
+
+
+@app.command(epilog=EXIT_CODES)
+def automate(block: options.Block, events: options.Events = None) -> int:
+    """Let Prefect send events of runs to a notification block: mail, chat, webhook.
+
+    The same command again changes the automation. Without a Prefect server, execution.notify of a config does it.
+
+    example: dmdr automate slack-webhook/team --event failed --event alarm
+    """
+    from flows.commands.automate import create_automation
+
+    return create_automation(block, events or [])
+
+
 @app.command()
 def runs(store: options.Store = "runs") -> int:
     """List the runs of a store with their teachers and scores."""

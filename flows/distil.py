@@ -27,8 +27,8 @@ from dmdr.config.load import load_config
 from dmdr.config.names import NAME
 from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.config.section import Argument
-from dmdr.config.stages import StageName, list_until
-from dmdr.errors import USER_ERRORS
+from dmdr.config.stages import STAGES, StageName, list_until
+from dmdr.errors import USER_ERRORS, Stopped
 from flows import chain
 from flows.launch import given_config, process
 from flows.launch.failure import (
@@ -40,7 +40,7 @@ from flows.launch.failure import (
     is_worth_a_retry,
 )
 from flows.launch.stage import Stage, prepare_stage
-from flows.prefect_support import artifacts, owners, progress
+from flows.prefect_support import artifacts, live, news, owners, progress
 from stages.store.artifacts import Artifact
 
 # So that Prefect refuses a bad name before the flow run starts. Nothing is "" and not None: the form of Prefect's page
@@ -80,12 +80,14 @@ def run_stage(
     with (
         explain_faults(name),
         progress.show_progress(name, run, log) if deployment.id or on_cluster else nullcontext(None) as say,
+        live.follow_live(name, run, store),
     ):
         if on_cluster:
             assert say is not None
             _run_as_job(prepare_stage(name, config, run, store, teacher, adopt), say)
         else:
             process.run_stage(name, config, run, store, teacher, adopt, say=say)
+    news.emit_sealed(Artifact(store, run, name), is_last=name == STAGES[-1])
 
 
 def _run_as_job(stage: Stage, say: Callable[[str], None]) -> None:
@@ -110,6 +112,7 @@ def _run_as_job(stage: Stage, say: Callable[[str], None]) -> None:
         flow_run=str(flow_run.id),
         deployment=deployment.id,
         is_over=owners.is_over,
+        tell=news.emit,
     )
     check_sealed(artifact)
 
@@ -172,7 +175,12 @@ def dmdr(
             if cold_start_of:
                 checked.require_stage("cold_start", "cold_start_of")
             run = run or checked.run
-            chain.distil(run_stage, path, run, store, teacher or None, cold_start_of or None, until)
+            try:
+                chain.distil(run_stage, path, run, store, teacher or None, cold_start_of or None, until)
+            except StageFailed as failure:
+                if failure.exit_code != Stopped.exit_code:
+                    news.emit_failure(Artifact(store, run, failure.stage), failure.exit_code, str(failure))
+                raise
         if "evaluate" in list_until(until):
             artifacts.publish_scorecard(run, store)
 

@@ -14,16 +14,28 @@ if __name__ == "__main__":
     stop_signal.install()  # before the imports below, which take time
 
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dmdr.config.secrets import refuse_secret_arguments
-from dmdr.config.stages import TABLE
-from dmdr.errors import INTERNAL, SEALED, ConfigError, NonFinite, Stopped, StoreError, exit_code_of
+from dmdr.config.stages import STAGES, TABLE
+from dmdr.errors import (
+    FINAL,
+    INTERNAL,
+    SEALED,
+    USER_ERRORS,
+    ConfigError,
+    NonFinite,
+    Stopped,
+    StoreError,
+    exit_code_of,
+)
 from stages.runtime import ranks
 from stages.runtime.command_line import PROGRAM, Options, parse
 from stages.runtime.context import Context
@@ -34,6 +46,7 @@ from stages.runtime.terminal import plain_streams
 if TYPE_CHECKING:
     from dmdr.config.run import Config
     from stages.store.artifacts import Artifact
+    from stages.store.records import Record
 
 Run = Callable[[Context], dict[str, object]]
 
@@ -52,6 +65,7 @@ def main(arguments: list[str]) -> int:
     with plain_streams(), ExitStack() as ends:
         stage = PROGRAM
         work: Work | int | None = None
+        options: Options | int = SEALED
         try:
             refuse_secret_arguments(arguments)
             options = parse(arguments)
@@ -60,6 +74,7 @@ def main(arguments: list[str]) -> int:
             stage = options.stage
             work = prepare(options, ends)
             if not isinstance(work, Work):
+                tell_of_end(options, work, "see the lines of its ranks")
                 return work
             facts = work.run(work.context)
             seal(work, facts)
@@ -68,6 +83,7 @@ def main(arguments: list[str]) -> int:
             if isinstance(work, Work) and is_sealed_meanwhile(work.context.artifact):
                 return SEALED
             code = report_error(stage, error)
+            tell_of_end(options, code, error)
             # whoever told it to stop asks for no reason; the last checkpoint is whole
             return Stopped.exit_code if code == StoreError.exit_code and stop_signal.is_set() else code
 
@@ -116,14 +132,14 @@ def prepare(options: Options, ends: ExitStack) -> Work | int:
     quiet_libraries()
     run_stage: Run = importlib.import_module(f"stages.{stage}").run  # imports torch
     from stages.runtime.device import pick_device
+    from stages.runtime.ledger import Ledger
     from stages.runtime.progress import Progress
 
     guard.heed_waits()
     stop_if_asked()
     ranks.join_ranks(pick_device(config))
     workspace = artifact.workspace()
-    out = workspace / "out"
-    out.mkdir()
+    (out := workspace / "out").mkdir()
     context = Context(
         config=config,
         artifact=artifact,
@@ -133,6 +149,7 @@ def prepare(options: Options, ends: ExitStack) -> Work | int:
             stage, shown=is_first, place=f"stage {config.stages.index(stage) + 1} of {len(config.stages)}"
         ),
         stop=stop_signal.is_set,
+        ledger=Ledger(began),
     )
     return Work(run_stage, context, began)
 
@@ -161,7 +178,23 @@ def claim(options: Options, config: Config, artifact: Artifact) -> bool:
     check_worlds(config)
     if TABLE[stage].trains and ranks.read_rank() is None:  # the settings may have changed since the prompts
         check_evaluation(config, read_evaluation_prompts(config, artifact), lambda line: None)
+    if ranks.read_rank() is None:
+        check_budget(config, artifact)
     return False
+
+
+def check_budget(config: Config, artifact: Artifact) -> None:
+    """
+    Raises:
+        BudgetSpent: the run has cost what it may before the stage begins, or goes on.
+    """
+    if config.execution.budget is None:
+        return
+    from stages.runtime.ledger import Budget, read_spent
+
+    budget, spent = Budget(config, artifact), read_spent(artifact)
+    if budget.is_spent(spent):
+        raise budget.build_error(spent, "before it began")
 
 
 def end_ranks(code: int, artifact: Artifact) -> int:
@@ -180,8 +213,44 @@ def seal(work: Work, facts: dict[str, object]) -> None:
 
     context = work.context
     seconds = time.monotonic() - work.began
-    context.artifact.seal(context.out, facts=facts, provenance=describe_process(context.config, seconds))
+    record = context.artifact.seal(
+        context.out, facts=facts, provenance=describe_process(context.config, seconds, context.ledger)
+    )
     print(f"{context.artifact.stage}: sealed at {context.artifact.address} after {seconds:.1f} s")
+    tell_of_seal(context, record, seconds)
+
+
+def tell_of_seal(context: Context, record: Record, seconds: float) -> None:
+    """Tell the receivers of `execution.notify` that the stage is sealed, and the run finished if it was the last."""
+    if not context.config.execution.notify:
+        return
+    from stages.runtime.events import announce, build_finished, build_sealed
+
+    config, artifact, say = context.config, context.artifact, context.progress.say
+    announce(config, lambda: build_sealed(artifact, record.fingerprint, seconds), say)
+    if artifact.stage == STAGES[-1]:
+        announce(config, lambda: build_finished(artifact, record), say)
+
+
+def tell_of_end(options: Options | int, code: int, error: BaseException | str) -> None:
+    """Tell the receivers of `execution.notify` that the stage ended without its seal.
+
+    Where a flow started it and may try again, the flow tells when no try is left. Of several ranks the first tells, and
+    the process that started them of what no rank could say.
+    """
+    if isinstance(options, int) or code in (SEALED, Stopped.exit_code):
+        return
+    from dmdr.config.load import load_config
+    from stages.runtime.events import FLOW, announce_failure
+    from stages.store.artifacts import Artifact
+
+    if ranks.read_rank() or (FLOW in os.environ and code not in FINAL):
+        return
+    with suppress(*USER_ERRORS):  # of the config or the store: that is what it ended for, and is told already
+        config = load_config(options.config)
+        artifact = Artifact(options.store, options.run or config.run, options.stage)
+        say = partial(print, file=sys.stderr, flush=True)
+        announce_failure(config, artifact, code, error, say)
 
 
 def stop_if_asked() -> None:

@@ -16,6 +16,7 @@ def run(context: Context) -> dict[str, object]:
         Stopped: the stage was told to stop; a checkpoint holds everything done.
     """
     session = start_session(context, "cold_start")
-    for row in train(session.run, session.state, stop=session.stop):
-        session.record(row)
+    with session.live:
+        for row in train(session.run, session.state, stop=session.stop):
+            session.record(row)
     return session.finish()

@@ -18,7 +18,6 @@ from dmdr.assembly import (
     EMA_FILE,
     FAKE_FILE,
     STUDENT_FILE,
-    StageConfig,
     assemble,
     build_run,
     build_watcher,
@@ -38,11 +37,15 @@ from dmdr.rewards.sources import list_sources
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.state import Row, StateInfo, TrainState, check_info
 from dmdr.train import Run
+from stages.live.stage import LiveStage
 from stages.reports.fake_warmup import describe_warmup, summarize_warmup
+from stages.reports.run_cost import find_open_cost, read_status
 from stages.runtime.context import Context
 from stages.runtime.device import pick_device
+from stages.runtime.ledger import Budget, name_unit, write_spent
 from stages.runtime.prompt_inputs import PromptInputs
 from stages.runtime.remaining import count_later_steps, count_update
+from stages.store.records import Spent
 
 AT_ONCE = 1024  # records of prompts that are read together
 SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every reward
@@ -51,21 +54,34 @@ SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every
 class Session:
     """One training stage between its start and its seal: progress, checkpoints, and the student that it writes."""
 
-    def __init__(self, context: Context, stage: StageConfig, run: Run, state: TrainState) -> None:
-        self.context, self.stage, self.run, self.state = context, stage, run, state
+    def __init__(self, context: Context, run: Run, live: LiveStage, budget: Budget) -> None:
+        self.context, self.run, self.live, self.budget = context, run, live, budget
+        self.stage, self.state = live.stage, live.state
+        stage, state = self.stage, self.state
         self.checkpoints = context.artifact.checkpoints(context.config.execution.keep_checkpoints)
         check = partial(check_info, updates=stage.training.updates, warmup=stage.fake_warmup)
         newest = self.checkpoints.newest(check)
         if newest is not None:
             state.restore(newest.tensors, cast(StateInfo, newest.info))  # `save` wrote it
             context.progress.say(f"continues from its checkpoint after {self.describe_place()}")
+        context.ledger.before = find_open_cost(context.artifact, read_status(context.artifact)).spent
         self.saved = state.step
-        self.stopped = False
+        self.stopped, self.begun, self.over_budget = False, False, False
 
     def stop(self) -> bool:
-        """Whether some rank was told to stop; all ranks get the same answer."""
-        self.stopped = distributed.any_rank(self.context.stop())
+        """Whether some rank was told to stop, or the run has cost what it may; all ranks get the same answer."""
+        if not self.begun:
+            self.begun = True
+            self.live.begin()
+        over_budget = self.budget.limit is not None and self.budget.is_spent(self.measure())
+        self.stopped = distributed.any_rank(self.context.stop() or over_budget)
+        if self.stopped:
+            self.over_budget = distributed.any_rank(over_budget)
         return self.stopped
+
+    def measure(self) -> Spent:
+        """What the stage has used so far."""
+        return self.context.ledger.measure(self.live.device)
 
     def describe_place(self) -> str:
         """How far the stage is, in words."""
@@ -78,6 +94,7 @@ class Session:
         """Show a finished update, and write a checkpoint when one is due."""
         state, warmup = self.state, self.stage.fake_warmup
         self.context.progress.update(state.step, warmup + self.stage.training.updates, **select_shown(row))
+        self.live.record()
         if state.step == warmup:
             self.context.progress.say(describe_warmup(summarize_warmup(state.rows)))
         if state.step - self.saved >= self.context.config.execution.checkpoint_every:
@@ -87,6 +104,8 @@ class Session:
         """Write a checkpoint unless the newest is of this update."""
         if self.state.step > self.saved:
             self.checkpoints.save(self.state.step, self.state.tensors(), self.state.info())
+            if distributed.rank() == 0:
+                write_spent(self.context.artifact, self.measure())
             self.saved = self.state.step
 
     @contextmanager
@@ -107,14 +126,19 @@ class Session:
 
         Raises:
             Stopped: the stage was told to stop; its checkpoint holds everything done.
+            BudgetSpent: the run has cost what it may; its checkpoint holds everything done.
         """
         state, stage, updates = self.state, self.stage, self.stage.training.updates
         if self.stopped:
             self.save()
+            self.live.end("stopped")
             place = self.describe_place() + (f" of {updates}" if state.warmup == stage.fake_warmup else "")
+            if self.over_budget:
+                raise self.budget.build_error(self.measure(), f"after {place}")
             raise Stopped(f"stopped after {place}; repeat the command to go on")
         if state.update < updates:
             self.context.progress.say(f"ended by {stage.name}.watch after update {state.update} of {updates}, and kept")
+        self.live.end("finished")
         write_student(self.context, self.run.base, state)
         facts: dict[str, object] = {"updates": state.update, **select_shown(state.last_row)}
         if stage.fake_warmup:
@@ -149,13 +173,22 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
         check_training_prompts(assembly.rl.config.rewards, read_records(inputs.open_split("train")))
         assembly.rl.algorithm.reward.probe(prompts.records(list(range(min(3, len(prompts))))))
     step = count_update(config, stage.training)
-    context.progress.expect(count_later_steps(config, name, step=step, prompts=len(inputs.open_split("evaluation"))))
-    watch = build_watcher(config, stage, assembly.base, prompts, say=context.progress.say, rewards=rewards)
+    later = count_later_steps(config, name, step=step, prompts=len(inputs.open_split("evaluation")))
+    context.progress.expect(later)
+
+    def ring(line: str) -> None:
+        context.progress.say(line)
+        live.alarm(line)
+
+    watch = build_watcher(config, stage, assembly.base, prompts, say=ring, rewards=rewards)
     empty_prompt = PromptSet.unconditional(inputs.files)
     run = build_run(config, stage, assembly, prompts=prompts, empty_prompt=empty_prompt, watch=watch)
     if isinstance(prompts, Ahead):
         run = replace(run, prepare=prompts.prepare)
-    return Session(context, stage, run, assembly.state)
+    unit, budget = name_unit(config), Budget(config, context.artifact)
+    budget.check_price(unit)
+    live = LiveStage(context, stage, run, assembly.state, device=unit, later=later)
+    return Session(context, run, live, budget)
 
 
 def read_records(prompts: PromptSet) -> Iterator[PromptRecord]:

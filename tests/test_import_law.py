@@ -45,6 +45,7 @@ ROOMS = {
         "prompt_sources",
         "store",
         "runtime",
+        "live",
         "reports",
         "evaluation",
         "generation",

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dmdr.config.batches import check_split
-from dmdr.config.cluster import Cluster
 from dmdr.config.evaluation import JUDGES, Evaluate
+from dmdr.config.execution import Execution
 from dmdr.config.forms import Dtype, Form
 from dmdr.config.inputs import Prompts, Teacher
 from dmdr.config.lora import LoraForm, LoraForms
@@ -17,7 +17,7 @@ from dmdr.config.names import NAME
 from dmdr.config.own_rewards import OwnReward, RewardName, check_reachable, refuse_taken_name
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD, VERIFIERS
 from dmdr.config.rl import Policy, ReFL
-from dmdr.config.section import Address, Positive, Section
+from dmdr.config.section import Address, Section
 from dmdr.config.stages import TABLE, StageName, list_compared, list_stages
 from dmdr.config.student import FakeScore, Student
 from dmdr.config.training import Joint, Training
@@ -47,35 +47,6 @@ class Export(Section):
                 "export.forms has single-file without pipeline, whose folder diffusers needs to load the file; add it"
             )
         return self
-
-
-class Execution(Section):
-    """How and where a run is executed. These settings do not change the result.
-
-    One exception: several processes, or a batch in parts, add floating-point numbers in another order.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    signing_key: str | None = (
-        None  # a file with a private key (PEM) that signs the export: dmdr pull --verify checks it
-    )
-    processes: Positive = 1  # for training and evaluation on this machine, one on each GPU; they split the work
-    # largest number of samples in one pass of a network; gradients of the parts are added. None: the whole batch
-    micro_batch_size: Positive | None = None
-    # none: each process holds all weights. fsdp: each holds some rows of them, which saves memory and costs messages.
-    sharding: Literal["none", "fsdp"] = "none"
-    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
-    # GiB of this machine's disk that each process may fill with encoded prompts of a remote store
-    prompt_cache: Positive = 32
-    # where the text encoders lie that encode prompts on the fly. device: beside the networks. cpu: it encodes the
-    # prompts of the next update while the GPU works on this one
-    text_encoders: Literal["device", "cpu"] = "device"
-    checkpoint_every: Positive = 50  # student updates
-    keep_checkpoints: int = Field(2, ge=2)  # at least 2, because the newest may be damaged
-    # seconds without progress of a process, then the stage ends with exit code 70 and shows the stacks of all. Loading,
-    # drawing and saving are progress; below 180, a store that is slow to answer is none
-    watchdog: int = Field(600, ge=5, le=86400)
-    cluster: Cluster | None = None  # run the stages as Kubernetes Jobs; None: as processes on this machine
 
 
 class Config(Section):

@@ -164,6 +164,20 @@ StageOption = Annotated[StageName, typer.Option("--stage", metavar="STAGE", help
 PodStore = Annotated[str, typer.Option("--store", metavar="URL", help="where artifacts lie, as s3://BUCKET/PREFIX")]
 Attempt = Annotated[int, typer.Option("--attempt", metavar="N", parser=parse_count, help="number of the attempt")]
 
+# watch
+LivePage = Annotated[str | None, typer.Option("--html", metavar="PAGE", help="write a page instead, with all images")]
+Every = Annotated[int, typer.Option("--every", metavar="SECONDS", parser=parse_count, help="seconds between two looks")]
+Once = Annotated[bool, typer.Option("--once", help="look once, and end")]
+
+# automate
+Block = Annotated[
+    str, typer.Argument(metavar="TYPE/NAME", help="a notification block of Prefect, for example slack-webhook/team")
+]
+Events = Annotated[
+    list[str] | None,
+    typer.Option("--event", metavar="EVENT", help="alarm, sealed, finished, failed, waiting or budget (default: all)"),
+]
+
 # compare
 Names = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="names of runs, or names that they were promoted to")

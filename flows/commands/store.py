@@ -9,13 +9,14 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from dmdr.config.stages import STAGES, StageName, list_stages
 from dmdr.errors import ConfigError
+from stages.reports.run_cost import RunCost, sum_run
 from stages.reports.scorecard_text import format_table
 from stages.store.address import shorten
 from stages.store.artifacts import Artifact
 from stages.store.layout import CHECKPOINTS, CLAIM
 from stages.store.records import Record
 from stages.store.removal import plan_removal, remove
-from stages.store.runs import find_run, list_promoted, list_runs, promote_run, read_latest
+from stages.store.runs import find_run, list_promoted, list_runs, promote_run
 
 
 class Score(BaseModel):
@@ -51,22 +52,27 @@ def print_status(run: str, store: str) -> int:
 
 
 def print_runs(store: str) -> int:
-    """Print for each run its teacher, how far it is, its student's scores and its promoted names; returns 0."""
+    """Print for each run its teacher, how far it is, its scores, its cost and its promoted names, and the sum of costs;
+    returns 0."""
     names: dict[str, list[str]] = {}
     for name, pointer in list_promoted(store).items():
         names.setdefault(pointer.run, []).append(name)
-    rows = [["run", "teacher", "sealed", "scores on held-out measures (less the teacher's)", "promoted as"]]
+    rows = [["run", "teacher", "sealed", "scores on held-out measures (less the teacher's)", "cost", "promoted as"]]
+    total = RunCost()
     for run in list_runs(store):
-        record = read_latest(store, run)
+        cost = sum_run(store, run)
+        record, total = cost.newest, total + cost
         promoted = ", ".join(names.get(run, []))
         if record is None:
-            rows.append([run, "", "nothing yet", "", promoted])
+            rows.append([run, "", "nothing yet", "", cost.describe(), promoted])
             continue
         teacher = record.provenance.teacher or f"sha256 {shorten(record.teacher_digest)}"
         is_complete = record.stage == STAGES[-1]
         scores = _format_scores(_read_scores(record)) if is_complete else ""
-        rows.append([run, teacher, "all" if is_complete else f"to {record.stage}", scores, promoted])
+        rows.append([run, teacher, "all" if is_complete else f"to {record.stage}", scores, cost.describe(), promoted])
     print(format_table(rows) if len(rows) > 1 else f"no runs at {store}")
+    if len(rows) > 2:
+        print(f"all runs: {total.describe()}")
     return 0
 
 

@@ -25,6 +25,7 @@ class StageFailed(RuntimeError):
 
     def __init__(self, stage: str, exit_code: int, why: str, *, final: bool = False, says_more: bool = True) -> None:
         super().__init__(f"{stage}: {why}")
+        self.stage = stage
         self.exit_code, self.final, self.says_more = exit_code, final or exit_code in FINAL, says_more
 
 

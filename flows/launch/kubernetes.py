@@ -21,7 +21,7 @@ from functools import partial
 import urllib3
 from kubernetes import client
 
-from dmdr.errors import INTERNAL, ConfigError, Stopped
+from dmdr.errors import INTERNAL, USER_ERRORS, ConfigError, Stopped
 from flows.launch import events, pods
 from flows.launch.api import JOB, JOB_SET, TIMEOUT, JobApi, connect
 from flows.launch.backoff import Backoff
@@ -30,10 +30,13 @@ from flows.launch.failure import StageFailed
 from flows.launch.labels import ATTEMPT, FLOW_RUN, IDENTITY, NODE, PREFIX, STAGE, STORE
 from flows.launch.logs import Logs
 from flows.launch.manifest import build_annotations, build_manifest, build_mark
-from flows.launch.objects import ENDS, Event, Job, Pod, PodList
+from flows.launch.objects import ENDS, Job, Pod, PodList
+from flows.launch.objects import Event as ClusterEvent
 from flows.launch.owned import find_owner
 from flows.launch.stage import Stage, name_command
-from flows.launch.waiting import Waiting
+from flows.launch.waiting import QUEUED, Queue, Waiting
+from stages.runtime.events import Event, announce, build_waiting
+from stages.store.artifacts import Artifact
 
 POLL = 15  # seconds that a watch may be silent
 LAST_LINES = 10  # seconds for the end of the logs
@@ -47,16 +50,17 @@ def run_job(
     flow_run: str | None = None,
     deployment: str | None = None,
     is_over: Callable[[str, str], bool] = lambda flow_run, deployment: False,
+    tell: Callable[[Event], object] = lambda event: None,
 ) -> None:
     """Run a stage to its end, or wait for the Job that already runs it.
 
     say: gets the lines of its pods, and news of them. sealed: whether the artifact is sealed. flow_run, deployment: ids
-    of our own. is_over: whether another flow run of a deployment has ended.
+    of our own. is_over: whether another flow run of a deployment has ended. tell: gets the event of a Job that waits.
 
     Raises:
         StageFailed: it ended without its seal, cannot start, or the cluster refuses.
     """
-    jobs = Jobs(stage, say, deployment)
+    jobs = Jobs(stage, say, deployment, tell)
     job = jobs.begin(flow_run, sealed)
     if job is None:
         return
@@ -81,8 +85,14 @@ class Snapshot:
 class Jobs:
     """The Jobs of one stage of one run: all attempts."""
 
-    def __init__(self, stage: Stage, say: Callable[[str], None], deployment: str | None = None) -> None:
-        self.stage, self.say, self.deployment = stage, say, deployment
+    def __init__(
+        self,
+        stage: Stage,
+        say: Callable[[str], None],
+        deployment: str | None = None,
+        tell: Callable[[Event], object] = lambda event: None,
+    ) -> None:
+        self.stage, self.say, self.deployment, self.tell = stage, say, deployment, tell
         connection = connect(stage.name)
         self.core = client.CoreV1Api(connection)
         kind = JOB_SET if stage.is_set else JOB
@@ -150,7 +160,7 @@ class Jobs:
 
     def watch(self, name: str) -> StageFailed | None:
         """Wait for the end of a Job; returns what went wrong, if anything did."""
-        waiting = Waiting(self.stage, self.read_events)
+        waiting, queue = Waiting(self.stage, self.read_events), Queue()
         was_suspended = False
         while True:
             snapshot = self.backoff.call(lambda: self._look(name))
@@ -161,10 +171,22 @@ class Jobs:
             if job.spec.suspend and not was_suspended:
                 self.say(f"{self.stage.name}: {name} waits in the queue")
             was_suspended = job.spec.suspend
+            if queue.lasts(is_held=job.spec.suspend):
+                self._tell("queue", f"{name} has waited in the queue for {QUEUED / 60:.0f} min")
             if job.succeeded is not None:
                 return None if job.succeeded else self._explain_failure(snapshot)
             self._check_waiting(snapshot, waiting)
             self.api.wait_for_event(job, POLL)
+
+    def _tell(self, reason: str, line: str) -> None:
+        """Tell people that the Job waits. reason: for what."""
+        artifact = Artifact(self.stage.store, self.stage.run, self.stage.name)
+        try:
+            event = build_waiting(artifact, reason, line)
+        except USER_ERRORS:  # the store does not answer, and the line stands in the log
+            return
+        self.tell(event)
+        announce(self.stage.config, lambda: event, self.say)
 
     def _look(self, name: str) -> Snapshot | None:
         """A Job with its pods; None if it is gone."""
@@ -181,6 +203,7 @@ class Jobs:
         problem = self.backoff.call(find)
         if (news := waiting.note(problem, snapshot.pods)) is not None:
             self.say(f"{self.stage.name}: {news}")
+            self._tell("" if problem is None else problem.kind, news)
         if problem is not None and waiting.lasts_too_long(problem):
             self.stop(snapshot.job.name)
             waited = f"it waited {self.stage.pods.patience:,} s (execution.cluster.patience)"
@@ -220,7 +243,7 @@ class Jobs:
         """Whether pods of stages are still ending, after a cancellation or an eviction for example."""
         return any(pods.is_ending(pod) for pod in self._list_pods(STAGE))
 
-    def read_events(self, name: str) -> tuple[Event, ...] | None:
+    def read_events(self, name: str) -> tuple[ClusterEvent, ...] | None:
         """The warnings about the object of a name; None where our Role does not let us read them."""
         with self._explain_errors("list", "events"):
             return events.read_events(self.core, self.stage.cluster.namespace, name)

@@ -30,6 +30,7 @@ from dmdr.errors import INTERNAL
 from flows.launch.failure import RETRY_DELAYS, StageFailed, announce_retry, check_sealed, is_worth_a_retry
 from flows.launch.stage import build_options
 from stages.runtime import watchdog
+from stages.runtime.events import FLOW
 from stages.runtime.parent_death import die_with_parent
 from stages.runtime.preloaded import Host, HostDied, start_host
 from stages.runtime.watchdog import read_state
@@ -123,7 +124,7 @@ def run_module(
     An exception that interrupts the wait is raised again once the program has ended.
     """
     reading, writing = os.pipe() if say is not None else (None, None)
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", FLOW: "1"}
     with open(os.devnull) as nothing:
         files = (nothing.fileno(), 1 if writing is None else writing, 2 if writing is None else writing)
         child: Child

@@ -23,6 +23,7 @@ SILENCE = 60.0  # seconds that it may have none before that is told, where no ev
 SETTLING = (
     30.0  # seconds that a pod may find no node before that is told, and may be created before its events are read
 )
+QUEUED = 900.0  # seconds in a queue of which people are told
 MOUNTING = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady")
 REMEDIES = {  # what the API server says -> what to do; {} is the name of the stage
     " quota": "raise that quota, or ask for less under execution.cluster.stages.{}",
@@ -31,6 +32,26 @@ REMEDIES = {  # what the API server says -> what to do; {} is the name of the st
 }
 
 ReadEvents = Callable[[str], Sequence[Event] | None]  # of the object of a name; None where the cluster does not let us
+
+
+class Queue:
+    """How long a queue has held a Job back. now: as that of `Waiting`."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self._since: float | None = None
+        self._is_told = False
+
+    def lasts(self, *, is_held: bool) -> bool:
+        """Whether the Job has been held for QUEUED seconds now. That is so once, however often it is held later."""
+        if not is_held:
+            self._since = None
+            return False
+        self._since = self.now() if self._since is None else self._since
+        if self._is_told or self.now() - self._since < QUEUED:
+            return False
+        self._is_told = True
+        return True
 
 
 class Waiting:

@@ -7,6 +7,7 @@ in small.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +24,16 @@ from stages.evaluation.survey import Samples, Survey, survey_images
 from stages.reports import provenance
 from stages.reports.charts import Point, read_columns
 from stages.reports.explorer import Prompt
+from stages.reports.film import FRAMES, ROWS, Film, build_film
 from stages.reports.gallery import Row, Strip, build_grid, choose_prompts, encode_png, find_extremes, reduce_size
 from stages.reports.page import Shown, render_page
 from stages.reports.pictures import Captioned, split_notes
+from stages.reports.running import read_series
 from stages.reports.stage_times import list_stage_times
 from stages.reports.verdict import deciding_metric, describe_model
 from stages.runtime.context import Context
 from stages.store.published_teachers import teacher_name
+from stages.store.records import Record
 
 FEATURED = 4  # prompts that lead the page
 EXTREMES = 5  # prompts with the largest wins, and as many with the largest losses
@@ -199,4 +203,15 @@ def render_report(context: Context, results: Results, shown: Shown, base: str | 
         ),
         shown=shown,
         curves=curves,
+        films=build_films(context, {stage: sealed[stage] for stage in trained}),
     )
+
+
+def build_films(context: Context, trained: Mapping[str, Record]) -> list[Film]:
+    """The film strips of training stages, as far as what they showed is still there. trained: stage -> its record."""
+    films = []
+    for stage, record in trained.items():
+        run = record.provenance.adopted_from or context.artifact.run
+        if (found := read_series(context.artifact.store, run, stage)) is not None:
+            films.append(build_film(*found, frames=FRAMES, rows=ROWS))
+    return [film for film in films if film is not None]

@@ -96,22 +96,27 @@ FRAME = Frame(left=62, top=8, width=300, height=130, below=22, right=6)
 
 
 def read_columns(path: Path) -> dict[str, list[Point]]:
-    """Read the numeric columns of a metrics.jsonl: column -> points, in the order of the file.
+    """Read the numeric columns of a metrics.jsonl: column -> points, in the order of the file."""
+    with path.open(encoding="utf-8") as file:
+        return collect_columns([json.loads(line) for line in file])
+
+
+def collect_columns(rows: Sequence[Mapping[str, float | None]]) -> dict[str, list[Point]]:
+    """The numeric columns of metrics rows: column -> points, in their order.
 
     A number that is not finite becomes None, and so does null, which is how strict JSON writes one. The updates of the
     fake score alone, whose numbers are below 0, come first: all points are counted from the first of them.
     """
     columns: dict[str, list[Point]] = {}
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-        before = -min((row["update"] for row in rows), default=0)
-        for row in rows:
-            for name, value in row.items():
-                if name != "update" and (value is None or type(value) in (int, float)):
-                    finite = value is not None and math.isfinite(value)
-                    # The alarm's figures are of the student before the update of their row.
-                    updates_done = before + (row["update"] if name.startswith(WATCH) else row["update"] + 1)
-                    columns.setdefault(name, []).append(Point(updates_done, value if finite else None))
+    before = -min((row["update"] or 0 for row in rows), default=0)
+    for row in rows:
+        update = row["update"] or 0
+        for name, value in row.items():
+            if name != "update" and (value is None or type(value) in (int, float)):
+                finite = value is not None and math.isfinite(value)
+                # The alarm's figures are of the student before the update of their row.
+                updates_done = before + (update if name.startswith(WATCH) else update + 1)
+                columns.setdefault(name, []).append(Point(updates_done, value if finite else None))
     return columns
 
 

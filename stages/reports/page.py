@@ -14,6 +14,7 @@ from stages.reports.bars import Categories, build_categories
 from stages.reports.broken_images import BrokenImages, say_broken
 from stages.reports.charts import Chart, Point, build_charts
 from stages.reports.explorer import Explorer, Prompt, build_explorer
+from stages.reports.film import Film
 from stages.reports.gallery import FEATURED, Row, Strip
 from stages.reports.glossary import Word, list_words
 from stages.reports.headline import Headline, build_headline, list_other_verdicts
@@ -66,7 +67,8 @@ class ReportPage:
     """The whole page.
 
     compared: the model that is compared with the others. sections: heading -> prompts with an image of each model.
-    stages: (number of the colour, name) of those whose curves are shown. glance: the first charts; charts: the others.
+    films: of the training stages that showed images. stages: (number of the colour, name) of those whose curves are
+    shown. glance: the first charts; charts: the others.
     """
 
     title: str
@@ -90,6 +92,7 @@ class ReportPage:
     strips: Sequence[Strips]
     broken: Sequence[BrokenImages]
     explorer: Explorer | None
+    films: Sequence[Film]
     stages: Sequence[tuple[int, str]]
     glance: Sequence[Chart]
     charts: Sequence[Chart]
@@ -106,8 +109,9 @@ def render_page(
     *,
     shown: Shown,
     curves: Mapping[str, Mapping[str, Sequence[Point]]],
+    films: Sequence[Film] = (),
 ) -> str:
-    """The page as HTML. curves: stage -> columns of its metrics.jsonl."""
+    """The page as HTML. curves: stage -> columns of its metrics.jsonl. films: of the training stages."""
     labels = {model.name: model.label for model in card.models}
     sections = {heading: place_side_by_side(rows, labels) for heading, rows in shown.sections.items()}
     charts = build_charts(curves)
@@ -133,6 +137,7 @@ def render_page(
         strips=lay_out_strips(shown.strips, labels),
         broken=shown.broken,
         explorer=build_explorer(card, shown.prompts) if shown.prompts else None,
+        films=films,
         stages=list(enumerate(curves)),
         glance=charts[:GLANCE],
         charts=charts[GLANCE:],

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dmdr.config.run import Config
+    from stages.runtime.ledger import Ledger
     from stages.runtime.progress import Progress
     from stages.store.artifacts import Artifact
+
+
+def begin_ledger() -> Ledger:
+    """The ledger of a stage that begins now."""
+    from stages.runtime.ledger import Ledger
+
+    return Ledger()
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class Context:
     cache: Path  # for inputs that have to be downloaded
     progress: Progress
     stop: Callable[[], bool]  # whether the stage has to checkpoint and raise Stopped
+    ledger: Ledger = field(default_factory=begin_ledger)  # what the stage uses, for its record
     _inputs: dict[tuple[str, str], Path] = field(default_factory=dict, init=False, repr=False)
 
     def input(self, stage: str, under: str = "") -> Path:

@@ -19,7 +19,7 @@ from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.errors import ConfigError, DataError, InputMissing, StoreError
 from stages.store.folder import Folder
 from stages.store.intact import Damaged, fetch_intact
-from stages.store.layout import CLAIM, LEASES, RECORD
+from stages.store.layout import CLAIM, LEASES, LIVE, RECORD
 from stages.store.records import SCHEMA, Claim, Document, Json, Seal, compute_checksum, parse_json
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Address(Generic[SealT]):
             self.place.tidy()
             if list_differences(owner, wanted) and self.is_bare():
                 with self.place.alone():
+                    self.place.remove(LIVE)  # of the settings before
                     self.place.remove(CLAIM)
                     owner = self._parse_claim(self.place.create(CLAIM, wanted.to_json()))
         if differences := list_differences(owner, wanted):
@@ -128,7 +129,8 @@ class Address(Generic[SealT]):
         Raises:
             ConfigError: nobody has claimed the address, and files are here, which a stage would replace and delete.
         """
-        names = self.place.names()
+        # what a stage shows may outlive it: a copy that does not know yet that somebody removed it
+        names = [name for name in self.place.names() if not name.startswith(f"{LIVE}/")]
         if names and CLAIM not in names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ConfigError(
@@ -138,7 +140,7 @@ class Address(Generic[SealT]):
 
     def is_bare(self) -> bool:
         """Whether nothing but a claim is here, and no other process works on it, as far as the store can tell."""
-        others = [name for name in self.names() if name != CLAIM and not name.startswith(f"{LEASES}/")]
+        others = [name for name in self.names() if name != CLAIM and not name.startswith((f"{LEASES}/", f"{LIVE}/"))]
         return not (others or self.place.is_busy())
 
     def require_claim(self) -> Claim:

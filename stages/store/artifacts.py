@@ -2,6 +2,7 @@
 
 {store}/{run}/{stage}/claim.json    written first: the settings and inputs that this address belongs to
                        checkpoints/ only while the stage is open
+                       live/        what the stage shows while it is open; no part of the artifact, and may be lost
                        ...          the files of the artifact
                        record.json  written last and never replaced: the seal. Without a record there is no artifact
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from dmdr.errors import DataError
 from stages.store.address import Address, normalise_json
-from stages.store.layout import CHECKPOINTS, CLAIM, LEASES, RECORD, digest, is_intact
+from stages.store.layout import CHECKPOINTS, CLAIM, LEASES, LIVE, RECORD, digest, is_intact
 from stages.store.records import (
     Claim,
     Json,
@@ -76,7 +77,7 @@ class Artifact(Address[Record]):
         """
         record, names = self.record(), self.place.names()
         self.place.remove(RECORD)
-        for name in (CHECKPOINTS, LEASES):
+        for name in (CHECKPOINTS, LEASES, LIVE):
             self.place.remove(name)
         for name in names:
             if name != CLAIM and (record is None or first_name(name) in record.files):
@@ -131,7 +132,7 @@ class Artifact(Address[Record]):
         files = dict(self.stored_early)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
-            assert name.split("/")[0] not in (RECORD, CLAIM, CHECKPOINTS), name
+            assert name.split("/")[0] not in (RECORD, CLAIM, CHECKPOINTS, LIVE), name
             assert not path.is_symlink(), name
             assert is_inside(name), name
             files[name] = self._store(name, path)

@@ -8,6 +8,9 @@ from pathlib import Path
 from stages.store.records import FileDigest
 
 RECORD, CLAIM, CHECKPOINTS = "record.json", "claim.json", "checkpoints"
+LIVE = "live"  # what an open training stage shows; no part of its result
+EVENTS = "events"  # of a run, beside its stages: which events people have been told of
+SPENT = "spent.json"  # beside the checkpoints: what the attempts of an open stage have used
 LEASES = "lease"  # on S3: which live copy of the stage works
 
 

@@ -110,11 +110,37 @@ class StoredFile(FileDigest):
         return self.stored_as == f"{name}~{self.sha256[:DIGITS]}"
 
 
+class Spent(Document):
+    """What all attempts of a stage have used so far.
+
+    device_s: kind of device, such as NVIDIA H100 80GB HBM3 or cpu -> seconds of all of them together; of a CPU, seconds
+    of CPU. read_bytes, written_bytes: moved from and to a remote store by the first rank.
+    """
+
+    device_s: dict[str, float] = {}
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        devices = sorted({*self.device_s, *other.device_s})
+        return Spent(
+            device_s={each: round(self.device_s.get(each, 0) + other.device_s.get(each, 0), 3) for each in devices},
+            read_bytes=self.read_bytes + other.read_bytes,
+            written_bytes=self.written_bytes + other.written_bytes,
+        )
+
+
 class Cost(Document):
-    """The CPU time and memory that the last attempt of a stage used."""
+    """The CPU time and memory that the last attempt of a stage used, and what all of them used.
+
+    spent: early records have none. money: what the devices cost, where the config has prices; currency: such as EUR.
+    """
 
     cpu_s: float  # seconds of CPU
     peak_memory_mib: float
+    spent: Spent | None = None
+    money: float | None = None
+    currency: str | None = None
 
 
 class Provenance(Document):

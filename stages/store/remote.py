@@ -25,6 +25,7 @@ from stages.store.listing import list_names
 from stages.store.records import DIGITS
 from stages.store.s3_errors import build_error, error_code, is_expired, is_taken, retry
 from stages.store.s3_requests import S3Answer
+from stages.store.traffic import TRAFFIC
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -129,6 +130,7 @@ class Remote:
                 if not is_taken(error) or (present := self.read(name)) is None:
                     raise
                 return present
+        TRAFFIC.count(written=len(data))
         return data
 
     def _create_unconditionally(self, name: str, data: bytes) -> bytes:
@@ -178,6 +180,7 @@ class Remote:
 
     def _put(self, path: str, source: Path, *, create: bool) -> None:
         size = source.stat().st_size
+        TRAFFIC.count(written=size)
         if not self.is_s3 or size < 2 * transfer.PART:
             mode = "create" if create else "overwrite"
             self._retry(self.fs.put_file, str(source), path, mode=mode)
@@ -217,7 +220,9 @@ class Remote:
     def _reader(self, path: str) -> transfer.Read:
         def read(start: int, end: int) -> bytes:
             try:
-                return self._retry(self.fs.cat_file, path, start=start, end=end)
+                data = self._retry(self.fs.cat_file, path, start=start, end=end)
+                TRAFFIC.count(read=len(data))
+                return data
             except OSError as error:
                 if error_code(error) == "InvalidRange":  # the object ends before this range
                     return b""

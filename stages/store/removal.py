@@ -9,8 +9,9 @@ from dmdr.config.stages import STAGES, TABLE, StageName
 from dmdr.errors import ConfigError, InputMissing
 from stages.store.address import open_place
 from stages.store.artifacts import Artifact
+from stages.store.layout import EVENTS
 from stages.store.records import Record
-from stages.store.runs import list_promoted, list_runs
+from stages.store.runs import is_run, list_promoted, list_runs
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def remove(removal: Removal) -> None:
     """Remove it, the last stage first. Whatever else lies in the run's folder stays there."""
     for stage in reversed(removal.stages):
         Artifact(removal.store, removal.run, stage).delete()
+    if not is_run(removal.store, removal.run):
+        open_place(f"{removal.store.rstrip('/')}/{removal.run}").remove(EVENTS)
     open_place(removal.store).remove_empty(removal.run)
 
 

@@ -20,7 +20,7 @@ from dmdr.errors import ConfigError, DataError, InputMissing
 from stages.store.address import open_place, shorten
 from stages.store.artifacts import Artifact
 from stages.store.folder import Folder
-from stages.store.records import Pointer, Record, parse_json
+from stages.store.records import Pointer, parse_json
 from stages.store.remote import Remote
 
 PROMOTED = "_promoted"  # no run can have this name
@@ -36,14 +36,6 @@ def list_runs(store: str) -> list[str]:
 def is_run(store: str, name: str) -> bool:
     """Whether the store has a folder of that name with a stage in it."""
     return not set(STAGES).isdisjoint(open_place(f"{store.rstrip('/')}/{name}").folders())
-
-
-def read_latest(store: str, run: str) -> Record | None:
-    """The record of the last sealed stage, in data order; None if none is sealed."""
-    for stage in reversed(STAGES):
-        if (record := Artifact(store, run, stage).record()) is not None:
-            return record
-    return None
 
 
 def list_promoted(store: str) -> dict[str, Pointer]:

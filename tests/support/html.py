@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 EVIL = "a <script>alert(\"1\")</script> & a 'cat' {0}"
-VOID = {"meta", "img", "br", "circle", "rect"}
+VOID = {"meta", "img", "br", "circle", "rect", "input"}
 BLOCKS = {"p", "div", "table", "ul", "figure", "details", "h1", "h2", "h3"}  # which no paragraph may hold
 FETCHING = {"src", "href", "srcset", "poster", "action", "data", "xlink:href", "background"}
 

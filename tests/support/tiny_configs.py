@@ -61,7 +61,7 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
             "cold_start": {**training, "dynamic": {"updates": 2}},
             "joint": {**training, "rl": {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}},
             "evaluate": {"metrics": ["lab-mixer"], "batch_size": 4},
-            "execution": {"device": "cpu", "checkpoint_every": 1},
+            "execution": {"device": "cpu", "checkpoint_every": 1, "live": None},
             **changes,
         }
         # random teachers draw no world; the tests say that they draw one, to train on the lab's small rewards
@@ -89,7 +89,7 @@ def short_lab_config(tmp_path: Path) -> Callable[..., Path]:
         config["cold_start"] |= few | {"dynamic": config["cold_start"]["dynamic"] | {"updates": 2}}
         config["joint"] |= few | {"watch": config["joint"]["watch"] | {"prompts": 4}}
         config["evaluate"] |= {"limit": 8, "batch_size": 8}
-        config["execution"] |= {"device": "cpu", "checkpoint_every": 1}
+        config["execution"] |= {"device": "cpu", "checkpoint_every": 1, "live": None}
         path = tmp_path / "short-lab.yaml"
         path.write_text(yaml.safe_dump(config | changes, sort_keys=False), encoding="utf-8")
         return path

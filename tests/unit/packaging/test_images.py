@@ -82,6 +82,7 @@ ELSEWHERE = (
     "stages.export",
     "stages.generation",
     "stages.reports.gallery",
+    "stages.reports.live_page",
     "dmdr.lab.build",
     "stages.reports.tables.page",
     "stages.reports.comparison",

@@ -152,9 +152,11 @@ def test_runs_shows_teacher_progress_scores_and_names(store, tmp_path, capsys):
     promote_run(store, "done", "best")
     assert list_runs(store) == ["begun", "claimed", "done"]
     assert cli.main(["runs", "--store", store]) == 0
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    *lines, total = capsys.readouterr().out.splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert rows == [
-        ["begun", "sha256 0123456789ab…", "to cold_start", "", ""],
-        ["claimed", "", "nothing yet", "", ""],
-        ["done", "lab:flow", "all", "strict 0.660 (+0.040)", "best, production"],
+        ["begun", "sha256 0123456789ab…", "to cold_start", "", "2 CPU-seconds", ""],
+        ["claimed", "", "nothing yet", "", "", ""],
+        ["done", "lab:flow", "all", "strict 0.660 (+0.040)", "5 CPU-seconds", "best, production"],
     ]
+    assert total == "all runs: 7 CPU-seconds"
