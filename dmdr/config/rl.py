@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -175,6 +176,14 @@ class Policy(RL):
                 f"{-(-self.batch // self.group_size) * self.group_size}"
             )
         return self
+
+
+def list_idle(rl: Mapping[str, object]) -> list[str]:
+    """The settings of a joint.rl that do nothing beside its others: a config that sets one is refused."""
+    if rl.get("algorithm") not in ("dpo", "grpo"):
+        return []
+    of_form = ["batch", "group_size"] if rl.get("branches", True) else ["states"]
+    return of_form + (["clip_range"] if rl.get("inner_updates", 1) == 1 else [])
 
 
 class DPO(Policy):

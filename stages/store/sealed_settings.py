@@ -11,6 +11,7 @@ from dmdr.config.changes import split_key
 from dmdr.config.forms import Form
 from dmdr.config.load import validate
 from dmdr.config.reward_weights import OF_REWARD, VERIFIERS
+from dmdr.config.rl import list_idle
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName
 from dmdr.errors import ConfigError
@@ -52,8 +53,8 @@ def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, 
     if isinstance(student := settings.get("student"), dict) and "start" in student:
         student["start"] = {**_section(student, "start"), "path": started_from or f"that of run {run}"}
     rl = _section(_section(settings, "joint"), "rl")
-    if rl.get("inner_updates") == 1:  # a record has all settings, and a config with one that does nothing is refused
-        rl.pop("clip_range", None)
+    for name in list_idle(rl):  # a record has all settings
+        rl.pop(name, None)
     if own := list_own_rewards(settings):  # where their code lies, no record says, and an export runs none
         settings["rewards"] = {name: {"entry_point": f"that of run {run}"} for name in own}
     data: Sections = {

@@ -42,7 +42,7 @@ def marked(tiny_config, tmp_path):
             rows = [json.dumps({"prompt": line, "mark": len(line)}) for line in lines]
             (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
         (tmp_path / "mine.py").write_text(CODE.replace("MOST", str(most)))
-        group = {} if algorithm == "refl" else {"group_size": 2}
+        group = {} if algorithm == "refl" else {"branches": 2, "states": 4}
         rl = {"algorithm": algorithm, "weight": 0.5, "rewards": {"mine": 1.0, "lab-conv": 0.5}, **group}
         return tiny_config(
             prompts={"sources": [str(tmp_path / "train.jsonl")], "evaluation": str(tmp_path / "held-out.jsonl")},
@@ -88,7 +88,7 @@ def test_a_reward_of_ours_is_marked_whatever_process_computed_it(tiny_config):
     """By its digest: lab-mixer, served under another name, is trained on; lab-conv beside it is not."""
     own = {"judge": {"url": "http://127.0.0.1:9"}}
     joint = yaml.safe_load(tiny_config().read_text())["joint"]
-    rl = {"algorithm": "grpo", "weight": 1.0, "group_size": 2, "rewards": {"judge": 1.0}}
+    rl = {"algorithm": "grpo", "weight": 1.0, "branches": 2, "states": 4, "rewards": {"judge": 1.0}}
     config = load_config(
         tiny_config(rewards=own, joint={**joint, "rl": rl}, evaluate={"metrics": ["lab-mixer", "lab-conv"]})
     )

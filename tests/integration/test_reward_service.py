@@ -71,7 +71,14 @@ def begun(tiny_config, tmp_path):
 
     def write(**settings: object) -> Path:
         joint = yaml.safe_load(tiny_config().read_text())["joint"]
-        rl = {"algorithm": "grpo", "weight": 1.0, "group_size": 2, "normalise": True, "rewards": {"mine": 1.0}}
+        rl = {
+            "algorithm": "grpo",
+            "weight": 1.0,
+            "branches": 2,
+            "states": 4,
+            "normalise": True,
+            "rewards": {"mine": 1.0},
+        }
         return tiny_config(
             rewards={"mine": {"url": f"http://127.0.0.1:{port}", "timeout": 5.0, **settings}},
             joint={**joint, "updates": UPDATES, "rl": rl},

@@ -52,7 +52,7 @@ for name in PROGRAMS:
     importlib.import_module(name)
 """
 # What a flow imports only for what the flow image does not do: plans, first configs, dry runs, checks, short runs,
-# exports, images of a student, the lab's teachers, pages of tables and of runs, a Prefect server.
+# signals of RL, exports, images of a student, the lab's teachers, pages of tables and of runs, a Prefect server.
 ELSEWHERE = (
     "dmdr.planning.plan",
     "dmdr.planning.meta",
@@ -61,6 +61,10 @@ ELSEWHERE = (
     "dmdr.planning.first_images",
     "dmdr.planning.trial",
     "dmdr.planning.short_runs",
+    "dmdr.planning.signal",
+    "dmdr.metrics.verifier",
+    "dmdr.train",
+    "dmdr.rl.algorithms",
     "dmdr.promptset",
     "dmdr.assembly",
     "dmdr.metrics.load",

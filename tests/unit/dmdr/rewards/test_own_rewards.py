@@ -27,7 +27,7 @@ class R:
     def __init__(self, device): pass
 """
 CALL = "    def __call__(self, images, prompts, metadata):\n        "
-RL = {"algorithm": "grpo", "weight": 1.0, "group_size": 2}
+RL = {"algorithm": "grpo", "weight": 1.0, "branches": 2}
 RECORDS = [{"prompt": "a red circle", "mark": 3}, {"prompt": "two blue squares", "mark": 4}]
 
 
@@ -124,12 +124,12 @@ def test_wrong_code_is_one_line(tmp_path, head, body, error, message):
         ({}, {}, "unknown reward mine; .*rewards.mine"),
         (
             {"mine": {"url": "http://h"}},
-            {"algorithm": "refl", "group_size": ...},
+            {"algorithm": "refl", "branches": ...},
             "refl needs a gradient, and",
         ),
-        ({}, {"algorithm": "refl", "group_size": ..., "rewards": {"ocr": 1.0}}, "needs a gradient, and the reward ocr"),
+        ({}, {"algorithm": "refl", "branches": ..., "rewards": {"ocr": 1.0}}, "needs a gradient, and the reward ocr"),
         ({"mine": {"file": "a.py:A"}}, {"normalise": True, "scales": {"mine": 2.0}}, "would do nothing"),
-        ({"mine": {"file": "a.py:A"}}, {"algorithm": "refl", "group_size": ..., "normalise": True}, "refl follows"),
+        ({"mine": {"file": "a.py:A"}}, {"algorithm": "refl", "branches": ..., "normalise": True}, "refl follows"),
         ({}, {"rewards": {"geneval": 1.0}, "prefixes": {"geneval": "Photo"}}, "does not read the prompt"),
     ],
 )

@@ -189,8 +189,9 @@ def test_policy_gradient_is_the_weighted_score_function(tiny_folder, algorithm):
     loss.backward()
     images = run.base.backbone.decode(states.x0[-1])
     (reward,) = run.rl.algorithm.reward.rewards.values()
-    assert len(images) == 6 and set(window.prompts[:3]) != set(window.prompts[3:])
-    r = reward(images, window.prompts)
+    texts = [record["prompt"] for record in window.records]
+    assert len(images) == 6 and set(texts[:3]) != set(texts[3:])
+    r = reward(images, texts)
     groups = r.view(-1, 3)
     advantage = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, correction=0, keepdim=True) + 1e-4)).flatten()
     assert len(x0) == {"grpo": 3 * 6, "dpo": 3 * 4}[algorithm] and int(batch.step.max()) == 2, "every action, no more"

@@ -114,7 +114,7 @@ def test_evaluation_is_checked_before_anything_is_trained(
 def test_prompts_that_a_reward_cannot_check_are_refused_before_anything_is_trained(
     tiny_config: Callable[..., Path], tmp_path: Path, reward: str, told: str
 ):
-    rl = {"algorithm": "grpo", "weight": 1.0, "group_size": 2, "rewards": {reward: 1.0}}
+    rl = {"algorithm": "grpo", "weight": 1.0, "branches": 2, "states": 4, "rewards": {reward: 1.0}}
     weights = {"mask2former": "/no/such", "clip-vit-l-14": "/no/such"} if reward == "geneval" else {}
     config = load_config(tiny_config(joint={**TRAINING, "rl": rl}, weights=weights))
     context = context_for(config, tmp_path, "prompts")
