@@ -50,7 +50,7 @@ class LiveStage:
         )
         self._before = find_stage_before(context.config, stage.name)
         self._began = time.time()
-        self._ticks: list[tuple[int, float]] = []  # (step, monotonic clock) of the last PACE updates
+        self._ticks = [(state.step, time.monotonic())]  # (step, monotonic clock) of the last PACE updates
         self._machine = Machine()
         self._written = 0  # rows that have been handed over
         self._writer: Writer | None = None

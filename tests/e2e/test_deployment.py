@@ -59,7 +59,8 @@ def test_the_deployment_runs_each_stage_as_a_job(
         assert Path(store, "lab-flow", stage, "record.json").is_file()
     assert [name.rsplit("-", 2)[0] for name in cluster.kubelet.started] == [job_name("lab-flow", s, 1) for s in STAGES]
     published = {artifact["key"]: artifact for artifact in asked(server, "/artifacts/filter", {})}
-    assert published.keys() == {"cold-start", "joint", "evaluate", "scorecard", "grid"}
+    strips = {f"{stage}-{who}" for stage in ("cold-start", "joint") for who in ("student", "teacher")}
+    assert published.keys() == {"cold-start", "joint", "evaluate", "scorecard", "grid", *strips}
     assert {published[key]["data"] for key in ("cold-start", "joint", "evaluate")} == {100.0}
     assert "loss_fake" in published["joint"]["description"] and "file://" not in published["scorecard"]["data"]
     assert "lab-flow" in {each["name"] for each in asked(server, "/flow_runs/filter", {})}

@@ -293,7 +293,7 @@ def test_a_bucket_that_nobody_made(s3: str, tmp_path: Path, tiny_config: Callabl
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 66
-    assert done.stderr.startswith("prompts: cannot read s3://nobody/runs/tiny/prompts/claim.json: the bucket nobody")
+    assert done.stderr.startswith("prompts: cannot read s3://nobody/runs/tiny/prompts/record.json: the bucket nobody")
     assert done.stderr.count("\n") == 1
 
 

@@ -61,11 +61,12 @@ def tiny_config(tmp_path: Path, tiny_sd3_folder: Path) -> Callable[..., Path]:
             "cold_start": {**training, "dynamic": {"updates": 2}},
             "joint": {**training, "rl": {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}},
             "evaluate": {"metrics": ["lab-mixer"], "batch_size": 4},
-            "execution": {"device": "cpu", "checkpoint_every": 1, "live": None},
+            "execution": {"device": "cpu", "checkpoint_every": 1},
             **changes,
         }
         # random teachers draw no world; the tests say that they draw one, to train on the lab's small rewards
         config["teacher"] = {"world": "shapes", **config["teacher"]}
+        config["execution"] = {"live": None, **config["execution"]}  # tests of what shows while it trains turn it on
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         return path
