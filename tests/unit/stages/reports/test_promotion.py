@@ -15,7 +15,7 @@ import pytest
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, InputMissing
 from flows import cli
-from flows.promotion import Rule, promote_once
+from flows.promotion import Rule, build_rule, promote_once
 from stages.reports.comparison.promotion import promote_if_better
 from stages.store.artifacts import Artifact
 from stages.store.pointers import list_decisions
@@ -304,6 +304,14 @@ def test_a_flow_judges_a_result_once_and_tells_once(runs, tiny_config, tmp_path)
     told = heard.read_text().replace("}{", "}\n{").splitlines()
     assert [json.loads(each)["event"] for each in told] == ["promoted", "kept"]
     assert "strict +0.100 [+0.100, +0.100], better" in json.loads(told[0])["text"]
+
+
+def test_a_flow_gets_a_name_with_its_rule_or_neither():
+    assert build_rule("", "") is None
+    assert build_rule("production", "strict, soft,strict").metrics == ("strict", "soft")
+    for promote_as, if_better in (("production", ""), ("", "strict")):
+        with pytest.raises(ConfigError, match="give both, such as production and strict"):
+            build_rule(promote_as, if_better)
 
 
 def test_nobody_is_promoted_over_a_run_whose_scores_differ(tmp_path):
