@@ -106,10 +106,10 @@ def retrain(
 
 def judge_finished(rule: Rule, run: str, store: str, config: str, teacher: str, say: Callable[[str], None]) -> None:
     """Judge a finished run for a name, unless it was. What keeps one run from it is said, and keeps no other."""
-    fingerprint = Artifact(store, run, "export").sealed().fingerprint
-    if find_decision(store, rule.name, run, fingerprint) is not None:
-        return
     try:
+        fingerprint = Artifact(store, run, "export").sealed().fingerprint
+        if find_decision(store, rule.name, run, fingerprint) is not None:
+            return
         show_decision(store, promote(process.run_stage, rule, run, store, config, teacher), say)
     except (StageFailed, *USER_ERRORS) as error:
         say(f"{run}: not judged for {rule.name}: {error}")

@@ -84,10 +84,13 @@ def append_move(store: str, name: str, after: int, pointer: Pointer) -> Pointer 
     return made if open_pointers(store).create(_locate(name, after + 1), data) == data else None
 
 
-def record_decision(store: str, decision: Decision) -> None:
-    """Store what was decided about a run and a name. It replaces what was decided before."""
-    data = decision.to_json()
-    open_pointers(store).publish(_locate_decision(decision.name, decision.run), lambda file: file.write_bytes(data))
+def record_decision(store: str, decision: Decision, *, replaces: bool = True) -> None:
+    """Store what was decided about a run and a name. replaces: what was decided before, or else that stays."""
+    place, file, data = open_pointers(store), _locate_decision(decision.name, decision.run), decision.to_json()
+    if replaces:
+        place.publish(file, lambda new: new.write_bytes(data))
+    else:
+        place.create(file, data)
 
 
 def find_decision(store: str, name: str, run: str, fingerprint: str) -> Decision | None:

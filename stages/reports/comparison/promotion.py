@@ -28,7 +28,7 @@ from stages.reports.numbers import format_count
 from stages.reports.score_lines import ScoreLine, read_score_lines
 from stages.reports.verdict import format_number, outcome_word
 from stages.store.artifacts import Artifact
-from stages.store.pointers import SCHEMA, find_decision, read_newest, record_decision
+from stages.store.pointers import SCHEMA, read_newest, record_decision
 from stages.store.records import Decision, MetricDecision
 from stages.store.runs import STAGE, check_promotion, follow_name, move_name
 
@@ -78,8 +78,7 @@ def promote_if_better(store: str, run: str, name: str, metrics: tuple[str, ...],
             elif (carrier.run, carrier.fingerprint) == (run, record.fingerprint):
                 already = f"{name} is the export of {run} already"
                 decision = _decide(name, run, record.fingerprint, already, is_promoted=True)
-                if find_decision(store, name, run, record.fingerprint) is None:
-                    record_decision(store, decision)
+                record_decision(store, decision, replaces=False)  # who moved the name may have died before it wrote one
                 return decision
             else:
                 follow_name(store, name)  # its result is still there
