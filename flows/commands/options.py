@@ -186,7 +186,7 @@ ComparisonPage = Annotated[str, typer.Option("--out", metavar="PAGE", help="the 
 
 # promote
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="name of the run")]
-PromotedRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="name of the run (none: the name's history)")]
+PromotedRun = Annotated[str | None, typer.Argument(metavar="RUN", help="name of the run (none: the name's history)")]
 Alias = Annotated[str, typer.Option("--as", metavar="NAME", help="the new name, for example production")]
 IfBetter = Annotated[
     str | None,
