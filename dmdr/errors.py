@@ -58,8 +58,14 @@ class Stopped(Exception):
     exit_code: ClassVar[int] = 75
 
 
-UserError = ConfigError | DataError | InputMissing | NonFinite | StoreError | Stopped
-USER_ERRORS = (ConfigError, DataError, InputMissing, NonFinite, StoreError, Stopped)
+class NotPromoted(Exception):
+    """A run is no better than the one that carries the name, which stays where it is. Never retried."""
+
+    exit_code: ClassVar[int] = 77
+
+
+UserError = ConfigError | DataError | InputMissing | NonFinite | StoreError | Stopped | NotPromoted
+USER_ERRORS = (ConfigError, DataError, InputMissing, NonFinite, StoreError, Stopped, NotPromoted)
 WHILE = "while "  # how a note of `doing` begins
 SEALED = 0
 INTERNAL = 70  # a fault of ours, EX_SOFTWARE; a loss that is not a number shares it
@@ -74,6 +80,7 @@ MEANINGS = {
     INTERNAL: "internal or not a number",
     StoreError.exit_code: "store or disk",
     Stopped.exit_code: "stopped after a checkpoint: repeat the command",
+    NotPromoted.exit_code: "not promoted: no better",
 }
 
 

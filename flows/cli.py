@@ -293,12 +293,25 @@ def compare(runs: options.Names, out: options.ComparisonPage = "comparison.html"
     return compare_runs(runs, store, out)
 
 
-@app.command()
-def promote(run: options.RunName, name: options.Alias, store: options.Store = "runs") -> int:
-    """Give the export of a run a name that dmdr pull follows."""
-    from flows.commands.store import promote_result
+@app.command(epilog=EXIT_CODES)
+def promote(
+    name: options.Alias,
+    run: options.PromotedRun = None,
+    if_better: options.IfBetter = None,
+    undo: options.Undo = False,
+    config: options.PromotedConfig = None,
+    store: options.Store = "runs",
+) -> int:
+    """Give the export of a run a name that dmdr pull follows.
 
-    return promote_result(run, name, store)
+    With --if-better, the run gets the name only if it is better than the run that has it. A metric that either run was
+    trained on does not count. A name keeps its history: without RUN it is printed.
+
+    example: dmdr promote my-run --as production --if-better strict
+    """
+    from flows.commands.promote import PromoteOptions, promote_result
+
+    return promote_result(run, name, PromoteOptions(store, if_better, undo, config))
 
 
 @app.command()

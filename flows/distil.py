@@ -28,8 +28,8 @@ from dmdr.config.names import NAME
 from dmdr.config.secrets import refuse_secret_arguments
 from dmdr.config.section import Argument
 from dmdr.config.stages import STAGES, StageName, list_until
-from dmdr.errors import USER_ERRORS, Stopped
-from flows import chain
+from dmdr.errors import USER_ERRORS, ConfigError, Stopped
+from flows import chain, promotion
 from flows.launch import given_config, process
 from flows.launch.failure import (
     RETRY_DELAYS,
@@ -41,6 +41,7 @@ from flows.launch.failure import (
 )
 from flows.launch.stage import Stage, prepare_stage
 from flows.prefect_support import artifacts, live, news, owners, progress
+from flows.prefect_support.decisions import show_decision
 from stages.store.artifacts import Artifact
 
 # So that Prefect refuses a bad name before the flow run starts. Nothing is "" and not None: the form of Prefect's page
@@ -154,6 +155,7 @@ def dmdr(
     teacher: str = "",
     cold_start_of: PerhapsRun = "",
     until: StageName = "evaluate",
+    promote: promotion.Rule | None = None,
 ) -> None:
     """Distil the teacher of a config file into its student, and score it.
 
@@ -165,10 +167,13 @@ def dmdr(
         cold_start_of: a run of the same store whose prompts and cold start are copied, if they suit this config; empty:
             none
         until: the last stage to run
+        promote: a name that the run gets if it is better than the run that has it, and the metrics that decide
     """
     wait = given_config.WAIT if deployment.id else 0.0  # by hand, a file that is missing is a mistake
     with explain_faults("flow dmdr"):
         refuse_secret_arguments([config, store, teacher])
+        if promote is not None and "evaluate" not in list_until(until):
+            raise ConfigError(f"only an evaluated run can become {promote.name}, but until is {until}; set evaluate")
         with given_config.open_config(config, get_run_logger().info, wait=wait) as path:
             checked = load_config(path)
             checked.require_stage(until, "until")
@@ -181,8 +186,11 @@ def dmdr(
                 if failure.exit_code != Stopped.exit_code:
                     news.emit_failure(Artifact(store, run, failure.stage), failure.exit_code, str(failure))
                 raise
-        if "evaluate" in list_until(until):
-            artifacts.publish_scorecard(run, store)
+            if "evaluate" in list_until(until):
+                artifacts.publish_scorecard(run, store)
+            if promote is not None:
+                decision = promotion.promote_once(run_stage, promote, run, store, path, teacher or None)
+                show_decision(store, decision, get_run_logger().info)
 
 
 @flow(

@@ -6,11 +6,14 @@
    more, finds what is sealed, and continues.
 3. A run that crashed (its machine or its worker died) is started again the next time, and continues where it stopped. A
    run that failed or was cancelled has been judged, by a stage or by a person: only `again` starts it again.
-4. A config that was changed under the same run name is refused, as everywhere: give it another `run`.
+4. With `promote_as`, each run is judged once when it is finished, and gets the name if it is better than the run that
+   has it (`flows.promotion`). A run that ended between its seal and its judgement is judged the next time.
+5. A config that was changed under the same run name is refused, as everywhere: give it another `run`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from prefect import flow, get_run_logger
@@ -24,16 +27,21 @@ from pydantic import Field
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
+from dmdr.config.names import NAME
 from dmdr.config.run import Config
 from dmdr.config.section import Argument
 from dmdr.config.stages import STAGES
-from dmdr.errors import ConfigError
-from flows.launch import given_config
-from flows.launch.failure import explain_faults
+from dmdr.errors import USER_ERRORS, ConfigError
+from flows.launch import given_config, process
+from flows.launch.failure import StageFailed, explain_faults
+from flows.prefect_support.decisions import show_decision
+from flows.promotion import Rule, build_rule, promote
 from stages.store.artifacts import Artifact
+from stages.store.pointers import find_decision
 from stages.store.revisions import list_revisions, run_name
 
 JUDGED = (StateType.FAILED, StateType.CANCELLED)
+PerhapsName = Annotated[str, Field(pattern=rf"^$|{NAME}")]
 Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
 
 
@@ -44,6 +52,8 @@ def retrain(
     store: Argument = "runs",
     deployment: Deployment = "dmdr/full",
     again: bool = False,
+    promote_as: PerhapsName = "",
+    if_better: str = "",
 ) -> None:
     """Start the runs that are missing, and wait for none of them.
 
@@ -53,32 +63,56 @@ def retrain(
         store: where artifacts lie, a folder or any fsspec URL such as s3://bucket/prefix
         deployment: of the flow dmdr, FLOW/DEPLOYMENT
         again: also start the runs that failed or were cancelled
+        promote_as: a name that each run gets if it is better than the run that has it, such as production; empty: none
+        if_better: the metrics that decide about that, with commas
 
     Raises:
-        ConfigError: the config or the deployment is wrong, or a run was made with other settings than the config's.
+        ConfigError: the config, the rule or the deployment is wrong, or a run was made with other settings than the
+            config's.
         InputMissing, StoreError: the teachers cannot be listed.
     """
     with explain_faults("flow retrain"):
-        say = get_run_logger().info
+        say, rule = get_run_logger().info, build_rule(promote_as, if_better)
         with given_config.open_config(config, say, wait=given_config.WAIT if of_deployment.id else 0.0) as path:
             checked = load_config(path)
-        revisions = list_revisions(teachers)
-        if not revisions:
-            say(f"no teachers at {teachers}")
-        for revision in revisions:
-            run = run_name(checked.run, revision)
-            # before the store is read: a run that ends in between is finished there
-            before = find_latest(f"{store}/{run}")
-            state = None if before is None else before.state
-            if is_finished(checked, run, store, revision.known_as):
-                say(f"{run}: finished")
-            elif state is not None and not state.is_final():
-                say(f"{run}: under way, {state.name}")
-            elif state is not None and state.type in JUDGED and not again:
-                say(f"{run}: {state.name}; with again=true it is started again")
-            else:
-                parameters = {"config": config, "run": run, "store": store, "teacher": revision.address}
-                say(f"{run}: of {revision.address}, flow run {start_run(deployment, parameters, before).id}")
+            revisions = list_revisions(teachers)
+            if not revisions:
+                say(f"no teachers at {teachers}")
+            for revision in revisions:
+                run = run_name(checked.run, revision)
+                # before the store is read: a run that ends in between is finished there
+                before = find_latest(f"{store}/{run}")
+                state = None if before is None else before.state
+                is_running = state is not None and not state.is_final()
+                if is_finished(checked, run, store, revision.known_as):
+                    say(f"{run}: finished")
+                    if rule is not None and not is_running:
+                        judge_finished(rule, run, store, path, revision.address, say)
+                elif state is not None and is_running:
+                    say(f"{run}: under way, {state.name}")
+                elif state is not None and state.type in JUDGED and not again:
+                    say(f"{run}: {state.name}; with again=true it is started again")
+                else:
+                    parameters: dict[str, object] = {
+                        "config": config,
+                        "run": run,
+                        "store": store,
+                        "teacher": revision.address,
+                    }
+                    if rule is not None:
+                        parameters["promote"] = rule.model_dump()
+                    say(f"{run}: of {revision.address}, flow run {start_run(deployment, parameters, before).id}")
+
+
+def judge_finished(rule: Rule, run: str, store: str, config: str, teacher: str, say: Callable[[str], None]) -> None:
+    """Judge a finished run for a name, unless it was. What keeps one run from it is said, and keeps no other."""
+    try:
+        fingerprint = Artifact(store, run, "export").sealed().fingerprint
+        if find_decision(store, rule.name, run, fingerprint) is not None:
+            return
+        show_decision(store, promote(process.run_stage, rule, run, store, config, teacher), say)
+    except (StageFailed, *USER_ERRORS) as error:
+        say(f"{run}: not judged for {rule.name}: {error}")
 
 
 def find_latest(tag: str) -> FlowRun | None:
@@ -107,7 +141,7 @@ def is_finished(config: Config, run: str, store: str, known_as: tuple[str, ...])
     return STAGES[-1] in sealed
 
 
-def start_run(deployment: str, parameters: dict[str, str], before: FlowRun | None) -> FlowRun:
+def start_run(deployment: str, parameters: dict[str, object], before: FlowRun | None) -> FlowRun:
     """The flow run that follows `before`. All who have seen the same `before` get the same flow run.
 
     Raises:
@@ -121,5 +155,5 @@ def start_run(deployment: str, parameters: dict[str, str], before: FlowRun | Non
         except ObjectNotFound as error:
             raise ConfigError(f"there is no deployment {deployment}; prefect --no-prompt deploy --all") from error
         return client.create_flow_run_from_deployment(
-            target.id, parameters=parameters, name=parameters["run"], tags=[tag], idempotency_key=key
+            target.id, parameters=parameters, name=str(parameters["run"]), tags=[tag], idempotency_key=key
         )

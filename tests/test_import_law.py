@@ -60,6 +60,7 @@ ROOMS = {
         "prefect_support",
         "launch",
         "chain",
+        "promotion",
         "retrain",
         "reap",
         "distil",

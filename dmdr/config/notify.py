@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from dmdr.config.secrets import refuse_secret
 from dmdr.config.section import Section
 
-EventName = Literal["alarm", "sealed", "finished", "failed", "waiting", "budget"]
+EventName = Literal["alarm", "sealed", "finished", "failed", "waiting", "budget", "promoted", "kept"]
 EVENTS: tuple[EventName, ...] = get_args(EventName)
 VARIABLE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*")
 
@@ -23,7 +23,8 @@ def check_webhook(webhook: str) -> str:
 
 
 class Notify(Section):
-    """One receiver of events: an alarm, a stage sealed, the run finished or failed, a Job that waits, a budget spent.
+    """One receiver of events: an alarm, a stage sealed, the run finished or failed, a Job that waits, a budget spent,
+    a name promoted to the run, or kept where it is because the run is no better.
 
     Each event is sent once, however often a run is started again.
     """

@@ -186,7 +186,27 @@ ComparisonPage = Annotated[str, typer.Option("--out", metavar="PAGE", help="the 
 
 # promote
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="name of the run")]
+PromotedRun = Annotated[str | None, typer.Argument(metavar="RUN", help="name of the run (none: the name's history)")]
 Alias = Annotated[str, typer.Option("--as", metavar="NAME", help="the new name, for example production")]
+IfBetter = Annotated[
+    str | None,
+    typer.Option(
+        "--if-better",
+        metavar="METRIC[,METRIC...]",
+        help="only if its student is better than that of the run which has the name, in one of these metrics of the "
+        "scorecard, and worse in none",
+    ),
+]
+Undo = Annotated[bool, typer.Option("--undo", help="go back to the run that had the name before")]
+PromotedConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="CONFIG",
+        help="of the run, for --if-better: with it the other student is drawn where the two evaluations differ, and "
+        "execution.notify hears of it",
+    ),
+]
 
 # pull
 StageArgument = Annotated[StageName, typer.Argument(metavar="STAGE", help=ONE_STAGE)]

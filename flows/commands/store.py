@@ -1,4 +1,4 @@
-"""`dmdr status`, `dmdr runs`, `dmdr promote` and `dmdr rm`: what a store holds, names for results, and their end."""
+"""`dmdr status`, `dmdr runs` and `dmdr rm`: what a store holds, and the end of it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from stages.reports.scorecard_text import format_table
 from stages.store.address import shorten
 from stages.store.artifacts import Artifact
 from stages.store.layout import CHECKPOINTS, CLAIM
+from stages.store.pointers import list_decisions
 from stages.store.records import Record
 from stages.store.removal import plan_removal, remove
-from stages.store.runs import find_run, list_promoted, list_runs, promote_run
+from stages.store.runs import find_run, list_promoted, list_runs
 
 
 class Score(BaseModel):
@@ -52,14 +53,15 @@ def print_status(run: str, store: str) -> int:
 
 
 def print_runs(store: str) -> int:
-    """Print for each run its teacher, how far it is, its scores, its cost and its promoted names, and the sum of costs;
-    returns 0."""
+    """Print for each run its teacher, how far it is, its scores, its cost and its promoted names, the sum of costs, and
+    what was decided about promotions; returns 0."""
     names: dict[str, list[str]] = {}
     for name, pointer in list_promoted(store).items():
         names.setdefault(pointer.run, []).append(name)
     rows = [["run", "teacher", "sealed", "scores on held-out measures (less the teacher's)", "cost", "promoted as"]]
     total = RunCost()
-    for run in list_runs(store):
+    runs = list_runs(store)
+    for run in runs:
         cost = sum_run(store, run)
         record, total = cost.newest, total + cost
         promoted = ", ".join(names.get(run, []))
@@ -73,18 +75,9 @@ def print_runs(store: str) -> int:
     print(format_table(rows) if len(rows) > 1 else f"no runs at {store}")
     if len(rows) > 2:
         print(f"all runs: {total.describe()}")
-    return 0
-
-
-def promote_result(run: str, name: str, store: str) -> int:
-    """Give a name to the export of a run, so that `dmdr pull` finds it by that name; returns 0.
-
-    Raises:
-        ConfigError, InputMissing: as `stages.store.runs.promote_run`.
-    """
-    pointer = promote_run(store, run, name)
-    before = "" if pointer.before is None else f", before {pointer.before.run}"
-    print(f"{name} is the export of {run} now, fingerprint {shorten(pointer.fingerprint)}{before}")
+    for decision in list_decisions(store):
+        if decision.run in runs:
+            print(f"{decision.decided_at[:10]}: {decision.text}")
     return 0
 
 

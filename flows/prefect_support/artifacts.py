@@ -1,4 +1,5 @@
-"""What Prefect's UI shows of a finished run: scorecard, image grid and where the report is; of a table, its claims."""
+"""What Prefect's UI shows of a finished run: scorecard, image grid, where the report is, whether it was promoted; of a
+table, its claims."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from stages.reports.card import read_figures
 from stages.reports.scorecard_text import format_scorecard
+from stages.reports.verdict import format_number
 from stages.store.artifacts import Artifact
+from stages.store.records import Decision
 
 LARGEST_IMAGE = 2**20  # bytes, as it goes into Prefect's database; the report shows a larger grid
 
@@ -18,6 +21,18 @@ LARGEST_IMAGE = 2**20  # bytes, as it goes into Prefect's database; the report s
 def publish_page(table: str, claims: str) -> None:
     """Publish a table's verdict on the paper's claims. claims: Markdown that also says where the page lies."""
     create_markdown_artifact(claims, key=f"claims-{table}", description=f"Claims of {table}")
+
+
+def publish_promotion(decision: Decision) -> None:
+    """Publish whether a run was promoted, with the figures that decided."""
+    rows = [
+        f"| {each.metric} | {format_number(each.difference, '+')} | {format_number(each.low, '+')} | "
+        f"{format_number(each.high, '+')} | {each.n} |"
+        for each in decision.metrics
+    ]
+    head = [f"| metric | {decision.run} less {decision.over} | low | high | prompts |", "|---|---|---|---|---|"]
+    page = "\n".join([f"# {decision.name}", "", decision.text, "", *(head if rows else []), *rows])
+    create_markdown_artifact(page, key="promotion", description=f"Whether {decision.run} became {decision.name}")
 
 
 def publish_scorecard(run: str, store: str) -> None:

@@ -1,5 +1,5 @@
-"""Events of Prefect about runs, for its automations: dmdr.alarm, dmdr.sealed, dmdr.finished, dmdr.failed, dmdr.waiting
-and dmdr.budget.
+"""Events of Prefect about runs, for its automations: dmdr.alarm, dmdr.sealed, dmdr.finished, dmdr.failed, dmdr.waiting,
+dmdr.budget, dmdr.promoted and dmdr.kept.
 
 They are about the resource dmdr.run.NAME, and their payload has run, stage, store and text. The id of an event follows
 from what happened, so that a flow that is fired twice emits it once: the server drops an id that it knows.

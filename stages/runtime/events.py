@@ -27,7 +27,7 @@ from stages.runtime.background import describe
 from stages.store.address import open_place
 from stages.store.artifacts import Artifact
 from stages.store.layout import CHECKPOINTS, EVENTS
-from stages.store.records import Record
+from stages.store.records import Decision, Record
 
 LIMIT = 10.0  # seconds for all receivers of an event together
 TIMEOUT = 8.0  # seconds of a receiver
@@ -99,6 +99,13 @@ def build_waiting(artifact: Artifact, reason: str, line: str) -> Event:
     text = f"{artifact.run}, {artifact.stage}: {line}"
     key = f"waiting-{artifact.stage}-{digest}-{_find_step(artifact)}"
     return Event("waiting", artifact.run, artifact.stage, artifact.store, text, key)
+
+
+def build_promotion(store: str, decision: Decision) -> Event:
+    """A decision about a promotion. Who judges the same two results again tells nothing new."""
+    kind: EventName = "promoted" if decision.is_promoted else "kept"
+    digest = hashlib.sha256(f"{decision.fingerprint} {decision.over}".encode()).hexdigest()[:12]
+    return Event(kind, decision.run, "export", store, decision.text, f"{kind}-{decision.name}-{digest}")
 
 
 def _find_step(artifact: Artifact) -> str:

@@ -232,7 +232,12 @@ class Promotion(Document):
 
 
 class Pointer(Document):
-    """The result that a promoted name points at, and the one that it pointed at before."""
+    """A move of a promoted name: the result that it points at from then on, and the one that it pointed at before.
+
+    back: the number of the move that an undo of this one goes back to; None where there is none. Of an undo itself:
+    undoes, the run that it took the name from, and restores, the number of the promotion that holds again. token: of
+    the process that made the move. Pointers of DMDR 0.1 have none of the four.
+    """
 
     version: int = Field(alias="schema")
     run: Name
@@ -240,12 +245,50 @@ class Pointer(Document):
     fingerprint: Sha256
     promoted_at: str  # ISO 8601, UTC
     before: Promotion | None = None
+    back: Annotated[int, Field(ge=0)] | None = None
+    undoes: Name | None = None
+    restores: Annotated[int, Field(ge=0)] | None = None
+    token: str = ""
 
     def as_promotion(self) -> Promotion:
         return Promotion(run=self.run, fingerprint=self.fingerprint, promoted_at=self.promoted_at)
 
     def to_json(self) -> bytes:
         return json.dumps(self.model_dump(by_alias=True), indent=1).encode()
+
+
+class MetricDecision(Document):
+    """One metric of a decision: the student's mean less the carrier's, with the ends of its 95 % interval over prompts.
+
+    All three are None where an image or a score is not a number. n: prompts.
+    """
+
+    metric: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Decision(Document):
+    """Whether a run was promoted under a name, and why. over: the run that carried the name; None if there was none.
+
+    metrics: those that counted. not_counted: those that either run was trained on.
+    """
+
+    version: int = Field(alias="schema")
+    name: Name
+    run: Name
+    fingerprint: Sha256  # of the run's export
+    over: Name | None
+    is_promoted: bool
+    metrics: tuple[MetricDecision, ...] = Field((), strict=False)
+    not_counted: tuple[str, ...] = Field((), strict=False)
+    text: str  # the decision with its figures, in one line
+    decided_at: str  # ISO 8601, UTC
+
+    def to_json(self) -> bytes:
+        return json.dumps(self.model_dump(by_alias=True), indent=1, allow_nan=False).encode()
 
 
 class ShardManifest(FileDigest):

@@ -8,15 +8,19 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.stages import STAGES
 from stages.store.artifacts import Artifact
+from stages.store.pointers import list_decisions
 from stages.store.published_teachers import Revision, publish_teacher
 from stages.store.revisions import run_name
+from stages.store.runs import list_history, promote_run, undo_promotion
 from tests.support import program
+from tests.support.evaluated import Evaluation, seal_scores
 from tests.support.prefect_server import ROOT, asked
 from tests.support.sealing import PROVENANCE
 from tests.support.trained_run import trained_run
@@ -34,13 +38,13 @@ FIRE = """
 import sys, threading
 from flows.retrain import retrain
 
-threads, (config, teachers, store, deployment, again) = int(sys.argv[1]), sys.argv[2:]
+threads, (config, teachers, store, deployment, again, promote_as, if_better) = int(sys.argv[1]), sys.argv[2:]
 failed, together = [], threading.Barrier(threads, timeout=60)
 
 def fire():
     together.wait()
     try:
-        retrain(config, teachers, store, deployment, again=again == "again")
+        retrain(config, teachers, store, deployment, again == "again", promote_as, if_better)
     except Exception as error:
         failed.append(f"{type(error).__name__}: {error}")
 
@@ -64,6 +68,7 @@ class Bench:
     def __init__(self, environment: dict[str, str], config: Path, folder: Path) -> None:
         self.environment, self.config = environment, config
         self.store, self.teachers = str(folder / "runs"), str(folder / "teachers")
+        self.rule = ("", "")  # promote_as, if_better
 
     def publish(self, folder: Path, name: str, revision: str) -> Revision:
         return publish_teacher(str(folder), name, revision, self.teachers, lambda here, total: None)
@@ -72,7 +77,15 @@ class Bench:
         self, processes: int = 1, threads: int = 1, again: bool = False, deployment: str = "dmdr/full", fails: str = ""
     ) -> None:
         """Run the flow so many times at once: all processes wait until each of them is ready."""
-        arguments = [str(threads), str(self.config), self.teachers, self.store, deployment, "again" if again else ""]
+        arguments = [
+            str(threads),
+            str(self.config),
+            self.teachers,
+            self.store,
+            deployment,
+            "again" if again else "",
+            *self.rule,
+        ]
         children = [program.start(FIRE, *arguments, environment=self.environment, reads=True) for _ in range(processes)]
         for child in children:
             assert child.stdout.readline() == "ready\n"
@@ -136,6 +149,47 @@ def test_twenty_fires_at_once_start_three_runs_for_three_teachers(bench: Bench):
     assert Counter(each["name"] for each in bench.started()) == {runs[0]: 2, runs[1]: 2, runs[2]: 1}
 
 
+def test_three_teachers_in_turn_move_a_name_once(bench: Bench, tmp_path: Path):
+    """One better, one equal, one worse, by scores made by hand; ten fires at once decide as one does."""
+    base = np.linspace(0.2, 0.7, 40)
+    even = np.where(np.arange(40) % 2, 0.1, -0.1)
+    prompts = [f"prompt {n}" for n in range(40)]
+    promoted, config = {}, load_config(bench.config)
+    for run, scores in (("base", base), ("better", base + 0.1), ("equal", base + 0.1 + even), ("worse", base - 0.1)):
+        made = bench.publish(LAB / "fashion", "lab", run) if run != "base" else None
+        name = run_name("tiny", made) if made else run
+        promoted[run] = name
+        for stage in STAGES[:-1]:
+            artifact = Artifact(bench.store, name, stage)
+            artifact.claim(identity(config, stage), {"teacher": made.digest if made else "0"})
+            out = artifact.workspace()
+            (out / "result").write_text(name)
+            artifact.seal(out, facts={}, provenance=PROVENANCE)
+        evaluation = Evaluation({"strict": {"student": scores, "teacher": base}}, prompts)
+        claim = (identity(config, "evaluate"), {"teacher": made.digest if made else "0"})
+        seal_scores(bench.store, name, tmp_path / "scratch", evaluation, claim)
+    promote_run(bench.store, "base", "production")
+    bench.rule = ("production", "strict")
+    bench.fire(threads=10)
+    assert [each.run for each in list_history(bench.store, "production")] == ["base", promoted["better"]]
+    decided = {each.run: each for each in list_decisions(bench.store)}
+    assert {run: decided[promoted[run]].is_promoted for run in ("better", "equal", "worse")} == {
+        "better": True,
+        "equal": False,
+        "worse": False,
+    }
+    pages = [each["data"] for each in asked(bench.environment, "/artifacts/filter", {}) if each["key"] == "promotion"]
+    assert any("| strict | +0.100 | +0.100 | +0.100 | 40 |" in page for page in pages)
+    assert bench.started() == []
+
+    undo_promotion(bench.store, "production")
+    bench.publish(LAB / "flow", "other", "1")
+    bench.fire()
+    assert list_history(bench.store, "production")[-1].run == "base", "what a person took back stays back"
+    (started,) = bench.started()
+    assert started["parameters"]["promote"] == {"name": "production", "if_better": "strict"}
+
+
 def test_what_cannot_be_started_is_said(bench: Bench, tiny_config: Callable[..., Path]):
     made = bench.publish(LAB / "fashion", "lab", "1")
     bench.fire(deployment="dmdr/none", fails="ConfigError: there is no deployment dmdr/none; prefect")
@@ -178,6 +232,8 @@ def test_what_the_schema_refuses(prefect_server: dict[str, str]):
     refused("dmdr/from-cold-start", "'cold_start_of' is a required property")
     refused("retrain/on-new-teacher", "deployment", deployment="full")
     refused("retrain/on-new-teacher", "again", again="perhaps")
+    refused("retrain/on-new-teacher", "promote_as", promote_as="No Name")
+    refused("dmdr/full", "promote", promote={"name": "production"})
 
 
 def test_what_uses_gpus_waits_for_them(prefect_server: dict[str, str]):

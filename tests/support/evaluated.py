@@ -53,6 +53,24 @@ class Evaluation:
 
 def seal_evaluation(store: str, run: str, scratch: Path, evaluation: Evaluation) -> Scorecard:
     """Seal evaluate, and joint with a curve; returns the card."""
+    curve = "".join(f"{json.dumps({'update': n, 'reward/lab-conv': n / 9, 'loss_dm': 1.0})}\n" for n in range(9))
+    claim = {"seed": evaluation.seed, "joint.updates": len(run)}, {"teacher": evaluation.teacher}
+    joint, folder = Artifact(store, run, "joint"), scratch / f"{run}-joint"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text(curve)
+    joint.claim(*claim)
+    joint.seal(folder, facts={}, provenance=MADE)
+    return seal_scores(store, run, scratch, evaluation, claim)
+
+
+def seal_scores(
+    store: str,
+    run: str,
+    scratch: Path,
+    evaluation: Evaluation,
+    claim: tuple[dict[str, object], dict[str, str]],
+) -> Scorecard:
+    """Seal evaluate alone, claimed with these settings and inputs; returns the card."""
     card, scores, models = evaluation.card(run), evaluation.scores, evaluation.models
     lines = [
         {
@@ -73,17 +91,13 @@ def seal_evaluation(store: str, run: str, scratch: Path, evaluation: Evaluation)
             files[f"images/{model.name.replace(' ', '-')}/{place:05d}/samples/0000.png"] = encode_png(
                 Image.fromarray(picture)
             )
-    curve = "".join(f"{json.dumps({'update': n, 'reward/lab-conv': n / 9, 'loss_dm': 1.0})}\n" for n in range(9))
-    for stage, content in {"joint": {"metrics.jsonl": curve.encode()}, "evaluate": files}.items():
-        folder = scratch / f"{run}-{stage}"
-        for name, data in content.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
-        artifact = Artifact(store, run, stage)
-        artifact.claim({"seed": evaluation.seed, "joint.updates": len(run)}, {"teacher": evaluation.teacher})
-        artifact.seal(
-            folder, facts={"metrics": card.to_json()["metrics"]} if stage == "evaluate" else {}, provenance=MADE
-        )
+    folder = scratch / f"{run}-evaluate"
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    artifact = Artifact(store, run, "evaluate")
+    artifact.claim(*claim)
+    artifact.seal(folder, facts={"metrics": card.to_json()["metrics"]}, provenance=MADE)
     return card
 
 

@@ -10,15 +10,22 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from dmdr.errors import InputMissing
+from dmdr.config.load import load_config
+from dmdr.errors import ConfigError, InputMissing
 from flows import cli, distil
 from flows.distil import RETRY_DELAYS, StageFailed, dmdr, run_stage
 from flows.launch import given_config
 from flows.paper_tables import lab_tables
+from flows.promotion import Rule
 from stages.store.artifacts import Artifact
+from stages.store.runs import list_history
+from tests.support.trained_run import run_stage as seal_stage
+from tests.support.trained_run import trained_run
 
 # The tasks run on their own here, outside of a flow.
 pytestmark = [
@@ -143,3 +150,20 @@ def test_rows_of_a_table_share_their_stages_and_go_on(
     spec.write_text(yaml.safe_dump(table))
     assert cli.main(["tables", str(spec), "--store", str(store), "--out", str(page)]) == 64
     assert "teacher.steps is 3 there, 4 here" in capfd.readouterr().err
+
+
+def test_a_finished_run_is_judged_for_a_name(tiny_config: Callable[..., Path], tmp_path: Path):
+    """Its stages are sealed already; the page of the flow run shows the decision."""
+    path, store = tiny_config(), tmp_path / "store"
+    config = load_config(path)
+    trained_run(config, store)
+    for stage in ("export", "evaluate"):
+        seal_stage(config, store, stage)
+    with pytest.raises(ConfigError, match="only an evaluated run can become production, but until is joint"):
+        dmdr(str(path), store=str(store), until="joint", promote=Rule(name="production", if_better="lab-mixer"))
+    dmdr(str(path), store=str(store), promote=Rule(name="production", if_better="lab-mixer"))
+    (move,) = list_history(str(store), "production")
+    assert move.run == "tiny"
+    with get_client(sync_client=True) as client:
+        shown = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["promotion"])))
+    assert any("production is the export of tiny now; no run carried" in each.data for each in shown)

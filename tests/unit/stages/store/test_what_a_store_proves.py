@@ -357,13 +357,13 @@ def test_no_changed_document_is_believed(tmp_path: Path, rng: random.Random, cap
 
     readers: dict[str, Callable[[], object]] = {
         "r/export/record.json": lambda: artifact.fetch(tmp_path / "cache") and artifact.record(),
-        "_promoted/production.json": read_pointer,
+        "_promoted/production/000001.json": read_pointer,
         "r/joint/claim.json": lambda: bench.artifact(stage="joint").claim(IDENTITY, INPUTS),
         "r/joint/checkpoints/step-00000002/manifest.json": read_checkpoint,
     }
     harmless = {
         "r/export/record.json": [whole],
-        "_promoted/production.json": [("r", whole.fingerprint)],
+        "_promoted/production/000001.json": [("r", whole.fingerprint)],
         "r/joint/claim.json": [None],
         "r/joint/checkpoints/step-00000002/manifest.json": [1, 2],
     }
