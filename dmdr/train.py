@@ -32,6 +32,7 @@ from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.update import (
     Batch,
+    GuidanceLevels,
     Levels,
     RealScore,
     WeightedLoss,
@@ -184,7 +185,9 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     for number, parts in enumerate(batches.fake_score):
         update_fake_score(run.base, parts, draw_levels(run, update, number, parts[0].of), state.fake_score)
     for inner, parts in enumerate(batches.student):
-        levels = draw_levels(run, update, len(batches.fake_score) + inner, parts[0].of)
+        number = len(batches.fake_score) + inner
+        levels = draw_levels(run, update, number, parts[0].of)
+        levels = replace(levels, cfg=draw_guidance_levels(run, update, number, parts[0].of))
         rl = weighted[inner] if weighted else None
         figures = update_student(
             run.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl
@@ -219,6 +222,19 @@ def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
     backbone = run.base.backbone
     t, shape = t.clamp(min=backbone.path.lowest), (count, *backbone.latent_shape)
     return Levels(t, noise_for(run.seed, run.stage, "renoise", update, number, shape=shape))
+
+
+def draw_guidance_levels(run: Run, update: int, number: int, count: int) -> GuidanceLevels | None:
+    """Where the `number`-th update of a training step takes the CFG of the real score, uniformly; None: not apart."""
+    training, backbone = run.training, run.base.backbone
+    if training.decoupled is None:
+        return None
+    low, high = (max(end, backbone.path.lowest) for end in training.renoise_range)
+    generator = generator_for(run.seed, run.stage, "guidance levels", update, number)
+    share = torch.rand(count, generator=generator, dtype=torch.float64)
+    shape = (count, *backbone.latent_shape)
+    noise = noise_for(run.seed, run.stage, "guidance renoise", update, number, shape=shape)
+    return GuidanceLevels(share, noise, (low, high), below=training.decoupled == "below")
 
 
 def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> list[WeightedLoss]:

@@ -44,6 +44,7 @@ LATER: dict[str, object] = {
     **{f"{of}.lora_targets": "attention" for of in ("student", "fake_score")},
     **{f"{of}.lora_init": "kaiming" for of in ("student", "fake_score")},
     **{f"{stage}.dm_floor": 0.0 for stage in TRAINING_STAGES},
+    **{f"{stage}.decoupled": None for stage in TRAINING_STAGES},
     "joint.rl.decoder": "whole",
     "joint.rl.margin": None,
     "joint.rl.matching": None,

@@ -224,6 +224,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_decoupled(self) -> Config:
+        for name in self.training_stages:
+            if (decoupled := self.training_of(name).decoupled) is not None and self.teacher.guidance_scale == 1.0:
+                raise ValueError(
+                    f"{name}.decoupled is {decoupled} but teacher.guidance_scale 1 leaves no CFG to take apart; drop "
+                    "it, or raise the scale"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_batches(self) -> Config:
         """Here and not only in the stage: a cluster would start pods on all nodes to learn it."""
         for name in self.training_stages:

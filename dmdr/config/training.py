@@ -50,6 +50,10 @@ class Training(Section):
     renoise_range: tuple[float, float] = Field((0.02, 0.98), strict=False)
     # added to the mean |x0 - x0_real| that divides the gradient of distribution matching; "authors' code, t2i" has 1e-8
     dm_floor: float = Field(0.0, ge=0)
+    # take the CFG of the real score at a renoise level of its own, for one forward more ("Decoupled-DMD", the recipe of
+    # Z-Image). below: uniformly below the time of the student's own input, which its authors found best. independent:
+    # uniformly over renoise_range. None: where the two scores are compared
+    decoupled: Literal["below", "independent"] | None = None
 
     @model_validator(mode="after")
     def _check_renoise_range(self) -> Training:
@@ -114,6 +118,8 @@ class Joint(Training):
 
     @model_validator(mode="after")
     def _check_losses(self) -> Joint:
+        if self.decoupled is not None and not self.distribution_matching:
+            raise ValueError("joint.decoupled is set but joint.distribution_matching is false; drop it")
         if self.rl is None:
             if not self.distribution_matching:
                 raise ValueError(
