@@ -35,7 +35,7 @@ STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetens
 
 @dataclass(frozen=True)
 class StageConfig:
-    """The settings of one training stage. A cold start has neither RL nor a watch, and always matches distributions."""
+    """The settings of one training stage. A cold start has no watch, and always matches distributions."""
 
     name: str
     training: Training
@@ -62,7 +62,7 @@ def select_stage(config: Config, stage: str) -> StageConfig:
         return StageConfig(
             stage, training, training.rl, training.distribution_matching, training.watch, training.fake_warmup
         )
-    return StageConfig(stage, training)
+    return StageConfig(stage, training, training.rl)
 
 
 def is_sharded(config: Config) -> bool:

@@ -6,6 +6,8 @@
 3. What a step draws (prompts, noise, levels, pairs) depends on (seed, stage, update) alone, never on history.
 4. What distribution matching and the fake score see is the same whatever the RL: DPO and GRPO compare whole
    trajectories of a rollout of their own, or branches of the states that are there.
+5. RL may begin at update 0 of the cold start, the newer version of the paper in RTDMD's reading (`dmdr.config.rl`).
+   Before `rl.start`, a stage computes what it computes without RL, to the bit.
 """
 
 from __future__ import annotations
@@ -70,6 +72,10 @@ class Run:
     micro_batch: int | None = None
     fake_warmup: int = 0
     prepare: Callable[[list[int]], object] = lambda indices: None
+
+    def at(self, update: int) -> Run:
+        """This run as it is at an update: without RL before that acts."""
+        return self if self.rl is None or update >= self.rl.config.start else replace(self, rl=None)
 
     @property
     def batch_rl(self) -> RLBatch:
@@ -165,6 +171,7 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     """Roll out, update the fake score K - 1 times, then student and fake score together; return the figures."""
     training, update = run.training, state.update
     window, window_rl = roll_out_prompts(run, update)
+    run = run.at(update)
     batches = select_batches(run, window)
     if run.rl:
         run.rl.algorithm.reward.remember(state.rows)
@@ -241,7 +248,8 @@ def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> list
     """The RL loss of each inner update at its weight, clipped apart where its states are or its weight is matched."""
     balance = state.balance if objective.batches or rl.config.weight_is == "matched" else None
     batches: list[list[Batch] | None] = [*objective.batches] or [None]
-    return [WeightedLoss(objective.loss, rl.config.weight, each, balance, objective.trust) for each in batches]
+    trust = objective.trust * rl.config.weight_share(state.update)
+    return [WeightedLoss(objective.loss, rl.config.weight, each, balance, trust) for each in batches]
 
 
 def roll_out_prompts(run: Run, update: int) -> tuple[Window, Window]:
@@ -249,11 +257,12 @@ def roll_out_prompts(run: Run, update: int) -> tuple[Window, Window]:
 
     RL alone has no other rollout than its own. The prompts of both are asked for at once.
     """
+    after, run = run.at(update + 1), run.at(update)
     indices, own = list_prompts(run, update)
     records = run.prompts.records([*indices, *own])
     items = run.prompts.items([*indices, *own])
     if update + 1 < run.training.updates:
-        run.prepare([index for each in list_prompts(run, update + 1) for index in each])
+        run.prepare([index for each in list_prompts(after, update + 1) for index in each])
     first, group = len(indices), run.batch_rl.group
     windows = []
     if indices:
