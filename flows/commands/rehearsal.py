@@ -124,8 +124,10 @@ class Rehearsal:
             }
         )
         joint = config.joint.model_copy(update={"rl": None, "watch": None})  # their weights have checks of their own
+        cold_start = config.cold_start and config.cold_start.model_copy(update={"rl": None})
         evaluate = config.evaluate.model_copy(update={"metrics": (), "pipelines": {}})
-        few = config.model_copy(update={"prompts": prompts, "joint": joint, "evaluate": evaluate})
+        sections = {"prompts": prompts, "cold_start": cold_start, "joint": joint, "evaluate": evaluate}
+        few = config.model_copy(update=sections)
         context = self._begin("prompts", few)
         self._seal(context, run(context))
         assert isinstance(context.progress, Notes)
