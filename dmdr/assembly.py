@@ -18,6 +18,7 @@ from dmdr.backbones.protocol import Backbone, Item
 from dmdr.config.rl import AnyRL
 from dmdr.config.run import Config
 from dmdr.config.training import Joint, Training, Watch
+from dmdr.errors import ConfigError
 from dmdr.hacking_alarm import Watcher
 from dmdr.metrics.verifier import load_any_reward
 from dmdr.promptset.prompts import Prompts
@@ -34,7 +35,7 @@ STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetens
 
 @dataclass(frozen=True)
 class StageConfig:
-    """The settings of one training stage. A cold start has neither RL nor a watch, and always matches distributions."""
+    """The settings of one training stage. A cold start has no watch, and always matches distributions."""
 
     name: str
     training: Training
@@ -61,7 +62,7 @@ def select_stage(config: Config, stage: str) -> StageConfig:
         return StageConfig(
             stage, training, training.rl, training.distribution_matching, training.watch, training.fake_warmup
         )
-    return StageConfig(stage, training)
+    return StageConfig(stage, training, training.rl)
 
 
 def is_sharded(config: Config) -> bool:
@@ -117,9 +118,10 @@ def build_base(config: Config, backbone: Backbone) -> SharedBase:
     """The shared base of a config, its activations recomputed where the config says so.
 
     Raises:
-        ConfigError: the teacher has no such unconditional row, or no module that a LoRA would adapt.
+        ConfigError: the teacher has no such unconditional row, no CFG to decouple, or lacks a module of a LoRA.
     """
     backbone.check_unconditional(config.teacher.unconditional)
+    check_decoupled(config, backbone)
     with on_meta_if(backbone):
         base = SharedBase(
             backbone,
@@ -142,6 +144,16 @@ def check_lora_targets(config: Config, backbone: Backbone) -> None:
         ConfigError: it does not have one of them.
     """
     select_lora_targets(backbone, config.lora_forms)
+
+
+def check_decoupled(config: Config, backbone: Backbone) -> None:
+    """Raises ConfigError if a training stage decouples the CFG of a teacher that has none."""
+    for stage in config.training_stages:
+        if (decoupled := config.training_of(stage).decoupled) is not None and backbone.guidance_is_input:
+            raise ConfigError(
+                f"{stage}.decoupled is {decoupled}, but this teacher's network takes the guidance scale as an input "
+                "and has no CFG to take apart; drop it"
+            )
 
 
 def on_meta_if(backbone: Backbone) -> AbstractContextManager[object]:

@@ -2,6 +2,10 @@
 
 Suffixes in RL: P prompts or pairs, G images of a prompt, A actions. A log ratio is a difference of log-likelihoods,
 which are means over C, H, W.
+
+1. `decouple_real_score` is not in the paper. It is Decoupled-DMD's (arXiv 2511.22677, equation 8), the recipe of
+   Z-Image. Their t = 0 is noise, ours is data. They write the two parts as one loss, -((s_real_cond - s_fake)(x_DM) +
+   (g - 1)(s_real_cond - s_real_uncond)(x_CA)); we write the same as an x0_real, so that one loss serves both forms.
 """
 
 from __future__ import annotations
@@ -24,6 +28,17 @@ def distribution_matching(
         weight = (x0 - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True) + floor
         grad = torch.nan_to_num((x0_fake - x0_real) / weight)
     return 0.5 * F.mse_loss(x0, (x0 - grad).detach())
+
+
+def decouple_real_score(
+    x0_DM: torch.Tensor, x0_CA: torch.Tensor, x0_CA_uncond: torch.Tensor, guidance_scale: float
+) -> torch.Tensor:
+    """x0_real = cond(x_DM) + (g - 1)(cond - uncond)(x_CA): matching and CFG, each at a renoise level of its own.
+
+    x0_DM: with the prompt, where the fake score is compared. x0_CA, x0_CA_uncond: with and without the prompt, where
+    CFG is taken ("CFG augmentation"). At one level and noise it is plain CFG (Decoupled-DMD, equation 8).
+    """
+    return x0_DM + (guidance_scale - 1) * (x0_CA - x0_CA_uncond)
 
 
 def fake_score(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from diffusers import ModelMixin
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
-from dmdr import distributed
+from dmdr import distributed, losses
 from dmdr.backbones.lora_targets import select_targets
 from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.config.lora import LoraForm, LoraForms
@@ -267,6 +267,29 @@ class SharedBase:
         with self.use_adapter(FAKE, lora_scale) as network:
             prediction = predict_guided(self.backbone, network, x_t, t, c, unconditional, guidance_scale)
         return self.backbone.path.to_x0(x_t, prediction, t)
+
+    @torch.no_grad()
+    def decoupled_real_x0(
+        self,
+        matched: tuple[torch.Tensor, torch.Tensor],
+        guided: tuple[torch.Tensor, torch.Tensor],
+        c: Conditioning,
+        unconditional: Conditioning,
+        *,
+        guidance_scale: float,
+        lora_scale: float,
+    ) -> torch.Tensor:
+        """The real score as x0, its CFG taken at x_t and t of its own: one forward more than `real_x0`.
+
+        matched, guided: x_t and t of the matching part and of the CFG part.
+        """
+        backbone, (x_DM, t_DM), (x_CA, t_CA) = self.backbone, matched, guided
+        both = {key: torch.cat([value, unconditional[key].expand_as(value)]) for key, value in c.items()}
+        with self.use_adapter(FAKE, lora_scale) as network:
+            x0_DM = backbone.predict_x0(network, x_DM, t_DM, c)
+            x0_CA = backbone.predict_x0(network, torch.cat([x_CA, x_CA]), torch.cat([t_CA, t_CA]), both)
+        with_prompt, without_prompt = x0_CA.chunk(2)
+        return losses.decouple_real_score(x0_DM, with_prompt, without_prompt, guidance_scale)
 
 
 def select_lora_targets(backbone: Backbone, lora: LoraForms) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dmdr import distributed
-from dmdr.config.training import Joint, Optimizer, Training
+from dmdr.config.training import Optimizer, Training
 from dmdr.errors import DataError
 from dmdr.optimizers import Balance, Trainable, build_optimizer, read_state, restore_state
 from dmdr.shared_base import SharedBase
@@ -82,7 +82,7 @@ class TrainState:
         self.update, self.warmup, self.rl_weight, self.ema_decay = 0, 0, 0.0, ema
         self.rows: list[Row] = []
         self.balance = Balance()
-        if isinstance(training, Joint) and training.rl is not None:
+        if training.rl is not None:
             self.balance = Balance(training.rl.weight, training.rl.matching)
         self.student = _build_trainable(base.student_parameters, training.student)
         self.fake_score = _build_trainable(base.fake_parameters, training.fake_score)

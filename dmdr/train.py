@@ -6,6 +6,8 @@
 3. What a step draws (prompts, noise, levels, pairs) depends on (seed, stage, update) alone, never on history.
 4. What distribution matching and the fake score see is the same whatever the RL: DPO and GRPO compare whole
    trajectories of a rollout of their own, or branches of the states that are there.
+5. RL may begin at update 0 of the cold start, the newer version of the paper in RTDMD's reading (`dmdr.config.rl`).
+   Before `rl.start`, a stage computes what it computes without RL, to the bit.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.update import (
     Batch,
+    GuidanceLevels,
     Levels,
     RealScore,
     WeightedLoss,
@@ -69,6 +72,10 @@ class Run:
     micro_batch: int | None = None
     fake_warmup: int = 0
     prepare: Callable[[list[int]], object] = lambda indices: None
+
+    def at(self, update: int) -> Run:
+        """This run as it is at an update: without RL before that acts."""
+        return self if self.rl is None or update >= self.rl.config.start else replace(self, rl=None)
 
     @property
     def batch_rl(self) -> RLBatch:
@@ -164,6 +171,7 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     """Roll out, update the fake score K - 1 times, then student and fake score together; return the figures."""
     training, update = run.training, state.update
     window, window_rl = roll_out_prompts(run, update)
+    run = run.at(update)
     batches = select_batches(run, window)
     if run.rl:
         run.rl.algorithm.reward.remember(state.rows)
@@ -184,7 +192,9 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     for number, parts in enumerate(batches.fake_score):
         update_fake_score(run.base, parts, draw_levels(run, update, number, parts[0].of), state.fake_score)
     for inner, parts in enumerate(batches.student):
-        levels = draw_levels(run, update, len(batches.fake_score) + inner, parts[0].of)
+        number = len(batches.fake_score) + inner
+        levels = draw_levels(run, update, number, parts[0].of)
+        levels = replace(levels, cfg=draw_guidance_levels(run, update, number, parts[0].of))
         rl = weighted[inner] if weighted else None
         figures = update_student(
             run.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl
@@ -221,11 +231,25 @@ def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
     return Levels(t, noise_for(run.seed, run.stage, "renoise", update, number, shape=shape))
 
 
+def draw_guidance_levels(run: Run, update: int, number: int, count: int) -> GuidanceLevels | None:
+    """Where the `number`-th update of a training step takes the CFG of the real score, uniformly; None: not apart."""
+    training, backbone = run.training, run.base.backbone
+    if training.decoupled is None:
+        return None
+    low, high = (max(end, backbone.path.lowest) for end in training.renoise_range)
+    generator = generator_for(run.seed, run.stage, "guidance levels", update, number)
+    share = torch.rand(count, generator=generator, dtype=torch.float64)
+    shape = (count, *backbone.latent_shape)
+    noise = noise_for(run.seed, run.stage, "guidance renoise", update, number, shape=shape)
+    return GuidanceLevels(share, noise, (low, high), below=training.decoupled == "below")
+
+
 def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> list[WeightedLoss]:
     """The RL loss of each inner update at its weight, clipped apart where its states are or its weight is matched."""
     balance = state.balance if objective.batches or rl.config.weight_is == "matched" else None
     batches: list[list[Batch] | None] = [*objective.batches] or [None]
-    return [WeightedLoss(objective.loss, rl.config.weight, each, balance, objective.trust) for each in batches]
+    trust = objective.trust * rl.config.weight_share(state.update)
+    return [WeightedLoss(objective.loss, rl.config.weight, each, balance, trust) for each in batches]
 
 
 def roll_out_prompts(run: Run, update: int) -> tuple[Window, Window]:
@@ -233,11 +257,12 @@ def roll_out_prompts(run: Run, update: int) -> tuple[Window, Window]:
 
     RL alone has no other rollout than its own. The prompts of both are asked for at once.
     """
+    after, run = run.at(update + 1), run.at(update)
     indices, own = list_prompts(run, update)
     records = run.prompts.records([*indices, *own])
     items = run.prompts.items([*indices, *own])
     if update + 1 < run.training.updates:
-        run.prepare([index for each in list_prompts(run, update + 1) for index in each])
+        run.prepare([index for each in list_prompts(after, update + 1) for index in each])
     first, group = len(indices), run.batch_rl.group
     windows = []
     if indices:

@@ -10,6 +10,8 @@ trajectory are on-policy samples for the fake score and inputs for the student.
    what distribution matching and the fake score see: 3 F for as many states as the batch has.
 4. Where RL's gradient is clipped apart (GRPO, DPO, a matched weight), it is summed apart: one more backward pass.
 5. A batch may run in parts whose gradients add up: the same update in less memory.
+6. Decoupled levels (Decoupled-DMD, arXiv 2511.22677, equation 8) take the CFG of the real score at a sample of its own:
+   real is then B and 2 B, one F more.
 Cost with CFG and a full student: (K - 1) F rollout + (K - 1)(F + b) + 3 F student + 3 F scores + b.
 """
 
@@ -73,11 +75,38 @@ class WeightedLoss:
 
 
 @dataclass(frozen=True)
+class GuidanceLevels:
+    """Where the CFG of a decoupled real score is taken: noise (B, C, H, W), and levels of which share (B,) says how far
+    each lies between the two ends of `span`, from 0 to 1.
+
+    below: the upper end is the state's own time, where it is the lower one ("below" of the config).
+    """
+
+    share: torch.Tensor
+    noise: torch.Tensor
+    span: tuple[float, float]
+    below: bool
+
+    def of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """t and noise of a part's states, on their device."""
+        low, high = (torch.full_like(batch.t, end) for end in self.span)
+        if self.below:
+            high = torch.minimum(high, batch.t)
+            low = torch.minimum(low, high)  # a state below the span has CFG at its own time
+        t = low + self.share[batch.rows].to(high) * (high - low)
+        return t.to(batch.x0), self.noise[batch.rows].to(batch.x0)
+
+
+@dataclass(frozen=True)
 class Levels:
-    """Where the two scores of a global batch are compared: renoise levels t (B,) and noise (B, C, H, W)."""
+    """Where the two scores of a global batch are compared: renoise levels t (B,) and noise (B, C, H, W).
+
+    cfg: where the CFG of the real score is taken; None: there too.
+    """
 
     t: torch.Tensor
     noise: torch.Tensor
+    cfg: GuidanceLevels | None = None
 
     def of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """t and noise of a part's states, on their device."""
@@ -182,14 +211,7 @@ def update_student(
         sample = x0.detach()
 
         x_t = path.renoise(sample, noise, t)
-        x0_real = base.real_x0(
-            x_t,
-            t,
-            batch.c,
-            real_score.unconditional,
-            guidance_scale=real_score.guidance_scale,
-            lora_scale=real_score.lora_scale,
-        )
+        x0_real = estimate_real_x0(base, batch, sample, (x_t, t), levels.cfg, real_score)
         prediction = base.fake(x_t, t, batch.c)
         x0_fake = path.to_x0(x_t, prediction.detach(), t)
         loss_fake = losses.fake_score(prediction, path.target(sample, noise, t)) * batch.share
@@ -218,6 +240,27 @@ def update_student(
     else:
         norms = student.step_beside(gradients_rl, rl.balance, rl.trust)
     return {**figures.of_all_ranks(), **norms, "grad_fake": grad_fake}
+
+
+def estimate_real_x0(
+    base: SharedBase,
+    batch: Batch,
+    sample: torch.Tensor,
+    matched: tuple[torch.Tensor, torch.Tensor],
+    cfg: GuidanceLevels | None,
+    real_score: RealScore,
+) -> torch.Tensor:
+    """The real score as x0, in the coupled or the decoupled form.
+
+    sample: the student's x0. matched: x_t and t where the two scores are compared.
+    """
+    c, scale, lora_scale = batch.c, real_score.guidance_scale, real_score.lora_scale
+    unconditional = real_score.unconditional
+    if cfg is None:
+        return base.real_x0(*matched, c, unconditional, guidance_scale=scale, lora_scale=lora_scale)
+    t, noise = cfg.of(batch)
+    guided = base.backbone.path.renoise(sample, noise, t), t
+    return base.decoupled_real_x0(matched, guided, c, unconditional, guidance_scale=scale, lora_scale=lora_scale)
 
 
 def add_rl(

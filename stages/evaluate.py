@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from dmdr import distributed
 from dmdr.config.reward_weights import FIGURES, OF_REWARD, VERIFIERS
 from dmdr.config.run import Config
+from dmdr.config.stages import ModelName
 from dmdr.errors import InputMissing, doing
 from dmdr.metrics.aggregate import Conditions, build_scorecard
 from dmdr.metrics.description import describe_metrics
@@ -181,15 +182,17 @@ def list_categories(metrics: list[Metric], image_scores: ImageScores) -> dict[st
 
 
 def list_trained_on(context: Context) -> set[str]:
-    """The figures that a compared model was trained to raise: only the student was. A reward of DMDR that another
-    process computed is known by its digest, whatever the config calls it."""
-    config, rl = context.config, context.config.joint.rl
-    if rl is None or "student" not in config.evaluate.models:
-        return set()
-    joint = provenance.read_records(context).get("joint")
-    inputs = joint.inputs if joint is not None else {}
-    keys = [f"reward:{name}" for name in rl.rewards if name in config.rewards]
-    names = [*rl.rewards, *find_by_digest({inputs[key] for key in keys if key in inputs}, config)]
+    """The figures that a compared model was trained to raise: the student, and the cold start by RL of its own. A
+    reward of DMDR that another process computed is known by its digest, whatever the config calls it."""
+    config, names = context.config, list[str]()
+    for stage, rl in config.list_rl().items():
+        trained: set[ModelName] = {"student", "cold start"} if stage == "cold_start" else {"student"}
+        if trained.isdisjoint(config.evaluate.models):
+            continue
+        record = provenance.read_records(context).get(stage)
+        inputs = record.inputs if record is not None else {}
+        keys = [f"reward:{name}" for name in rl.rewards if name in config.rewards]
+        names += [*rl.rewards, *find_by_digest({inputs[key] for key in keys if key in inputs}, config)]
     return {figure for name in names for figure in FIGURES.get(name, (name,))}
 
 

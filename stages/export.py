@@ -197,7 +197,7 @@ def build_facts(context: Context, backbone: Backbone, source: TeacherSource, wri
         start=describe_start(config, sealed),
         nfe=few.steps,
         call=build_call(backbone, few),
-        rewards=dict(config.joint.rl.rewards) if config.joint.rl else {},
+        rewards=config.trained_rewards,
         parity=written.parity,
         dtype=config.export.dtype,
         rounding=written.rounding,

@@ -1,6 +1,6 @@
 """DMD and RL at once, from the student of the cold start (DMDR, 3.2), or from the config's student.start.
 
-Without `joint.rl` it is distillation only, without `joint.distribution_matching` RL only (DMDR, Table 5).
+Without `rl` it is distillation only, without `distribution_matching` RL only (DMDR, Table 5).
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def check_run(
     tally = Tally()
     judged = RecordSpool()  # evaluation prompts, where a metric asks what their source says of them
     keeps = needs_records(config)
-    train = TrainingPrompts(config.joint.rl.rewards if config.joint.rl else ())
+    train = TrainingPrompts(config.trained_rewards)
     for split, record in select_records(config.prompts, tally, say, sets):
         tick()
         if split == "train":
@@ -142,8 +142,7 @@ def check_run(
 
 def list_sized(config: settings.Config) -> tuple[str, ...]:
     """The metrics that judge images, in evaluation and as rewards."""
-    rl = config.joint.rl
-    trained = {name.removesuffix("-soft") for name in rl.rewards} if rl else set()
+    trained = {name.removesuffix("-soft") for name in config.trained_rewards}
     return (*config.evaluate.metrics, *trained.intersection(JUDGES))
 
 

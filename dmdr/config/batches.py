@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dmdr.config.rl import DPO, GRPO, AnyRL, Policy, Surrogate
-from dmdr.config.training import Joint, Training
+from dmdr.config.training import Training
 from dmdr.errors import ConfigError
 
 
@@ -92,7 +92,7 @@ def check_split(
                 f"some and {count // ranks + 1} for others, which execution.micro_batch_size {micro_batch} cannot "
                 f"cut into equally many parts; make batch_size a multiple of {ranks}, or the parts larger"
             )
-    if rl is not None and isinstance(training, Joint):
+    if rl is not None:
         check_rl_split(stage, rl, steps=steps, ranks=ranks, micro_batch=micro_batch)
 
 

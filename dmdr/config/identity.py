@@ -20,6 +20,7 @@ ADDRESSES = (
     "prompts.sources",
     "prompts.evaluation",
     "prompts.folder",
+    "cold_start.rl.tiny_decoder",
     "joint.rl.tiny_decoder",
     "student.start.path",
 )
@@ -28,6 +29,17 @@ PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # left out as well
 
 # Settings that are younger than some sealed results, each with the value that those results had. At this value a
 # setting is left out, so that the old results keep their identity.
+LATER_OF_RL: dict[str, object] = {
+    "decoder": "whole",
+    "margin": None,
+    "matching": None,
+    "scales": {},
+    "normalise": False,
+    "prefixes": {},
+    "preferences": {},
+    "start": 0,
+    "ramp": 0,
+}
 LATER: dict[str, object] = {
     "precision": "float32",
     "student.start": None,
@@ -44,13 +56,9 @@ LATER: dict[str, object] = {
     **{f"{of}.lora_targets": "attention" for of in ("student", "fake_score")},
     **{f"{of}.lora_init": "kaiming" for of in ("student", "fake_score")},
     **{f"{stage}.dm_floor": 0.0 for stage in TRAINING_STAGES},
-    "joint.rl.decoder": "whole",
-    "joint.rl.margin": None,
-    "joint.rl.matching": None,
-    "joint.rl.scales": {},
-    "joint.rl.normalise": False,
-    "joint.rl.prefixes": {},
-    "joint.rl.preferences": {},
+    **{f"{stage}.decoupled": None for stage in TRAINING_STAGES},
+    "cold_start.rl": None,
+    **{f"{stage}.rl.{key}": value for stage in TRAINING_STAGES for key, value in LATER_OF_RL.items()},
     "evaluate.pipelines": {},
     **{
         f"{stage}.{of}.{key}": value

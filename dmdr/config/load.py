@@ -27,7 +27,7 @@ ALGORITHMS: dict[str, type[BaseModel]] = {
     "dpo": DPO,
     "grpo": GRPO,
     "surrogate": Surrogate,
-}  # the types of joint.rl
+}  # the types of rl, by its algorithm
 
 
 def load_config(path: str | Path) -> Config:
@@ -102,7 +102,8 @@ def _explain_error(error: ErrorDetails, root: type[BaseModel]) -> str:
         case "value_error" if isinstance(error["input"], str):  # of one value, which the message leaves out
             return f"{where}: {error['ctx']['error']}"
         case "value_error":
-            return str(error["ctx"]["error"])
+            told = str(error["ctx"]["error"])  # what the two training stages share names the settings of joint
+            return told.replace("joint.", "cold_start.") if loc[:1] == ["cold_start"] else told
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {quote(error['input'])}"
 
 

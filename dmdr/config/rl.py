@@ -1,4 +1,11 @@
-"""The settings of the RL algorithms, and of the rewards that they train on. No torch."""
+"""The settings of the RL algorithms, and of the rewards that they train on. No torch.
+
+1. RL in the cold start, `cold_start.rl`, is the paper's newer version, "Reward-Tilted Distribution Matching". Its
+   equations are not to be had: only its abstract could be read. We follow RTDMD, which derives the same aim: KL(student
+   || teacher exp(reward / beta) / Z) = KL(student || teacher) - mean reward / beta + a constant. That is the paper's
+   equation 2 with weight 1 / beta from update 0 on.
+2. Messages here name the settings of `joint`; `load` names the stage that has them.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +53,14 @@ class RL(Section):
     normalise: bool = False
     prefixes: dict[str, Annotated[str, Field(min_length=1)]] = Field({})  # reward -> what stands before its prompts
     preferences: dict[str, Preference] = Field({})  # reward -> the words that it compares an image under
+    start: int = Field(0, ge=0)  # the update from which RL acts; before it, the stage is distillation alone
+    ramp: int = Field(0, ge=0)  # updates in which the weight rises linearly from 0; the last of them has it whole
+
+    def weight_share(self, update: int) -> float:
+        """The share of the weight that RL has at an update: 0 before `start`, then a rise over `ramp` updates to 1."""
+        if update < self.start:
+            return 0.0
+        return min(1.0, (update - self.start + 1) / self.ramp) if self.ramp else 1.0
 
     @model_validator(mode="before")
     @classmethod

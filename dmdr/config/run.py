@@ -16,7 +16,7 @@ from dmdr.config.lora import LoraForm, LoraForms
 from dmdr.config.names import NAME
 from dmdr.config.own_rewards import OwnReward, RewardName, check_reachable, refuse_taken_name
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD, VERIFIERS
-from dmdr.config.rl import Policy, ReFL
+from dmdr.config.rl import AnyRL, Policy, ReFL
 from dmdr.config.section import Address, Section
 from dmdr.config.stages import TABLE, StageName, list_compared, list_stages
 from dmdr.config.student import FakeScore, Student
@@ -119,14 +119,27 @@ class Config(Section):
         """What the LoRAs of fake score and student adapt, and how they begin."""
         return LoraForms(LoraForm(self.fake_score.lora_targets, self.fake_score.lora_init), self.student.lora_form)
 
+    def list_rl(self) -> dict[StageName, AnyRL]:
+        """The RL of each training stage that has it, in data order."""
+        found = {stage: self.training_of(stage).rl for stage in self.training_stages}
+        return {stage: rl for stage, rl in found.items() if rl is not None}
+
+    @property
+    def trained_rewards(self) -> dict[str, float]:
+        """The rewards that the student is trained on -> their weights: those of joint where both stages have one."""
+        return {name: weight for rl in self.list_rl().values() for name, weight in rl.rewards.items()}
+
     def list_rewards(self, stage: StageName) -> set[str]:
-        """The rewards that a stage computes: joint trains on some and watches one, evaluate reports some."""
-        if stage == "joint":
-            return {
-                *(self.joint.rl.rewards if self.joint.rl else ()),
-                *({self.joint.watch.reward} if self.joint.watch else ()),
-            }
+        """The rewards that a stage computes: training trains on some, joint watches one, evaluate reports some."""
+        if stage in self.training_stages:
+            rl = self.training_of(stage).rl
+            watched = {self.joint.watch.reward} if stage == "joint" and self.joint.watch else set()
+            return {*(rl.rewards if rl else ()), *watched}
         return set(self.evaluate.metrics).difference(JUDGES) if stage == "evaluate" else set()
+
+    def list_training_rewards(self) -> set[str]:
+        """The rewards that some training stage computes."""
+        return {name for stage in self.training_stages for name in self.list_rewards(stage)}
 
     def count_ranks(self, stage: StageName) -> int:
         """Processes that train: those of every node."""
@@ -141,7 +154,7 @@ class Config(Section):
     def list_uses(self) -> dict[str, tuple[str, ...]]:
         """The key of each section that names rewards or metrics -> their names."""
         return {
-            "joint.rl.rewards": tuple(self.joint.rl.rewards) if self.joint.rl else (),
+            **{f"{stage}.rl.rewards": tuple(rl.rewards) for stage, rl in self.list_rl().items()},
             "joint.watch.reward": (self.joint.watch.reward,) if self.joint.watch else (),
             "evaluate.metrics": self.evaluate.metrics,
         }
@@ -149,14 +162,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_rewards(self) -> Config:
         judged = self.list_rewards("evaluate")
-        for name in sorted(judged | self.list_rewards("joint")):
+        for name in sorted(judged | self.list_training_rewards()):
             others = JUDGES if name in judged else VERIFIERS
             if name not in OF_REWARD and name not in self.rewards and (name in judged or name not in VERIFIERS):
                 known = (*OF_REWARD, *others, *self.rewards)
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"DMDR has {', '.join(known)}"
                 raise ValueError(f"unknown reward {name}; {hint}; one of your own stands in rewards.{name}")
-        named = self.metrics_with_weights("joint") | self.metrics_with_weights("evaluate")
+        named = {name for stage in self.stages for name in self.metrics_with_weights(stage)}
         used = {weights for name in named for weights in OF[name]}
         unused = sorted(set(self.weights) - used)
         if unused:
@@ -168,7 +181,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_own_rewards(self) -> Config:
-        named = self.list_rewards("joint") | self.list_rewards("evaluate")
+        named = self.list_training_rewards() | self.list_rewards("evaluate")
         for name, reward in self.rewards.items():
             refuse_taken_name(name)
             if name not in named:
@@ -183,21 +196,29 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_verifiers(self) -> Config:
         """ReFL follows a gradient, which no verifier and no service has. What decides may not be trained on."""
-        rl = self.joint.rl
-        if rl is None:
-            return self
         services = {name for name, reward in self.rewards.items() if reward.url is not None}
-        without = sorted((services | VERIFIERS.keys()).intersection(rl.rewards))
-        if isinstance(rl, ReFL) and without:
+        for stage, rl in self.list_rl().items():
+            without = sorted((services | VERIFIERS.keys()).intersection(rl.rewards))
+            if isinstance(rl, ReFL) and without:
+                raise ValueError(
+                    f"{stage}.rl.algorithm refl needs a gradient, and the reward {without[0]} has none; set algorithm: "
+                    "grpo or dpo, or use another reward"
+                )
+            checker = sorted(name for name in rl.rewards if name.startswith("lab-checker"))
+            if checker and "lab:held-out" in self.prompts.sources:
+                raise ValueError(
+                    f"{stage}.rl.rewards has {checker[0]} and prompts.sources has lab:held-out, whose verdict decides; "
+                    "train on lab:train"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_watch(self) -> Config:
+        cold = self.cold_start.rl if self.cold_start is not None else None
+        if cold is not None and self.joint.watch is not None and self.joint.watch.reward in cold.rewards:
             raise ValueError(
-                f"joint.rl.algorithm refl needs a gradient, and the reward {without[0]} has none; set algorithm: grpo "
-                "or dpo, or use another reward"
-            )
-        checker = sorted(name for name in rl.rewards if name.startswith("lab-checker"))
-        if checker and "lab:held-out" in self.prompts.sources:
-            raise ValueError(
-                f"joint.rl.rewards has {checker[0]} and prompts.sources has lab:held-out, whose verdict decides; train "
-                "on lab:train"
+                f"joint.watch.reward {self.joint.watch.reward} is trained on; watch one that is not in "
+                "cold_start.rl.rewards"
             )
         return self
 
@@ -211,16 +232,29 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_steps(self) -> Config:
-        if self.student.steps == 1 and isinstance(self.joint.rl, Policy):
-            raise ValueError(
-                f"joint.rl.algorithm {self.joint.rl.algorithm} learns from the renoising steps and student.steps 1 has "
-                "none; set algorithm: refl, or student.steps to 2 or more"
-            )
-        if self.student.eta == 0 and isinstance(self.joint.rl, Policy):
-            raise ValueError(
-                f"joint.rl.algorithm {self.joint.rl.algorithm} learns from the noise of the renoising steps and "
-                "student.eta 0 adds none; set algorithm: refl, or student.eta above 0"
-            )
+        for stage, rl in self.list_rl().items():
+            if not isinstance(rl, Policy):
+                continue
+            if self.student.steps == 1:
+                raise ValueError(
+                    f"{stage}.rl.algorithm {rl.algorithm} learns from the renoising steps and student.steps 1 has "
+                    "none; set algorithm: refl, or student.steps to 2 or more"
+                )
+            if self.student.eta == 0:
+                raise ValueError(
+                    f"{stage}.rl.algorithm {rl.algorithm} learns from the noise of the renoising steps and student.eta "
+                    "0 adds none; set algorithm: refl, or student.eta above 0"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_decoupled(self) -> Config:
+        for name in self.training_stages:
+            if (decoupled := self.training_of(name).decoupled) is not None and self.teacher.guidance_scale == 1.0:
+                raise ValueError(
+                    f"{name}.decoupled is {decoupled} but teacher.guidance_scale 1 leaves no CFG to take apart; drop "
+                    "it, or raise the scale"
+                )
         return self
 
     @model_validator(mode="after")
@@ -230,7 +264,7 @@ class Config(Section):
             check_split(
                 name,
                 self.training_of(name),
-                self.joint.rl if name == "joint" else None,
+                self.training_of(name).rl,
                 steps=self.student.steps,
                 ranks=self.count_ranks(name),
                 micro_batch=self.execution.micro_batch_size,

@@ -35,7 +35,7 @@ TABLE: dict[StageName, Stage] = {
     "export": Stage(reads=("joint",), settings=("student", "teacher.resolution", "export")),
     "evaluate": Stage(
         reads=("prompts",),
-        settings=("seed", "teacher", "student.steps", "evaluate", "joint.rl.rewards"),
+        settings=("seed", "teacher", "student.steps", "evaluate", "cold_start.rl.rewards", "joint.rl.rewards"),
         in_ranks=True,
     ),
 }

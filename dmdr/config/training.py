@@ -50,6 +50,13 @@ class Training(Section):
     renoise_range: tuple[float, float] = Field((0.02, 0.98), strict=False)
     # added to the mean |x0 - x0_real| that divides the gradient of distribution matching; "authors' code, t2i" has 1e-8
     dm_floor: float = Field(0.0, ge=0)
+    # RL beside distribution matching. In the cold start, with weight 1 / beta, the student goes towards a teacher that
+    # is tilted by the reward: teacher times exp(reward / beta) (RTDMD)
+    rl: Annotated[AnyRL, Field(discriminator="algorithm")] | None = None
+    # take the CFG of the real score at a renoise level of its own, for one forward more ("Decoupled-DMD", the recipe of
+    # Z-Image). below: uniformly below the time of the student's own input, which its authors found best. independent:
+    # uniformly over renoise_range. None: where the two scores are compared
+    decoupled: Literal["below", "independent"] | None = None
 
     @model_validator(mode="after")
     def _check_renoise_range(self) -> Training:
@@ -66,6 +73,42 @@ class Training(Section):
                     f"{network}.warmup is {optimizer.warmup} but its stage has {self.updates} updates, so the learning "
                     "rate would never be reached; set fewer"
                 )
+        return self
+
+    @property
+    def most_updates(self) -> int:
+        """Student updates for which the states of one rollout are enough."""
+        return max(1, self.fake_updates - 1)
+
+    @property
+    def matches_distributions(self) -> bool:
+        """Whether the student is distilled; a cold start always does that."""
+        return True
+
+    @model_validator(mode="after")
+    def _check_inner_updates(self) -> Training:
+        inner = self.rl.inner_updates if isinstance(self.rl, GRPO) else 1
+        if inner > self.most_updates and self.matches_distributions:
+            raise ValueError(
+                f"joint.rl.inner_updates {inner} needs as many batches of joint.fake_updates {self.fake_updates}, "
+                f"whose states are enough for {self.most_updates}; lower it, or raise fake_updates"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rl_schedule(self) -> Training:
+        if self.rl is None:
+            return self
+        start, ramp = self.rl.start, self.rl.ramp
+        if start >= self.updates:
+            raise ValueError(
+                f"joint.rl.start is {start} but its stage has {self.updates} updates, so RL would never act; set fewer"
+            )
+        if start + ramp > self.updates:
+            raise ValueError(
+                f"joint.rl.ramp {ramp} from update {start} on ends after the {self.updates} updates of its stage, so "
+                "the weight would never be reached; set fewer"
+            )
         return self
 
 
@@ -92,7 +135,6 @@ class Joint(Training):
     Without `rl` it is distillation only. Without distribution matching it is RL only (Table 5).
     """
 
-    rl: Annotated[AnyRL, Field(discriminator="algorithm")] | None = None
     distribution_matching: bool = True
     watch: Watch | None = None
     # without a cold start: updates of the fake score alone, `fake_updates` steps each, before the first student update,
@@ -100,9 +142,8 @@ class Joint(Training):
     fake_warmup: int = Field(0, ge=0)
 
     @property
-    def most_updates(self) -> int:
-        """Student updates for which the states of one rollout are enough."""
-        return max(1, self.fake_updates - 1)
+    def matches_distributions(self) -> bool:
+        return self.distribution_matching
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Joint:
@@ -114,6 +155,8 @@ class Joint(Training):
 
     @model_validator(mode="after")
     def _check_losses(self) -> Joint:
+        if self.decoupled is not None and not self.distribution_matching:
+            raise ValueError("joint.decoupled is set but joint.distribution_matching is false; drop it")
         if self.rl is None:
             if not self.distribution_matching:
                 raise ValueError(
@@ -124,10 +167,10 @@ class Joint(Training):
             raise ValueError("joint.dm_floor is set but joint.distribution_matching is false; drop it")
         if self.rl.weight_is == "matched" and not self.distribution_matching:
             raise ValueError("joint.rl.weight_is matched needs distribution_matching; set it to fixed")
-        if isinstance(self.rl, GRPO) and self.distribution_matching and self.rl.inner_updates > self.most_updates:
+        if self.rl.start and not self.distribution_matching:
             raise ValueError(
-                f"joint.rl.inner_updates {self.rl.inner_updates} needs as many batches of joint.fake_updates "
-                f"{self.fake_updates}, whose states are enough for {self.most_updates}; lower it, or raise fake_updates"
+                f"joint.rl.start is {self.rl.start} but joint.distribution_matching is false: nothing would be trained "
+                "until then; drop it"
             )
         if self.watch and self.watch.reward in self.rl.rewards:
             raise ValueError(

@@ -132,7 +132,7 @@ class TrainingPrompts:
         for name, count in self.lacking.items():
             if count:
                 raise ConfigError(
-                    f"joint.rl.rewards has {name}, but {count:,} of {self.total:,} training prompts are not for it, "
+                    f"rl.rewards has {name}, but {count:,} of {self.total:,} training prompts are not for it, "
                     f"the first {self.first[name]}; take them out of prompts.sources, or drop {name}"
                 )
 

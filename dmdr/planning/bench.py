@@ -18,7 +18,7 @@ from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.config.rl import DPO, GRPO, AnyRL, ReFL
 from dmdr.planning.architectures import ARCHITECTURES, SD3_MEDIUM_LAYERS, SD35_LARGE_LAYERS, SDXL_LAYERS
 from dmdr.planning.shapes import KnownShapes
-from dmdr.planning.structures import STRUCTURES, Case, build_updates
+from dmdr.planning.structures import GUIDANCE, STRUCTURES, Case, build_updates
 from dmdr.teacher.load import build_backbone, find_teacher, load_teacher
 
 DEPTHS = {"SDXL": SDXL_LAYERS[-1], "SD3-Medium": SD3_MEDIUM_LAYERS, "SD3.5-Large": SD35_LARGE_LAYERS}
@@ -45,7 +45,7 @@ def build_meta_case(
     return Case(backbone, backbone.blank(), batch=2, steps=steps, k=k, fake_rank=fake_rank, student_rank=student_rank)
 
 
-def count_flops(work: Callable[[], None]) -> int:
+def count_flops(work: Callable[[], object]) -> int:
     with KnownShapes(), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
@@ -153,6 +153,20 @@ def print_rl(steps: int = 4, batch: int = 32) -> None:
         print(f"{label:<34}{sampled / batch:>16.2f}{forwards * count_rl(config, steps).states / batch:>16.2f}")
 
 
+def count_decoupled(case: Case) -> float:
+    """What `decoupled` adds to an update, in F: the scores of its CFG part at a sample of its own."""
+    base, c, empty = case.base, case.build_conditioning(case.batch), case.build_conditioning(1)
+    at = case.draw_latents(case.batch), case.draw_levels().t
+    apart = count_flops(lambda: base.decoupled_real_x0(at, at, c, empty, guidance_scale=GUIDANCE, lora_scale=0.5))
+    together = count_flops(lambda: base.real_x0(*at, c, empty, guidance_scale=GUIDANCE, lora_scale=0.5))
+    return (apart - together) / count_flops(case.run_forward)
+
+
+def print_decoupled() -> None:
+    added = count_decoupled(build_lab_case(4, 5, None, device="meta"))
+    print(f"\nforward-equivalents that decoupled renoise levels add to ours: {added:.2f}")
+
+
 def print_published(name: str, k: int, student_rank: int | None, fake_rank: int | None, names: Iterable[str]) -> None:
     """Print the row of a published network at its full depth, for 4 steps."""
 
@@ -177,6 +191,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print_networks()
     print_structures(arguments.k)
+    print_decoupled()
     print_rl()
     if not arguments.no_time:
         print(f"\nseconds per student update, lab, full student, N=4, {torch.get_num_threads()} threads, best of 3")

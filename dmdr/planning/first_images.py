@@ -118,10 +118,10 @@ def decode_in(backbone: Backbone, latents: torch.Tensor, dtype: torch.dtype) -> 
 
 
 def load_judges(config: Config, records: list[PromptRecord], device: str) -> tuple[list[Metric], dict[str, str]]:
-    """Every metric of evaluation and every reward of joint training but the verifiers, which judge training prompts
+    """Every metric of evaluation and every reward of training but the verifiers, which judge training prompts
     alone; and the metrics that lack their weights."""
     loaded = load_metrics(config.evaluate.metrics, records, device, list_sources(config))
-    only_trained = config.list_rewards("joint").difference(config.evaluate.metrics, VERIFIERS)
+    only_trained = config.list_training_rewards().difference(config.evaluate.metrics, VERIFIERS)
     rewards = [RewardMetric(load_reward(name, device, list_sources(config))) for name in sorted(only_trained)]
     return [*loaded.metrics, *rewards], loaded.missing
 

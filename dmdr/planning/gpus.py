@@ -67,7 +67,7 @@ def advise(config: Config, stages: list[StagePlan], gpu: Gpu) -> list[str]:
 
 def list_remedies(config: Config, stages: list[StagePlan]) -> list[str]:
     """The changes that would save memory for this config, the cheapest first."""
-    execution, rl = config.execution, config.joint.rl
+    execution = config.execution
     share = max(-(-getattr(config, plan.stage).batch_size // plan.ranks) for plan in stages)
     kinds = {getattr(getattr(config, plan.stage), role).kind for plan in stages for role in plan.trained}
     trained = sum(stages[0].trained.values())
@@ -80,8 +80,11 @@ def list_remedies(config: Config, stages: list[StagePlan]) -> list[str]:
         remedies.append(f"kind: fused for both optimizers saves up to {4 * trained / GIB:.1f} GiB in their step")
     if not execution.gradient_checkpointing:
         remedies.append("execution.gradient_checkpointing: true keeps only each block's input, for a third more work")
-    if rl is not None and rl.algorithm == "refl" and rl.decoder == "whole":
-        remedies.append("joint.rl.decoder: tiled holds the activations of one tile; tiny (a TAESD) holds hardly any")
+    whole = [stage for stage, rl in config.list_rl().items() if rl.algorithm == "refl" and rl.decoder == "whole"]
+    if whole:
+        remedies.append(
+            f"{whole[-1]}.rl.decoder: tiled holds the activations of one tile; tiny (a TAESD) holds hardly any"
+        )
     if "8bit" not in kinds:
         remedies.append(f"kind: 8bit for both optimizers saves {6 * trained / GIB:.1f} GiB; it needs bitsandbytes")
     if config.student.form == "full":

@@ -44,6 +44,7 @@ from dmdr.shared_base import DTYPES, FAKE
 from dmdr.train import Batches, Run, count_window, roll_out_prompts, select_batches
 from dmdr.update import (
     Batch,
+    GuidanceLevels,
     Levels,
     RealScore,
     WeightedLoss,
@@ -364,6 +365,9 @@ class _Stage:
         scale = real_scale(0, self.training.dynamic)
         real_score = RealScore(run.unconditional, self.config.teacher.guidance, scale)
         levels = self.blank_levels(parts)
+        if self.training.decoupled is not None:
+            cfg = GuidanceLevels(levels.t, levels.noise, self.training.renoise_range, below=True)
+            levels = replace(levels, cfg=cfg)
         update_student(self.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl)
 
     def blank_levels(self, parts: list[Batch]) -> Levels:

@@ -74,7 +74,7 @@ class ShortRuns:
         run = build_run(
             self.config.model_copy(update={"seed": cell.seed}),
             replace(self.stage, training=training),
-            Assembly(self.base, self.assembly.rl, state),
+            Assembly(self.base, None if self.assembly.rl is None else self.assembly.rl.act_at_once(), state),
             prompts=self.prompts,
             empty_prompt=self.empty_prompt,
         )

@@ -86,7 +86,7 @@ def measure_signal(
     algorithm = build_algorithm(config, base, sources, seed=run.seed)
     rewards = algorithm.reward.rewards.values()
     truth = build_truth(config, base, sources, run.seed) if all(each.differentiable for each in rewards) else None
-    run = replace(run, rl=RLTerm(algorithm, config))
+    run = replace(run, rl=RLTerm(algorithm, config).act_at_once())
     first = updates if isinstance(config, Surrogate) else 0
     for update in range(first):
         algorithm.build_objective(roll_out_prompts(run, update)[1])

@@ -47,7 +47,8 @@ def _try(run: Run, state: TrainState, *, samples: int, whole: int) -> Trial:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
-    whole_update = replace(run, training=training, watch=None, fake_warmup=0)
+    rl = None if run.rl is None else run.rl.act_at_once()
+    whole_update = replace(run, training=training, watch=None, fake_warmup=0, rl=rl)
     figures = next(train(whole_update, state, stop=lambda: False))
     if on_gpu:
         torch.cuda.synchronize()

@@ -177,7 +177,7 @@ def refuse_without_gradient(rewards: Mapping[str, Reward]) -> None:
     without_gradient = [name for name, reward in rewards.items() if not reward.differentiable]
     if without_gradient:
         raise ConfigError(
-            f"joint.rl.rewards: ReFL needs a gradient, but {', '.join(without_gradient)} has none; use another "
+            f"rl.rewards: ReFL needs a gradient, but {', '.join(without_gradient)} has none; use another "
             "reward, or algorithm: grpo or dpo"
         )
 
@@ -190,13 +190,13 @@ def check_scores(name: str, scores: torch.Tensor, count: int, *, share: float, p
     """
     if scores.shape != (count,):
         raise ConfigError(
-            f"joint.rl.rewards: {name} gives {tuple(scores.shape)} for {count} images, not one number each; use "
+            f"rl.rewards: {name} gives {tuple(scores.shape)} for {count} images, not one number each; use "
             "another reward"
         )
     if not scores.isfinite().all():
-        raise ConfigError(f"joint.rl.rewards: {name} gives {scores.tolist()} for plain images; use another reward")
+        raise ConfigError(f"rl.rewards: {name} gives {scores.tolist()} for plain images; use another reward")
     if positive and (share <= 0 or not (scores > 0).all()):
         raise ConfigError(
-            f"joint.rl.map: log needs rewards and shares above 0, and {name}, share {share:g}, gives "
+            f"rl.map: log needs rewards and shares above 0, and {name}, share {share:g}, gives "
             f"{scores.tolist()} for plain images; use map: linear"
         )

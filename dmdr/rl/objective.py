@@ -12,7 +12,7 @@ is deterministic: a student of N steps has N - 1 actions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -67,6 +67,10 @@ class RLTerm:
 
     algorithm: Algorithm
     config: AnyRL
+
+    def act_at_once(self) -> RLTerm:
+        """The same without the schedule that turns it on: for runs that are too short for it."""
+        return replace(self, config=self.config.model_copy(update={"start": 0, "ramp": 0}))
 
 
 def summarize_scores(scores: dict[str, torch.Tensor]) -> Figures:

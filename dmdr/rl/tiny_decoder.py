@@ -7,7 +7,7 @@ from pathlib import Path
 from dmdr.errors import InputMissing
 from dmdr.teacher import hub
 
-KEY = "joint.rl.tiny_decoder"
+KEY = "rl.tiny_decoder"
 FILES = ("config.json", "*.safetensors")
 
 

@@ -128,7 +128,7 @@ def check_all(checklist: Checklist, config: Config, run: str, store: str, folder
     checklist.run("disk", lambda: rehearsal.measure_disk(store, inputs.counts), needs=("store", "teacher", "memory"))
     checklist.run("images", rehearsal.draw, needs=("teacher", "metrics"))
     for stage in config.training_stages:
-        needs = ("teacher", "rewards", *fits) if stage == "joint" else ("teacher", *fits)
+        needs = ("teacher", "rewards", *fits) if config.list_rewards(stage) else ("teacher", *fits)
         checklist.run(stage, partial(rehearsal.train, stage), needs=needs)
     checklist.run("export", rehearsal.export, needs=("joint",))
 
@@ -166,13 +166,13 @@ def check_requirements(config: Config) -> str:
 
 
 def load_all_rewards(config: Config) -> str:
-    """Load each reward of joint training once, and ask the services of joint training and evaluation."""
-    names, sources = sorted(config.list_rewards("joint")), list_sources(config)
+    """Load each reward of training once, and ask the services of training and evaluation."""
+    names, sources = sorted(config.list_training_rewards()), list_sources(config)
     load_rewards(config)
     services = [name for name, reward in config.rewards.items() if reward.url is not None]
     told = [f"{name}: answers, digest {digest[:12]}" for name, digest in ask_services(services, sources).items()]
     loaded = [name for name in names if name not in services]
-    return "; ".join([*([f"{', '.join(loaded)}: loaded"] if loaded else []), *told]) or "joint training has none"
+    return "; ".join([*([f"{', '.join(loaded)}: loaded"] if loaded else []), *told]) or "training has none"
 
 
 def ask_services(names: list[str], sources: RewardSources) -> dict[str, str]:
@@ -222,8 +222,8 @@ class Inputs:
         from stages.prompts import refuse_empty  # brings torch
 
         tally, notes = Tally(), list[str]()
-        judges, rl = needs_records(self.config), self.config.joint.rl
-        train = TrainingPrompts(rl.rewards if rl else ())
+        judges = needs_records(self.config)
+        train = TrainingPrompts(self.config.trained_rewards)
         for split, record in select_records(self.config.prompts, tally, notes.append):
             if len(self.kept[split]) < KEPT[split]:
                 self.kept[split].append(record)

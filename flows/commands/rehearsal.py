@@ -18,7 +18,6 @@ from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.rl import Policy
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName
-from dmdr.config.training import Joint
 from dmdr.errors import ConfigError, DataError, StoreError
 from dmdr.planning.gpus import FIT, GIB, list_remedies
 from dmdr.teacher.load import digest_teacher, find_teacher_of
@@ -125,8 +124,10 @@ class Rehearsal:
             }
         )
         joint = config.joint.model_copy(update={"rl": None, "watch": None})  # their weights have checks of their own
+        cold_start = config.cold_start and config.cold_start.model_copy(update={"rl": None})
         evaluate = config.evaluate.model_copy(update={"metrics": (), "pipelines": {}})
-        few = config.model_copy(update={"prompts": prompts, "joint": joint, "evaluate": evaluate})
+        sections = {"prompts": prompts, "cold_start": cold_start, "joint": joint, "evaluate": evaluate}
+        few = config.model_copy(update=sections)
         context = self._begin("prompts", few)
         self._seal(context, run(context))
         assert isinstance(context.progress, Notes)
@@ -263,7 +264,7 @@ class Rehearsal:
         """The config with the batch that one process trains on. One look of the watch is enough."""
         training, ranks = self.config.training_of(stage), self.config.count_ranks(stage)
         changes: dict[str, object] = {"batch_size": math.ceil(training.batch_size / ranks)}
-        if isinstance(training, Joint) and isinstance(training.rl, Policy):
+        if isinstance(training.rl, Policy):
             groups = math.ceil(training.rl.batch / training.rl.group_size / ranks)
             shares = {"batch": groups * training.rl.group_size, "states": math.ceil(training.rl.states / ranks)}
             changes["rl"] = training.rl.model_copy(update=shares)

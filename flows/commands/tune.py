@@ -4,6 +4,7 @@
    only, so that the run stays as it is.
 2. Each cell is a file there, written when the cell is done. The same command again runs those that are missing.
 3. `dmdr.planning.stability` has the rule by which a cell is recommended.
+4. RL acts in all of a cell, whatever `rl.start` and `rl.ramp` say: a short run would end before.
 """
 
 from __future__ import annotations
@@ -133,20 +134,20 @@ def list_fixed(config: Config, stage: TunedStage) -> Json:
 
 
 def find_reward(config: Config) -> str:
-    """The held-out reward that judges: the watched one, or the first of evaluation that joint training does not use.
+    """The held-out reward that judges: the watched one, or the first of evaluation that training does not use.
 
     Raises:
         ConfigError: there is none.
     """
     if config.joint.watch is not None:
         return config.joint.watch.reward
-    trained = set(config.joint.rl.rewards) if config.joint.rl is not None else set()
+    trained = config.trained_rewards.keys()
     for name in config.evaluate.metrics:
         if (name in OF_REWARD or name in config.rewards) and name not in trained:
             return name
     raise ConfigError(
-        "tune judges by a reward that joint training does not use, and neither joint.watch nor evaluate.metrics names "
-        f"one; add one of {', '.join(sorted(set(OF_REWARD) - trained))} to evaluate.metrics"
+        "tune judges by a reward that training does not use, and neither joint.watch nor evaluate.metrics names "
+        f"one; add one of {', '.join(sorted(OF_REWARD.keys() - trained))} to evaluate.metrics"
     )
 
 

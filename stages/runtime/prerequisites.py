@@ -1,6 +1,6 @@
 """What the later stages need, checked by the first one: whatever can be known before training is refused before it.
 
-1. The rewards that joint training computes are loaded once, on the CPU, and let go: their weights may be damaged or
+1. The rewards that training computes are loaded once, on the CPU, and let go: their weights may be damaged or
    belong to another model. The weights of evaluation are only looked for, because its image may be another one.
 2. A metric whose weights are missing is left out of the scorecard, as evaluation does. If all are missing, the run is
    refused.
@@ -65,13 +65,14 @@ def check_training(config: Config) -> None:
     split = config.execution.sharding == "fsdp" and config.student.form == "full"
     for stage in config.training_stages:
         check_optimizers(config.training_of(stage), stage, split=split)
-    rl = config.joint.rl
-    if isinstance(rl, ReFL) and rl.tiny_decoder is not None:
+    for rl in config.list_rl().values():
+        if not isinstance(rl, ReFL) or rl.tiny_decoder is None:
+            continue
         if hub.is_hub(rl.tiny_decoder):
             hub.require(tiny_decoder.KEY, rl.tiny_decoder)
         else:
             tiny_decoder.find_tiny_decoder(rl.tiny_decoder)
-    for name in sorted(config.list_rewards("joint")) if has_same_files(config, "joint") else ():
+    for name in list_rewards_here(config):
         own = config.rewards.get(name)
         for weights in OF[name] if own is None else ():
             require_weights(weights, config.weights)
@@ -101,24 +102,26 @@ def warn_of_teacher(config: Config, say: Callable[[str], None], *, fetches: bool
 
 
 def check_teacher_settings(config: Config, *, fetches: bool) -> None:
-    """Check what a config asks of its teacher's family, by configurations alone: the unconditional row, and the modules
-    that a LoRA adapts.
+    """Check what a config asks of its teacher's family, by configurations alone: the unconditional row, CFG to take
+    apart, and the modules that a LoRA adapts.
 
     fetches: whether a hub's teacher may be fetched; if not, such a teacher is not looked at.
 
     Raises:
-        ConfigError: the family has no such row, or the network no such module.
+        ConfigError: the family has no such row or no CFG, or the network no such module.
         DataError, InputMissing: as `find_teacher_of`.
     """
     named = [each.targets for each in (config.lora_forms.fake_score, config.lora_forms.student)]
     asks = config.teacher.unconditional != "pipeline" or any(isinstance(targets, tuple) for targets in named)
+    asks = asks or any(config.training_of(stage).decoupled is not None for stage in config.training_stages)
     if not asks or (is_on_hub(config) and not fetches):
         return
-    from dmdr.assembly import check_lora_targets  # brings torch
+    from dmdr.assembly import check_decoupled, check_lora_targets  # brings torch
     from dmdr.planning.meta import build_meta_backbone
 
     backbone = build_meta_backbone(config.teacher)
     backbone.check_unconditional(config.teacher.unconditional)
+    check_decoupled(config, backbone)
     check_lora_targets(config, backbone)
 
 
@@ -156,7 +159,7 @@ def is_on_hub(config: Config) -> bool:
 
 
 def load_rewards(config: Config) -> None:
-    """Load each reward of joint training once, and let it go. A service may start later: only the stage needs it.
+    """Load each reward of the training stages once, and let it go. A service may start later: only the stage needs it.
 
     Raises:
         ConfigError: ReFL would train on a reward without a gradient.
@@ -165,13 +168,13 @@ def load_rewards(config: Config) -> None:
     from dmdr.metrics.verifier import load_any_reward  # brings torch
     from dmdr.rl.mixture import refuse_without_gradient
 
-    rl = config.joint.rl
-    for name in sorted(config.list_rewards("joint")) if has_same_files(config, "joint") else ():
+    followed = {name for rl in config.list_rl().values() if isinstance(rl, ReFL) for name in rl.rewards}
+    for name in list_rewards_here(config):
         if name in config.rewards and config.rewards[name].url is not None:
             continue
         with doing(f"loading the reward {name}"):
             reward = load_any_reward(name, "cpu", list_sources(config))
-        if isinstance(rl, ReFL) and name in rl.rewards:
+        if name in followed:
             refuse_without_gradient({name: reward})
 
 
@@ -229,6 +232,12 @@ def read_evaluation_prompts(config: Config, artifact: Artifact) -> list[PromptRe
         files = sorted(folder.glob("evaluation-*.jsonl"))
         lines = [line for file in files for line in file.read_bytes().splitlines()]
     return [json.loads(lines[index]) for index in spread_evenly(len(lines), config.evaluate.limit or len(lines))]
+
+
+def list_rewards_here(config: Config) -> list[str]:
+    """The rewards of the training stages whose files this image has, by name."""
+    here = [stage for stage in config.training_stages if has_same_files(config, stage)]
+    return sorted({name for stage in here for name in config.list_rewards(stage)})
 
 
 def has_same_files(config: Config, stage: StageName) -> bool:

@@ -66,8 +66,9 @@ def fingerprint_inputs(
     else:
         inputs |= weights.digest_weights(metrics, config.weights, recorded)
     inputs |= _digest_rewards(config, stage, rewards, recorded or {})
-    if stage == "joint" and isinstance(config.joint.rl, ReFL) and config.joint.rl.tiny_decoder is not None:
-        inputs["tiny_decoder"] = digests.digest(find_tiny_decoder(config.joint.rl.tiny_decoder))
+    rl = config.list_rl().get(stage)
+    if isinstance(rl, ReFL) and rl.tiny_decoder is not None:
+        inputs["tiny_decoder"] = digests.digest(find_tiny_decoder(rl.tiny_decoder))
     if config.student.start is not None and needs_start(config, stage):
         inputs["start"] = digest_start(find_start(config.student.start, config.student.form))
     for before in list_reads(stage, config.evaluate.models, config.stages):

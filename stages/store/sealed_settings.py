@@ -29,7 +29,7 @@ EXPORT_READS = (
     "cold_start",
     "joint",
 )  # of cold start and joint
-REWARDS = "joint.rl.rewards"  # its keys are names of rewards, which may have dots
+REWARDS = ("cold_start.rl.rewards", "joint.rl.rewards")  # their keys are names of rewards, which may have dots
 
 
 def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, forms: tuple[Form, ...]) -> Config:
@@ -52,9 +52,10 @@ def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, 
     started_from = next((records[stage].provenance.start for stage in stages if stage in records), None)
     if isinstance(student := settings.get("student"), dict) and "start" in student:
         student["start"] = {**_section(student, "start"), "path": started_from or f"that of run {run}"}
-    rl = _section(_section(settings, "joint"), "rl")
-    for name in list_idle(rl):  # a record has all settings
-        rl.pop(name, None)
+    for training in ("cold_start", "joint"):
+        rl = _section(_section(settings, training), "rl")
+        for name in list_idle(rl):  # a record has all settings
+            rl.pop(name, None)
     if own := list_own_rewards(settings):  # where their code lies, no record says, and an export runs none
         settings["rewards"] = {name: {"entry_point": f"that of run {run}"} for name in own}
     data: Sections = {
@@ -70,9 +71,14 @@ def rebuild_config(records: Mapping[StageName, Record], run: str, teacher: str, 
 
 
 def list_own_rewards(settings: Sections) -> list[str]:
-    """The rewards of the user's own that joint training named."""
-    rl, watch = (_section(_section(settings, "joint"), name) for name in ("rl", "watch"))
-    named = [*_section(rl, "rewards"), *([str(watch["reward"])] if "reward" in watch else [])]
+    """The rewards of the user's own that training named."""
+    named = [
+        name
+        for training in ("cold_start", "joint")
+        for name in _section(_section(_section(settings, training), "rl"), "rewards")
+    ]
+    watch = _section(_section(settings, "joint"), "watch")
+    named += [str(watch["reward"])] if "reward" in watch else []
     return [name for name in named if name not in OF_REWARD and name not in VERIFIERS]
 
 
@@ -88,8 +94,8 @@ def check_teacher(records: Mapping[StageName, Record], source: TeacherSource, te
 
 def _put(settings: Sections, key: str, value: object) -> None:
     """Put a value at its dotted key."""
-    name = key.removeprefix(f"{REWARDS}.")
-    *parts, last = split_key(key) if name == key else [*REWARDS.split("."), name]
+    above = next((each for each in REWARDS if key.startswith(f"{each}.")), None)
+    *parts, last = split_key(key) if above is None else [*above.split("."), key.removeprefix(f"{above}.")]
     section = settings
     for part in parts:
         inner = section.setdefault(part, {})

@@ -35,8 +35,8 @@ CODE = """class Marked:
 def marked(tiny_config, tmp_path):
     """Writes the config of a run whose prompts carry a mark that its reward asks for."""
 
-    def write(algorithm: str, most: int = 10**9) -> Path:
-        joint = yaml.safe_load(tiny_config().read_text())["joint"]
+    def write(algorithm: str, most: int = 10**9, *, tilted: bool = False) -> Path:
+        joint, cold_start = (yaml.safe_load(tiny_config().read_text())[stage] for stage in ("joint", "cold_start"))
         for name in ("train", "held-out"):
             lines = (tmp_path / f"{name}.txt").read_text().splitlines()
             rows = [json.dumps({"prompt": line, "mark": len(line)}) for line in lines]
@@ -47,6 +47,7 @@ def marked(tiny_config, tmp_path):
         return tiny_config(
             prompts={"sources": [str(tmp_path / "train.jsonl")], "evaluation": str(tmp_path / "held-out.jsonl")},
             rewards={"mine": {"file": f"{tmp_path / 'mine.py'}:Marked"}},
+            **({"cold_start": {**cold_start, "rl": {**rl, "start": 1}}} if tilted else {}),
             joint={**joint, "rl": rl, "watch": {"reward": "lab-mixer", "every": 1, "prompts": 2}},
             evaluate={"metrics": ["mine", "lab-mixer"], "batch_size": 4, "models": ["student", "teacher"]},
         )
@@ -57,7 +58,7 @@ def marked(tiny_config, tmp_path):
 @pytest.mark.parametrize("algorithm", ["refl", "grpo"])
 def test_metadata_reaches_it_in_training_and_in_evaluation(marked, tmp_path, algorithm):
     """The reward itself refuses an image whose prompt's metadata did not arrive."""
-    config, store = load_config(marked(algorithm)), tmp_path / "store"
+    config, store = load_config(marked(algorithm, tilted=True)), tmp_path / "store"
     assert load_all_rewards(config) == "lab-conv, lab-mixer, mine: loaded"
     for stage in config.stages:
         run_stage(config, store, stage)
@@ -71,6 +72,10 @@ def test_metadata_reaches_it_in_training_and_in_evaluation(marked, tmp_path, alg
     records = {stage: Artifact(str(store), "tiny", stage).sealed() for stage in ("cold_start", "joint", "export")}
     again = rebuild_config(records, "tiny", config.teacher.path, ("pipeline",))
     assert again.joint.rl.rewards == config.joint.rl.rewards, "another export needs none of the code"
+    assert again.cold_start.rl.rewards == config.cold_start.rl.rewards
+    rows = [json.loads(line) for line in (store / "tiny" / "cold_start" / "metrics.jsonl").read_text().splitlines()]
+    assert ["reward/mine" in row for row in rows] == [False, True], "RL acts from update 1 on"
+    assert records["cold_start"].inputs["reward:mine"] == record["inputs"]["reward:mine"]
     (tmp_path / "mine.py").write_text(CODE.replace("MOST", "7"))
     with pytest.raises(ConfigError, match="reward:mine"):
         run_stage(config, store, "joint")

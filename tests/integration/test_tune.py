@@ -88,4 +88,4 @@ def test_what_cannot_be_tuned_is_one_line(
     refused(64, "--grid ratio=2.5 is no list of whole numbers", "--grid", "ratio=2.5")
     refused(64, "--grid ratio=0 has a value that is not above 0", "--grid", "ratio=0")
     refused(64, "--grid rate=1 is not one of student=R,R", "--grid", "rate=1")
-    refused(64, "tune judges by a reward that joint training does not use", "--set", "evaluate.metrics=[lab-conv]")
+    refused(64, "tune judges by a reward that training does not use", "--set", "evaluate.metrics=[lab-conv]")

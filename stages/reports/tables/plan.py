@@ -92,10 +92,10 @@ def _build_run(spec: Spec, folder: Path, row: Row, variant: Variant | None, data
 
 def list_figures(config: Config) -> list[str]:
     """The figures that evaluate will measure."""
-    metrics, rl = config.evaluate.metrics, config.joint.rl
+    metrics = config.evaluate.metrics
     figures = [figure for metric in metrics for figure in FIGURES.get(metric, (metric,))]
     if config.evaluate.seeds > 1:
-        trained_on = rl.rewards if rl and "student" in config.evaluate.models else {}
+        trained_on = config.trained_rewards if "student" in config.evaluate.models else {}
         held_out = [metric for metric in metrics if metric not in FIGURES and metric not in trained_on]
         figures += ["diversity/pixels", *(f"diversity/{metric}" for metric in held_out)]
     return figures

@@ -97,6 +97,8 @@ SRPO = {
 UNSAID = {
     "joint.rl.tiny_decoder",
     "joint.rl.normalise",
+    "joint.rl.start",
+    "joint.rl.ramp",
     "student.lora_targets",
     "student.lora_init",
 }  # an address, and what a full student lacks

@@ -465,7 +465,7 @@ def test_refl_refuses_a_reward_without_gradient_and_the_others_take_it(tiny_sd3_
 def test_refl_refuses_the_log_of_what_is_not_above_0(tiny_sd3_folder, monkeypatch, value, share):
     broken(monkeypatch, Constant(value))
     base = SharedBase(copy_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
-    with pytest.raises(ConfigError, match="joint.rl.map: log needs rewards and shares above 0"):
+    with pytest.raises(ConfigError, match="^rl.map: log needs rewards and shares above 0"):
         ReFL(settings("refl", rewards={"constant": share}, map="log"), base)
     ReFL(settings("refl", rewards={"constant": share}), base)
 
