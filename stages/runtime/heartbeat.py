@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import mmap
 import os
 import signal
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread, main_thread
+from types import FrameType
 
 from stages.store.locks import POLLS
 
@@ -113,11 +115,27 @@ def start_heart(every: float, report: Callable[[Beat], object]) -> Heart:
 
 def _find_place() -> tuple[tuple[int, int], ...]:
     """Where the main thread is: each frame and its instruction. Each call of a function has a new frame."""
-    places, frame = [], sys._current_frames().get(main_thread().ident or 0)
+    places, frame = [], _find_main_frame()
     while frame is not None:
         places.append((id(frame), frame.f_lasti))
         frame = frame.f_back
     return tuple(places)
+
+
+def _find_main_frame() -> FrameType | None:
+    """The innermost frame of the main thread.
+
+    `sys._current_frames` holds a lock of the interpreter. Where garbage is collected inside of it and frees a
+    `threading.local`, Pythons such as 3.11.7 ask for that lock again, and no thread of the process ever runs again
+    (cpython, issue 106883). So nothing is collected meanwhile.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(main_thread().ident or 0)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _read_counters() -> str:

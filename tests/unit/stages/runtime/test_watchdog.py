@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -122,3 +124,23 @@ def test_the_board_is_shared(rank: int) -> None:
     found = board.read()
     assert found[rank] == Beat(7, 9, waits=True)
     assert [beat for n, beat in enumerate(found) if n != rank] == [Beat(), Beat()]
+
+
+@pytest.mark.process
+def test_looking_while_garbage_is_collected_does_not_stand_still() -> None:
+    """Python's own deadlock: a collection inside of sys._current_frames that frees a threading.local."""
+    program = """
+import gc, threading
+from stages.runtime.heartbeat import Heart
+class Owner: pass
+heart = Heart(1.0, print)
+gc.set_threshold(1)
+for _ in range(2000):
+    owner = Owner()
+    owner.local, owner.itself = threading.local(), owner
+    del owner
+    heart.look()
+print(gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True"], done.stderr
