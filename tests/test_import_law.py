@@ -24,6 +24,7 @@ ROOMS = {
         "losses",
         "dyna",
         "optimizers",
+        "adapters",
         "backbones",
         "teacher",
         "promptset",

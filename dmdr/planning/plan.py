@@ -179,7 +179,7 @@ class _Stage:
             exempt = [*self.base.backbone.vae.parameters(), *self.list_tiny_decoder_parameters()]
             with Arithmetic(DTYPES[self.config.precision], exempt) as arithmetic:
                 if self.config.execution.gradient_checkpointing:
-                    self.base.recompute_activations(arithmetic.recompute)
+                    self.base.recompute_activations(arithmetic.again)
                 decoder = self.base.backbone.vae.decoder  # whose tiles the backward pass computes again
                 decoder.forward = arithmetic.enclose(decoder.forward)  # type: ignore[method-assign]
                 self.measure(cost)
