@@ -23,8 +23,12 @@ from dmdr import distributed, losses
 from dmdr.adapters import Adapter, InUse, LoraLayer, add_lora
 from dmdr.backbones.lora_targets import select_targets
 from dmdr.backbones.protocol import Backbone, Conditioning
+from dmdr.config.execution import Recomputation
 from dmdr.config.lora import Init, LoraForms
 from dmdr.errors import ConfigError, doing
+from dmdr.kernels.attention import use_attention
+from dmdr.kernels.compiled_blocks import compile_blocks
+from dmdr.kernels.recomputation import Contexts, make_contexts
 from dmdr.rollout import predict_guided
 from dmdr.teacher.start_files import KEY, StartSource
 from dmdr.teacher.start_lora import read_lora
@@ -137,11 +141,12 @@ class SharedBase:
         self.backbone.vae.to(device)  # type: ignore[arg-type]  # diffusers' wrapper hides that `to` is a method
         self._name_parameters()
 
-    def recompute_activations(self, around: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        """Keep only each block's input, and run the block again in the backward pass: less memory, a third more work.
+    def recompute_activations(
+        self, what: Recomputation, around: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        """Keep only each block's input, and run the block again in the backward pass: less memory, more work.
 
-        The decoder that ReFL's gradient goes through does so too. The result is the same bit for bit: a block runs
-        again with the adapter of its first run.
+        The result is the same bit for bit: a block runs again with the adapter and the attention of its first run.
 
         around: makes a context in which blocks run again.
         """
@@ -149,15 +154,27 @@ class SharedBase:
         def run_block(block: torch.nn.Module, *inputs: object) -> object:
             adapter = self._in_use.adapter
 
+            def build_contexts() -> Contexts:
+                keep, reuse = make_contexts(what)
+                return keep, run_again(reuse)
+
             @contextmanager
-            def run_again() -> Iterator[None]:
-                with self._in_use.switch(adapter), around():
+            def run_again(reuse: AbstractContextManager[object]) -> Iterator[None]:
+                with self._in_use.switch(adapter), use_attention(self.backbone.attention), around(), reuse:
                     yield
 
-            return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), run_again()))
+            return checkpoint(block, *inputs, use_reentrant=False, context_fn=build_contexts)
 
-        for network in (self.backbone.network, self.student_network, self.backbone.vae):
+        if what == "none":
+            return
+        decoder = [self.backbone.vae] if what == "all" else []
+        for network in (self.backbone.network, self.student_network, *decoder):
             network.enable_gradient_checkpointing(run_block)
+
+    def compile_blocks(self, *, backend: str = "inductor") -> None:
+        """Compile the blocks of all networks: after adapters, shards and the reference are there."""
+        for network in {self.backbone.network, self.student_network, self.reference_network or self.student_network}:
+            compile_blocks(network, backend=backend)
 
     def _add_lora(self, name: str, rank: int, targets: list[str], init: Init = "kaiming") -> None:
         add_lora(self.backbone.network, self._in_use, name, rank=rank, targets=targets, init=init)

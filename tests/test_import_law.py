@@ -25,6 +25,7 @@ ROOMS = {
         "dyna",
         "optimizers",
         "adapters",
+        "kernels",
         "backbones",
         "teacher",
         "promptset",

@@ -78,8 +78,8 @@ def list_remedies(config: Config, stages: list[StagePlan]) -> list[str]:
         remedies.append("execution.micro_batch_size: 1 holds the activations of one sample, for no more work")
     if kinds == {"adamw"}:
         remedies.append(f"kind: fused for both optimizers saves up to {4 * trained / GIB:.1f} GiB in their step")
-    if not execution.gradient_checkpointing:
-        remedies.append("execution.gradient_checkpointing: true keeps only each block's input, for a third more work")
+    if execution.gradient_checkpointing != "all":
+        remedies.append("execution.gradient_checkpointing: all keeps only each block's input, for a third more work")
     whole = [stage for stage, rl in config.list_rl().items() if rl.algorithm == "refl" and rl.decoder == "whole"]
     if whole:
         remedies.append(

@@ -40,7 +40,7 @@ def move(base: SharedBase, seed: int = 5) -> None:
 def update(base: SharedBase, *, part: int | None = None, recompute: bool = False, steps: int = 1) -> TrainState:
     """Updates of both networks with an RL loss beside, in double precision; the gradients of the last remain."""
     if recompute:
-        base.recompute_activations()
+        base.recompute_activations("all")
     backbone = base.backbone
     empty = {k: v.double() if v.is_floating_point() else v for k, v in give_prompts(base, [""]).items()}
     c = give_prompts(base, PROMPTS)
