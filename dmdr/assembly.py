@@ -109,8 +109,6 @@ def assemble(
     if is_sharded(config):
         assert device is not None, "shards need a device"
         base.split(device)
-    if config.execution.compile and backbone.network.device.type != "meta":
-        base.compile_blocks()
     rl, beside = None, NOTHING
     if stage.rl is not None:
         algorithm = build_algorithm(stage.rl, base, rewards or list_sources(config), seed=config.seed)

@@ -172,7 +172,8 @@ class SharedBase:
             network.enable_gradient_checkpointing(run_block)
 
     def compile_blocks(self, *, backend: str = "inductor") -> None:
-        """Compile the blocks of all networks: after adapters, shards and the reference are there."""
+        """Compile the blocks of all networks: after adapters, shards and the reference are there, for a copy of a
+        compiled network would run the blocks of its original."""
         for network in {self.backbone.network, self.student_network, self.reference_network or self.student_network}:
             compile_blocks(network, backend=backend)
 

@@ -170,6 +170,8 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     backbone = inputs.load_teacher("cpu" if sharded else device)
     rewards = list_sources(config, say=context.progress.say, stop=context.stop)
     assembly = assemble(config, stage, backbone, before=before, device=device, rewards=rewards)
+    if config.execution.compile:
+        assembly.base.compile_blocks()
     prompts = inputs.open_encoded("train", backbone)
     if assembly.rl is not None:
         check_training_prompts(assembly.rl.config.rewards, read_records(inputs.open_split("train")))

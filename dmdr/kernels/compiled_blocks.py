@@ -22,9 +22,12 @@ MOST = 64  # variants of one kind of block's code; torch's own limit, 8, would r
 
 
 def list_repeated_blocks(network: ModelMixin) -> list[torch.nn.Module]:
-    """The blocks that a network repeats, by the names of diffusers. None contains another."""
+    """The blocks that a network repeats, by the names of diffusers. None contains another.
+
+    FSDP2 gives a block a class of its own, below the one that it had.
+    """
     names = network._repeated_blocks or network._no_split_modules or ()
-    return [module for module in network.modules() if type(module).__name__ in names]
+    return [module for module in network.modules() if any(each.__name__ in names for each in type(module).__mro__)]
 
 
 def compile_blocks(network: ModelMixin, *, backend: str = "inductor") -> None:

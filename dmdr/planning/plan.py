@@ -308,7 +308,7 @@ class _Stage:
         most, share = self.config.execution.rollout_batch_size, math.ceil(trajectories / self.ranks)
         if most is None or not share:
             return
-        count = min(most, share)
+        count = -(-share // -(-share // most))  # parts are as equal as can be
         x_t, t = window.states.x_t[0, :1].expand(count, -1, -1, -1), window.times[0].expand(count)
         c = {key: value[:1].expand(count, *value.shape[1:]) for key, value in window.c.items()}
         with torch.no_grad():

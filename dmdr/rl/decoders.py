@@ -55,8 +55,10 @@ def load_decoder(config: ReFL, backbone: Backbone) -> Decoder:
 def decode_rounded(decoder: Decoder, latents: torch.Tensor) -> torch.Tensor:
     """Decode in bfloat16, under autocast, to images in the latents' own precision.
 
-    On a GPU, channels lie last, as its convolutions in bfloat16 want them.
+    On a GPU, channels lie last, as its convolutions in bfloat16 want them. On meta, the planner casts.
     """
+    if latents.is_meta:
+        return decoder(latents).to(latents.dtype)
     if latents.is_cuda:
         latents = latents.contiguous(memory_format=torch.channels_last)
     with torch.autocast(latents.device.type, torch.bfloat16):
