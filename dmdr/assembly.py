@@ -20,6 +20,8 @@ from dmdr.config.run import Config
 from dmdr.config.training import Joint, Training, Watch
 from dmdr.errors import ConfigError
 from dmdr.hacking_alarm import Watcher
+from dmdr.kernels.attention import prepare_attention
+from dmdr.kernels.compiled_blocks import check_compiler
 from dmdr.metrics.verifier import load_any_reward
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.sources import RewardSources, list_sources
@@ -122,6 +124,7 @@ def build_base(config: Config, backbone: Backbone) -> SharedBase:
     """
     backbone.check_unconditional(config.teacher.unconditional)
     check_decoupled(config, backbone)
+    check_compiled(config, backbone)
     with on_meta_if(backbone):
         base = SharedBase(
             backbone,
@@ -132,8 +135,8 @@ def build_base(config: Config, backbone: Backbone) -> SharedBase:
             compute=DTYPES[config.precision],
             lora=config.lora_forms,
         )
-    if config.execution.gradient_checkpointing:
-        base.recompute_activations()
+    backbone.attention, backbone.decoded_at_once = config.execution.attention, config.execution.decode_batch_size
+    base.recompute_activations(config.execution.gradient_checkpointing)
     return base
 
 
@@ -154,6 +157,26 @@ def check_decoupled(config: Config, backbone: Backbone) -> None:
                 f"{stage}.decoupled is {decoupled}, but this teacher's network takes the guidance scale as an input "
                 "and has no CFG to take apart; drop it"
             )
+
+
+def check_compiled(config: Config, backbone: Backbone) -> None:
+    """Raises ConfigError if a config compiles blocks that see another number of tokens in each batch."""
+    if config.execution.compile and not backbone.fixed_tokens:
+        raise ConfigError(
+            f"execution.compile compiles for one number of tokens, and a {backbone.family} sees as many as the longest "
+            "prompt of a batch has; set execution.compile: false"
+        )
+
+
+def prepare_kernels(config: Config, device: str) -> None:
+    """Check that what `execution` asks of a device is there, and computes what it should.
+
+    Raises:
+        ConfigError: a compiler or an attention kernel is not there, or the kernel is wrong on this device.
+    """
+    if config.execution.compile:
+        check_compiler(device)
+    prepare_attention(config.execution.attention, device, DTYPES[config.precision])
 
 
 def on_meta_if(backbone: Backbone) -> AbstractContextManager[object]:
@@ -187,6 +210,7 @@ def build_run(
         distribution_matching=stage.distribution_matching,
         watch=watch,
         micro_batch=config.execution.micro_batch_size,
+        rollout_batch=config.execution.rollout_batch_size,
         fake_warmup=stage.fake_warmup,
     )
 

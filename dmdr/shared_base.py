@@ -1,7 +1,7 @@
 """One frozen base for teacher, fake score and LoRA student: the same weights under different adapters.
 
-1. The official demo injects one LoRA and runs it at two scales. We do the same with PEFT. At scale 0 the adapters are
-   off, so that the real score is the untouched teacher, bit for bit.
+1. The official demo injects one LoRA and runs it at two scales. So do we, with layers of our own. At scale 0 no adapter
+   runs, so that the real score is the untouched teacher, bit for bit.
 2. A LoRA starts at B = 0, and A ~ Kaiming or, with the init gaussian, A ~ N(0, 1 / rank^2), both PEFT's. The first
    step of Adam moves the network by about scale * rate * rank * std(A). So a rate carries over only with its init: the
    authors' code for text to image has gaussian, their ImageNet demo an A of unit variance.
@@ -12,21 +12,23 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from diffusers import ModelMixin
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
+from torch.utils.checkpoint import checkpoint
 
 from dmdr import distributed, losses
+from dmdr.adapters import Adapter, InUse, LoraLayer, add_lora
 from dmdr.backbones.lora_targets import select_targets
 from dmdr.backbones.protocol import Backbone, Conditioning
-from dmdr.config.lora import LoraForm, LoraForms
+from dmdr.config.execution import Recomputation
+from dmdr.config.lora import Init, LoraForms
 from dmdr.errors import ConfigError, doing
+from dmdr.kernels.attention import use_attention
+from dmdr.kernels.compiled_blocks import compile_blocks
+from dmdr.kernels.recomputation import Contexts, make_contexts
 from dmdr.rollout import predict_guided
 from dmdr.teacher.start_files import KEY, StartSource
 from dmdr.teacher.start_lora import read_lora
@@ -35,14 +37,6 @@ from dmdr.teacher.start_weights import build_skeleton, turn_into_start
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of a config's precision
 FAKE, STUDENT, REFERENCE = "fake_score", "student", "reference"
 PLAIN = LoraForms()
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA of the base and the scale at which it runs. Scale 0 is the bare base."""
-
-    name: str
-    scale: float
 
 
 class SharedBase:
@@ -76,23 +70,27 @@ class SharedBase:
         self.backbone, self.fake_scale = backbone, fake_scale
         base = backbone.network
         self.student_is_lora = student_rank is not None
-        self._student_form = lora.student
         self.student_scale = 1.0 if student_rank is None else lora.student.scale(student_rank)  # of its LoRA
+        self._alphas = {
+            FAKE: lora.fake_score.scale(fake_rank),
+            STUDENT: self.student_scale,
+            REFERENCE: self.student_scale,
+        }
+        self._in_use = InUse()
         targets = select_lora_targets(backbone, lora)  # before the first adapter renames modules
         self._student_targets = targets[STUDENT]
         self.student_network = base if self.student_is_lora else copy.deepcopy(base).requires_grad_(True)
         self.reference_network: ModelMixin | None = None  # of a full student, after `keep_reference`
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self._add_lora(FAKE, fake_rank, lora.fake_score, targets[FAKE])
+            self._add_lora(FAKE, fake_rank, targets[FAKE], lora.fake_score.init)
             if student_rank is not None:
-                self._add_lora(STUDENT, student_rank, lora.student, targets[STUDENT])
+                self._add_lora(STUDENT, student_rank, targets[STUDENT], lora.student.init)
         if compute != torch.float32:
             backbone.compute = compute
             _cast_frozen_weights(base, compute)
-        self._layers = [module for module in base.modules() if isinstance(module, LoraLayer)]
         self._name_parameters()
-        self._switch_to(Adapter(FAKE, fake_scale))
+        self._in_use.adapter = self._find_adapter(FAKE, fake_scale)
 
     @torch.no_grad()
     def begin_at(self, source: StartSource, *, scale: float) -> None:
@@ -117,24 +115,20 @@ class SharedBase:
             up = self.student_parameters.get(f"{name}.lora_B.{STUDENT}.weight")
             if down is None or up is None or not isinstance(layer, LoraLayer) or down.shape != module.down.shape:
                 raise ConfigError(f"{KEY} {source.address} adapts {name} otherwise than the student's LoRA does")
-            own = layer.lora_alpha[STUDENT] / layer.r[STUDENT]
             down.copy_(module.down)
-            up.copy_(module.up * (module.scale / own))
+            up.copy_(module.up * (module.scale / self.student_scale))
 
     def _name_parameters(self) -> None:
         self.fake_parameters = _select_parameters(self.backbone.network, f".{FAKE}.")
         self.student_parameters = _select_parameters(
             self.student_network, f".{STUDENT}." if self.student_is_lora else ""
         )
-        self._trained_lora = list(self.fake_parameters.values())
-        if self.student_is_lora:
-            self._trained_lora += self.student_parameters.values()
 
     def split(self, device: str) -> None:
         """Split the weights of base, full student and reference over the ranks, on whose devices they go (FSDP2).
 
-        LoRA parameters stay whole on each rank. They are few, PEFT switches them on and off between forwards that still
-        wait for their backward pass, and the frozen blocks around them then have no gradients to exchange.
+        LoRA parameters stay whole on each rank. They are few, and the frozen blocks around them then have no gradients
+        to exchange.
         """
         networks = [self.backbone.network]
         if not self.student_is_lora:
@@ -147,26 +141,44 @@ class SharedBase:
         self.backbone.vae.to(device)  # type: ignore[arg-type]  # diffusers' wrapper hides that `to` is a method
         self._name_parameters()
 
-    def recompute_activations(self, checkpoint: Callable[..., object] | None = None) -> None:
-        """Keep only each block's input, and run the block again in the backward pass: less memory, a third more work.
+    def recompute_activations(
+        self, what: Recomputation, around: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        """Keep only each block's input, and run the block again in the backward pass: less memory, more work.
 
-        The decoder that ReFL's gradient goes through does so too. The result is the same bit for bit.
+        The result is the same bit for bit: a block runs again with the adapter and the attention of its first run.
 
-        checkpoint: (block, its inputs) -> its outputs; runs a block that runs again later. None: torch's own.
+        around: makes a context in which blocks run again.
         """
-        for network in (self.backbone.network, self.student_network, self.backbone.vae):
-            network.enable_gradient_checkpointing(checkpoint)
 
-    def _add_lora(self, name: str, rank: int, form: LoraForm, targets: list[str]) -> None:
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=rank if form.alpha is None else form.alpha,  # type: ignore[arg-type]  # any number will do
-            target_modules=targets,
-            init_lora_weights="gaussian" if form.init == "gaussian" else True,
-        )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # we want several adapters on one base
-            self.backbone.network.add_adapter(config, adapter_name=name)
+        def run_block(block: torch.nn.Module, *inputs: object) -> object:
+            adapter = self._in_use.adapter
+
+            def build_contexts() -> Contexts:
+                keep, reuse = make_contexts(what)
+                return keep, run_again(reuse)
+
+            @contextmanager
+            def run_again(reuse: AbstractContextManager[object]) -> Iterator[None]:
+                with self._in_use.switch(adapter), use_attention(self.backbone.attention), around(), reuse:
+                    yield
+
+            return checkpoint(block, *inputs, use_reentrant=False, context_fn=build_contexts)
+
+        if what == "none":
+            return
+        decoder = [self.backbone.vae] if what == "all" else []
+        for network in (self.backbone.network, self.student_network, *decoder):
+            network.enable_gradient_checkpointing(run_block)
+
+    def compile_blocks(self, *, backend: str = "inductor") -> None:
+        """Compile the blocks of all networks: after adapters, shards and the reference are there, for a copy of a
+        compiled network would run the blocks of its original."""
+        for network in {self.backbone.network, self.student_network, self.reference_network or self.student_network}:
+            compile_blocks(network, backend=backend)
+
+    def _add_lora(self, name: str, rank: int, targets: list[str], init: Init = "kaiming") -> None:
+        add_lora(self.backbone.network, self._in_use, name, rank=rank, targets=targets, init=init)
 
     def to_diffusers(self, role: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A role's parameters as others load them: a LoRA under diffusers' names, a full student with its buffers.
@@ -189,32 +201,20 @@ class SharedBase:
         }
 
     @contextmanager
-    def use_adapter(self, name: str, scale: float = 1.0) -> Iterator[ModelMixin]:
+    def use_adapter(self, name: str, scale: float | torch.Tensor = 1.0) -> Iterator[ModelMixin]:
         """Inside it, the base runs with this adapter alone, at this scale; scale 0 is the bare base.
 
-        A backward pass that recomputes activations needs the adapter of its forward pass again.
+        scale: of all samples, or (B,), one a sample. A backward pass needs no adapter, not even one that recomputes.
         """
-        before, adapter = self._adapter, Adapter(name, scale)
-        if adapter != before:
-            self._switch_to(adapter)
-        try:
+        with self._in_use.switch(self._find_adapter(name, scale)):
             yield self.backbone.network
-        finally:
-            if adapter != before:
-                self._switch_to(before)
 
-    def _switch_to(self, adapter: Adapter) -> None:
-        enable = adapter.scale != 0
-        for layer in self._layers:
-            if layer.disable_adapters == enable:  # it is in the other state
-                layer.enable_adapters(enable)
-            if enable:
-                layer.set_adapter(adapter.name)
-                layer.set_scale(adapter.name, adapter.scale)
-        self._adapter = adapter
-        # PEFT stops the gradients of the other adapters, but a graph that was built before may still reach them
-        for parameter in self._trained_lora:
-            parameter.requires_grad_(True)
+    def _find_adapter(self, name: str, scale: float | torch.Tensor) -> Adapter | None:
+        """The adapter, its alpha in its scale."""
+        if isinstance(scale, torch.Tensor):
+            return Adapter(name, scale * self._alphas[name])
+        beside = next(iter(self.fake_parameters.values()))
+        return Adapter(name, beside.new_full((), scale * self._alphas[name])) if scale else None
 
     def student(self, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         """The student's x0 (B, C, H, W)."""
@@ -231,12 +231,11 @@ class SharedBase:
                 _cast_frozen_weights(self.reference_network, self.backbone.compute)
             return
         rank = next(iter(self.student_parameters.values())).shape[0]
-        self._add_lora(REFERENCE, rank, self._student_form, self._student_targets)
+        self._add_lora(REFERENCE, rank, self._student_targets)
         copies = _select_parameters(self.backbone.network, f".{REFERENCE}.")
         with torch.no_grad():
             for name, parameter in self.student_parameters.items():
-                copies[name.replace(f".{STUDENT}.", f".{REFERENCE}.")].copy_(parameter)
-        self._switch_to(self._adapter)  # PEFT switched to the new adapter
+                copies[name.replace(f".{STUDENT}.", f".{REFERENCE}.")].copy_(parameter).requires_grad_(False)
 
     @torch.no_grad()
     def reference(self, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:

@@ -52,9 +52,10 @@ class Run:
     """What stays the same through a training stage.
 
     unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student. eta: of its
-    rollouts. guidance_scale: of the real score, or a range (low, high) from which each update draws it.
-    micro_batch: the most samples that a network sees at once; None: all. fake_warmup: updates of the fake score alone
-    that come first. prepare: told the indices of the prompts whose items the next update will ask for.
+    rollouts. guidance_scale: of the real score, or a range (low, high) from which each update draws it. micro_batch:
+    the most samples that a network sees at once; None: all. rollout_batch: the same in a rollout, which keeps no
+    graph; None: micro_batch. fake_warmup: updates of the fake score alone that come first. prepare: told the indices
+    of the prompts whose items the next update will ask for.
     """
 
     stage: str
@@ -70,6 +71,7 @@ class Run:
     distribution_matching: bool = True
     watch: Watcher | None = None
     micro_batch: int | None = None
+    rollout_batch: int | None = None
     fake_warmup: int = 0
     prepare: Callable[[list[int]], object] = lambda indices: None
 
@@ -283,7 +285,8 @@ def roll_out_window(
     c = backbone.collate(items)
     shape = (len(run.times) - 1, len(items), *backbone.latent_shape)
     noises = noise_for(run.seed, stage, "rollout", update, shape=shape)
-    most = None if run.micro_batch is None else max(1, run.micro_batch // group)
+    together = run.rollout_batch or run.micro_batch
+    most = None if together is None else max(1, together // group)
     parts = []
     for chunk in distributed.split_batches(distributed.split_evenly(groups), groups, most):
         part = slice(chunk.start * group, chunk.stop * group)

@@ -26,7 +26,7 @@ from dmdr import distributed, losses
 from dmdr.backbones.protocol import Conditioning
 from dmdr.optimizers import Balance, GradientSum, Trainable
 from dmdr.rollout import States, simulate_backward
-from dmdr.shared_base import FAKE, STUDENT, SharedBase
+from dmdr.shared_base import FAKE, SharedBase
 
 
 @dataclass(frozen=True)
@@ -227,10 +227,9 @@ def update_student(
                 loss = loss_dm + rl.trusted_weight * loss_rl
             else:  # first down to x0, which frees reward and decoder; only the student's graph serves both
                 (towards_rl,) = torch.autograd.grad(loss_rl, x0)
-        with base.use_adapter(STUDENT, float(base.student_is_lora)):
-            if towards_rl is not None:
-                gradients_rl.add((x0 * towards_rl).sum(), keep_graph=True)
-            loss.backward()
+        if towards_rl is not None:
+            gradients_rl.add((x0 * towards_rl).sum(), keep_graph=True)
+        loss.backward()
     if rl is not None and rl.batches is not None:
         add_rl(base, rl, rl.batches, gradients_rl, figures)
     grad_fake = fake_score.step()
@@ -270,8 +269,7 @@ def add_rl(
     for batch in batches:
         loss_rl, rl_figures = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
         figures.add({"loss_rl": loss_rl, **rl_figures})
-        with base.use_adapter(STUDENT, float(base.student_is_lora)):
-            gradients.add(loss_rl)
+        gradients.add(loss_rl)
 
 
 def update_student_by_rl(
@@ -286,8 +284,7 @@ def update_student_by_rl(
     for batch in rl.batches or batches:
         loss_rl, rl_figures = rl.loss(base.student(batch.x_t, batch.t, batch.c), batch)
         figures.add({"loss_rl": loss_rl, **rl_figures})
-        with base.use_adapter(STUDENT, float(base.student_is_lora)):
-            (rl.trusted_weight * loss_rl).backward()
+        (rl.trusted_weight * loss_rl).backward()
     grad_student = student.step()
     return {**figures.of_all_ranks(), "grad_student": grad_student}
 

@@ -22,6 +22,7 @@ from dmdr.assembly import (
     build_run,
     build_watcher,
     is_sharded,
+    prepare_kernels,
     select_stage,
 )
 from dmdr.config.batches import check_split
@@ -154,7 +155,7 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     before: the output of the stage whose student goes on here; None begins at student.start, or at the teacher.
 
     Raises:
-        ConfigError: the batch cannot be split over the processes, or an optimizer is missing.
+        ConfigError: the batch cannot be split over the processes, or an optimizer, compiler or attention is missing.
         DataError: the start or a checkpoint is of another model.
         RewardUnavailable: the service of a reward does not answer.
     """
@@ -163,11 +164,14 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     micro_batch = config.execution.micro_batch_size
     steps, ranks = config.student.steps, distributed.ranks()  # torchrun may have started more than the config says
     check_split(name, stage.training, stage.rl, steps=steps, ranks=ranks, micro_batch=micro_batch)
+    prepare_kernels(config, device)
     check_optimizers(stage.training, name, split=sharded and config.student.form == "full")
     inputs = PromptInputs(context)
     backbone = inputs.load_teacher("cpu" if sharded else device)
     rewards = list_sources(config, say=context.progress.say, stop=context.stop)
     assembly = assemble(config, stage, backbone, before=before, device=device, rewards=rewards)
+    if config.execution.compile:
+        assembly.base.compile_blocks()
     prompts = inputs.open_encoded("train", backbone)
     if assembly.rl is not None:
         check_training_prompts(assembly.rl.config.rewards, read_records(inputs.open_split("train")))

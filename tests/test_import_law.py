@@ -24,6 +24,8 @@ ROOMS = {
         "losses",
         "dyna",
         "optimizers",
+        "adapters",
+        "kernels",
         "backbones",
         "teacher",
         "promptset",

@@ -15,8 +15,10 @@ from diffusers.utils import logging
 
 from dmdr.backbones.lora_targets import list_linears
 from dmdr.backbones.protocol import Autoencoder, Conditioning, Item, StudentScheduler, TimesArguments, Unconditional
+from dmdr.config.execution import AttentionKernel
 from dmdr.config.few_steps import FewSteps
 from dmdr.errors import ConfigError, DataError
+from dmdr.kernels.attention import use_attention
 from dmdr.path import FlowPath, Path
 
 TIMESTEPS = 1000.0  # a flow network is told t * 1000, or what its own pipeline makes of that
@@ -47,7 +49,10 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
     smallest: int
     plain_guidance = 1.0
     compute = torch.float32
+    attention: AttentionKernel = "auto"
+    decoded_at_once: int | None = None
     guidance_is_input = False
+    fixed_tokens = True
 
     def __init__(
         self,
@@ -132,11 +137,12 @@ class LatentBackbone(ABC, Generic[Pipe, Network]):
     def predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         """The raw prediction of `network`, shaped as x_t (B, C, H, W) and in its dtype: all arithmetic outside of the
         networks stays in that dtype."""
-        if self.compute == torch.float32:
-            return self._predict(network, x_t, t, c)
-        # autocast keeps its casts of the weights until it is left, and the weights change between two calls
-        with torch.autocast(x_t.device.type, self.compute):
-            return self._predict(network, x_t, t, c).to(x_t.dtype)
+        with use_attention(self.attention):
+            if self.compute == torch.float32:
+                return self._predict(network, x_t, t, c)
+            # autocast keeps its casts of the weights until it is left, and the weights change between two calls
+            with torch.autocast(x_t.device.type, self.compute):
+                return self._predict(network, x_t, t, c).to(x_t.dtype)
 
     def predict_x0(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         return self.path.to_x0(x_t, self.predict(network, x_t, t, c), t)

@@ -35,11 +35,14 @@ class NullTokenAttention:
             x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             return x if norm is None else norm(x)
 
+        # in bfloat16, norms return float32: one copy for all of these layers, as autocast would make for each of them
+        hidden_states = hidden_states.to(attn.to_q.weight.dtype)
         query = split_heads(attn.to_q(hidden_states), attn.norm_q)
         key = split_heads(attn.to_k(hidden_states), attn.norm_k)
         value = split_heads(attn.to_v(hidden_states), None)
         bias = None
         if encoder_hidden_states is not None:
+            encoder_hidden_states = encoder_hidden_states.to(attn.add_q_proj.weight.dtype)
             query = torch.cat([query, split_heads(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=2)
             key = torch.cat([key, split_heads(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)], dim=2)
             value = torch.cat([value, split_heads(attn.add_v_proj(encoder_hidden_states), None)], dim=2)

@@ -16,6 +16,7 @@ from diffusers import (
     ModelMixin,
 )
 
+from dmdr.config.execution import AttentionKernel
 from dmdr.config.few_steps import FewSteps
 from dmdr.path import Path
 
@@ -44,6 +45,9 @@ class Backbone(Protocol):
     guidance_is_input: bool  # the network takes the guidance scale, as "guidance" (B,) of its conditioning; no CFG
     plain_guidance: float  # the guidance_scale at which the family's own pipeline runs no guidance
     compute: torch.dtype  # in which the networks run; weights, times and latents keep their own dtype
+    attention: AttentionKernel  # of the networks
+    decoded_at_once: int | None  # the most images that are decoded together for a gradient; None: any number
+    fixed_tokens: bool  # the blocks see as many tokens in every batch, whatever its prompts
 
     def __init__(self, pipe: DiffusionPipeline, resolution: int | None = None) -> None:
         """Freeze a pipeline of the family. resolution: side of the images in pixels; None: the family's own."""

@@ -29,6 +29,7 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     blocks = ("noise_refiner", "context_refiner", "layers")
     plain_guidance = 0.0
+    fixed_tokens = False
 
     def __init__(self, pipe: ZImagePipeline, resolution: int | None = None) -> None:
         transformer: ZImageTransformer2DModel = pipe.transformer

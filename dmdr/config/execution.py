@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dmdr.config.cluster import Cluster
 from dmdr.config.live import Live
@@ -13,6 +13,20 @@ from dmdr.config.price import Price
 from dmdr.config.section import Positive, Rate, Section
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+AttentionKernel = Literal["auto", "flash", "cudnn", "fa3"]
+Recomputation = Literal["none", "attention", "blocks", "all"]
+
+
+def _read_old_recomputation(value: object) -> object:
+    """true and false, as configs had it before there were parts to choose."""
+    return {True: "all", False: "none"}[value] if isinstance(value, bool) else value
+
+
+OldRecomputation = Annotated[
+    Recomputation,
+    BeforeValidator(_read_old_recomputation),
+    WithJsonSchema({"anyOf": [{"type": "string", "enum": [*get_args(Recomputation)]}, {"type": "boolean"}]}),
+]
 
 
 class Execution(Section):
@@ -30,7 +44,18 @@ class Execution(Section):
     micro_batch_size: Positive | None = None
     # none: each process holds all weights. fsdp: each holds some rows of them, which saves memory and costs messages.
     sharding: Literal["none", "fsdp"] = "none"
-    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    # largest number of samples in one pass that keeps nothing for a backward pass, in a rollout. None: micro_batch_size
+    rollout_batch_size: Positive | None = None
+    # largest number of images that ReFL decodes and scores at once, each with its gradient. None: as many as a part has
+    decode_batch_size: Positive | None = None
+    # what the backward pass computes again, for less memory and more time. all: the blocks of networks and decoder;
+    # blocks: of networks only; attention: these without what attention returned. true is all, false none
+    gradient_checkpointing: OldRecomputation = "none"
+    # compile the networks' blocks: the same numbers to the rounding, faster after the first update, which takes
+    # minutes more. Needs a compiler
+    compile: bool = False
+    # the kernel of attention in the networks. auto: torch's choice. cudnn, fa3 (FlashAttention 3): faster on new GPUs
+    attention: AttentionKernel = "auto"
     # GiB of this machine's disk that each process may fill with encoded prompts of a remote store
     prompt_cache: Positive = 32
     # where the text encoders lie that encode prompts on the fly. device: beside the networks. cpu: it encodes the
@@ -52,6 +77,15 @@ class Execution(Section):
     budget: Rate | None = None
     notify: tuple[Notify, ...] = Field((), strict=False)  # who hears of alarms, of the end of a run, and of trouble
     cluster: Cluster | None = None  # run the stages as Kubernetes Jobs; None: as processes on this machine
+
+    @model_validator(mode="after")
+    def _check_compile(self) -> Execution:
+        if self.compile and self.gradient_checkpointing == "attention":
+            raise ValueError(
+                "execution.compile joins operators, and gradient_checkpointing: attention chooses single ones; set "
+                "execution.gradient_checkpointing: none, blocks or all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_trackers(self) -> Execution:

@@ -31,6 +31,7 @@ PIPELINE = re.compile(r"evaluate\.pipelines\..*\.path")  # left out as well
 # setting is left out, so that the old results keep their identity.
 LATER_OF_RL: dict[str, object] = {
     "decoder": "whole",
+    "decoder_precision": "float32",
     "margin": None,
     "matching": None,
     "scales": {},

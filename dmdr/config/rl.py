@@ -114,6 +114,9 @@ class ReFL(RL):
     # the activations of one tile in memory. tiny: an AutoencoderTiny such as TAESD.
     decoder: Literal["whole", "tiled", "tiny"] = "whole"
     tiny_decoder: Address | None = None  # for tiny: a folder, or hub:OWNER/NAME@COMMIT
+    # in which the decoder computes the images that ReFL's gradient goes through. bfloat16 takes less time and memory on
+    # a GPU, and rounds the gradient. The alarm and the scorecard decode in float32
+    decoder_precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _check_normalise(self) -> ReFL:

@@ -78,9 +78,11 @@ def list_remedies(config: Config, stages: list[StagePlan]) -> list[str]:
         remedies.append("execution.micro_batch_size: 1 holds the activations of one sample, for no more work")
     if kinds == {"adamw"}:
         remedies.append(f"kind: fused for both optimizers saves up to {4 * trained / GIB:.1f} GiB in their step")
-    if not execution.gradient_checkpointing:
-        remedies.append("execution.gradient_checkpointing: true keeps only each block's input, for a third more work")
+    if execution.gradient_checkpointing != "all":
+        remedies.append("execution.gradient_checkpointing: all keeps only each block's input, for a third more work")
     whole = [stage for stage, rl in config.list_rl().items() if rl.algorithm == "refl" and rl.decoder == "whole"]
+    if any(rl.algorithm == "refl" for rl in config.list_rl().values()) and execution.decode_batch_size != 1:
+        remedies.append("execution.decode_batch_size: 1 holds what ReFL's decoder keeps of one image, for no more work")
     if whole:
         remedies.append(
             f"{whole[-1]}.rl.decoder: tiled holds the activations of one tile; tiny (a TAESD) holds hardly any"

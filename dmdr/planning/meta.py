@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import FunctionType
 
@@ -18,7 +17,6 @@ import diffusers
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.inputs import Teacher
@@ -154,15 +152,11 @@ class Arithmetic(TorchFunctionMode):
         """A function that enters an equal context, for what the backward pass calls outside of this one."""
 
         def run_inside(*args: object) -> object:
-            with Arithmetic(self.compute, self.exempt):
+            with self.again():
                 return function(*args)
 
         return run_inside
 
-    def recompute(self, module: torch.nn.Module, *args: object) -> object:
-        """Run a block and compute its activations again in the backward pass.
-
-        The backward pass does not run inside this context, so the block enters an equal one for it.
-        """
-        again = Arithmetic(self.compute, self.exempt)
-        return checkpoint(module, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+    def again(self) -> Arithmetic:
+        """An equal context, for blocks that the backward pass runs again: it does not run inside this one."""
+        return Arithmetic(self.compute, self.exempt)

@@ -23,6 +23,7 @@ from dmdr.assembly import StageConfig, assemble, build_run, select_stage
 from dmdr.backbones.protocol import Item
 from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.config.prompt_record import PromptRecord
+from dmdr.config.rl import ReFL as ReFLConfig
 from dmdr.config.run import Config
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale
@@ -138,8 +139,8 @@ def plan_stage(config: Config, name: str, *, say: Callable[[str], None] = lambda
     """
     plan = _Stage(config, select_stage(config, name), say).fill()
     plan.floor = plan.equivalents
-    if config.execution.gradient_checkpointing:
-        execution = config.execution.model_copy(update={"gradient_checkpointing": False})
+    if config.execution.gradient_checkpointing != "none":
+        execution = config.execution.model_copy(update={"gradient_checkpointing": "none"})
         without = config.model_copy(update={"execution": execution})
         stage = _Stage(without, select_stage(without, name), lambda part: say(f"{part}, nothing computed twice"))
         plan.floor = stage.fill().equivalents
@@ -177,9 +178,10 @@ class _Stage:
         with KnownShapes(), CostCounter("meta") as cost:
             self.build(cost)
             exempt = [*self.base.backbone.vae.parameters(), *self.list_tiny_decoder_parameters()]
+            if isinstance(self.stage.rl, ReFLConfig) and self.stage.rl.decoder_precision == "bfloat16":
+                exempt = []
             with Arithmetic(DTYPES[self.config.precision], exempt) as arithmetic:
-                if self.config.execution.gradient_checkpointing:
-                    self.base.recompute_activations(arithmetic.recompute)
+                self.base.recompute_activations(self.config.execution.gradient_checkpointing, arithmetic.again)
                 decoder = self.base.backbone.vae.decoder  # whose tiles the backward pass computes again
                 decoder.forward = arithmetic.enclose(decoder.forward)  # type: ignore[method-assign]
                 self.measure(cost)
@@ -289,6 +291,7 @@ class _Stage:
         window, _ = roll_out_prompts(run, 0)
         count = window.states.x0.shape[1]  # trajectories that ran; the work is scaled up from them
         plan.work["rollout"] = (cost.flops - before) / count * trajectories
+        self.roll_out_widest(window, trajectories)
         if isinstance(self.algorithm, DPO | GRPO):
             self.measure_samples(cost, window, self.algorithm)
         rollout_peak = cost.peak - held
@@ -299,6 +302,17 @@ class _Stage:
         cost.peak = held = cost.live - rollout_live
         self.measure_updates(cost, run, batches, objective)
         plan.update = max(rollout_peak, cost.peak - held) + self.count_other_states(window, trajectories)
+
+    def roll_out_widest(self, window: Window, trajectories: int) -> None:
+        """Run one step of the largest part of a rollout, which may be larger than the small form's, for its memory."""
+        most, share = self.config.execution.rollout_batch_size, math.ceil(trajectories / self.ranks)
+        if most is None or not share:
+            return
+        count = -(-share // -(-share // most))  # parts are as equal as can be
+        x_t, t = window.states.x_t[0, :1].expand(count, -1, -1, -1), window.times[0].expand(count)
+        c = {key: value[:1].expand(count, *value.shape[1:]) for key, value in window.c.items()}
+        with torch.no_grad():
+            self.base.student(x_t, t, c)
 
     def measure_samples(self, cost: CostCounter, window: Window, algorithm: DPO | GRPO) -> None:
         """Run one part of the sampling of RL's own, and score it; fill plan.work."""

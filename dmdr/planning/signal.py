@@ -24,7 +24,7 @@ from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import Objective, RLTerm
 from dmdr.rl.refl import ReFL as FollowReward
 from dmdr.rollout import Window
-from dmdr.shared_base import STUDENT, SharedBase
+from dmdr.shared_base import SharedBase
 from dmdr.train import Run, roll_out_prompts, select_batches
 from dmdr.update import Batch
 
@@ -158,10 +158,9 @@ def compare_halves(
         half = torch.tensor([half_of[index // group] for index in batch.trajectory.tolist()])
         for key, mask in list_masks(batch.step, half):
             chosen = (x0 * towards)[mask.to(x0.device)].sum()
-            with base.use_adapter(STUDENT, float(base.student_is_lora)):
-                gradients = torch.autograd.grad(
-                    chosen, list(base.student_parameters.values()), retain_graph=True, allow_unused=True
-                )
+            gradients = torch.autograd.grad(
+                chosen, list(base.student_parameters.values()), retain_graph=True, allow_unused=True
+            )
             flat = torch.cat([each.flatten() for each in gradients if each is not None])
             halves.setdefault(key, []).append(flat)
     sums = {key: torch.stack(found).sum(0).double() for key, found in halves.items()}

@@ -1,12 +1,12 @@
 """One student update as four code bases build it, on stand-in data. `bench.py` counts and times them.
 
-We wrote these structures after reading the code; nothing is copied. Networks, losses, optimizers and LoRA (PEFT's) are
+We wrote these structures after reading the code; nothing is copied. Networks, losses, optimizers and LoRA (ours) are
 the same in all four, so that the structures differ only in the calls that they make. They depart from the code that
 they are named for:
 1. None of the four contains a reward, a decoder or text encoders, and `dmd2` has no GAN.
 2. DMD2 and FastVideo train a full copy of the teacher as the fake score: `fake_rank=None` measures that. With a rank,
    the fake score is a LoRA, as in our code and in the official demo.
-3. The official demo multiplies the two matrices of each LoRA in every call. PEFT does not.
+3. The official demo multiplies the two matrices of each LoRA in every call. Ours does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dmdr import losses
 from dmdr.backbones.protocol import Backbone, Conditioning, Item
 from dmdr.config.batches import count_trajectories
 from dmdr.optimizers import Trainable
-from dmdr.shared_base import FAKE, STUDENT, SharedBase
+from dmdr.shared_base import FAKE, SharedBase
 from dmdr.update import (
     Levels,
     RealScore,
@@ -235,8 +235,7 @@ def _update_student(
     with torch.no_grad():
         x0_fake = path.to_x0(sample, base.fake(sample, levels.t, c), levels.t)
     loss = losses.distribution_matching(x0, predict_real(sample, levels.t), x0_fake)
-    with base.use_adapter(STUDENT, float(base.student_is_lora)):
-        _descend(loss, base.student_parameters, case.student_optimizer)
+    _descend(loss, base.student_parameters, case.student_optimizer)
     return x0.detach()
 
 

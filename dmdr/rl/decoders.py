@@ -43,12 +43,26 @@ def load_decoder(config: ReFL, backbone: Backbone) -> Decoder:
         ConfigError, InputMissing: as for `find_tiny_decoder`.
         DataError: the tiny decoder is another kind of model, or does not fit the teacher.
     """
+    decoder: Decoder = backbone.decode
     if config.decoder == "tiled":
-        return partial(decode_tiled, backbone)
+        decoder = partial(decode_tiled, backbone)
     if config.decoder == "tiny":
         assert config.tiny_decoder is not None, "the config refuses a tiny decoder without its address"
-        return load_tiny_decoder(config.tiny_decoder, backbone)
-    return backbone.decode
+        decoder = load_tiny_decoder(config.tiny_decoder, backbone)
+    return partial(decode_rounded, decoder) if config.decoder_precision == "bfloat16" else decoder
+
+
+def decode_rounded(decoder: Decoder, latents: torch.Tensor) -> torch.Tensor:
+    """Decode in bfloat16, under autocast, to images in the latents' own precision.
+
+    On a GPU, channels lie last, as its convolutions in bfloat16 want them. On meta, the planner casts.
+    """
+    if latents.is_meta:
+        return decoder(latents).to(latents.dtype)
+    if latents.is_cuda:
+        latents = latents.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        return decoder(latents).to(latents.dtype)
 
 
 class RecomputedDecoder(torch.nn.Module):

@@ -7,18 +7,21 @@
 3. ReFL's usual regulariser, for RL without distribution matching, is the pretraining loss. There are no images to
    pretrain on here. Instead it pulls the student to what the student of the cold start predicts at each state; the
    paper calls that student P_fake_ref.
+4. With `execution.decode_batch_size`, decoder and rewards run so many images at a time, forward and backward. What they
+   keep for a gradient is then that of these images, and is never computed twice.
 
 B states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
 
 from dmdr import losses
+from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.rl import ReFL as ReFLConfig
 from dmdr.optimizers import Trainable
 from dmdr.rewards.sources import RewardSources
@@ -64,11 +67,34 @@ class ReFL:
         mixed_B = self.reward.mix(scores_B)
         return losses.refl_log(mixed_B) if self.config.map == "log" else losses.refl(mixed_B)
 
+    def judge(self, x0: torch.Tensor, records: Sequence[PromptRecord], *, update: int) -> tuple[torch.Tensor, Figures]:
+        """The loss of x0 (B, C, H, W), and the moments of its scores."""
+        scores_B = self.reward(self.decode(x0), records, update=update)
+        return self.compute_loss(scores_B), compute_moments(scores_B)
+
+    def judge_in_parts(
+        self, x0: torch.Tensor, records: Sequence[PromptRecord], most: int, *, update: int
+    ) -> tuple[torch.Tensor, Figures]:
+        """`judge`, at most `most` images at a time: each part's gradient is taken before the next part is decoded."""
+        total, figures, slopes = x0.new_zeros(()), dict[str, torch.Tensor](), []
+        for part, of in zip(x0.split(most), split_records(records, most), strict=True):
+            leaf, share = part.detach().requires_grad_(True), len(part) / len(x0)
+            loss, moments = self.judge(leaf, of, update=update)
+            slopes.append(torch.autograd.grad(loss * share, leaf)[0])
+            total = total + loss.detach() * share
+            figures = {name: figures.get(name, 0) + share * each for name, each in moments.items()}
+        towards = ((x0 - x0.detach()) * torch.cat(slopes)).sum()  # 0, with the gradient that was found
+        return total + towards, figures
+
     def build_objective(self, window: Window) -> Objective:
+        most = self.base.backbone.decoded_at_once
+
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             records = [window.records[index] for index in batch.trajectory.tolist()]
-            scores_B = self.reward(self.decode(x0), records, update=window.update)
-            total, figures = self.compute_loss(scores_B), compute_moments(scores_B)
+            if most is None or len(x0) <= most or not torch.is_grad_enabled():
+                total, figures = self.judge(x0, records, update=window.update)
+            else:
+                total, figures = self.judge_in_parts(x0, records, most, update=window.update)
             if self.pretraining:
                 regulariser = losses.pretraining(x0, self.base.reference(batch.x_t, batch.t, batch.c))
                 total = total + self.pretraining * regulariser
@@ -76,6 +102,12 @@ class ReFL:
             return total * batch.share, {name: each.detach() * batch.share for name, each in figures.items()}
 
         return Objective(loss)
+
+
+def split_records(records: Sequence[PromptRecord], most: int) -> Iterator[Sequence[PromptRecord]]:
+    """Parts of at most `most`, as torch.split cuts."""
+    for start in range(0, len(records), most):
+        yield records[start : start + most]
 
 
 def compute_moments(scores_B: dict[str, torch.Tensor]) -> Figures:

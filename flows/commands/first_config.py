@@ -165,7 +165,7 @@ joint:                  # distillation and reward at once
         if not metrics:
             judged = "  metrics: []           # none has its weights here (see joint); diversity and speed are measured"
         micro = f"  micro_batch_size: {size.micro}   # samples in one pass of a network\n" if size.micro else ""
-        saving = "  gradient_checkpointing: true\n" if size.checkpointing else ""
+        saving = "  gradient_checkpointing: all\n" if size.checkpointing else ""
         return f"""\
 evaluate:
 {judged}

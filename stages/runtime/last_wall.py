@@ -63,7 +63,7 @@ def describe_end(error: BaseException, program: str) -> End:
     if is_out_of_memory(error):
         return End(
             f"out of memory{during}: {to_line(error, 300) or 'the machine has no more'}; dmdr plan CONFIG shows what "
-            "is needed; a smaller execution.micro_batch_size or execution.gradient_checkpointing: true needs less",
+            "is needed; a smaller execution.micro_batch_size or execution.gradient_checkpointing: all needs less",
             INTERNAL,
         )
     what = f"{type(error).__name__}: {to_line(error, 500)}".rstrip(": ")

@@ -57,11 +57,15 @@ def check_training(config: Config) -> None:
     """Check that what the training stages read besides the prompts is there, and fetch nothing.
 
     Raises:
-        ConfigError: an optimizer is not installed.
+        ConfigError: an optimizer, a compiler or an attention kernel is not installed.
         InputMissing: the weights or the file of a reward, or the tiny decoder, are missing.
     """
-    from dmdr.optimizers import check_optimizers  # brings torch
+    from dmdr.assembly import prepare_kernels  # brings torch
+    from dmdr.optimizers import check_optimizers
+    from stages.runtime.device import pick_device
 
+    if config.execution.cluster is None:  # there, the stage itself looks, on the node that it runs on
+        prepare_kernels(config, pick_device(config))
     split = config.execution.sharding == "fsdp" and config.student.form == "full"
     for stage in config.training_stages:
         check_optimizers(config.training_of(stage), stage, split=split)
@@ -103,25 +107,27 @@ def warn_of_teacher(config: Config, say: Callable[[str], None], *, fetches: bool
 
 def check_teacher_settings(config: Config, *, fetches: bool) -> None:
     """Check what a config asks of its teacher's family, by configurations alone: the unconditional row, CFG to take
-    apart, and the modules that a LoRA adapts.
+    apart, blocks to compile, and the modules that a LoRA adapts.
 
     fetches: whether a hub's teacher may be fetched; if not, such a teacher is not looked at.
 
     Raises:
-        ConfigError: the family has no such row or no CFG, or the network no such module.
+        ConfigError: the family has no such row or no CFG, its blocks do not compile, or the network has no such module.
         DataError, InputMissing: as `find_teacher_of`.
     """
     named = [each.targets for each in (config.lora_forms.fake_score, config.lora_forms.student)]
     asks = config.teacher.unconditional != "pipeline" or any(isinstance(targets, tuple) for targets in named)
+    asks = asks or config.execution.compile
     asks = asks or any(config.training_of(stage).decoupled is not None for stage in config.training_stages)
     if not asks or (is_on_hub(config) and not fetches):
         return
-    from dmdr.assembly import check_decoupled, check_lora_targets  # brings torch
+    from dmdr.assembly import check_compiled, check_decoupled, check_lora_targets  # brings torch
     from dmdr.planning.meta import build_meta_backbone
 
     backbone = build_meta_backbone(config.teacher)
     backbone.check_unconditional(config.teacher.unconditional)
     check_decoupled(config, backbone)
+    check_compiled(config, backbone)
     check_lora_targets(config, backbone)
 
 

@@ -222,8 +222,8 @@ def test_numbers_and_words_of_a_config():
 
 def test_a_word_for_a_switch_is_refused_with_what_to_write(tiny_config: Callable[..., Path]):
     with (
-        pytest.raises(ConfigError, match="execution.gradient_checkpointing is 'yes'; write true or false"),
-        change_config(str(tiny_config()), ["execution.gradient_checkpointing=yes"]),
+        pytest.raises(ConfigError, match="execution.compile is 'yes'; write true or false"),
+        change_config(str(tiny_config()), ["execution.compile=yes"]),
     ):
         pass
 

@@ -86,7 +86,7 @@ def test_a_config_of_a_published_teacher_is_valid(family: str, gpu: str, rewards
     path = tmp_path / "my.yaml"
     path.write_text(first.to_yaml(["head"]))
     config = load_config(path)
-    assert config.precision == "bfloat16" and config.execution.gradient_checkpointing
+    assert config.precision == "bfloat16" and config.execution.gradient_checkpointing == "all"
     assert config.list_rewards("joint") == {*rewards.train, *({rewards.watch} if rewards.watch else ())}
     decoder = config.joint.rl.decoder if config.joint.rl else None
     assert decoder == (None if not rewards.train else "tiled" if GPUS[gpu].memory < 60 * GIB else "whole")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from dmdr.config.execution import Execution
@@ -22,11 +24,25 @@ from dmdr.config.price import Price
         ({"live": {"strips_every": 0}}, "greater than 0"),
         ({"live": {"keep_strips": 1}}, "greater than or equal to 2"),
         ({"live": {"colour": True}}, "Extra inputs"),
+        ({"gradient_checkpointing": "yes"}, "'none', 'attention', 'blocks' or 'all'"),
+        ({"gradient_checkpointing": 1}, "'none', 'attention', 'blocks' or 'all'"),
+        (
+            {"compile": True, "gradient_checkpointing": "attention"},
+            "set execution.gradient_checkpointing: none, blocks",
+        ),
+        ({"attention": "math"}, "'auto', 'flash', 'cudnn' or 'fa3'"),
+        ({"decode_batch_size": 0}, "greater than 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, why):
     with pytest.raises(ValueError, match=why):
         Execution.model_validate(settings)
+
+
+def test_the_switch_of_old_configs_is_read_as_what_it_did():
+    for old, new in {True: "all", False: "none"}.items():
+        assert Execution(gradient_checkpointing=old) == Execution(gradient_checkpointing=new)
+        assert json.loads(Execution(gradient_checkpointing=old).model_dump_json())["gradient_checkpointing"] == new
 
 
 def test_a_device_is_known_by_the_longest_part_of_its_name():

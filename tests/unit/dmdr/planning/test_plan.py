@@ -92,6 +92,8 @@ CASES = {  # student, joint, execution, the rest
     "full": (FULL, None, {}, {}),
     "parts": (LORA, None, {"micro_batch_size": 3}, {}),
     "recomputed": (LORA, None, {"gradient_checkpointing": True}, {}),
+    "attention-kept": (LORA, None, {"gradient_checkpointing": "attention"}, {}),
+    "wide-rollout": (LORA, None, {"micro_batch_size": 1, "rollout_batch_size": 8, "gradient_checkpointing": "all"}, {}),
     "bfloat16": (LORA, None, {}, {"precision": "bfloat16"}),
     "refl": (FULL, {"rl": {"algorithm": "refl", **REWARDS}}, {}, {}),
     "refl-recomputed": (
@@ -99,6 +101,13 @@ CASES = {  # student, joint, execution, the rest
         {"rl": {"algorithm": "refl", **REWARDS}},
         {"micro_batch_size": 3, "gradient_checkpointing": True},
         {},
+    ),
+    "refl-one-image": (LORA, {"rl": {"algorithm": "refl", **REWARDS}}, {"decode_batch_size": 1}, {}),
+    "refl-rounded": (
+        LORA,
+        {"rl": {"algorithm": "refl", "decoder_precision": "bfloat16", **REWARDS}},
+        {},
+        {"precision": "bfloat16"},
     ),
     "grpo": (FULL, {"rl": {"algorithm": "grpo", "branches": 4, "states": 6, **REWARDS}}, {}, {}),
     "dpo": (LORA, {"rl": {"algorithm": "dpo", "branches": 0, "batch": 8, "group_size": 4, **REWARDS}}, {}, {}),
@@ -190,7 +199,7 @@ def test_cost_is_counted_as_torch_does(tiny_sd3_folder):
     [
         ({}, "precision", "bfloat16"),
         ({"execution": {"device": "cpu", "micro_batch_size": 1}}, None, None),
-        ({"execution": {"device": "cpu", "gradient_checkpointing": True}}, None, None),
+        ({"execution": {"device": "cpu", "gradient_checkpointing": "all"}}, None, None),
     ],
     ids=["bfloat16", "parts", "recomputed"],
 )

@@ -17,10 +17,12 @@ from dmdr.rewards.load import load_reward
 from dmdr.rl import decoders
 from dmdr.rl.refl import ReFL as Algorithm
 from dmdr.rl.tiny_decoder import find_tiny_decoder
-from dmdr.rollout import noise_for
+from dmdr.rollout import States, Window, noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
+from dmdr.update import Batch
 from stages.store.inputs import fingerprint_inputs
+from tests.support.training_results import TRAINING
 
 PROMPTS = ["a red circle", "two squares"]
 
@@ -88,6 +90,59 @@ def test_refl_trains_through_the_tiny_decoder(backbone, tmp_path):
     same = decoders.measure_gradient_cosine(reward, x0, PROMPTS, backbone.decode, backbone.decode)
     other = decoders.measure_gradient_cosine(reward, x0, PROMPTS, backbone.decode, algorithm.decode)
     assert same.tolist() == pytest.approx([1, 1]) and other.shape == (2,) and float(other.max()) < 0.99
+
+
+@pytest.mark.parametrize("changes", [{}, {"map": "log"}, {"map": "hinge", "margin": 0.6}, {"pretraining": 0.3}])
+def test_one_image_at_a_time_gives_the_loss_and_gradient_of_all(backbone, changes):
+    """Also where the last part is smaller than the others, and no more images are ever decoded together."""
+    base = SharedBase(backbone, fake_rank=2, fake_scale=2.0, student_rank=4, seed=0)
+    base.keep_reference()
+    algorithm, decoded = Algorithm(refl(**changes), base), []
+    backbone.pipe.vae.decoder.register_forward_pre_hook(lambda module, given: decoded.append(len(given[0])))
+    c = backbone.collate(backbone.encode([*PROMPTS, "a star"])[0])
+    x_t, t = noise_for(5, "x", shape=(3, *backbone.latent_shape)), torch.tensor([0.2, 0.5, 0.9])
+    count = torch.arange(3)
+    states = States(t[:1], x_t[None], x_t[None])
+    records = [{"prompt": prompt} for prompt in (*PROMPTS, "a star")]
+    window = Window(states, c, records, torch.tensor([0.9, 0.0]), 1.0, 0, "joint", 0, None)
+    found = []
+    for most in (None, 1, 2):
+        backbone.decoded_at_once = most
+        decoded.clear()
+        x0 = noise_for(6, "x", shape=(3, *backbone.latent_shape)).requires_grad_(True)
+        batch = Batch(x_t, x0, t, c, 0 * count, count, slice(0, 3), of=6)
+        loss, figures = algorithm.build_objective(window).loss(x0, batch)
+        assert max(decoded) == (most or 3) and sum(decoded) == 3
+        found.append((loss.detach(), torch.autograd.grad(loss, x0)[0], figures))
+    for loss, gradient, figures in found[1:]:
+        torch.testing.assert_close(loss, found[0][0], rtol=1e-5, atol=1e-6)
+        assert float((gradient - found[0][1]).norm() / gradient.norm()) < 1e-4
+        assert figures.keys() == found[0][2].keys()
+        assert all(float(each) == pytest.approx(float(found[0][2][name]), rel=1e-5) for name, each in figures.items())
+
+
+def test_a_decoder_in_bfloat16_has_the_gradient_of_float32_to_the_rounding(backbone):
+    """The teacher's own decoder, which watch and evaluation use, stays in float32."""
+    decoder = decoders.load_decoder(refl(decoder_precision="bfloat16"), backbone)
+    latents = noise_for(7, "x", shape=(2, *backbone.latent_shape))
+    images, exact = decoder(latents), backbone.decode(latents)
+    assert images.dtype == torch.float32 and not torch.equal(images, exact)
+    assert float((images - exact).abs().max()) < 0.05
+    reward = load_reward("lab-conv", "cpu")
+    cosine = decoders.measure_gradient_cosine(reward, latents, PROMPTS, backbone.decode, decoder)
+    print("cosine of the gradients", cosine)
+    assert float(cosine.min()) > 0.99
+    assert torch.equal(backbone.decode(latents), exact)
+
+
+def test_the_decoders_precision_names_a_result_and_its_default_leaves_old_names_alone(tiny_config):
+    def name(**changes) -> dict[str, object]:
+        rl = {"algorithm": "refl", "weight": 1.0, "rewards": {"lab-conv": 1.0}, **changes}
+        return identity(load_config(tiny_config(joint={**TRAINING, "rl": rl})), "joint")
+
+    plain, rounded = name(), name(decoder_precision="bfloat16")
+    assert name(decoder_precision="float32") == plain and "joint.rl.decoder_precision" not in plain
+    assert rounded == {**plain, "joint.rl.decoder_precision": "bfloat16"}
 
 
 def test_the_cosine_is_that_of_the_gradients():

@@ -1,0 +1,75 @@
+"""What the backward pass computes again: the same bits for every choice, and work and memory in the order promised."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dmdr.kernels.recomputation import ATTENTION
+from dmdr.planning.cost import CostCounter
+from dmdr.rollout import noise_for
+from dmdr.shared_base import SharedBase
+from tests.support.tiny_teachers import copy_teacher
+
+CHOICES = ("none", "attention", "blocks", "all")
+
+
+class Count(TorchDispatchMode):
+    """How often attention runs forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func in ATTENTION
+        return func(*args, **(kwargs or {}))
+
+
+def take_gradients(folder, what: str) -> tuple[dict[str, torch.Tensor], int, int]:
+    """The gradients of a loss of the decoded student and of the fake score; attention's forward runs; FLOPs."""
+    base = SharedBase(copy_teacher(folder, 16), fake_rank=2, fake_scale=2.0, student_rank=4, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    trained = {**base.student_parameters, **base.fake_parameters}
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    base.recompute_activations(what)
+    backbone = base.backbone
+    x_t, t = noise_for(1, "x", shape=(2, *backbone.latent_shape)), torch.tensor([0.5, 0.9])
+    c = backbone.collate(backbone.encode(["a red circle", "two squares"])[0])
+    with CostCounter("cpu") as cost, Count() as count:
+        loss = backbone.decode(base.student(x_t, t, c)).square().mean() + base.fake(x_t, t, c).square().mean()
+        loss.backward()
+    return {name: each.grad for name, each in trained.items() if each.grad is not None}, count.calls, cost.flops
+
+
+@pytest.mark.parametrize("family", ["sd3", "sdxl", "z_image", "flux"])
+def test_every_choice_gives_the_same_bits(family, request):
+    """Attention that is kept runs once forward, else twice. Each choice does as much work as the one before, or more.
+
+    torch's formulas know no work of attention on a CPU.
+    """
+    folder = request.getfixturevalue(f"tiny_{family}_folder")
+    found = {what: take_gradients(folder, what) for what in CHOICES}
+    gradients, calls, flops = ({what: each[index] for what, each in found.items()} for index in range(3))
+    for what in CHOICES[1:]:
+        assert gradients[what].keys() == gradients["none"].keys()
+        assert all(torch.equal(value, gradients["none"][name]) for name, value in gradients[what].items()), what
+    assert calls["attention"] == calls["none"] > 0 and calls["blocks"] > calls["none"]
+    assert flops["none"] < flops["attention"] <= flops["blocks"] < flops["all"]
+
+
+def test_blocks_run_again_by_the_attention_of_their_first_run(tiny_sd3_folder):
+    """The backward pass runs outside of the choice of a kernel."""
+    base = SharedBase(copy_teacher(tiny_sd3_folder, 16), fake_rank=2, fake_scale=2.0, student_rank=4, seed=0)
+    base.backbone.attention = "flash"
+    base.recompute_activations("blocks")
+    backbone = base.backbone
+    c = backbone.collate(backbone.encode(["a red circle"])[0])
+    loss = base.student(noise_for(1, "x", shape=(1, *backbone.latent_shape)), torch.tensor([0.5]), c).square().mean()
+    with Count() as count, sdpa_kernel(SDPBackend.MATH):
+        loss.backward()
+    assert count.calls == len(backbone.network.transformer_blocks), "by the formula, none would be counted"
