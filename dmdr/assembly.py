@@ -21,6 +21,7 @@ from dmdr.config.training import Joint, Training, Watch
 from dmdr.errors import ConfigError
 from dmdr.hacking_alarm import Watcher
 from dmdr.metrics.verifier import load_any_reward
+from dmdr.noise import RowNoise
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.sources import RewardSources, list_sources
 from dmdr.rl.algorithms import build_algorithm
@@ -188,6 +189,7 @@ def build_run(
         watch=watch,
         micro_batch=config.execution.micro_batch_size,
         fake_warmup=stage.fake_warmup,
+        noise=RowNoise(backbone.network.device),
     )
 
 

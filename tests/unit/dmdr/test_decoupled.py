@@ -15,10 +15,11 @@ from dmdr.config.load import read_mapping, validate
 from dmdr.config.run import Config
 from dmdr.errors import ConfigError
 from dmdr.losses import decouple_real_score
+from dmdr.noise import noise_for
 from dmdr.optimizers import Trainable
 from dmdr.planning.bench import build_meta_case, count_decoupled
 from dmdr.planning.plan import plan_stage
-from dmdr.rollout import States, noise_for
+from dmdr.rollout import States
 from dmdr.state import TrainState
 from dmdr.train import draw_guidance_levels, draw_levels, training_step
 from dmdr.update import GuidanceLevels, Levels, RealScore, roll_out, select_states, update_student

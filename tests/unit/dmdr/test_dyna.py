@@ -13,8 +13,8 @@ from scipy import stats
 from dmdr.config.training import Dynamic
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.losses import distribution_matching, fake_score
+from dmdr.noise import generator_for, noise_for
 from dmdr.path import FlowPath, VPPath
-from dmdr.rollout import generator_for, noise_for
 
 DYNAMIC = Dynamic(updates=40, real_scale=0.75, renoise=(4.0, 1.5))
 

@@ -14,10 +14,10 @@ from dmdr.config.training import Dynamic, Optimizer, Training
 from dmdr.dyna import real_scale, renoise_beta
 from dmdr.errors import ConfigError
 from dmdr.losses import distribution_matching
+from dmdr.noise import generator_for
 from dmdr.optimizers import build_optimizer, learning_rate
 from dmdr.path import FlowPath
 from dmdr.planning.plan import plan_stage
-from dmdr.rollout import generator_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run, draw_guidance, draw_levels, training_step

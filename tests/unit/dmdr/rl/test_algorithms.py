@@ -16,6 +16,7 @@ from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Joint, Optimizer
 from dmdr.errors import ConfigError
+from dmdr.noise import noise_for
 from dmdr.path import FlowPath, VPPath
 from dmdr.rl.actions import Actions, follow_trajectories
 from dmdr.rl.dpo import DPO
@@ -23,7 +24,7 @@ from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import RLTerm
 from dmdr.rl.refl import ReFL
 from dmdr.rl.surrogate import Surrogate
-from dmdr.rollout import Renoising, noise_for, prompt_order
+from dmdr.rollout import Renoising, prompt_order
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run, roll_out_prompts, select_batches, training_step

@@ -14,10 +14,11 @@ import torch
 from dmdr import losses
 from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.config.rl import GRPO as GRPOConfig
+from dmdr.noise import noise_for
 from dmdr.path import FlowPath
 from dmdr.rl.actions import branch, choose_states
 from dmdr.rl.grpo import GRPO
-from dmdr.rollout import Window, noise_for, simulate_backward
+from dmdr.rollout import Window, simulate_backward
 
 TIMES = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=torch.float64)
 STEPS, SHAPE, SLOPE = 4, (1, 2, 2), 0.6
