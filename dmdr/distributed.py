@@ -106,7 +106,7 @@ def split_batches(mine: slice, count: int, most: int | None) -> list[slice]:
 def cut(mine: slice, number: int) -> list[slice]:
     """Cut neighbours into `number` parts that differ by at most one in size."""
     size = mine.stop - mine.start
-    edges = [mine.start + size * index // number for index in range(number + 1)]
+    edges = [mine.start + size * index // max(number, 1) for index in range(number + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
