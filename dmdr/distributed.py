@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from dmdr.config.deal import share_evenly
+from dmdr.config.deal import cut, share_evenly
 from dmdr.errors import ConfigError
 
 TIMEOUT = timedelta(minutes=60)  # how long the others wait for one rank: it may load, or write a checkpoint
@@ -101,13 +100,6 @@ def split_batches(mine: slice, count: int, most: int | None) -> list[slice]:
     most: None for one part.
     """
     return cut(mine, 1 if most is None else -(-largest_share(count) // most))
-
-
-def cut(mine: slice, number: int) -> list[slice]:
-    """Cut neighbours into `number` parts that differ by at most one in size."""
-    size = mine.stop - mine.start
-    edges = [mine.start + size * index // max(number, 1) for index in range(number + 1)]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def largest_share(count: int) -> int:

@@ -314,7 +314,7 @@ def roll_out_window(
     backbone, numbers, stage = run.base.backbone, mine.all, run.stage if group == 1 else name_own(run)
     c, shape = backbone.collate(items), (len(run.times) - 1, *backbone.latent_shape)
     parts = []
-    for part in split_rollout(mine, run.micro_batch, group):
+    for part in mine.split(run.micro_batch, group):
         noises = run.noise.draw(run.seed, (stage, "rollout"), update, rows=numbers[part], shape=shape)
         noises_NB = send(noises, run.times).transpose(0, 1)
         c_part = {key: value[part] for key, value in c.items()}
@@ -324,20 +324,6 @@ def roll_out_window(
     return Window(
         states, c, records, run.times, run.eta, run.seed, stage, update, run.micro_batch, numbers, mine.of, run.noise
     )
-
-
-def split_rollout(mine: Trajectories, micro_batch: int | None, group: int) -> list[slice]:
-    """The parts of a rollout that run at once, in whole groups: as many on every rank, first those without `others`."""
-    parts, start = [], 0
-    for count in (len(mine.numbers) // group, len(mine.others) // group):
-        at_once = count if micro_batch is None else max(1, micro_batch // group)
-        pieces = -(-count // at_once) if count else 0
-        parts += [
-            slice((start + piece.start) * group, (start + piece.stop) * group)
-            for piece in distributed.cut(slice(0, count), pieces)
-        ]
-        start += count
-    return parts
 
 
 def name_own(run: Run) -> str:

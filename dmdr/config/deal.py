@@ -8,11 +8,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 def share_evenly(count: int, ranks: int, rank: int) -> range:
     """A rank's share of `count` things: neighbours, as many as any other rank has or one fewer."""
     return range(count * rank // ranks, count * (rank + 1) // ranks)
+
+
+def cut(mine: slice, parts: int) -> list[slice]:
+    """Cut neighbours into parts that differ by at most one in size."""
+    size = mine.stop - mine.start
+    edges = [mine.start + size * index // max(parts, 1) for index in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from dmdr.config.batches import count_rl, count_trajectories
-from dmdr.config.deal import Deal
+from dmdr.config.deal import Deal, cut
 from dmdr.config.rl import AnyRL, Surrogate
 from dmdr.config.training import Training
 
@@ -25,6 +25,16 @@ class Trajectories:
     @property
     def all(self) -> list[int]:
         return [*self.numbers, *self.others]
+
+    def split(self, micro_batch: int | None, group: int) -> list[slice]:
+        """The parts of `all` that run at once, in whole groups: as many on every rank, first those without `others`."""
+        parts: list[slice] = []
+        for start, stop in ((0, len(self.numbers)), (len(self.numbers), len(self.all))):
+            groups = (stop - start) // group
+            at_once = groups if micro_batch is None else max(1, micro_batch // group)
+            pieces = cut(slice(0, groups), -(-groups // at_once) if groups else 0)
+            parts += [slice(start + piece.start * group, start + piece.stop * group) for piece in pieces]
+        return parts
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 
 from dmdr import distributed
 from dmdr.backbones.protocol import Conditioning
-from dmdr.config.deal import Deal, share_evenly
+from dmdr.config.deal import Deal, cut, share_evenly
 from dmdr.path import Path, per_sample
 from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, summarize_scores
@@ -158,7 +158,7 @@ def split_step(steps: list[int], own: list[int], now: int, most: int | None) -> 
     counts = [sum(steps[number] == now for number in share_evenly(len(steps), ranks, each)) for each in range(ranks)]
     parts = min(1, max(counts)) if most is None else -(-max(counts) // most)
     rows = [row for row, number in enumerate(own) if steps[number] == now]
-    return [rows[part] for part in distributed.cut(slice(0, len(rows)), parts)]
+    return [rows[part] for part in cut(slice(0, len(rows)), parts)]
 
 
 def _beside(
