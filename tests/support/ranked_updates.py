@@ -19,6 +19,7 @@ import torch.distributed as dist
 from dmdr.config import rl as config_of
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Joint, Optimizer
+from dmdr.noise import RowNoise
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import RLTerm
 from dmdr.rl.surrogate import Surrogate
@@ -56,11 +57,13 @@ class Still(torch.optim.Optimizer):
         pass
 
 
-def make_run(folder: Path, case: str) -> tuple[Run, TrainState]:
+def make_run(folder: Path, case: str, *, device: str = "cpu") -> tuple[Run, TrainState]:
     """A run of that case on a tiny teacher, and its state."""
     settings, batch_size, fake_updates, micro_batch = CASES[case]
     backbone = copy_teacher(folder)
     prompts, empty = FewPrompts(backbone, PROMPTS), backbone.encode([""])[0]
+    backbone.network.to(device)
+    backbone.vae.to(device)
     base = SharedBase(backbone, fake_rank=2, fake_scale=2.0, student_rank=2, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # at B = 0 a LoRA has half of its gradient
@@ -96,10 +99,11 @@ def make_run(folder: Path, case: str) -> tuple[Run, TrainState]:
         base=base,
         prompts=prompts,
         unconditional=backbone.collate(empty),
-        times=backbone.student_times(FewSteps(4)).double(),
+        times=backbone.student_times(FewSteps(4)).double().to(device),
         guidance_scale=2.0,
         rl=rl,
         micro_batch=micro_batch,
+        noise=RowNoise(device),
     )
     state = TrainState(base, training, ema=0.5, beside=rl.algorithm.trained if rl else {})
     for role in ("student", "fake_score"):

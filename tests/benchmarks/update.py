@@ -1,4 +1,4 @@
-"""`python -m dmdr.planning.update_time`: seconds of a whole training step of the lab on this machine's CPU.
+"""`python -m tests.benchmarks.update`: seconds of a whole training step of the lab on this machine's CPU.
 
 The step is that of configs/lab-flow.yaml's joint stage: rollout, K - 1 updates of the fake score, one of the student,
 optimizers and moving average, by one process of one thread and by two that share the batch. With `--beside FOLDER` a
@@ -111,7 +111,7 @@ def time_version(folder: Path, updates: int, ranks: int) -> Timed:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m dmdr.planning.update_time", description="Time a training step of the lab on this CPU."
+        prog="python -m tests.benchmarks.update", description="Time a training step of the lab on this CPU."
     )
     parser.add_argument("--beside", type=Path, help="the checkout of another version, which takes turns with this one")
     parser.add_argument("--updates", type=int, default=4, help="timed updates of a round")
