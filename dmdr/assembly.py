@@ -23,6 +23,7 @@ from dmdr.hacking_alarm import Watcher
 from dmdr.kernels.attention import prepare_attention
 from dmdr.kernels.compiled_blocks import check_compiler
 from dmdr.metrics.verifier import load_any_reward
+from dmdr.noise import RowNoise
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.sources import RewardSources, list_sources
 from dmdr.rl.algorithms import build_algorithm
@@ -212,6 +213,7 @@ def build_run(
         micro_batch=config.execution.micro_batch_size,
         rollout_batch=config.execution.rollout_batch_size,
         fake_warmup=stage.fake_warmup,
+        noise=RowNoise(backbone.network.device),
     )
 
 

@@ -1,7 +1,8 @@
 """Several processes (ranks) train one model: each rank's part of a batch, and sums over all ranks.
 
-1. The batch is global: its draws do not depend on the number of ranks. Each rank takes a part of it, and a loss inside
-   an update is the rank's part of the global mean, so the sum over the ranks is what one process would have.
+1. The batch is global: its draws do not depend on the number of ranks. Each rank takes a part of it, of trajectories
+   that it rolled out, and a loss inside an update is the rank's part of the global mean, so the sum over the ranks is
+   what one process would have.
 2. Gradients are summed once, after the backward pass, in few large messages. An update runs the networks several times
    and goes backward twice, which torch's DistributedDataParallel, with hooks on each forward, does not allow.
 3. Without a group of processes every function here returns its argument, at no cost.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from dmdr.config.deal import cut, share_evenly
 from dmdr.errors import ConfigError
 
 TIMEOUT = timedelta(minutes=60)  # how long the others wait for one rank: it may load, or write a checkpoint
@@ -89,7 +90,8 @@ def barrier() -> None:
 
 def split_evenly(count: int) -> slice:
     """This rank's share of `count` things: neighbours, as many as any other rank has or one fewer."""
-    return slice(count * rank() // ranks(), count * (rank() + 1) // ranks())
+    mine = share_evenly(count, ranks(), rank())
+    return slice(mine.start, mine.stop)
 
 
 def split_batches(mine: slice, count: int, most: int | None) -> list[slice]:
@@ -97,10 +99,7 @@ def split_batches(mine: slice, count: int, most: int | None) -> list[slice]:
 
     most: None for one part.
     """
-    number = 1 if most is None else -(-largest_share(count) // most)
-    size = mine.stop - mine.start
-    edges = [mine.start + size * index // number for index in range(number + 1)]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
+    return cut(mine, 1 if most is None else -(-largest_share(count) // most))
 
 
 def largest_share(count: int) -> int:
@@ -136,7 +135,15 @@ def all_gather(part: torch.Tensor) -> torch.Tensor:
         return part
     own_length = torch.zeros(ranks(), dtype=torch.int64)
     own_length[rank()] = len(part)
-    lengths = all_reduce_sum(own_length).tolist()
+    return _join(part, all_reduce_sum(own_length).tolist())
+
+
+def all_gather_shares(part: torch.Tensor, count: int) -> torch.Tensor:
+    """Join the even shares of `count` rows that the ranks have. As `all_gather`, but nobody asks for the lengths."""
+    return part if ranks() == 1 else _join(part, [len(share_evenly(count, ranks(), each)) for each in range(ranks())])
+
+
+def _join(part: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     padded = part.new_zeros(max(lengths), *part.shape[1:])
     padded[: len(part)] = part.detach()
     parts = [torch.empty_like(padded) for _ in lengths]

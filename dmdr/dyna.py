@@ -1,7 +1,7 @@
 """The schedules DynaDG and DynaRS (DMDR, 3.3) as functions of the student update.
 
 1. Both follow the same factor, 0.5 (1 + cos(pi u / U)), which is exactly 0 from update U on ("official demo").
-2. Levels are sampled by the inverse distribution function, so that they depend only on a generator.
+2. Levels are sampled by the inverse distribution function, so that each is a function of one uniform number.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def renoise_beta(update: int, dynamic: Dynamic) -> tuple[float, float]:
     return 1 + (start_a - 1) * factor, 1 + (start_b - 1) * factor
 
 
-def renoise_levels(
-    beta: tuple[float, float], span: tuple[float, float], count: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Sample (count,) float32 renoise levels: t ~ Beta(a, b), scaled linearly from [0, 1] to `span`."""
-    uniform = torch.rand(count, generator=generator, dtype=torch.float64)
+def renoise_levels(beta: tuple[float, float], span: tuple[float, float], uniform: torch.Tensor) -> torch.Tensor:
+    """(B,) float32 renoise levels: t ~ Beta(a, b), scaled linearly from [0, 1] to `span`.
+
+    uniform: (B,) float64 in [0, 1), of which the levels are a function.
+    """
     t = torch.from_numpy(betaincinv(*beta, uniform.numpy()))
     low, high = span
     return (low + (high - low) * t).float()

@@ -22,10 +22,10 @@ import torch
 from dmdr import distributed
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.training import Watch
+from dmdr.noise import noise_for
 from dmdr.promptset import spread_evenly
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.protocol import Reward
-from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import Row, TrainState
 from dmdr.update import roll_out

@@ -88,7 +88,7 @@ def deviation_of_groups(rewards_SG: torch.Tensor) -> torch.Tensor:
     """The root mean square of reward - mean of its group, over all groups that differ; 1 if none does."""
     r = rewards_SG.double()
     differ = find_differing(r)
-    variance = r.var(dim=1, correction=0)[differ].sum() / differ.sum().clamp(min=1)
+    variance = (r.var(dim=1, correction=0) * differ).sum() / differ.sum().clamp(min=1)
     return torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
 
 

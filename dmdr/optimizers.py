@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from statistics import median
 
 import torch
 
 from dmdr import distributed
 from dmdr.config.training import Optimizer, Training
 from dmdr.errors import ConfigError
+from dmdr.transfer import send
 
 
 def check_optimizers(training: Training, stage: str, *, split: bool) -> None:
@@ -69,15 +70,17 @@ class Trainable:
         self.optimizer.step()
         return norm
 
-    def step_beside(self, rl: GradientSum, balance: Balance, trust: float = 1.0) -> dict[str, torch.Tensor]:
+    def step_beside(
+        self, rl: GradientSum, balance: Balance, trust: float | torch.Tensor = 1.0
+    ) -> dict[str, torch.Tensor]:
         """The same with RL's gradient beside the one that the parameters have, each clipped apart; return the norms."""
         grad_dm, grad_rl = self._sum_and_clip(), rl.norm()
         share = balance.weigh(grad_dm, grad_rl, clip=self.clip, trust=trust)
-        rl.add_to_gradients(share.factor)
+        if balance.weight > 0:
+            rl.add_to_gradients(share.factor)
         self.optimizer.step()
-        sizes = {"rl_weight": share.weight, "rl_clipped": share.clipped}
         norms = {"grad_student": grad_dm, "grad_dm": grad_dm, "grad_rl": grad_rl}
-        return norms | {name: torch.tensor(value, dtype=torch.float64) for name, value in sizes.items()}
+        return norms | {"rl_weight": share.weight, "rl_clipped": share.clipped}
 
     def _sum_and_clip(self) -> torch.Tensor:
         gradients = [each.grad for each in self.parameters.values() if each.grad is not None]
@@ -89,14 +92,14 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Share:
-    """How much of RL's gradient an update takes: `factor` times it.
+    """How much of RL's gradient an update takes: `factor` times it. All are float64 scalars on the gradient's device.
 
     weight: the factor before clipping. clipped: 1.0 if the clip acted, 0.0 if not.
     """
 
-    factor: float
-    weight: float
-    clipped: float
+    factor: torch.Tensor
+    weight: torch.Tensor
+    clipped: torch.Tensor
 
 
 @dataclass
@@ -108,6 +111,8 @@ class Balance:
     done in the meantime. dm is distribution matching's gradient as clipped. weight |g| is clipped at the configured
     weight times the median |dm| of the last `matching` updates: a rare large g is not to drown distillation.
 
+    The norms stay on their device, where the CPU need not wait for them, until `settle` reads those of an update.
+
     matching: None: fixed. ratios: |dm| / |g| of the first updates. lengths: |dm| of the last ones.
     """
 
@@ -115,23 +120,43 @@ class Balance:
     matching: int | None = None
     ratios: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
+    _new: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # ratio, nan if none, and length
 
-    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float, trust: float) -> Share:
+    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float, trust: float | torch.Tensor) -> Share:
         """The share of an update by the norms of its gradients, both before clipping.
 
         clip: the student's. trust: the weight of this update is multiplied by it; one of 0 is not matched.
         """
-        dm, rl = min(float(grad_dm), clip), float(grad_rl)
-        weight, limit = self.weight * trust, clip
+        dm, rl = grad_dm.double().clamp(max=clip), grad_rl.double()
+        weight = torch.ones_like(dm) * self.weight * trust
+        limit = torch.full_like(dm, clip)
         if self.matching is not None:
-            self.lengths = [*self.lengths, dm][-self.matching :]
-            if len(self.ratios) < self.matching and rl > 0 and trust > 0:
-                self.ratios = [*self.ratios, dm / rl]
-            weight *= median(self.ratios) if self.ratios else 0.0
-            limit = self.weight * trust * median(self.lengths)
-        if weight * rl <= limit:
-            return Share(weight, weight, 0.0)
-        return Share(limit / rl, weight, 1.0)
+            counts = (rl > 0) & (torch.ones_like(dm) * trust > 0)
+            self._new.append((torch.where(counts, dm / rl, torch.nan), dm))
+            limit = weight * _join(self.lengths, [each for _, each in self._new])[-self.matching :].quantile(0.5)
+            weight = weight * self._match()
+        clipped = weight * rl > limit
+        return Share(torch.where(clipped, limit / rl, weight), weight, clipped.double())
+
+    def _match(self) -> torch.Tensor:
+        """The median of the first `matching` ratios that there are; 0 if there is none."""
+        ratios = _join(self.ratios, [each for each, _ in self._new])
+        is_early = (~ratios.isnan()).cumsum(0) <= (self.matching or 0)
+        return torch.where(is_early, ratios, torch.nan).nanquantile(0.5).nan_to_num(0.0)
+
+    def settle(self) -> None:
+        """Take the norms of the last update into the lists, as numbers."""
+        for ratio, length in self._new:
+            assert self.matching is not None, "only a matched weight has norms"
+            self.lengths = [*self.lengths, float(length)][-self.matching :]
+            if len(self.ratios) < self.matching and not math.isnan(float(ratio)):
+                self.ratios = [*self.ratios, float(ratio)]
+        self._new = []
+
+
+def _join(known: list[float], new: list[torch.Tensor]) -> torch.Tensor:
+    """Numbers, and others that are on their device, as one tensor there."""
+    return torch.cat([send(torch.tensor(known, dtype=torch.float64), new[0]), torch.stack(new)])
 
 
 class GradientSum:
@@ -154,13 +179,12 @@ class GradientSum:
         distributed.all_reduce_in_place(found)
         return distributed.full_tensor(torch.nn.utils.get_total_norm(found))
 
-    def add_to_gradients(self, factor: float) -> None:
-        """Add `factor` times it to the parameters' own gradients."""
-        if factor == 0:
-            return
+    def add_to_gradients(self, factor: torch.Tensor) -> None:
+        """Add `factor`, a scalar, times it to the parameters' own gradients."""
         for parameter, own in zip(self.parameters, self.sums, strict=True):
             if own is not None:
-                parameter.grad = own * factor if parameter.grad is None else parameter.grad.add_(own, alpha=factor)
+                scaled = own * factor.to(own.dtype)
+                parameter.grad = scaled if parameter.grad is None else parameter.grad.add_(scaled)
 
 
 def _differentiate(

@@ -88,7 +88,7 @@ class VPPath(Path):
         self.timesteps = len(alphas_cumprod)
         self.lowest = 1 / self.timesteps  # timestep 0; below it there is only data
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double()])  # t = 0 is data
-        self._signal, self._spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        self._tables = {torch.device("cpu"): torch.stack([alpha_bar.sqrt(), (1 - alpha_bar).sqrt()])}  # by device
 
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
         """The timestep k (B,) int64, as the network takes it; -1 at t = 0."""
@@ -97,8 +97,10 @@ class VPPath(Path):
     def signal_and_spread(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if t.is_meta:  # a meta tensor has no values to look up
             return 1 - t, t.clone()
-        index = self.timestep(t).cpu() + 1
-        return self._signal[index].to(t), self._spread[index].to(t)
+        if t.device not in self._tables:
+            self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
+        signal, spread = self._tables[t.device][:, self.timestep(t) + 1].to(t.dtype)
+        return signal, spread
 
     def to_x0(self, x_t: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x0 = (x_t - spread noise) / signal, or signal x_t - spread v."""

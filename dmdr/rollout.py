@@ -1,34 +1,25 @@
-"""Sample: backward simulation, the few-step student, the multi-step teacher with CFG; and the noise that all use.
+"""Sample: backward simulation, the few-step student, the multi-step teacher with CFG.
 
-1. Noise is a pure function of a seed and a key, never of history: a resumed or a resharded run draws the same noise.
-2. Backward simulation follows inference: the input of each trained step is what the sampler itself would see there.
+1. Backward simulation follows inference: the input of each trained step is what the sampler itself would see there.
    (The official demo trains on an x0 that it renoises to the time of its prediction, one prediction ahead.)
+2. States stay on the rank that rolled them out. What they are used for is dealt by trajectory (`config/deal.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
-from dmdr import distributed
 from dmdr.backbones.protocol import Backbone, Conditioning
+from dmdr.config.deal import Deal
 from dmdr.config.prompt_record import PromptRecord
+from dmdr.noise import RowNoise, generator_for
 from dmdr.path import Path, per_sample
-
-
-def generator_for(seed: int, *key: int | str) -> torch.Generator:
-    """A CPU generator that depends on its arguments alone."""
-    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def noise_for(seed: int, *key: int | str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal float32 of `shape`, a pure function of (seed, key)."""
-    return torch.randn(shape, generator=generator_for(seed, *key))
+from dmdr.transfer import send
 
 
 @dataclass(frozen=True)
@@ -42,11 +33,12 @@ class States:
 
 @dataclass(frozen=True)
 class Window:
-    """The rollout of a training step, and what it was drawn for.
+    """A rank's part of the rollout of a training step, and what it was drawn for.
 
-    states: N steps of M trajectories. c, records: conditioning and prompt of each. times: (N + 1,) of the sampler. eta:
-    its share of fresh noise. seed, stage, update: what all that the step draws depends on. micro_batch: the most
-    samples that a network sees at once; None: all.
+    states: N steps of the trajectories that this rank rolled out. c, records: conditioning and prompt of each.
+    times: (N + 1,) of the sampler. eta: its share of fresh noise. seed, stage, update: what all that the step draws
+    depends on. micro_batch: the most samples that a network sees at once; None: all. numbers: which trajectories this
+    rank has, among those of all ranks; of: how many these are; None: this rank has all. source: of noise.
     """
 
     states: States
@@ -58,18 +50,58 @@ class Window:
     stage: str
     update: int
     micro_batch: int | None = None
+    numbers: Sequence[int] | None = None
+    of: int | None = None
+    source: RowNoise = field(default_factory=RowNoise)
 
-    def generator(self, name: str) -> torch.Generator:
+    @property
+    def trajectories(self) -> int:
+        """How many all ranks have."""
+        return len(self.records) if self.of is None else self.of
+
+    def generator(self, name: str, *key: int) -> torch.Generator:
         """A generator for one kind of draw of this step."""
-        return generator_for(self.seed, self.stage, name, self.update)
+        return generator_for(self.seed, self.stage, name, self.update, *key)
 
-    def noise(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Standard normal of `shape` for one kind of draw of this step, on the device of the states."""
-        return noise_for(self.seed, self.stage, name, self.update, shape=shape).to(self.times)
+    def draw(self, name: str, rows: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
+        """Standard normal (rows, *shape) for one kind of draw of this step, on the device of the states; `rows` name
+        each row among those of all ranks."""
+        noise = self.source.draw(self.seed, (self.stage, name), self.update, rows=rows, shape=shape)
+        return send(noise, self.times)
 
     def fit(self, size: int) -> int | None:
         """How many groups of `size` samples fit into the micro batch, at least one; None for all of them."""
         return None if self.micro_batch is None else max(1, self.micro_batch // size)
+
+    def locate(self, trajectories: Sequence[int]) -> list[int]:
+        """Where trajectories, numbered among those of all ranks, stand in this rank's states."""
+        if self.numbers is None:
+            return list(trajectories)
+        places = {number: place for place, number in reversed(list(enumerate(self.numbers)))}
+        return [places[number] for number in trajectories]
+
+    def find_pairs(self, deal: Deal, chosen: Sequence[int], name: str, *, steps: int) -> torch.Tensor:
+        """The flat indices, into N steps x this rank's trajectories, of states that were dealt.
+
+        Each trajectory gives its states in a random order of its first `steps` steps, which depends on the seed, the
+        stage, `name`, the update and the trajectory alone.
+        """
+        orders: dict[int, list[int]] = {}
+        found: list[int] = []
+        for state in chosen:
+            number = deal.find_trajectory(state)
+            if number not in orders:
+                orders[number] = torch.randperm(steps, generator=self.generator(name, number)).tolist()
+            found.append(orders[number][deal.find_turn(state)])
+        places = self.locate([deal.find_trajectory(state) for state in chosen])
+        return self.flatten(found, places)
+
+    def flatten(self, steps: Sequence[int], places: Sequence[int]) -> torch.Tensor:
+        """The flat indices of states, from their steps and where their trajectories stand: int64, on the CPU."""
+        count = self.states.x0.shape[1]
+        return torch.tensor(
+            [step * count + place for step, place in zip(steps, places, strict=True)], dtype=torch.int64
+        )
 
 
 @dataclass(frozen=True)
@@ -109,18 +141,16 @@ class Renoising:
 def prompt_order(seed: int, stage: str, start: int, count: int, total: int) -> list[int]:
     """Positions start .. start + count of an endless shuffled reading of `total` prompts, each once an epoch."""
     order: list[int] = []
-    permutation = torch.empty(0, dtype=torch.int64)
     for position in range(start, start + count):
         epoch, index = divmod(position, total)
-        if not order or index == 0:
-            permutation = torch.randperm(total, generator=generator_for(seed, stage, "order", epoch))
-        order.append(int(permutation[index]))
+        order.append(int(permute_prompts(seed, stage, epoch, total)[index]))
     return order
 
 
-def gather_trajectories(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Join the parts (N, m, C, H, W) of all ranks along their trajectories: (N, M, C, H, W)."""
-    return distributed.all_gather(torch.cat(parts, dim=1).transpose(0, 1)).transpose(0, 1)
+@lru_cache(maxsize=2)  # of distribution matching and of RL
+def permute_prompts(seed: int, stage: str, epoch: int, total: int) -> torch.Tensor:
+    """The order of all prompts in an epoch."""
+    return torch.randperm(total, generator=generator_for(seed, stage, "order", epoch))
 
 
 @torch.no_grad()

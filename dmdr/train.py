@@ -3,7 +3,8 @@
 1. Joint training starts from the EMA of the cold start, the weights that were measured, and from its fake score.
 2. Where it starts elsewhere, the fake score knows nothing of the student yet. It is trained alone first, for
    `fake_warmup` updates of K steps each, on samples of the student, which does not change.
-3. What a step draws (prompts, noise, levels, pairs) depends on (seed, stage, update) alone, never on history.
+3. What a step draws (prompts, noise, levels, pairs) depends on (seed, stage, update) and the number of a sample alone,
+   never on history or on the ranks, each of which draws for its own samples.
 4. What distribution matching and the fake score see is the same whatever the RL: DPO and GRPO compare whole
    trajectories of a rollout of their own, or branches of the states that are there.
 5. RL may begin at update 0 of the cold start, the newer version of the paper in RTDMD's reading (`dmdr.config.rl`).
@@ -14,24 +15,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from dmdr import distributed
 from dmdr.backbones.protocol import Conditioning, Item
-from dmdr.config.batches import RLBatch, count_rl, count_trajectories
+from dmdr.config.batches import RLBatch, count_rl
+from dmdr.config.deal import Deal, share_evenly
 from dmdr.config.prompt_record import PromptRecord
+from dmdr.config.rl import AnyRL
+from dmdr.config.shares import Share, Trajectories, deal_states, find_share
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import NonFinite, doing
 from dmdr.hacking_alarm import Look, Row, Watcher
+from dmdr.noise import RowNoise, generator_for, uniforms_for
 from dmdr.optimizers import learning_rate
 from dmdr.promptset.prompts import Prompts
 from dmdr.rl.objective import Objective, RLTerm
-from dmdr.rollout import States, Window, gather_trajectories, generator_for, noise_for, prompt_order
+from dmdr.rollout import States, Window, prompt_order
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
+from dmdr.transfer import send
 from dmdr.update import (
     Batch,
     GuidanceLevels,
@@ -52,10 +58,10 @@ class Run:
     """What stays the same through a training stage.
 
     unconditional: the conditioning of the empty prompt, a batch of one. times: (N + 1,) of the student. eta: of its
-    rollouts. guidance_scale: of the real score, or a range (low, high) from which each update draws it. micro_batch:
-    the most samples that a network sees at once; None: all. rollout_batch: the same in a rollout, which keeps no
-    graph; None: micro_batch. fake_warmup: updates of the fake score alone that come first. prepare: told the indices
-    of the prompts whose items the next update will ask for.
+    rollouts. guidance_scale: of the real score, or a range (low, high) from which each update draws it.
+    micro_batch: the most samples that a network sees at once; None: all. rollout_batch: the same in a rollout, which
+    keeps no graph; None: micro_batch. fake_warmup: updates of the fake score alone that come first. prepare: told the
+    indices of the prompts whose items the next update will ask for. noise: draws what its samples need.
     """
 
     stage: str
@@ -74,6 +80,7 @@ class Run:
     rollout_batch: int | None = None
     fake_warmup: int = 0
     prepare: Callable[[list[int]], object] = lambda indices: None
+    noise: RowNoise = field(default_factory=RowNoise)
 
     def at(self, update: int) -> Run:
         """This run as it is at an update: without RL before that acts."""
@@ -82,15 +89,40 @@ class Run:
     @property
     def batch_rl(self) -> RLBatch:
         """What RL samples and trains in an update, beside what distribution matching does."""
-        return count_rl(self.rl.config if self.rl else None, len(self.times) - 1)
+        return count_rl(self.rl_config, len(self.times) - 1)
+
+    @property
+    def rl_config(self) -> AnyRL | None:
+        return self.rl.config if self.rl else None
+
+    @property
+    def deal(self) -> Deal:
+        """How the states of a rollout are dealt to the batches of an update."""
+        return deal_states(self.training, self.rl_config, len(self.times) - 1)
+
+    @property
+    def share(self) -> Share:
+        """What this rank rolls out in an update."""
+        return find_share(
+            self.training,
+            self.rl_config,
+            len(self.times) - 1,
+            matches=self.distribution_matching,
+            ranks=distributed.ranks(),
+            rank=distributed.rank(),
+        )
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The states that one training step trains on: a list of parts for each update."""
+    """The states that one training step trains on: a list of parts for each update.
+
+    rows: for each update, the rows of its batch that this rank has; those of the fake score come first.
+    """
 
     fake_score: list[list[Batch]]
     student: list[list[Batch]]
+    rows: list[range]
 
 
 def train(run: Run, state: TrainState, *, stop: Callable[[], bool]) -> Iterator[Row]:
@@ -162,7 +194,7 @@ def warmup_step(run: Run, state: TrainState) -> dict[str, float]:
     state.fake_score.set_learning_rate(training.fake_score.learning_rate)
     figures: dict[str, torch.Tensor] = {}
     for number, parts in enumerate([*batches.fake_score, *batches.student]):
-        levels = draw_levels(alone, update, number, parts[0].of)
+        levels = draw_levels(alone, update, number, batches.rows[number])
         teacher = measure_teacher_loss(run.base, parts, levels) if number == 0 else {}
         found = update_fake_score(run.base, parts, levels, state.fake_score)
         figures = figures or {**found, **teacher}
@@ -182,7 +214,6 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     state.fake_score.set_learning_rate(learning_rate(training.fake_score, update, training.updates))
     weighted = weigh_objective(run.rl, objective, state) if run.rl and objective else []
     figures: dict[str, torch.Tensor] = {}
-    mean_level = torch.zeros(())
 
     if not run.distribution_matching:
         for each in weighted:
@@ -192,23 +223,23 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     scale = real_scale(update, training.dynamic)
     real_score = RealScore(run.unconditional, draw_guidance(run, update), scale, training.dm_floor)
     for number, parts in enumerate(batches.fake_score):
-        update_fake_score(run.base, parts, draw_levels(run, update, number, parts[0].of), state.fake_score)
+        update_fake_score(run.base, parts, draw_levels(run, update, number, batches.rows[number]), state.fake_score)
     for inner, parts in enumerate(batches.student):
         number = len(batches.fake_score) + inner
-        levels = draw_levels(run, update, number, parts[0].of)
-        levels = replace(levels, cfg=draw_guidance_levels(run, update, number, parts[0].of))
+        levels = draw_levels(run, update, number, batches.rows[number])
+        levels = replace(levels, cfg=draw_guidance_levels(run, update, number, batches.rows[number]))
         rl = weighted[inner] if weighted else None
         figures = update_student(
             run.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl
         )
-        mean_level = levels.t.mean()
-        state.rl_weight = float(figures.get("rl_weight", 0.0))
-    figures = {**figures, **(objective.figures if objective else {}), "renoise_mean": mean_level}
-    return {**to_floats(figures), "real_scale": scale}
+    found = to_floats({**figures, **(objective.figures if objective else {})})
+    state.balance.settle()
+    state.rl_weight = found.get("rl_weight", 0.0)
+    return {**found, "real_scale": scale}
 
 
 def to_floats(figures: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Figures as numbers."""
+    """Figures as numbers. Here, once an update, the CPU waits for the device."""
     return {name: float(value) for name, value in figures.items()}
 
 
@@ -221,29 +252,30 @@ def draw_guidance(run: Run, update: int) -> float:
     return low + (high - low) * float(uniform)
 
 
-def draw_levels(run: Run, update: int, number: int, count: int) -> Levels:
-    """The renoise levels and noise of the `number`-th update of a training step, for its global batch."""
-    training = run.training
+def draw_levels(run: Run, update: int, number: int, rows: range) -> Levels:
+    """The renoise levels and noise of the `number`-th update of a training step, for these rows of its batch."""
+    training, backbone = run.training, run.base.backbone
     beta = renoise_beta(update, training.dynamic)
-    t = renoise_levels(
-        beta, training.renoise_range, count, generator_for(run.seed, run.stage, "levels", update, number)
-    )
-    backbone = run.base.backbone
-    t, shape = t.clamp(min=backbone.path.lowest), (count, *backbone.latent_shape)
-    return Levels(t, noise_for(run.seed, run.stage, "renoise", update, number, shape=shape))
+    uniform = uniforms_for(run.seed, run.stage, "levels", update, number, rows=rows)
+    t = renoise_levels(beta, training.renoise_range, uniform).clamp(min=backbone.path.lowest)
+    return Levels(t, draw_rows(run, "renoise", update, number, rows))
 
 
-def draw_guidance_levels(run: Run, update: int, number: int, count: int) -> GuidanceLevels | None:
+def draw_guidance_levels(run: Run, update: int, number: int, rows: range) -> GuidanceLevels | None:
     """Where the `number`-th update of a training step takes the CFG of the real score, uniformly; None: not apart."""
     training, backbone = run.training, run.base.backbone
     if training.decoupled is None:
         return None
     low, high = (max(end, backbone.path.lowest) for end in training.renoise_range)
-    generator = generator_for(run.seed, run.stage, "guidance levels", update, number)
-    share = torch.rand(count, generator=generator, dtype=torch.float64)
-    shape = (count, *backbone.latent_shape)
-    noise = noise_for(run.seed, run.stage, "guidance renoise", update, number, shape=shape)
+    share = uniforms_for(run.seed, run.stage, "guidance levels", update, number, rows=rows)
+    noise = draw_rows(run, "guidance renoise", update, number, rows)
     return GuidanceLevels(share, noise, (low, high), below=training.decoupled == "below")
+
+
+def draw_rows(run: Run, name: str, update: int, number: int, rows: range) -> torch.Tensor:
+    """Noise (rows, C, H, W) of the `number`-th update of a training step, on the CPU."""
+    shape = tuple(run.base.backbone.latent_shape)
+    return run.noise.draw(run.seed, (run.stage, name), update, (number,), rows=rows, shape=shape)
 
 
 def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> list[WeightedLoss]:
@@ -255,7 +287,7 @@ def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> list
 
 
 def roll_out_prompts(run: Run, update: int) -> tuple[Window, Window]:
-    """The rollout of a training step, and the one that RL looks at: the same, or one of its own.
+    """This rank's rollout of a training step, and the one that RL looks at: the same, or one of its own.
 
     RL alone has no other rollout than its own. The prompts of both are asked for at once.
     """
@@ -265,71 +297,77 @@ def roll_out_prompts(run: Run, update: int) -> tuple[Window, Window]:
     items = run.prompts.items([*indices, *own])
     if update + 1 < run.training.updates:
         run.prepare([index for each in list_prompts(after, update + 1) for index in each])
-    first, group = len(indices), run.batch_rl.group
+    first, share = len(indices), run.share
     windows = []
     if indices:
-        windows.append(roll_out_window(run, run.stage, update, items[:first], records[:first], group=1))
+        windows.append(roll_out_window(run, update, share.matching, items[:first], records[:first]))
     if own:
-        windows.append(roll_out_window(run, f"{run.stage} rl", update, items[first:], records[first:], group=group))
+        windows.append(
+            roll_out_window(run, update, share.own, items[first:], records[first:], group=run.batch_rl.group)
+        )
     return windows[0], windows[-1]
 
 
 def roll_out_window(
-    run: Run, stage: str, update: int, items: list[Item], records: list[PromptRecord], *, group: int
+    run: Run, update: int, mine: Trajectories, items: list[Item], records: list[PromptRecord], *, group: int = 1
 ) -> Window:
-    """N states of a trajectory for each item; `stage` names what is drawn for them.
-
-    Each rank rolls out the trajectories of its share of the groups; then every rank has all states.
-    """
-    backbone, groups = run.base.backbone, len(items) // group
-    c = backbone.collate(items)
-    shape = (len(run.times) - 1, len(items), *backbone.latent_shape)
-    noises = noise_for(run.seed, stage, "rollout", update, shape=shape)
-    together = run.rollout_batch or run.micro_batch
-    most = None if together is None else max(1, together // group)
+    """N states of each trajectory of this rank. group: images of a prompt, which stay together, in RL's own rollout."""
+    backbone, numbers, stage = run.base.backbone, mine.all, run.stage if group == 1 else name_own(run)
+    c, shape = backbone.collate(items), (len(run.times) - 1, *backbone.latent_shape)
     parts = []
-    for chunk in distributed.split_batches(distributed.split_evenly(groups), groups, most):
-        part = slice(chunk.start * group, chunk.stop * group)
+    for part in mine.split(run.rollout_batch or run.micro_batch, group):
+        noises = run.noise.draw(run.seed, (stage, "rollout"), update, rows=numbers[part], shape=shape)
+        noises_NB = send(noises, run.times).transpose(0, 1)
         c_part = {key: value[part] for key, value in c.items()}
-        parts.append(roll_out(run.base, c_part, times=run.times, noises=noises[:, part].to(run.times), eta=run.eta))
-    x_t = gather_trajectories([part.x_t for part in parts])
-    x0 = gather_trajectories([part.x0 for part in parts])
+        parts.append(roll_out(run.base, c_part, times=run.times, noises=noises_NB, eta=run.eta))
+    x_t, x0 = (torch.cat(each, dim=1) for each in ([part.x_t for part in parts], [part.x0 for part in parts]))
     states = States(run.times[:-1], x_t, x0)
-    return Window(states, c, records, run.times, run.eta, run.seed, stage, update, run.micro_batch)
+    return Window(
+        states, c, records, run.times, run.eta, run.seed, stage, update, run.micro_batch, numbers, mine.of, run.noise
+    )
+
+
+def name_own(run: Run) -> str:
+    """Names what is drawn for a rollout of RL's own."""
+    return f"{run.stage} rl"
 
 
 def list_prompts(run: Run, update: int) -> tuple[list[int], list[int]]:
-    """The indices of the prompts of each trajectory that an update rolls out, and of each that RL rolls out."""
-    own, total = run.batch_rl, len(run.prompts)
-    groups = own.trajectories // own.group
-    needed = run.distribution_matching or not groups
-    count = count_window(run) if needed else 0
-    order_rl = prompt_order(run.seed, f"{run.stage} rl", update * groups, groups, total)
-    return (
-        prompt_order(run.seed, run.stage, update * count, count, total),
-        [index for index in order_rl for _ in range(own.group)],
-    )
+    """The indices of the prompts of each trajectory that this rank rolls out, and of each that RL rolls out."""
+    share, group, total = run.share, run.batch_rl.group, len(run.prompts)
+
+    def find(number: int, of: int, stage: str, count: int = 1) -> list[int]:
+        return prompt_order(run.seed, stage, update * of + number, count, total)
+
+    matching, own = share.matching, share.own
+    indices = find(matching.numbers.start, matching.of, run.stage, len(matching.numbers))
+    indices += [index for number in matching.others for index in find(number, matching.of, run.stage)]
+    of_groups = find(own.numbers.start // group, own.of // group, name_own(run), len(own.numbers) // group)
+    return indices, [index for index in of_groups for _ in range(group)]
 
 
 def count_window(run: Run) -> int:
-    """The trajectories of a training step, without those of RL's own."""
-    training, steps = run.training, len(run.times) - 1
-    return count_trajectories(
-        training.batch_size, training.fake_updates, steps, student_batches=run.batch_rl.inner_updates
-    )
+    """The trajectories of a training step on all ranks, without those of RL's own."""
+    return run.deal.trajectories
 
 
 def select_batches(run: Run, window: Window) -> Batches:
-    """K - 1 batches of B states for the fake score, then one of the student for each of its updates."""
-    batch_size, (steps, count) = run.training.batch_size, window.states.x0.shape[:2]
+    """K - 1 batches of B states for the fake score, then one of the student for each of its updates.
 
-    def shuffle(name: str) -> tuple[torch.Tensor, ...]:  # so that no batch is one prompt at N steps
-        return torch.randperm(steps * count, generator=window.generator(name)).split(batch_size)
+    Each trajectory gives its share to each batch, its steps in a random order, so that no batch is one prompt at all
+    steps.
+    """
+    deal, steps, rows = run.deal, len(run.times) - 1, list[range]()
+    mine = share_evenly(deal.states, distributed.ranks(), distributed.rank())
+    turn = int(torch.randint(deal.batches, (), generator=window.generator("student batch")))
 
-    def select(pairs: torch.Tensor) -> list[Batch]:
-        return select_states(window.states, window.c, pairs, most=run.micro_batch)
+    def select(batch: int, name: str) -> list[Batch]:
+        rows.append(deal.list_rows(mine, batch))
+        pairs = window.find_pairs(deal, deal.list_states(rows[-1], batch), name, steps=steps)
+        return select_states(window.states, window.c, pairs, most=run.micro_batch, of=run.training.batch_size)
 
     return Batches(
-        fake_score=[select(pairs) for pairs in shuffle("fake pairs")[: run.training.fake_updates - 1]],
-        student=[select(pairs) for pairs in shuffle("student pairs")[: run.batch_rl.inner_updates]],
+        fake_score=[select(batch, "fake pairs") for batch in range(run.training.fake_updates - 1)],
+        student=[select((turn + inner) % deal.batches, "student pairs") for inner in range(run.batch_rl.inner_updates)],
+        rows=rows,
     )

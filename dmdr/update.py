@@ -27,14 +27,15 @@ from dmdr.backbones.protocol import Conditioning
 from dmdr.optimizers import Balance, GradientSum, Trainable
 from dmdr.rollout import States, simulate_backward
 from dmdr.shared_base import FAKE, SharedBase
+from dmdr.transfer import send, send_to
 
 
 @dataclass(frozen=True)
 class Batch:
     """A part of a global batch of states.
 
-    x_t, x0: (B, C, H, W). t: (B,). c: their conditioning. step, trajectory: (B,) where each stands in the rollout.
-    rows: where they stand in the global batch. of: states in the global batch.
+    x_t, x0: (B, C, H, W). t: (B,). c: their conditioning. step, trajectory: (B,) where each stands in this rank's part
+    of the rollout. rows: where they stand among the states of the batch that this rank has. of: states in the batch.
     """
 
     x_t: torch.Tensor
@@ -67,10 +68,10 @@ class WeightedLoss:
     weight: float
     batches: list[Batch] | None = None
     balance: Balance | None = None
-    trust: float = 1.0
+    trust: float | torch.Tensor = 1.0
 
     @property
-    def trusted_weight(self) -> float:
+    def trusted_weight(self) -> float | torch.Tensor:
         return self.weight * self.trust
 
 
@@ -93,13 +94,13 @@ class GuidanceLevels:
         if self.below:
             high = torch.minimum(high, batch.t)
             low = torch.minimum(low, high)  # a state below the span has CFG at its own time
-        t = low + self.share[batch.rows].to(high) * (high - low)
-        return t.to(batch.x0), self.noise[batch.rows].to(batch.x0)
+        t = low + send(self.share[batch.rows], high) * (high - low)
+        return t.to(batch.x0), send(self.noise[batch.rows], batch.x0)
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Where the two scores of a global batch are compared: renoise levels t (B,) and noise (B, C, H, W).
+    """Where the two scores of this rank's part of a batch are compared: renoise levels t (B,), noise (B, C, H, W).
 
     cfg: where the CFG of the real score is taken; None: there too.
     """
@@ -110,7 +111,7 @@ class Levels:
 
     def of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """t and noise of a part's states, on their device."""
-        return self.t[batch.rows].to(batch.x0), self.noise[batch.rows].to(batch.x0)
+        return send(self.t[batch.rows], batch.x0), send(self.noise[batch.rows], batch.x0)
 
 
 @dataclass(frozen=True)
@@ -134,27 +135,35 @@ def roll_out(
 
 
 def select_states(
-    states: States, c: Conditioning, pairs: torch.Tensor, *, block: int = 1, most: int | None = None, first: int = 0
+    states: States,
+    c: Conditioning,
+    pairs: torch.Tensor,
+    *,
+    block: int = 1,
+    most: int | None = None,
+    first: int = 0,
+    of: int | None = None,
 ) -> list[Batch]:
-    """This rank's share of the states that `pairs` names, in whole blocks, cut into parts.
+    """The states that `pairs` names, this rank's of a batch, in whole blocks, cut into parts.
 
     Args:
-        pairs: flat indices into the (N steps x M trajectories).
+        pairs: flat indices into this rank's (N steps x M trajectories).
         block: neighbours in `pairs` that stay together.
         most: the most states of a part, None for one part. Every rank has equally many parts.
-        first: the number of the first of `pairs` among all rows, where they are a part of a larger batch.
+        first: the number of the first of `pairs` among all that this rank has, where they are a part of them.
+        of: the states of the batch on all ranks; None: `pairs` are all.
     """
-    count = states.x0.shape[1]
-    blocks = distributed.split_evenly(len(pairs) // block)
+    count, of = states.x0.shape[1], len(pairs) if of is None else of
     most_blocks = None if most is None else max(1, most // block)
     batches = []
-    for part in distributed.split_batches(blocks, len(pairs) // block, most_blocks):
+    for part in distributed.split_batches(slice(0, len(pairs) // block), of // block, most_blocks):
         rows = slice(part.start * block, part.stop * block)
         step, trajectory = pairs[rows] // count, pairs[rows] % count
-        c_part = {key: value[trajectory] for key, value in c.items()}
-        x_t, x0 = states.x_t[step, trajectory], states.x0[step, trajectory]
+        here = send_to(torch.stack([step, trajectory]), states.x0.device)
+        c_part = {key: value[trajectory if value.device == pairs.device else here[1]] for key, value in c.items()}
+        x_t, x0 = states.x_t[here[0], here[1]], states.x0[here[0], here[1]]
         rows = slice(first + rows.start, first + rows.stop)
-        batches.append(Batch(x_t, x0, states.times[step], c_part, step, trajectory, rows, of=len(pairs)))
+        batches.append(Batch(x_t, x0, states.times[here[0]], c_part, step, trajectory, rows, of))
     return batches
 
 
@@ -218,7 +227,7 @@ def update_student(
         loss_fake.backward()
 
         loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake, real_score.floor) * batch.share
-        figures.add({"loss_dm": loss_dm, "loss_fake": loss_fake})
+        figures.add({"loss_dm": loss_dm, "loss_fake": loss_fake, "renoise_mean": t.mean() * batch.share})
         towards_rl = None
         if rl is not None and rl.batches is None:
             loss_rl, rl_figures = rl.loss(x0, batch)
@@ -234,7 +243,7 @@ def update_student(
         add_rl(base, rl, rl.batches, gradients_rl, figures)
     grad_fake = fake_score.step()
     if rl is None or rl.balance is None:
-        weight = {} if rl is None else {"rl_weight": torch.tensor(rl.trusted_weight)}
+        weight = {} if rl is None else {"rl_weight": torch.as_tensor(rl.trusted_weight)}
         norms = weight | {"grad_student": student.step()}
     else:
         norms = student.step_beside(gradients_rl, rl.balance, rl.trust)

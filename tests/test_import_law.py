@@ -19,8 +19,10 @@ ROOMS = {
     "dmdr": [
         "errors",
         "path",
+        "transfer",
         "config",
         "distributed",
+        "noise",
         "losses",
         "dyna",
         "optimizers",

@@ -14,6 +14,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from dmdr.backbones.latent import ShiftedFlowBackbone, silence_diffusers
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.few_steps import FewSteps
+from dmdr.transfer import send_to
 
 TOKENS = 512  # max_sequence_length, the default of FluxPipeline.__call__
 
@@ -66,7 +67,11 @@ class Flux(ShiftedFlowBackbone[FluxPipeline, FluxTransformer2DModel]):
         context = torch.stack([item["context"] for item in items])
         pooled = torch.cat([item["pooled"] for item in items])
         guidance = torch.ones(len(items), device=device, dtype=dtype)
-        return {"context": context.to(device, dtype), "pooled": pooled.to(device, dtype), "guidance": guidance}
+        return {
+            "context": send_to(context, device, dtype),
+            "pooled": send_to(pooled, device, dtype),
+            "guidance": guidance,
+        }
 
     def blank(self) -> Item:
         config = self.network.config
@@ -75,7 +80,8 @@ class Flux(ShiftedFlowBackbone[FluxPipeline, FluxTransformer2DModel]):
 
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         rows, columns = x_t.shape[2] // 2, x_t.shape[3] // 2
-        grid = torch.cartesian_prod(x_t.new_zeros(1), *(torch.arange(n).to(x_t) for n in (rows, columns)))
+        sides = (torch.arange(n, device=x_t.device, dtype=x_t.dtype) for n in (rows, columns))
+        grid = torch.cartesian_prod(x_t.new_zeros(1), *sides)
         tokens: torch.Tensor = network(
             hidden_states=self.to_pipeline(x_t),
             timestep=t,

@@ -26,6 +26,7 @@ from dmdr.backbones.protocol import Conditioning, Item, Unconditional
 from dmdr.backbones.zero_t5 import build_zero_t5
 from dmdr.config.few_steps import FewSteps
 from dmdr.path import FlowPath
+from dmdr.transfer import send_to
 
 T5_TOKENS = 256  # max_sequence_length, the default of StableDiffusion3Pipeline.__call__
 
@@ -81,7 +82,7 @@ class SD3(LatentBackbone[StableDiffusion3Pipeline, SD3Transformer2DModel]):
         longest = max(len(item["context"]) for item in items)
         context = [torch.cat([c, c[-1:].expand(longest - len(c), -1)]) for c in (item["context"] for item in items)]
         pooled = torch.cat([item["pooled"] for item in items])
-        return {"context": torch.stack(context).to(device, dtype), "pooled": pooled.to(device, dtype)}
+        return {"context": send_to(torch.stack(context), device, dtype), "pooled": send_to(pooled, device, dtype)}
 
     def encode_unconditional(self, kind: Unconditional) -> Item:
         item = super().encode_unconditional(kind)

@@ -28,6 +28,7 @@ from dmdr.backbones.protocol import Conditioning, Item, StudentScheduler, TimesA
 from dmdr.config.few_steps import FewSteps
 from dmdr.errors import ConfigError, DataError
 from dmdr.path import VPPath
+from dmdr.transfer import send_to
 
 TOKENS = 77  # of every prompt: the tokenizers pad or cut it
 # "authors' code, t2i", of the fake score's LoRA; DMD2's list
@@ -125,7 +126,7 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
         device, dtype = self.network.device, self.network.dtype
         context = torch.stack([item["context"] for item in items])
         pooled = torch.cat([item["pooled"] for item in items])
-        return {"context": context.to(device, dtype), "pooled": pooled.to(device, dtype)}
+        return {"context": send_to(context, device, dtype), "pooled": send_to(pooled, device, dtype)}
 
     def blank(self) -> Item:
         config = self.network.config
@@ -134,7 +135,10 @@ class SDXL(LatentBackbone[StableDiffusionXLPipeline, UNet2DConditionModel]):
 
     def _predict(self, network: torch.nn.Module, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
         side = self.resolution
-        size = x_t.new_tensor([side, side, 0, 0, side, side]).expand(len(x_t), -1)  # original, crop, target
+        size = x_t.new_full(
+            (len(x_t), 6), side
+        )  # original, crop, target: filled there, nothing is copied to the device
+        size[:, 2:4] = 0
         return network(
             x_t,
             self.path.timestep(t),

@@ -15,6 +15,7 @@ from dmdr.backbones.latent import ShiftedFlowBackbone
 from dmdr.backbones.protocol import Conditioning, Item, Unconditional
 from dmdr.config.few_steps import FewSteps
 from dmdr.errors import ConfigError, DataError
+from dmdr.transfer import send_to
 
 TYPICAL_TOKENS = 96  # of a prompt of medium length with its chat template
 TOKENS = 512  # max_sequence_length, the default of ZImagePipeline.__call__
@@ -80,11 +81,10 @@ class ZImage(ShiftedFlowBackbone[ZImagePipeline, ZImageTransformer2DModel]):
         return sum(len(ids) > TOKENS for ids in tokenizer(chats, verbose=False).input_ids)
 
     def collate(self, items: list[Item]) -> Conditioning:
-        """context (B, TOKENS, D), zeros after each prompt's own tokens; tokens (B,), the number of those."""
-        device = self.network.device
+        """context (B, TOKENS, D), zeros after a prompt's own tokens; tokens (B,), the number of those, on the CPU."""
         context = [F.pad(item["context"], (0, 0, 0, TOKENS - len(item["context"]))) for item in items]
-        tokens = torch.tensor([len(item["context"]) for item in items], device=device)
-        return {"context": torch.stack(context).to(device, self.network.dtype), "tokens": tokens}
+        tokens = torch.tensor([len(item["context"]) for item in items])  # which the CPU reads in each forward
+        return {"context": send_to(torch.stack(context), self.network.device, self.network.dtype), "tokens": tokens}
 
     def blank(self) -> Item:
         return {"context": torch.zeros(TYPICAL_TOKENS, self.network.config["cap_feat_dim"])}

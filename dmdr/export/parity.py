@@ -12,7 +12,8 @@ from dmdr.backbones.protocol import Backbone
 from dmdr.config.few_steps import FewSteps
 from dmdr.errors import DataError
 from dmdr.export.write import absent_text_encoders, disable_progress_bars, network_part
-from dmdr.rollout import noise_for, sample_student
+from dmdr.noise import noise_for
+from dmdr.rollout import sample_student
 from dmdr.teacher.load import TeacherSource, load_pipeline
 
 PROBES = ("a red circle", "two blue squares above a green cross", "a photo of three trees")

@@ -14,7 +14,8 @@ from dmdr.backbones.protocol import Backbone
 from dmdr.config.few_steps import FewSteps
 from dmdr.errors import DataError
 from dmdr.export.parity import compare_latents
-from dmdr.rollout import noise_for, sample_teacher
+from dmdr.noise import noise_for
+from dmdr.rollout import sample_teacher
 
 PROMPT = "a red circle"
 STEPS = 2

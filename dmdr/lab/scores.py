@@ -11,7 +11,8 @@ import torch
 
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.prompt_record import PromptRecord
-from dmdr.rollout import noise_for, sample_teacher
+from dmdr.noise import noise_for
+from dmdr.rollout import sample_teacher
 from dmdr.teacher.load import load_teacher
 
 BATCH = 100

@@ -25,10 +25,11 @@ from dmdr.export.rounding import DTYPES
 from dmdr.metrics.load import judge_images, load_metrics
 from dmdr.metrics.protocol import Metric
 from dmdr.metrics.reward import RewardMetric
+from dmdr.noise import noise_for
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.sources import list_sources
-from dmdr.rollout import noise_for, sample_student, sample_teacher
+from dmdr.rollout import sample_student, sample_teacher
 
 FEWEST = 4  # steps of a teacher that are drawn however long they take
 

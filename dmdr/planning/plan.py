@@ -155,8 +155,8 @@ def count_stage(config: Config, name: str, *, say: Callable[[str], None] = lambd
 class _Balance(Balance):
     """Weighs without numbers."""
 
-    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float, trust: float) -> Share:
-        return Share(1.0, 1.0, 0.0)
+    def weigh(self, grad_dm: torch.Tensor, grad_rl: torch.Tensor, *, clip: float, trust: float | torch.Tensor) -> Share:
+        return Share(*torch.ones(3, dtype=torch.float64))
 
 
 class _Stage:
@@ -406,12 +406,12 @@ class _Stage:
     def count_other_states(self, window: Window, trajectories: int) -> int:
         """Bytes of states and conditioning of the trajectories and batches that did not run, and of RL's own.
 
-        Every rank holds the whole rollout, and a copy of its own share of every batch. RL's branches are their x_next,
-        the noise that they were drawn with, and the noise of later steps.
+        A rank holds its own part of the rollout, and a copy of its share of every batch. RL's branches are their
+        x_next, the noise that they were drawn with, and the noise of later steps.
         """
         states, asked = window.states, self.asked
         latent, conditioning = states.x0[0, 0].nbytes, sum(each[0].nbytes for each in window.c.values())
-        more = trajectories + asked.trajectories - states.x0.shape[1]
+        more = math.ceil(trajectories / self.ranks) + math.ceil(asked.trajectories / self.ranks) - states.x0.shape[1]
         batches = self.training.fake_updates if self.stage.distribution_matching else 1
         share = math.ceil(self.training.batch_size / self.ranks)
         copies = batches * share - min(batches, self.small_training.fake_updates) * self.small_batch
@@ -420,7 +420,7 @@ class _Stage:
         return (
             more * (2 * len(states.x0) * latent + conditioning)
             + copies * (2 * latent + conditioning)
-            + branches * latent
+            + math.ceil(branches / self.ranks) * latent
         )
 
     def fill_moments(self) -> None:

@@ -23,12 +23,13 @@ from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.run import Config
 from dmdr.errors import NonFinite
 from dmdr.hacking_alarm import saturation, score_images
+from dmdr.noise import noise_for
 from dmdr.planning.stability import Cell, CellResult, Look, apply_cell
 from dmdr.promptset import spread_evenly
 from dmdr.promptset.ahead import Ahead
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.protocol import Reward
-from dmdr.rollout import noise_for, sample_teacher
+from dmdr.rollout import sample_teacher
 from dmdr.shared_base import FAKE
 from dmdr.state import TrainState, fill_parameters
 from dmdr.train import Run, train

@@ -22,6 +22,7 @@ from dmdr.config.prompt_record import PromptRecord
 from dmdr.errors import DataError
 from dmdr.rewards.checkpoint import fill_module, read_linear, read_tensors
 from dmdr.rewards.preprocess import normalize, resize_and_crop
+from dmdr.transfer import send_to
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
@@ -150,7 +151,7 @@ class ImageReward:
         if self.tokenizer is None:
             return torch.ones(len(prompts), LONGEST, dtype=torch.long, device=self.device), None
         batch = self.tokenizer(prompts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-        return batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
+        return send_to(batch.input_ids, self.device), send_to(batch.attention_mask, self.device)
 
 
 def build_tokenizer(vocabulary: Path) -> BertTokenizer:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dmdr.config.prompt_record import PromptRecord
+from dmdr.transfer import send_to
 
 FOLDER = Path(__file__).parents[1] / "lab" / "rewards"
 SIZE, LENGTH = 32, 14  # side of an image in pixels; words of a caption, the rest is cut
@@ -62,7 +63,7 @@ class RecurrentText(nn.Module):
     def forward(self, words: torch.Tensor) -> torch.Tensor:
         states, _ = self.gru(self.embedding(words))
         last = (words != PAD).sum(1).clamp(min=1) - 1
-        return self.out(states[torch.arange(len(words)), last])
+        return self.out(states[torch.arange(len(words), device=words.device), last])
 
 
 class Mixer(nn.Module):
@@ -132,7 +133,7 @@ class LabReward(nn.Module):
 
     def embed_captions(self, captions: list[str]) -> torch.Tensor:
         """B captions -> (B, D), of length 1."""
-        return F.normalize(self.text(self.tokenize(captions).to(self.log_temperature.device)), dim=-1)
+        return F.normalize(self.text(send_to(self.tokenize(captions), self.log_temperature.device)), dim=-1)
 
     def forward(self, images: torch.Tensor, prompts: list[str], metadata: Sequence[PromptRecord] = ()) -> torch.Tensor:
         cosine_B = (self.embed_images(images) * self.embed_captions(prompts)).sum(-1)

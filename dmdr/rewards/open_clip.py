@@ -23,6 +23,7 @@ from dmdr.errors import DataError, InputMissing
 from dmdr.rewards.checkpoint import fill_module, read_tensors
 from dmdr.rewards.dual_encoder import DualEncoder
 from dmdr.rewards.preprocess import normalize, resize_and_crop, resize_and_pad, resize_to_square
+from dmdr.transfer import send_to
 
 SCALE = 100.0
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -95,7 +96,7 @@ def load_open_clip(name: str, path: Path | None, device: str) -> DualEncoder:
             tokens = tokenize_prefixed(prompts, prefixed.prefix, clip.tokenize)
         else:
             tokens = clip.tokenize(prompts)
-        return clip.model.encode_text(tokens.to(device))
+        return clip.model.encode_text(send_to(tokens, torch.device(device)))
 
     return DualEncoder(name, encode_images, encode_prompts, SCALE)
 

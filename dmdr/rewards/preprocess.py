@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
@@ -44,5 +46,12 @@ def resize_to_square(images: torch.Tensor, size: int) -> torch.Tensor:
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """Subtract the mean of CLIP's training images, and divide by their standard deviation."""
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = _find_moments(images.device, images.dtype)
     return (images - mean) / std
+
+
+@lru_cache(maxsize=8)
+def _find_moments(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation (3, 1, 1), copied to a device once."""
+    mean, std = (torch.tensor(values, device=device, dtype=dtype).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return mean, std

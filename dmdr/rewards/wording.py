@@ -15,9 +15,9 @@ import torch
 
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.rl import Preference
+from dmdr.noise import generator_for
 from dmdr.rewards.dual_encoder import DualEncoder
 from dmdr.rewards.protocol import Reward
-from dmdr.rollout import generator_for
 
 
 @dataclass(frozen=True)

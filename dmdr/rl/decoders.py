@@ -24,11 +24,12 @@ from torch.utils.checkpoint import checkpoint
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.rl import ReFL
 from dmdr.errors import DataError
+from dmdr.noise import noise_for
 from dmdr.rewards.checkpoint import shorten
 from dmdr.rewards.load import load_reward
 from dmdr.rewards.protocol import Reward
 from dmdr.rl.tiny_decoder import KEY, find_tiny_decoder
-from dmdr.rollout import noise_for, sample_teacher
+from dmdr.rollout import sample_teacher
 from dmdr.teacher import hub
 from dmdr.teacher.load import find_teacher, load_teacher
 

@@ -11,7 +11,7 @@
 6. `hybrid`: the last step, which has no action, follows the gradient of the reward itself, as in RTDMD. It has the
    scale of the policy gradient, reward / (deviation C H W): both are the gradient of one expected reward.
 
-S states, G actions of each, B states of a part.
+S states of all ranks, s of this one, G actions of each, B states of a part.
 """
 
 from __future__ import annotations
@@ -22,14 +22,25 @@ from types import MappingProxyType
 import torch
 
 from dmdr import losses
+from dmdr.config.deal import Deal
 from dmdr.config.rl import GRPO as GRPOConfig
 from dmdr.optimizers import Trainable
 from dmdr.rewards.sources import RewardSources
-from dmdr.rl.actions import Actions, branch, choose_states, follow_trajectories, gather_groups, split_updates
+from dmdr.rl.actions import (
+    Actions,
+    branch,
+    choose_states,
+    follow_trajectories,
+    gather_groups,
+    list_own,
+    list_steps,
+    split_updates,
+)
 from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective
 from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
+from dmdr.transfer import send_to
 from dmdr.update import Batch
 
 
@@ -59,46 +70,47 @@ class GRPO:
 
     def compare_trajectories(self, window: Window) -> Objective:
         """Groups of whole trajectories: every action of an image has the image's advantage."""
-        steps, count = window.states.x0.shape[:2]
+        actions_each = len(window.states.times) - 1
         rewards_PG, figures = gather_groups(self.reward, window, self.config.group_size)
-        pairs = torch.randperm((steps - 1) * count, generator=window.generator("actions"))
+        deal = Deal(actions_each * window.trajectories, window.trajectories, self.config.inner_updates)
+        own = list_own(deal)
+        pairs = window.find_pairs(deal, own, "actions", steps=actions_each)
         actions = follow_trajectories(window, self.base.backbone.path, pairs)
-        advantages_S = losses.advantages(rewards_PG).flatten()[pairs % count]
-        batches = split_updates(window, pairs, self.config.inner_updates)
+        images = torch.tensor([deal.find_trajectory(number) for number in own])
+        advantages_s = losses.advantages(rewards_PG).flatten()[send_to(images, rewards_PG.device)]
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            return self.compute_loss(actions, advantages_S[:, None], x0, batch)
+            return self.compute_loss(actions, advantages_s[:, None], x0, batch)
 
-        return Objective(loss, batches, figures)
+        return Objective(loss, split_updates(window, pairs, deal), figures)
 
     def compare_branches(self, window: Window) -> Objective:
         """Groups of branches of one state."""
         config = self.config
-        pairs = choose_states(window, config.states, last_step=config.hybrid)
-        actions, rewards_SG, figures = branch(self.base, window, pairs, config.branches, self.reward)
-        order = torch.randperm(len(pairs), generator=window.generator("actions"))
-        pairs, rewards_SG = pairs[order], rewards_SG[order]
-        actions = Actions(actions.x_next[order], actions.t_next[order], actions.path, actions.eta)
-        advantages_SG, differ_S = losses.branch_advantages(rewards_SG), losses.find_differing(rewards_SG)
-        acting_S = pairs // window.states.x0.shape[1] < len(window.states.times) - 1
-        kept = float(differ_S.sum()) / float(acting_S.sum())
-        figures = {**figures, "differing": rewards_SG.new_tensor(kept)}
+        deal = Deal(config.states, window.trajectories, config.inner_updates)
+        steps = list_steps(window, deal, last_step=config.hybrid)
+        actions, rewards_SG, figures = branch(self.base, window, deal, steps, config.branches, self.reward)
+        own = send_to(torch.tensor(list_own(deal)), rewards_SG.device)
+        acting = sum(step < len(window.states.times) - 1 for step in steps)
+        kept = losses.find_differing(rewards_SG).sum() / acting
+        advantages_sG = losses.branch_advantages(rewards_SG)[own] / kept.clamp(min=1 / deal.states)
+        figures = {**figures, "differing": kept}
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
-            total, part = self.compute_loss(actions, advantages_SG / max(kept, 1 / len(pairs)), x0, batch)
+            total, part = self.compute_loss(actions, advantages_sG, x0, batch)
             if config.hybrid:
                 deviation = losses.deviation_of_groups(rewards_SG)
                 total = total + self.follow_reward(x0, batch, window, deviation)
             return total, part
 
-        return Objective(loss, split_updates(window, pairs, config.inner_updates), figures)
+        return Objective(loss, split_updates(window, choose_states(window, deal, steps), deal), figures)
 
     def compute_loss(
-        self, actions: Actions, advantages_SG: torch.Tensor, x0: torch.Tensor, batch: Batch
+        self, actions: Actions, advantages_sG: torch.Tensor, x0: torch.Tensor, batch: Batch
     ) -> tuple[torch.Tensor, Figures]:
         """The surrogate of a part of RL's states, and the KL where there is one."""
         log_ratio_BG = actions.log_prob(batch, x0) - actions.log_prob(batch, batch.x0)
-        total = losses.grpo(log_ratio_BG.flatten(), advantages_SG[batch.rows].flatten(), self.config.clip_range)
+        total = losses.grpo(log_ratio_BG.flatten(), advantages_sG[batch.rows].flatten(), self.config.clip_range)
         clipped_BG = ((log_ratio_BG.detach().exp() - 1).abs() > self.config.clip_range).float()
         figures = {"clipped": clipped_BG.sum() / max(clipped_BG.numel(), 1) * batch.share}
         if self.config.kl:
@@ -114,5 +126,5 @@ class GRPO:
         if not len(last):
             return x0.sum() * 0.0
         records = [window.records[index] for index in batch.trajectory[last].tolist()]
-        scores = self.reward(self.base.backbone.decode(x0[last]), records, update=window.update)
+        scores = self.reward(self.base.backbone.decode(x0[send_to(last, x0.device)]), records, update=window.update)
         return -self.reward.mix(scores).sum() / (deviation * x0[0].numel()) / batch.of

@@ -110,24 +110,25 @@ class Mixture:
         config asks for it. Each update counts the same."""
         if not self.normalises:
             return scores
-        return {name: (each - mean) / std for name, each in scores.items() for mean, std in [self.measure(name, each)]}
+        moments = {name: self.measure(name, each) for name, each in scores.items()}
+        return {name: ((each - moments[name][0]) / moments[name][1]).to(each.dtype) for name, each in scores.items()}
 
     def list_moments(self, scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Figures of a metrics row: the mean and the deviation that each reward was normalised by; none without."""
         if not self.normalises:
             return {}
         moments = {name: self.measure(name, each) for name, each in scores.items()}
-        means = {f"normal_mean/{name}": torch.tensor(mean) for name, (mean, _) in moments.items()}
-        return means | {f"normal_std/{name}": torch.tensor(std) for name, (_, std) in moments.items()}
+        means = {f"normal_mean/{name}": mean for name, (mean, _) in moments.items()}
+        return means | {f"normal_std/{name}": std for name, (_, std) in moments.items()}
 
-    def measure(self, name: str, scores: torch.Tensor) -> tuple[float, float]:
-        """Mean and standard deviation of a reward's scores over the last updates and these (M,)."""
-        now = (float(scores.mean()), float(scores.std(correction=0)))
+    @torch.no_grad()
+    def measure(self, name: str, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of a reward's scores over the last updates and these (M,), in float64."""
         past = [(row[f"{MEAN}{name}"], row[f"{STD}{name}"]) for row in self.seen if f"{STD}{name}" in row]
-        moments = [*past, now]
-        mean = math.fsum(each for each, _ in moments) / len(moments)
-        square = math.fsum(each**2 + std**2 for each, std in moments) / len(moments)
-        return mean, max(math.sqrt(max(square - mean**2, 0.0)), LEAST_STD)
+        now, now_std = scores.double().mean(), scores.double().std(correction=0)
+        mean = (math.fsum(each for each, _ in past) + now) / (len(past) + 1)
+        square = (math.fsum(each**2 + std**2 for each, std in past) + now**2 + now_std**2) / (len(past) + 1)
+        return mean, (square - mean**2).clamp(min=0).sqrt().clamp(min=LEAST_STD)
 
     def scale(self, scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The scores of all rewards, each times its scale."""

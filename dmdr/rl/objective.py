@@ -33,13 +33,14 @@ class Objective:
     loss: (x0 (B, C, H, W), batch) -> (scalar, figures to log). Both are the batch's part of the mean over the global
         batch, so parts add up.
     batches: the states of RL's own: for each inner update, its parts. Empty: the loss is of distribution matching's.
-    trust: its weight is multiplied by this, between 0 and 1. figures: of the whole training step.
+    trust: its weight is multiplied by this, between 0 and 1; a tensor where only the device knows it.
+    figures: of the whole training step.
     """
 
     loss: RLLoss
     batches: list[list[Batch]] = field(default_factory=list)
     figures: Figures = field(default_factory=dict)
-    trust: float = 1.0
+    trust: float | torch.Tensor = 1.0
 
 
 class Algorithm(Protocol):

@@ -12,7 +12,7 @@
    lab-conv, it explained .17 of the variance of fresh scores, without it .08.
 6. Parameters, average, moments and records are in checkpoints.
 
-M samples of an update, B states of a batch.
+M samples of an update on all ranks, m on this one, B states of a batch.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ import torch.nn.functional as F
 
 from dmdr import distributed, losses
 from dmdr.backbones.protocol import Conditioning
+from dmdr.config.deal import Deal, share_evenly
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.rl import Surrogate as SurrogateConfig
+from dmdr.config.shares import deal_to_rl
 from dmdr.optimizers import Trainable
 from dmdr.rewards.sources import RewardSources
 from dmdr.rl.mixture import Mixture
 from dmdr.rl.objective import Figures, Objective, summarize_scores
 from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
-from dmdr.update import Batch
+from dmdr.transfer import send_to
+from dmdr.update import Batch, select_states
 
 NAME = "surrogate"  # of its tensors in a checkpoint
+CONTEXT = "context"  # what it reads of a conditioning
 LARGEST = 16  # side of the grid that attends to the prompt
 BETAS, CLIP, BATCH = (0.9, 0.99), 1.0, 32
 AVERAGE = 0.99  # decay of the moving average, in each step; from 0 on, as the student's EMA
@@ -75,7 +79,7 @@ class ScoreNetwork(torch.nn.Module):
     def forward(self, x0: torch.Tensor, c: Conditioning) -> torch.Tensor:
         dtype = self.head.weight.dtype
         image = self.image(x0.to(dtype)).flatten(2).transpose(1, 2)
-        text = self.text(c["context"].to(dtype))
+        text = self.text(c[CONTEXT].to(dtype))
         asked, _ = self.attention(image, text, text, need_weights=False)
         return self.head(self.mixer(torch.cat([image, asked], dim=2)).mean(1)).flatten()
 
@@ -84,7 +88,7 @@ class ScoreNetwork(torch.nn.Module):
         """Take the scores of an update into the running mean and deviation, and return their standard scores."""
         found = torch.stack([scores_M.double().mean(), scores_M.double().std(correction=0)])
         moments = self.records["moments"]
-        moments.copy_(found if not moments.any() else KEPT * moments + (1 - KEPT) * found)
+        moments.copy_(torch.where(moments.any(), KEPT * moments + (1 - KEPT) * found, found))
         return ((scores_M.double() - moments[0]) / moments[1].clamp(min=1e-6)).to(self.head.weight.dtype)
 
     @torch.no_grad()
@@ -132,14 +136,19 @@ class Surrogate:
     def build_objective(self, window: Window) -> Objective:
         """Score samples of the window, see how well the surrogate predicts them, and fit it to them."""
         network = self.network
-        x0_M, c, records = self.draw_samples(window)
-        scores = self.score(x0_M, records, window)
+        deal = deal_to_rl(self.config, len(window.states.times), window.trajectories)
+        assert deal is not None, "a surrogate has samples"
+        x0_m, c, records = self.draw_samples(window, deal)
+        at_once = window.micro_batch or max(1, len(x0_m))
+        found = self.reward.score_samples(x0_m, records, at_once, update=window.update)
+        scores = {name: distributed.all_gather_shares(each, deal.states) for name, each in found.items()}
         standard_M = network.standardise(self.reward.mix(scores))
+        standard_m = standard_M[distributed.split_evenly(deal.states)]
         with torch.no_grad():
-            error = self.sum_errors(self.average, x0_M, c, standard_M)
+            error = self.sum_errors(self.average, x0_m, c, standard_m)
             network.remember(distributed.all_reduce_sum(error), standard_M)
-        trust = float(network.fit().clamp(0, 1))
-        self.learn(x0_M, c, standard_M, window)
+        trust = network.fit().clamp(0, 1)
+        self.learn(x0_m, c, standard_m, deal, window)
         figures = {**summarize_scores(scores), **self.reward.list_moments(scores), "surrogate_fit": network.fit()}
         return Objective(self.compute_loss, figures=figures, trust=trust)
 
@@ -148,37 +157,30 @@ class Surrogate:
         predicted_B = self.average(x0, batch.c)
         return losses.refl(predicted_B) * batch.share, {"surrogate_score": predicted_B.detach().mean() * batch.share}
 
-    def draw_samples(self, window: Window) -> tuple[torch.Tensor, Conditioning, list[PromptRecord]]:
-        """x0 of randomly drawn states of the window (M, C, H, W), their conditioning and prompts."""
-        steps, count = window.states.x0.shape[:2]
-        drawn = torch.randperm(steps * count, generator=window.generator(NAME))[: self.config.samples]
-        step, trajectory = drawn // count, drawn % count
-        c = {key: value[trajectory] for key, value in window.c.items()}
-        return window.states.x0[step, trajectory], c, [window.records[index] for index in trajectory.tolist()]
+    def draw_samples(self, window: Window, deal: Deal) -> tuple[torch.Tensor, Conditioning, list[PromptRecord]]:
+        """This rank's share of the samples: x0 (m, C, H, W) of randomly drawn steps of its trajectories, their
+        conditioning and prompts."""
+        mine, steps = share_evenly(deal.states, distributed.ranks(), distributed.rank()), len(window.states.times)
+        pairs = window.find_pairs(deal, mine, NAME, steps=steps)
+        (batch,) = select_states(window.states, window.c, pairs, of=deal.states)
+        return batch.x0, batch.c, [window.records[index] for index in batch.trajectory.tolist()]
 
-    def score(self, x0_M: torch.Tensor, records: list[PromptRecord], window: Window) -> dict[str, torch.Tensor]:
-        """The scores (M,) of each reward; each rank scores its share."""
-        mine = distributed.split_evenly(len(x0_M))
-        at_once = window.micro_batch or max(1, len(x0_M))
-        if mine.stop == mine.start:
-            found = {name: x0_M.new_zeros(0) for name in self.reward.rewards}
-        else:
-            found = self.reward.score_samples(x0_M[mine], records[mine], at_once, update=window.update)
-        return {name: distributed.all_gather(each) for name, each in found.items()}
+    def learn(self, x0_m: torch.Tensor, c: Conditioning, standard_m: torch.Tensor, deal: Deal, window: Window) -> None:
+        """Fit the surrogate to the samples of all ranks, in small batches, and take each step into its average.
 
-    def learn(self, x0_M: torch.Tensor, c: Conditioning, standard_M: torch.Tensor, window: Window) -> None:
-        """Fit the surrogate to the samples, in small batches, and take each step into its average.
-
-        Each rank has its share of a batch. The gradients are summed, so that all ranks end with the same bits.
+        Each rank has its own samples of a batch. The gradients are summed, so that all ranks end with the same bits.
         """
-        draw = window.generator("surrogate batches")
+        draw, mine = window.generator("surrogate batches"), distributed.split_evenly(deal.states)
         for each in self.learned:
             each.requires_grad_(True)
         for _ in range(self.config.steps):
-            rows = torch.randperm(len(x0_M), generator=draw)[: max(BATCH, distributed.ranks())]
-            c_rows = {key: value[rows] for key, value in c.items()}
+            rows = torch.randperm(deal.states, generator=draw)[:BATCH]
+            own = rows[(rows >= mine.start) & (rows < mine.stop)] - mine.start
+            here = send_to(own if len(own) else torch.zeros(1, dtype=torch.int64), x0_m.device)
+            c_rows = {key: value[here] for key, value in c.items() if key == CONTEXT}
+            errors = self.sum_errors(self.network, x0_m[here], c_rows, standard_m[here])
             self.own.zero_grad()
-            (self.sum_errors(self.network, x0_M[rows], c_rows, standard_M[rows]) / len(rows)).backward()
+            (errors * (len(own) > 0) / len(rows)).backward()  # a rank without a sample has gradients all the same
             self.own.step()
             self.take_average()
         self.own.zero_grad()
@@ -190,14 +192,15 @@ class Surrogate:
         """average <- d average + (1 - d) network, d = (1 - 1 / u)^3 at the u-th step, up to AVERAGE."""
         steps = self.network.records["steps"]
         steps.add_(1)
-        decay = min(AVERAGE, (1 - 1 / float(steps)) ** 3)
+        decay = ((1 - 1 / steps) ** 3).clamp(max=AVERAGE).to(self.learned[0].dtype)
         average: list[torch.Tensor] = [each for name, each in self.average.named_parameters() if "records" not in name]
-        torch._foreach_lerp_(average, self.learned, 1 - decay)
+        differences = torch._foreach_sub(self.learned, average)
+        torch._foreach_mul_(differences, (1 - decay)[0])
+        torch._foreach_add_(average, differences)
 
+    @staticmethod
     def sum_errors(
-        self, network: ScoreNetwork, x0_M: torch.Tensor, c: Conditioning, standard_M: torch.Tensor
+        network: ScoreNetwork, x0_m: torch.Tensor, c: Conditioning, standard_m: torch.Tensor
     ) -> torch.Tensor:
-        """The squared errors of this rank's share of the samples, summed."""
-        mine = distributed.split_evenly(len(x0_M))
-        predicted = network(x0_M[mine], {key: value[mine] for key, value in c.items()})
-        return F.mse_loss(predicted, standard_M[mine], reduction="sum")
+        """The squared errors of these samples, summed."""
+        return F.mse_loss(network(x0_m, c), standard_m, reduction="sum")

@@ -16,7 +16,7 @@ import torch
 from dmdr.backbones.protocol import Backbone
 from dmdr.errors import Stopped
 from dmdr.metrics.scorecard import Model
-from dmdr.rollout import generator_for, noise_for
+from dmdr.noise import generator_for, noise_for
 from stages.evaluation.batch import Batch, Sampler
 from stages.evaluation.evaluation_set import Attempt, images_file
 from stages.evaluation.samples import Sample, build_sample, pack

@@ -19,8 +19,9 @@ from dmdr.backbones.protocol import Conditioning
 from dmdr.config.live import Live
 from dmdr.config.run import Config
 from dmdr.dyna import real_scale
+from dmdr.noise import noise_for
 from dmdr.promptset import spread_evenly
-from dmdr.rollout import noise_for, sample_teacher
+from dmdr.rollout import sample_teacher
 from dmdr.shared_base import FAKE, SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run

@@ -76,7 +76,8 @@ class PromptInputs:
         if prompts.layout == "text":
             encoded = OnTheFly(prompts, backbone, self._find_dtype())
             return Ahead(encoded) if self._context.config.execution.text_encoders == "cpu" else encoded
-        return prompts if self.files.is_local else Ahead(prompts)
+        reads_beside = pick_device(self._context.config) == "cuda" or not self.files.is_local
+        return Ahead(prompts) if reads_beside else prompts
 
     def _find_dtype(self) -> torch.dtype:
         """The dtype of all items: that of the empty prompt's."""

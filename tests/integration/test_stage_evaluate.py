@@ -19,9 +19,10 @@ from dmdr.config.run import Config
 from dmdr.errors import InputMissing, Stopped
 from dmdr.export.write import WEIGHTS
 from dmdr.lab.prompts import lab_prompts
+from dmdr.noise import noise_for
 from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward
-from dmdr.rollout import noise_for, sample_student, sample_teacher
+from dmdr.rollout import sample_student, sample_teacher
 from dmdr.teacher.load import find_teacher, load_network, load_teacher
 from stages import evaluate
 from stages.evaluation.drawing import sample_noises

@@ -15,10 +15,11 @@ from dmdr.config.load import read_mapping, validate
 from dmdr.config.run import Config
 from dmdr.errors import ConfigError
 from dmdr.losses import decouple_real_score
+from dmdr.noise import noise_for
 from dmdr.optimizers import Trainable
 from dmdr.planning.bench import build_meta_case, count_decoupled
 from dmdr.planning.plan import plan_stage
-from dmdr.rollout import States, noise_for
+from dmdr.rollout import States
 from dmdr.state import TrainState
 from dmdr.train import draw_guidance_levels, draw_levels, training_step
 from dmdr.update import GuidanceLevels, Levels, RealScore, roll_out, select_states, update_student
@@ -103,7 +104,7 @@ def test_gradients_equal_a_naive_oracle(family, below, most, request):
 
 def test_levels_below_the_state_and_independent_ones(tiny_sd3_folder):
     run = make_run(tiny_sd3_folder)
-    assert draw_guidance_levels(run, 0, 0, 8) is None
+    assert draw_guidance_levels(run, 0, 0, range(8)) is None
     states, shape = 4000, run.base.backbone.latent_shape
     t = torch.linspace(0.01, 1.0, states)
     x = torch.zeros(states, *shape)
@@ -111,11 +112,11 @@ def test_levels_below_the_state_and_independent_ones(tiny_sd3_folder):
     (batch,) = [*select_states(roll_out_still(t, x), {}, row + torch.arange(states))]
     for form in ("below", "independent"):
         apart = replace(run, training=TRAINING.model_copy(update={"decoupled": form}))
-        drawn = draw_guidance_levels(apart, 3, 1, states)
+        drawn = draw_guidance_levels(apart, 3, 1, range(states))
         levels, noise = drawn.of(batch)
-        assert torch.equal(levels, draw_guidance_levels(apart, 3, 1, states).of(batch)[0]), "by its place alone"
-        plain = draw_levels(run, 3, 1, states)
-        assert torch.equal(plain.t, draw_levels(apart, 3, 1, states).t) and not torch.equal(noise, plain.noise)
+        assert torch.equal(levels, draw_guidance_levels(apart, 3, 1, range(states)).of(batch)[0]), "by its place alone"
+        plain = draw_levels(run, 3, 1, range(states))
+        assert torch.equal(plain.t, draw_levels(apart, 3, 1, range(states)).t) and not torch.equal(noise, plain.noise)
         if form == "below":
             assert bool((levels <= t + 1e-6).all()) and float(levels[t > 0.1].min()) >= 0.02
             position = ((levels - 0.02) / (t.clamp(max=0.98) - 0.02))[t > 0.1]

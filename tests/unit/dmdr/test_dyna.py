@@ -13,8 +13,8 @@ from scipy import stats
 from dmdr.config.training import Dynamic
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.losses import distribution_matching, fake_score
+from dmdr.noise import noise_for, uniforms_for
 from dmdr.path import FlowPath, VPPath
-from dmdr.rollout import generator_for, noise_for
 
 DYNAMIC = Dynamic(updates=40, real_scale=0.75, renoise=(4.0, 1.5))
 
@@ -41,9 +41,10 @@ def test_the_ablation_rows_are_configs():
 @pytest.mark.parametrize("update", [0, 20, 40])
 def test_levels_follow_their_beta(update):
     beta = renoise_beta(update, DYNAMIC)
-    levels = renoise_levels(beta, (0.0, 1.0), 4000, generator_for(5, "levels", update)).numpy()
+    uniform = uniforms_for(5, "levels", update, rows=range(4000))
+    levels = renoise_levels(beta, (0.0, 1.0), uniform).numpy()
     assert stats.kstest(levels, stats.beta(*beta).cdf).pvalue > 0.01
-    squeezed = renoise_levels(beta, (0.02, 0.98), 4000, generator_for(5, "levels", update)).numpy()
+    squeezed = renoise_levels(beta, (0.02, 0.98), uniform).numpy()
     assert np.allclose(squeezed, 0.02 + 0.96 * levels, atol=1e-6)
 
 

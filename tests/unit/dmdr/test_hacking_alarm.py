@@ -28,9 +28,10 @@ from dmdr.hacking_alarm import (
     score_images,
     select_looks,
 )
+from dmdr.noise import noise_for
 from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward
-from dmdr.rollout import noise_for, sample_student
+from dmdr.rollout import sample_student
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.load import find_teacher, load_teacher

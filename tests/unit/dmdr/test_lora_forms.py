@@ -15,7 +15,7 @@ from dmdr.config.training import Optimizer, Training
 from dmdr.errors import ConfigError
 from dmdr.export.parity import load_form
 from dmdr.export.write import LORA_FILE, WEIGHTS, build_metadata, load_student, write_form
-from dmdr.rollout import noise_for
+from dmdr.noise import noise_for
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.start_files import find_start

@@ -14,10 +14,10 @@ from dmdr.config.training import Dynamic, Optimizer, Training
 from dmdr.dyna import real_scale, renoise_beta
 from dmdr.errors import ConfigError
 from dmdr.losses import distribution_matching
+from dmdr.noise import uniforms_for
 from dmdr.optimizers import build_optimizer, learning_rate
 from dmdr.path import FlowPath
 from dmdr.planning.plan import plan_stage
-from dmdr.rollout import generator_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run, draw_guidance, draw_levels, training_step
@@ -126,12 +126,12 @@ def test_levels_down_to_0_tell_a_unet_the_timesteps_of_its_training(tiny_sdxl_fo
     full = Training(updates=9, batch_size=2, student=RATE, fake_score=RATE, renoise_range=(0.0, 1.0))
     run = make_run(tiny_sdxl_folder, full)
     path = run.base.backbone.path
-    levels = draw_levels(run, 0, 0, 20_000).t
+    levels = draw_levels(run, 0, 0, range(10_000)).t
     steps = path.timestep(levels)
     assert int(steps.min()) == 0 and int(steps.max()) == path.timesteps - 1
     assert float((path.signal_and_spread(levels)[1] > 0).float().mean()) == 1.0, "there is noise to predict at each"
-    uniform = torch.rand(20_000, generator=generator_for(7, "cold_start", "levels", 0, 0), dtype=torch.float64)
-    flow = draw_levels(make_run(tiny_sd3_folder, full), 0, 0, 20_000).t
+    uniform = uniforms_for(7, "cold_start", "levels", 0, 0, rows=range(10_000))
+    flow = draw_levels(make_run(tiny_sd3_folder, full), 0, 0, range(10_000)).t
     assert torch.allclose(flow.double(), uniform, atol=1e-6)
     changed = levels != flow
     assert 0 < int(changed.sum()) < 60 and float(flow[changed].max()) < path.lowest

@@ -14,7 +14,7 @@ from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.training import Optimizer, Training
 from dmdr.errors import ConfigError
-from dmdr.rollout import noise_for
+from dmdr.noise import noise_for
 from dmdr.shared_base import STUDENT, SharedBase
 from dmdr.state import TrainState
 from dmdr.update import Levels, RealScore, roll_out, select_states, update_fake_score, update_student

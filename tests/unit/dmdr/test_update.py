@@ -7,8 +7,8 @@ import torch
 
 from dmdr.config.batches import count_trajectories
 from dmdr.config.few_steps import FewSteps
+from dmdr.noise import noise_for
 from dmdr.optimizers import Trainable
-from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.update import (
     Levels,

@@ -12,8 +12,9 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from dmdr import losses
 from dmdr.config.few_steps import FewSteps
 from dmdr.errors import ConfigError, DataError
+from dmdr.noise import noise_for
 from dmdr.optimizers import Trainable
-from dmdr.rollout import noise_for, sample_student, sample_teacher
+from dmdr.rollout import sample_student, sample_teacher
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
 from dmdr.update import Levels, RealScore, WeightedLoss, roll_out, select_states, update_student

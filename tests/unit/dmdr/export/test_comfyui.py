@@ -22,7 +22,8 @@ import torch
 
 from dmdr.config.few_steps import FewSteps
 from dmdr.export.comfyui import build_workflow
-from dmdr.rollout import noise_for, sample_student
+from dmdr.noise import noise_for
+from dmdr.rollout import sample_student
 from tests.support.tiny_teachers import copy_teacher
 
 FAMILIES = ("sd3", "sdxl", "z_image", "flux")

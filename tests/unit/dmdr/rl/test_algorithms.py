@@ -16,6 +16,7 @@ from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Joint, Optimizer
 from dmdr.errors import ConfigError
+from dmdr.noise import noise_for
 from dmdr.path import FlowPath, VPPath
 from dmdr.rl.actions import Actions, follow_trajectories
 from dmdr.rl.dpo import DPO
@@ -23,7 +24,7 @@ from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import RLTerm
 from dmdr.rl.refl import ReFL
 from dmdr.rl.surrogate import Surrogate
-from dmdr.rollout import Renoising, noise_for, prompt_order
+from dmdr.rollout import Renoising, prompt_order
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run, roll_out_prompts, select_batches, training_step
@@ -427,7 +428,9 @@ def test_actions_are_what_the_sampler_drew(tiny_sd3_folder, eta):
     pairs = torch.arange(3 * states.x0.shape[1])
     (batch,) = select_states(states, window.c, pairs)
     actions = follow_trajectories(window, run.base.backbone.path, pairs)
-    fresh = noise_for(0, "joint rl", "rollout", 0, shape=tuple(states.x0.shape)).double()[1:].flatten(0, 1)
+    shape = (4, *run.base.backbone.latent_shape)
+    drawn = [noise_for(0, "joint rl", "rollout", 0, image, shape=shape) for image in range(states.x0.shape[1])]
+    fresh = torch.stack(drawn, dim=1).double()[1:].flatten(0, 1)
     t, t_next = (each.view(-1, 1, 1, 1) for each in (batch.t, actions.t_next))
     old = (batch.x_t - (1 - t) * batch.x0) / t
     noise = eta * fresh + math.sqrt(1 - eta**2) * old

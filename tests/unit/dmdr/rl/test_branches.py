@@ -13,11 +13,13 @@ import torch
 
 from dmdr import losses
 from dmdr.config.batches import count_rl, count_student_forwards
+from dmdr.config.deal import Deal
 from dmdr.config.rl import GRPO as GRPOConfig
+from dmdr.noise import noise_for
 from dmdr.path import FlowPath
-from dmdr.rl.actions import branch, choose_states
+from dmdr.rl.actions import branch, choose_states, list_own, list_steps, split_updates
 from dmdr.rl.grpo import GRPO
-from dmdr.rollout import Window, noise_for, simulate_backward
+from dmdr.rollout import Window, simulate_backward
 
 TIMES = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=torch.float64)
 STEPS, SHAPE, SLOPE = 4, (1, 2, 2), 0.6
@@ -130,24 +132,39 @@ def test_branches_have_less_variance_than_whole_images_at_the_same_forwards(rewa
 def test_each_step_has_its_share_of_the_states_that_branch():
     world, found = LinearWorld(), torch.zeros(3)
     for update in range(30):
-        window = roll_out(world, update)
-        pairs = choose_states(window, 10)
+        window, deal = roll_out(world, update), Deal(10, PROMPTS)
+        pairs = choose_states(window, deal, list_steps(window, deal))
         counts = torch.bincount(pairs // PROMPTS, minlength=3)
-        assert sorted(counts.tolist()) == [3, 3, 4] and pairs.unique().numel() == 10
-        assert torch.equal(pairs, choose_states(window, 10)), "a function of seed and update alone"
+        assert sorted(counts.tolist()) == [3, 3, 4] and (pairs % PROMPTS).unique().numel() == 10
+        again = choose_states(window, deal, list_steps(window, deal))
+        assert torch.equal(pairs, again), "a function of seed and update alone"
         found += counts
     assert found.min() > 92, "none is left out in the long run"
-    assert torch.bincount(choose_states(window, 8, last_step=True) // PROMPTS).tolist() == [2, 2, 2, 2]
+    eight = Deal(8, PROMPTS)
+    steps = list_steps(window, eight, last_step=True)
+    assert torch.bincount(choose_states(window, eight, steps) // PROMPTS).tolist() == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("states", "inner"), [(24, 3), (24, 2), (18, 6), (27, 4)])
+def test_each_inner_update_sees_each_step(states, inner):
+    """Also where the number of steps and of inner updates share a factor."""
+    window, deal = roll_out(LinearWorld(), 0), Deal(states, PROMPTS, inner)
+    steps, own = list_steps(window, deal), list_own(deal)
+    assert sorted(own) == list(range(states))
+    assert {steps.count(step) for step in range(3)} == {states // 3}
+    for parts in split_updates(window, choose_states(window, deal, steps), deal):
+        assert set(torch.cat([part.step for part in parts]).tolist()) == {0, 1, 2}
 
 
 def test_branches_of_a_state_differ_by_one_draw_of_noise_alone(reward):
     """Two branches whose fresh noise is the same would end alike: the later noise is common."""
     world = LinearWorld()
     window = roll_out(world, 0)
-    pairs = choose_states(window, 6)
+    deal = Deal(6, PROMPTS)
+    steps = list_steps(window, deal)
     algorithm = GRPO(GRPOConfig(algorithm="grpo", weight=1.0, rewards={"linear": 1.0}, states=6), world)
-    actions, rewards_SG, _ = branch(world, window, pairs, 4, algorithm.reward)
-    step = pairs // PROMPTS
+    actions, rewards_SG, _ = branch(world, window, deal, steps, 4, algorithm.reward)
+    step = torch.tensor(steps)
     later = slopes()[step] / (1 - TIMES[step + 1])  # d (last x0) / d (x_next)
     moved = later[:, None] * ((actions.x_next - actions.x_next[:, :1]) * reward.w).flatten(2).sum(2)
     assert torch.allclose(rewards_SG - rewards_SG[:, :1], moved)

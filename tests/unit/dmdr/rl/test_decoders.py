@@ -13,11 +13,12 @@ from dmdr.config.identity import identity
 from dmdr.config.load import load_config
 from dmdr.config.rl import ReFL
 from dmdr.errors import ConfigError, DataError, InputMissing
+from dmdr.noise import noise_for
 from dmdr.rewards.load import load_reward
 from dmdr.rl import decoders
 from dmdr.rl.refl import ReFL as Algorithm
 from dmdr.rl.tiny_decoder import find_tiny_decoder
-from dmdr.rollout import States, Window, noise_for
+from dmdr.rollout import States, Window
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
 from dmdr.update import Batch

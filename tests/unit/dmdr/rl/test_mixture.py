@@ -10,9 +10,9 @@ import torch
 from dmdr.config.own_rewards import OwnReward
 from dmdr.config.training import GRPO as GRPOConfig
 from dmdr.errors import ConfigError, DataError, NonFinite
+from dmdr.noise import noise_for
 from dmdr.rewards.sources import RewardSources
 from dmdr.rl.mixture import WINDOW, Mixture
-from dmdr.rollout import noise_for
 from tests.support.tiny_teachers import copy_teacher
 
 CODE = """

@@ -10,11 +10,12 @@ from dmdr.config.rl import DPO as DPOConfig
 from dmdr.config.rl import Preference
 from dmdr.config.rl import ReFL as ReFLConfig
 from dmdr.errors import ConfigError
+from dmdr.noise import noise_for
 from dmdr.rewards.open_clip import load_open_clip
 from dmdr.rewards.wording import Wording
 from dmdr.rl.mixture import Mixture
 from dmdr.rl.refl import ReFL
-from dmdr.rollout import States, Window, noise_for
+from dmdr.rollout import States, Window
 from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
 from tests.support.tiny_teachers import copy_teacher

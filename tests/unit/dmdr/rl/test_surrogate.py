@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dmdr.config.rl import Surrogate as SurrogateConfig
+from dmdr.noise import noise_for
 from dmdr.rl.surrogate import Surrogate
-from dmdr.rollout import States, Window, noise_for
+from dmdr.rollout import States, Window
 from dmdr.update import Batch
 
 SHAPE, STEPS, COUNT = (2, 8, 8), 4, 16
