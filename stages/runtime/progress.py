@@ -39,7 +39,7 @@ class Progress:
         now = time.monotonic()
         self._first = self._first or (done, now)
         steps = done - self._first[0]
-        pace = (now - self._first[1]) / steps if steps else None  # seconds a step
+        pace = (now - self._first[1]) / steps if steps > 0 else None  # seconds a step
         whole = [] if self.place is None else [self.place]
         if pace is not None and self._later is not None:
             whole.append(f"{format_seconds((total - done + self._later) * pace)} left for the run")

@@ -13,27 +13,27 @@ import torch
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.config.prompt_record import PromptRecord
-from dmdr.config.training import Optimizer, Training, Watch
-from dmdr.hacking_alarm import (
-    DIVERSITY,
-    NON_FINITE,
-    REWARD,
-    SATURATION,
-    Watcher,
-    best_look,
-    diversity,
-    find_alarms,
-    measure_prompt,
-    saturation,
-    score_images,
-    select_looks,
-)
+from dmdr.config.training import Optimizer, Training
+from dmdr.config.watch import Watch
 from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward
 from dmdr.rollout import noise_for, sample_student
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.load import find_teacher, load_teacher
+from dmdr.watch.alarms import best_look, find_alarms
+from dmdr.watch.figures import (
+    DIVERSITY,
+    NON_FINITE,
+    REWARD,
+    SATURATION,
+    diversity,
+    measure_prompt,
+    saturation,
+    score_images,
+    select_looks,
+)
+from dmdr.watch.watcher import Watcher
 from tests.support.trained_run import run_stage
 
 HELD_OUT, SEED, STEPS = "lab-mixer", 11, 2
