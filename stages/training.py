@@ -116,10 +116,9 @@ class Session:
             self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:
-        step, warmup = self.state.step, self.stage.fake_warmup
-        self.checkpoints.save(
-            step, self.state.tensors(), self.state.info(), apart=[warmup + each for each in self.kept]
-        )
+        step, state = self.state.step, self.state
+        kept = [self.stage.fake_warmup + update for update in self.kept]
+        self.checkpoints.save(step, state.tensors(), state.info(), apart=kept)
         if distributed.rank() == 0:
             write_spent(self.context.artifact, self.measure())
         self.saved = self.stored = step

@@ -36,7 +36,7 @@ ROOMS = {
         "state",
         "update",
         "rl",
-        "hacking_alarm",
+        "watch",
         "train",
         "assembly",
         "planning",

@@ -23,15 +23,20 @@ from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.load import find_teacher, load_teacher
 from dmdr.watch.alarms import best_look, find_alarms
 from dmdr.watch.figures import (
+    BLACK,
     DIVERSITY,
+    FLAT,
     NON_FINITE,
     REWARD,
     SATURATION,
+    SHARPNESS,
+    WHITE,
     diversity,
     measure_prompt,
     saturation,
     score_images,
     select_looks,
+    sharpness,
 )
 from dmdr.watch.watcher import Watcher
 from tests.support.trained_run import run_stage
@@ -56,6 +61,27 @@ def test_saturation_and_diversity_equal_numpy():
     assert saturation(opposite).tolist() == [0.0, 0.0]
 
 
+def test_blur_lowers_sharpness_and_less_contrast_does_not():
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    each = images.double().numpy()
+    steps = [np.abs(np.diff(image, axis=axis)).mean() for image in each for axis in (2, 1)]
+    spread = [np.mean([channel.std() for channel in image]) for image in each]
+    assert sharpness(images).numpy() == pytest.approx(np.reshape(steps, (4, 2)).sum(1) / spread)
+    pale = 0.5 + 0.1 * (images - 0.5)
+    assert sharpness(pale).numpy() == pytest.approx(sharpness(images).numpy(), rel=1e-4)
+    blurred = torch.nn.functional.avg_pool2d(images, 3, stride=1)
+    assert (sharpness(blurred) < 0.7 * sharpness(images)).all()
+    assert sharpness(torch.full((1, 3, 16, 16), 0.3)).tolist() == [0.0]
+
+
+def test_images_that_show_nothing_are_told_apart():
+    scene = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    flat = torch.tensor([0.9, 0.2, 0.1])[:, None, None].expand(3, 16, 16)[None]
+    images = torch.cat([scene, torch.zeros(1, 3, 16, 16), torch.ones(2, 3, 16, 16), flat])
+    row = measure_prompt(images, None)
+    assert (row[BLACK], row[WHITE], row[FLAT], row[NON_FINITE]) == (0.2, 0.4, 0.2, 0.0)
+
+
 def test_a_broken_image_counts_for_nothing_else():
     reward, prompts = load_reward("lab-conv"), [PromptRecord(prompt="a red circle")] * 4
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -67,7 +93,9 @@ def test_a_broken_image_counts_for_nothing_else():
     assert row[DIVERSITY] == float(diversity(sound))
     assert row[SATURATION] == float(saturation(sound).mean())
     one = images[:2]
-    assert measure_prompt(one, score_images(reward, one, prompts[:2])).keys() == {NON_FINITE, REWARD, SATURATION}
+    assert measure_prompt(one, score_images(reward, one, prompts[:2])).keys() == {*row} - {DIVERSITY}
+    unrewarded = measure_prompt(images, None)
+    assert unrewarded == {name: value for name, value in row.items() if name != REWARD}
     assert measure_prompt(images[1:2], score_images(reward, images[1:2], prompts[:1])) == {NON_FINITE: 1.0}
 
 
@@ -95,6 +123,7 @@ class Bench:
             eta=1.0,
             seed=SEED,
             at_once=max(1, batch_size // watch.seeds),
+            updates=9,
             say=self.said.append,
         )
 
@@ -140,7 +169,8 @@ def test_a_look_is_of_the_ema_and_leaves_no_trace(bench):
         REWARD: np.mean([reward(images, [text] * 3).mean().item() for text, images in by_prompt]),
         DIVERSITY: np.mean([diversity(images).item() for _, images in by_prompt]),
         SATURATION: np.mean([saturation(images).mean().item() for _, images in by_prompt]),
-        NON_FINITE: 0.0,
+        SHARPNESS: np.mean([sharpness(images).mean().item() for _, images in by_prompt]),
+        **dict.fromkeys((NON_FINITE, BLACK, WHITE, FLAT), 0.0),
     }
     assert found == pytest.approx(expected, abs=1e-5)
     assert bench.watcher(batch_size=100).look(bench.state, last=True).figures == pytest.approx(found, abs=1e-5)
