@@ -1,9 +1,8 @@
-"""The hacking alarm: its figures, when it rings, and that a look leaves no trace."""
+"""A look at a student: its figures, that it leaves no trace, and that alarms ring."""
 
 from __future__ import annotations
 
 import itertools
-import random
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from dmdr.rollout import noise_for, sample_student
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState, fill_parameters
 from dmdr.teacher.load import find_teacher, load_teacher
-from dmdr.watch.alarms import best_look, find_alarms
+from dmdr.watch.alarms import find_alarms
 from dmdr.watch.figures import (
     BLACK,
     DIVERSITY,
@@ -188,46 +187,6 @@ def test_the_student_is_itself_again_after_an_error(bench):
 
 
 # The alarms
-
-
-def brute_force(watch: Watch, looks: list[dict]) -> list[tuple[str, int]]:
-    """(figure, update) of every alarm, each look judged from scratch."""
-
-    def wrong(n: int) -> set[str]:
-        look, first = looks[n], looks[0]
-        bests = [each[REWARD] for each in looks[:n] if each[NON_FINITE] == 0]
-        found = {NON_FINITE} if look[NON_FINITE] > 0 else set()
-        if REWARD in look and bests and max(bests) - look[REWARD] > watch.reward_drop:
-            found.add(REWARD)
-        if DIVERSITY in look and DIVERSITY in first and 1 - look[DIVERSITY] / first[DIVERSITY] > watch.diversity_drop:
-            found.add(DIVERSITY)
-        rise = look[SATURATION] / first[SATURATION] - 1 if SATURATION in look and SATURATION in first else 0.0
-        return found | ({SATURATION} if rise > watch.saturation_rise else set())
-
-    wrongs = [wrong(n) for n in range(len(looks))]
-    new = (now - then for then, now in zip([set(), *wrongs], wrongs, strict=False))
-    return [(figure, look["update"]) for look, figures in zip(looks, new, strict=True) for figure in sorted(figures)]
-
-
-def test_alarms_of_random_stages_equal_brute_force():
-    rng, watch, kinds = random.Random(5), Watch(reward=HELD_OUT), set()
-    for _ in range(300):
-        looks = []
-        for n in range(rng.randrange(1, 12)):
-            look = {"update": 50 * n, NON_FINITE: rng.choice([0.0, 0.0, 0.0, 0.5, 1.0])}
-            if look[NON_FINITE] < 1:
-                look |= {REWARD: rng.uniform(0.3, 0.4), SATURATION: rng.uniform(0.3, 0.5)}
-            if look[NON_FINITE] == 0:
-                look |= {DIVERSITY: rng.uniform(0.1, 0.2)}
-            looks.append(look)
-        found = find_alarms(watch, looks)
-        assert sorted((a.update, a.figure) for a in found) == sorted((u, f) for f, u in brute_force(watch, looks))
-        kinds |= {alarm.figure for alarm in found}
-        rewarded = [each for each in looks if each[NON_FINITE] == 0]
-        assert best_look(looks) == (
-            max(rewarded, key=lambda each: (each[REWARD], -each["update"])) if rewarded else None
-        )
-    assert kinds == {REWARD, DIVERSITY, SATURATION, NON_FINITE}
 
 
 PUSHES = {  # what the student is moved by: the loss, the setting that listens to it, and whether the figure falls
