@@ -218,6 +218,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_watch(self) -> Config:
+        watch = self.cold_start.watch if self.cold_start is not None else None
+        if watch is not None and (watch.export == "best" or watch.keep_best):
+            name = "export" if watch.export == "best" else "keep_best"
+            raise ValueError(
+                f"cold_start.watch.{name} is for joint training: a cold start goes towards its teacher, and no reward "
+                "says which of its students is the best; drop it"
+            )
         cold = self.cold_start.rl if self.cold_start is not None else None
         if cold is not None and self.joint.watch is not None and self.joint.watch.reward in cold.rewards:
             raise ValueError(

@@ -23,7 +23,7 @@ class Watch(Section):
     prompts: Positive = 64  # how many training prompts, evenly spaced; all of them if there are fewer
     seeds: int = Field(2, ge=2)  # images of each prompt, between which diversity is measured
     # off: print nothing. stop: end the stage and seal the current result. recover: go back to the best student that was
-    # evaluated, without a reward to the last healthy one, halve what the alarm names (the RL weight or a learning
+    # evaluated, in the cold start to the last healthy one, halve what the alarm names (the RL weight or a learning
     # rate), and go on
     on_alarm: Literal["off", "warn", "stop", "recover"] = "warn"
     # a loss that is not a number. fail: end with exit code 70. recover: as above, with half of both learning rates, or
@@ -31,11 +31,13 @@ class Watch(Section):
     on_divergence: Literal["fail", "recover"] = "fail"
     # how often the stage recovers; 3 if it is not set. After that it goes back once more, and ends there
     recoveries: Positive | None = None
-    # last: the EMA weights at the end. best: of the EMA weights that were evaluated, those with the highest held-out
-    # reward. Weights that produced an image that is not a number are never the best.
+    # last: the EMA weights at the end. best, for the joint stage: of the EMA weights that were evaluated, those with the
+    # highest held-out reward. Weights that produced an image that is not a number are never the best.
     export: Literal["last", "best"] = "last"
-    keep_best: int = Field(0, ge=0)  # students of so many best evaluations are sealed too, for `dmdr export --update`
-    reward_drop: Rate = 0.05  # alarm if the held-out reward falls by more than this below its best value
+    # for the joint stage: students of so many best evaluations are sealed too, for `dmdr export --update`
+    keep_best: int = Field(0, ge=0)
+    # alarm if the held-out reward falls by more than this below its best value; in the cold start below the teacher's
+    reward_drop: Rate = 0.05
     diversity_drop: float = Field(0.3, gt=0, lt=1)  # alarm if diversity loses more than this share of its first value
     saturation_rise: Rate = 0.3  # alarm if colour saturation gains more than this share of its first value
     sharpness_drop: float = Field(0.4, gt=0, lt=1)  # alarm if sharpness loses more than this share: images are blurred
@@ -69,16 +71,5 @@ class Watch(Section):
             raise ValueError(
                 f"joint.watch.recoveries is {self.recoveries} but neither joint.watch.on_alarm nor on_divergence is "
                 "recover; drop it, or set one of them"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_reward(self) -> Watch:
-        named = [f"export is {self.export}"] if self.export == "best" else []
-        named += [f"keep_best is {self.keep_best}"] if self.keep_best else []
-        if self.reward is None and named:
-            raise ValueError(
-                f"joint.watch.{named[0]} but joint.watch.reward, which says what is best, is missing; name a held-out "
-                "reward"
             )
         return self

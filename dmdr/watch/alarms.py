@@ -5,7 +5,8 @@
 3. All alarms follow from the rows, so a resumed run needs no memory of its own.
 4. Joint training begins with a good student, and its first look is what later ones are compared with. A cold start
    begins with what the teacher draws in too few steps: pale and blurred. It is compared with the teacher's own images.
-   What it may not lose, it must have had before.
+   What it may not lose, it must have had before. A held-out reward may fall to the teacher's on the way, so it does not
+   say which of its students is the best: that is the newest healthy one.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ class Alarm:
         now, was = f"{self.now:.4g}", f"{self.was:.4g}"
         at = f"it was {was} at update {self.since}" if self.since is not None else f"the teacher's is {was}"
         kept = "its EMA is kept" if watch.export == "best" else "export: best of the watch would keep its EMA"
+        best = f", its best ({kept})"
         return {
-            REWARD: f"the held-out reward {watch.reward} is {now}, {at}, its best ({kept})",
+            REWARD: f"the held-out reward {watch.reward} is {now}, {at}{'' if self.since is None else best}",
             DIVERSITY: f"the difference between images of one prompt is {now}, {at}: they become alike",
             SATURATION: f"colour saturation is {now}, {at}: a reward may be hacked by colour",
             SHARPNESS: f"sharpness is {now}, {at}: images become blurred",
@@ -129,8 +131,9 @@ def find_breaches(watch: Watch, look: Row, past: Past) -> Iterator[Alarm]:
     def ring(figure: str, was: Bound) -> Alarm:
         return Alarm(figure, int(look["update"]), look[figure], was.since, was.value)
 
-    if past.top is not None and REWARD in look and look[REWARD] < past.top[REWARD] - watch.reward_drop:
-        yield ring(REWARD, read_bound(past.top, REWARD))
+    best = find_best_reward(past)
+    if best is not None and REWARD in look and look[REWARD] < best.value - watch.reward_drop:
+        yield ring(REWARD, best)
     for figure, drop in {DIVERSITY: watch.diversity_drop, SHARPNESS: watch.sharpness_drop}.items():
         floor = find_floor(figure, past)
         if figure in look and floor is not None and look[figure] < floor.value * (1 - drop):
@@ -163,6 +166,15 @@ class Bound:
 
 def read_bound(look: Row, figure: str) -> Bound:
     return Bound(look[figure], int(look["update"]))
+
+
+def find_best_reward(past: Past) -> Bound | None:
+    """The best held-out reward so far, up to the teacher's where its images stand beside the first look."""
+    of_teacher = past.start.get(name_of_teacher(REWARD))
+    if past.top is None:
+        return None
+    best = read_bound(past.top, REWARD)
+    return Bound(of_teacher, None) if of_teacher is not None and best.value > of_teacher else best
 
 
 def find_floor(figure: str, past: Past) -> Bound | None:
@@ -201,7 +213,8 @@ def best_look(looks: Sequence[Row]) -> Row | None:
 
 def list_kept(watch: Watch, looks: Sequence[Row]) -> list[int]:
     """The updates whose checkpoints are kept, the best first: of healthy looks, those with the highest held-out reward;
-    without a reward, the newest."""
+    in a cold start, the newest."""
     healthy = [look for look, breaches in zip(looks, list_breaches(watch, looks), strict=True) if not breaches]
-    ranked = sorted(healthy, key=lambda look: (-look[REWARD], look["update"]) if watch.reward else (-look["update"], 0))
+    by_reward = bool(looks) and name_of_teacher(NON_FINITE) not in looks[0]
+    ranked = sorted(healthy, key=lambda look: (-look[REWARD] if by_reward else -look["update"], look["update"]))
     return [int(look["update"]) for look in ranked[: watch.kept]]

@@ -94,6 +94,12 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
         ({"rl": REFL, "watch": {**WATCH, "on_alarm": "cry"}}, {}, "joint.watch.on_alarm: .*off.*warn.*stop"),
         ({"rl": REFL, "watch": {"every": 5}}, {}, "joint.watch.reward is missing; name a held-out reward"),
         (
+            {},
+            {"cold_start": {"watch": {**WATCH, "keep_best": 1}}},
+            "cold_start.watch.keep_best is for joint training: a cold start goes towards its teacher",
+        ),
+        ({}, {"cold_start": {"watch": {"export": "best"}}}, "cold_start.watch.export is for joint training"),
+        (
             {"rl": REFL, "watch": {**WATCH, "on_alarm": "recover", "recoveries": 0}},
             {},
             "joint.watch.recoveries: .*greater than 0, got 0",
