@@ -181,7 +181,7 @@ class Session:
         if stage.fake_warmup:
             facts["fake_warmup"] = summarize_warmup(state.rows).model_dump()
         if stage.watch is not None:
-            facts["watch"] = summarize(stage.watch, state, stage.name)
+            facts["watch"] = summarize(stage.watch, state, stage.name, has_rl=stage.rl is not None)
         return facts
 
     def write_kept(self) -> None:

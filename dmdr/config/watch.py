@@ -31,8 +31,8 @@ class Watch(Section):
     on_divergence: Literal["fail", "recover"] = "fail"
     # how often the stage recovers; 3 if it is not set. After that it goes back once more, and ends there
     recoveries: Positive | None = None
-    # last: the EMA weights at the end. best, for the joint stage: of the EMA weights that were evaluated, those with the
-    # highest held-out reward. Weights that produced an image that is not a number are never the best.
+    # last: the EMA weights at the end. best, for the joint stage: of the EMA weights that were evaluated, those with
+    # the highest held-out reward. Weights that produced an image that is not a number are never the best.
     export: Literal["last", "best"] = "last"
     # for the joint stage: students of so many best evaluations are sealed too, for `dmdr export --update`
     keep_best: int = Field(0, ge=0)

@@ -79,10 +79,11 @@ class Alarm:
             GRADIENT: f"the norm of the student's gradient is {now}, {at}: nothing moves it any more",
         }[self.figure]
 
-    def line(self, watch: Watch, stage: str) -> str:
+    def line(self, watch: Watch, stage: str, *, has_rl: bool) -> str:
         """One line: the figure, its value now and before, and what to do."""
-        gentler = " or ".join(f"{stage}.{setting}" for setting in ADVICE.get(self.figure, (RL, STUDENT)))
-        more = ", or train on more rewards" if self.figure == REWARD else ""
+        lower = [setting for setting in ADVICE.get(self.figure, (RL, STUDENT)) if has_rl or setting != RL]
+        gentler = " or ".join(f"{stage}.{setting}" for setting in lower)
+        more = ", or train on more rewards" if self.figure == REWARD and has_rl else ""
         return f"ALARM at update {self.update}: {self.describe(watch)}; lower {gentler}{more}"
 
 

@@ -26,8 +26,8 @@ def list_students(watch: Watch | None, state: TrainState) -> list[int]:
     return [] if watch is None else list_kept(watch, select_looks(state.rows))[: watch.keep_best]
 
 
-def summarize(watch: Watch, state: TrainState, stage: str) -> dict[str, object]:
-    """What the record says of a watched stage that has ended, as JSON."""
+def summarize(watch: Watch, state: TrainState, stage: str, *, has_rl: bool) -> dict[str, object]:
+    """What the record says of a watched stage that has ended, as JSON. stage: its name; has_rl: whether it has RL."""
     known = ("update", *FIGURES)
     looks = [
         {key: row[key] for key in row if key in known or key.startswith(TEACHER)} for row in select_looks(state.rows)
@@ -46,7 +46,7 @@ def summarize(watch: Watch, state: TrainState, stage: str) -> dict[str, object]:
     if watch.recovers:
         summary["recoveries"] = [recovery.model_dump() for recovery in state.recoveries]
     if watch.on_alarm == "stop" and alarms:
-        why = "; ".join(alarm.line(watch, stage) for alarm in alarms)
+        why = "; ".join(alarm.line(watch, stage, has_rl=has_rl) for alarm in alarms)
         summary["stopped"] = {"after_update": state.update, "why": why}
     elif state.has_ended:
         summary["stopped"] = {"after_update": state.update, "why": state.recoveries[-1].why}

@@ -112,7 +112,7 @@ class Watcher:
             self.vault.keep(kept)
         if self.config.on_alarm != "off":
             for alarm in new:
-                self.say(alarm.line(self.config, self.stage))
+                self.say(alarm.line(self.config, self.stage, has_rl=self.rl is not None))
         return Look(figures, ends_stage=bool(new) and self.config.on_alarm == "stop")
 
     def plan_recovery(self, state: TrainState, before: Sequence[Row], alarms: Sequence[Alarm]) -> Recovery:

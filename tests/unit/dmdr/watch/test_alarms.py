@@ -105,7 +105,7 @@ def test_alarms_of_random_stages_equal_brute_force(has_teacher, has_reward):
         }
         alarms = find_alarms(watch, looks)
         assert {(alarm.figure, alarm.update) for alarm in alarms} == rung and len(alarms) == len(rung)
-        assert all("\n" not in alarm.line(watch, "joint") for alarm in alarms)
+        assert all("\n" not in alarm.line(watch, "joint", has_rl=has_reward) for alarm in alarms)
         kinds |= {figure for figure, _ in rung}
         rewarded = [look for look in looks if look[NON_FINITE] == 0 and REWARD in look]
         assert best_look(looks) == max(rewarded, key=lambda look: (look[REWARD], -look["update"]), default=None)

@@ -223,7 +223,7 @@ def test_a_student_moved_by_hand_sets_off_its_alarm_alone(bench, figure):
         assert bool(bench.said) == (row[figure] < bound if falls else row[figure] > bound)
     (line,) = bench.said
     assert f"ALARM at update {bench.state.update - 1}:" in line and f"is {row[figure]:.4g}, it was {past:.4g}" in line
-    assert "\n" not in line and "lower joint.rl.weight" in line
+    assert "\n" not in line and "lower joint.student.learning_rate" in line
     bench.look(watcher)
     assert len(bench.said) == 1, "a breach that goes on is told once"
 
