@@ -34,7 +34,7 @@ class Watch(Section):
     # last: the EMA weights at the end. best, for the joint stage: of the EMA weights that were evaluated, those with
     # the highest held-out reward. Weights that produced an image that is not a number are never the best.
     export: Literal["last", "best"] = "last"
-    # for the joint stage: students of so many best evaluations are sealed too, for `dmdr export --update`
+    # for the joint stage: students of so many best evaluations are sealed too, for `dmdr export RUN --form FORM --out DIR --update N`
     keep_best: int = Field(0, ge=0)
     # alarm if the held-out reward falls by more than this below its best value; in the cold start below the teacher's
     reward_drop: Rate = 0.05
