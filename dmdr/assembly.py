@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from dmdr import distributed
-from dmdr.backbones.protocol import Backbone, Item
+from dmdr.backbones.protocol import Backbone, Conditioning, Item
 from dmdr.config.rl import AnyRL
 from dmdr.config.run import Config
-from dmdr.config.training import Joint, Training, Watch
+from dmdr.config.training import Joint, Training
+from dmdr.config.watch import Watch
 from dmdr.errors import ConfigError
-from dmdr.hacking_alarm import Watcher
 from dmdr.kernels.attention import prepare_attention
 from dmdr.kernels.compiled_blocks import check_compiler
 from dmdr.metrics.verifier import load_any_reward
@@ -28,17 +28,25 @@ from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.sources import RewardSources, list_sources
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import RLTerm
+from dmdr.rollout import sample_teacher
 from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase, select_lora_targets
 from dmdr.state import NOTHING, TrainState, fill_parameters
 from dmdr.teacher.start_files import find_start
 from dmdr.train import Run
+from dmdr.watch.watcher import Watcher
 
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
+KEPT = "kept"  # the folder of the students of the best looks
+
+
+def name_kept(update: int) -> str:
+    """The file of the student that the watch kept before an update."""
+    return f"{KEPT}/update-{update:08d}.safetensors"
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """The settings of one training stage. A cold start has no watch, and always matches distributions."""
+    """The settings of one training stage. A cold start always matches distributions."""
 
     name: str
     training: Training
@@ -65,7 +73,7 @@ def select_stage(config: Config, stage: str) -> StageConfig:
         return StageConfig(
             stage, training, training.rl, training.distribution_matching, training.watch, training.fake_warmup
         )
-    return StageConfig(stage, training, training.rl)
+    return StageConfig(stage, training, training.rl, watch=training.watch)
 
 
 def is_sharded(config: Config) -> bool:
@@ -223,28 +231,61 @@ def build_watcher(
     base: SharedBase,
     prompts: Prompts,
     *,
+    empty_prompt: Item,
     say: Callable[[str], None],
     rewards: RewardSources | None = None,
 ) -> Watcher | None:
-    """The hacking alarm of a stage that has one. say: takes an alarm's line. rewards: as for `assemble`.
+    """The watch of a stage that has one. say: takes an alarm's line. empty_prompt: as for `build_run`. rewards: as for
+    `assemble`.
 
     Raises:
         ConfigError: no reward has that name.
         DataError, InputMissing: its weights are damaged or missing.
     """
-    if stage.watch is None:
+    watch = stage.watch
+    if watch is None:
         return None
     backbone = base.backbone
     device = backbone.network.device
     at_once = config.execution.micro_batch_size or stage.training.batch_size
+    reward = None
+    if watch.reward is not None:
+        reward = load_any_reward(watch.reward, str(device), rewards or list_sources(config))
+    teacher = TeacherSampler(config, base, backbone.collate([empty_prompt]))
     return Watcher(
-        config=stage.watch,
+        config=watch,
         base=base,
-        reward=load_any_reward(stage.watch.reward, str(device), rewards or list_sources(config)),
+        reward=reward,
         prompts=prompts,
         times=backbone.student_times(config.student.few_steps).to(device),
         eta=config.student.few_steps.drawn_eta,
         seed=config.seed,
-        at_once=max(1, at_once // stage.watch.seeds),
+        at_once=max(1, at_once // watch.seeds),
+        updates=stage.training.updates,
         say=say,
+        stage=stage.name,
+        rl=stage.rl,
+        has_fake=stage.distribution_matching,
+        draw_teacher=None if stage.name == "joint" else lambda c, noises: teacher.draw(c, noises[0]),
     )
+
+
+class TeacherSampler:
+    """Draws with the untouched teacher, as evaluation has it. unconditional: of the empty prompt, a batch of one."""
+
+    def __init__(self, config: Config, base: SharedBase, unconditional: Conditioning) -> None:
+        self.base, self.unconditional = base, unconditional
+        self.guidance_scale = config.teacher.guidance
+        self.times = base.backbone.teacher_times(config.teacher.steps).to(base.backbone.network.device)
+
+    def draw(self, c: Conditioning, noise: torch.Tensor) -> torch.Tensor:
+        """x0 (B, C, H, W) from noise of the same shape."""
+        with self.base.use_adapter(FAKE, 0.0):
+            return sample_teacher(
+                self.base.backbone,
+                c,
+                self.unconditional,
+                guidance_scale=self.guidance_scale,
+                times=self.times,
+                noise=noise,
+            )

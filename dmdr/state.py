@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,6 +22,24 @@ from dmdr.shared_base import SharedBase
 Tensors = dict[str, torch.Tensor]
 Row = dict[str, float]  # {"update": u, figure: value, ...}
 NOTHING: Mapping[str, Trainable] = MappingProxyType({})
+Part = Literal["rl", "student", "fake_score"]  # what a recovery slows down: RL's weight, or a learning rate
+
+
+class Recovery(BaseModel):
+    """A stage that went wrong at `update` went back to the state before update `back_to`.
+
+    figures: that rang, or were not numbers. why: the same in words. halved: what has half of its value from then on.
+    ends: the stage may recover no more, and ends there.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    update: int
+    back_to: int
+    figures: list[str]
+    why: str
+    halved: list[Part]
+    ends: bool = False
 
 
 class StateInfo(TypedDict):
@@ -33,6 +51,7 @@ class StateInfo(TypedDict):
     rl_ratios: list[float]
     rl_lengths: list[float]
     rows: list[Row]
+    recoveries: list[dict[str, object]]
 
 
 class _SavedInfo(BaseModel):
@@ -46,6 +65,7 @@ class _SavedInfo(BaseModel):
     rl_ratios: list[float] = []  # which early checkpoints lack, and so do the lengths
     rl_lengths: list[float] = []
     rows: list[Row]
+    recoveries: list[Recovery] = []  # which early checkpoints lack
 
 
 def check_info(step: int, info: Mapping[str, object], *, updates: int, warmup: int = 0) -> None:
@@ -74,6 +94,7 @@ class TrainState:
     of both, and one more at the end of a watched stage.
     balance: of RL's gradient beside distribution matching's. rl_weight: its weight at the last update.
     best_ema: empty unless the watch keeps it. beside: what RL trains of its own, by role.
+    recoveries: how often the watch has gone back so far. Rows hold the course that goes on, not those that were left.
     """
 
     def __init__(
@@ -81,6 +102,7 @@ class TrainState:
     ) -> None:
         self.update, self.warmup, self.rl_weight, self.ema_decay = 0, 0, 0.0, ema
         self.rows: list[Row] = []
+        self.recoveries: list[Recovery] = []
         self.balance = Balance()
         if training.rl is not None:
             self.balance = Balance(training.rl.weight, training.rl.matching)
@@ -100,6 +122,15 @@ class TrainState:
     def last_row(self) -> Row:
         """The metrics row of the last update; the row that a watched stage adds at its end is none."""
         return self.rows[self.step - 1]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last recovery ends the stage where it is."""
+        return bool(self.recoveries) and self.recoveries[-1].ends
+
+    def slow_down(self, part: Part) -> float:
+        """What the RL weight or a learning rate is multiplied by: a half for each recovery that halved it."""
+        return 0.5 ** sum(part in recovery.halved for recovery in self.recoveries)
 
     @torch.no_grad()
     def advance(self, row: Row) -> None:
@@ -163,11 +194,12 @@ class TrainState:
             "rl_ratios": self.balance.ratios,
             "rl_lengths": self.balance.lengths,
             "rows": self.rows,
+            "recoveries": [recovery.model_dump() for recovery in self.recoveries],
         }
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor], info: StateInfo) -> None:
-        """Take over a saved state; the next update continues from it.
+        """Take over a saved state, whatever this one was; the next update continues from it.
 
         Raises:
             DataError: the tensors are of another model.
@@ -175,13 +207,16 @@ class TrainState:
         self.update, self.rl_weight, self.rows = info["update"], info["rl_weight"], list(info["rows"])
         self.warmup = info.get("warmup", 0)  # which early checkpoints lack, as the next two
         self.balance.ratios, self.balance.lengths = list(info.get("rl_ratios", ())), list(info.get("rl_lengths", ()))
+        self.recoveries = [Recovery.model_validate(each) for each in info.get("recoveries", ())]
         fill_parameters(self.ema, TensorsBelow("ema/", tensors), "checkpoint's EMA")
+        self.best_ema = {}
         if best := TensorsBelow("best_ema/", tensors):
             self.keep_best()
             fill_parameters(self.best_ema, best, "checkpoint's best EMA")
         for role, trainable in self.trainables.items():
             fill_parameters(trainable.parameters, TensorsBelow(f"{role}/param/", tensors), f"checkpoint's {role}")
             keys = {name.split("/", 2)[1] for name in tensors if name.startswith(f"{role}/")} - {"param"}
+            trainable.optimizer.state.clear()  # a state before the first step has none
             for name, parameter in trainable.parameters.items():
                 names = {key: f"{role}/{key}/{name}" for key in sorted(keys)}
                 saved = {key: tensors[full] for key, full in names.items() if full in tensors}

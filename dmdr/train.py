@@ -29,14 +29,13 @@ from dmdr.config.shares import Share, Trajectories, deal_states, find_share
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale, renoise_beta, renoise_levels
 from dmdr.errors import NonFinite, doing
-from dmdr.hacking_alarm import Look, Row, Watcher
 from dmdr.noise import RowNoise, generator_for, uniforms_for
 from dmdr.optimizers import learning_rate
 from dmdr.promptset.prompts import Prompts
 from dmdr.rl.objective import Objective, RLTerm
 from dmdr.rollout import States, Window, prompt_order
 from dmdr.shared_base import SharedBase
-from dmdr.state import TrainState
+from dmdr.state import Row, TrainState
 from dmdr.transfer import send
 from dmdr.update import (
     Batch,
@@ -51,6 +50,10 @@ from dmdr.update import (
     update_student,
     update_student_by_rl,
 )
+from dmdr.watch.figures import TEACHER_LOSS
+from dmdr.watch.watcher import Look, Watcher
+
+RECOVERIES = "watch/recoveries"  # in the rows after the first: how often the watch has taken the stage back
 
 
 @dataclass(frozen=True)
@@ -128,37 +131,51 @@ class Batches:
 def train(run: Run, state: TrainState, *, stop: Callable[[], bool]) -> Iterator[Row]:
     """Train until the last update, until the watch ends the stage, or until `stop` asks; yield each finished update.
 
+    The watch may take the state back: then the updates after that come again, at lower rates.
+
     Raises:
         NonFinite: a loss or gradient is not a number; the newest checkpoint is from before it.
+        ConfigError, DataError: the watch is to recover, and there is nothing to go back to.
     """
     yield from warm_up(run, state, stop=stop)
     if state.warmup < run.fake_warmup:
         return
     while True:
-        is_last = state.update == run.training.updates
+        is_last = state.has_ended or state.update == run.training.updates
         if not is_last and stop():
             return
         look = run.watch.look(state, last=is_last) if run.watch else Look()
+        if run.watch and look.recovery:
+            run.watch.remedy.apply(state, look.recovery)
+            continue
         if is_last or look.ends_stage:
             if look.figures:
                 state.rows.append({"update": state.update, **look.figures})
             return
         with doing(f"training {run.stage}, update {state.update}"):
             figures = training_step(run, state)
+        if run.watch and run.watch.recovers_divergence and (broken := find_broken(figures)):
+            run.watch.remedy.apply(state, run.watch.plan_divergence(state, look, broken))
+            continue
         require_finite(figures, f"{run.stage}: {{}} at update {state.update}")
-        row = {"update": state.update, **figures, **look.figures}
+        made = {RECOVERIES: float(len(state.recoveries))} if state.recoveries else {}
+        row = {"update": state.update, **figures, **look.figures, **made}
         state.advance(row)
         yield row
 
 
+def find_broken(figures: dict[str, float]) -> dict[str, float]:
+    """The figures that are not numbers."""
+    return {name: value for name, value in figures.items() if not math.isfinite(value)}
+
+
 def require_finite(figures: dict[str, float], where: str) -> None:
     """Raises NonFinite if a figure is not a number. where: a sentence with {} for the figure and its value."""
-    for name, value in figures.items():
-        if not math.isfinite(value):
-            raise NonFinite(
-                f"{where.format(f'{name} is {value}')}; the last checkpoint is whole: lower the learning rates "
-                "(fake_score first) or the RL weight"
-            )
+    for name, value in find_broken(figures).items():
+        raise NonFinite(
+            f"{where.format(f'{name} is {value}')}; the last checkpoint is whole: lower the learning rates "
+            "(fake_score first) or the RL weight"
+        )
 
 
 def warm_up(run: Run, state: TrainState, *, stop: Callable[[], bool]) -> Iterator[Row]:
@@ -210,8 +227,7 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     if run.rl:
         run.rl.algorithm.reward.remember(state.rows)
     objective = run.rl.algorithm.build_objective(window_rl) if run.rl else None
-    state.student.set_learning_rate(learning_rate(training.student, update, training.updates))
-    state.fake_score.set_learning_rate(learning_rate(training.fake_score, update, training.updates))
+    set_learning_rates(training, state)
     weighted = weigh_objective(run.rl, objective, state) if run.rl and objective else []
     figures: dict[str, torch.Tensor] = {}
 
@@ -229,13 +245,30 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
         levels = draw_levels(run, update, number, batches.rows[number])
         levels = replace(levels, cfg=draw_guidance_levels(run, update, number, batches.rows[number]))
         rl = weighted[inner] if weighted else None
+        lag = measure_lag(run, state, parts, levels) if inner == len(batches.student) - 1 else {}
         figures = update_student(
             run.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl
         )
+        figures |= lag
     found = to_floats({**figures, **(objective.figures if objective else {})})
     state.balance.settle()
     state.rl_weight = found.get("rl_weight", 0.0)
     return {**found, "real_scale": scale}
+
+
+def set_learning_rates(training: Training, state: TrainState) -> None:
+    """The rates of this update, as far as no recovery has halved them."""
+    update, updates = state.update, training.updates
+    state.student.set_learning_rate(learning_rate(training.student, update, updates) * state.slow_down("student"))
+    fake_rate = learning_rate(training.fake_score, update, updates)
+    state.fake_score.set_learning_rate(fake_rate * state.slow_down("fake_score"))
+
+
+def measure_lag(run: Run, state: TrainState, parts: list[Batch], levels: Levels) -> dict[str, torch.Tensor]:
+    """What the watch compares the fake score's loss with: the bare teacher's on the same samples, before a look."""
+    if run.watch is None or not run.watch.is_due(state.update + 1):
+        return {}
+    return {TEACHER_LOSS: measure_teacher_loss(run.base, parts, levels)["loss_teacher"]}
 
 
 def to_floats(figures: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -282,7 +315,7 @@ def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> list
     """The RL loss of each inner update at its weight, clipped apart where its states are or its weight is matched."""
     balance = state.balance if objective.batches or rl.config.weight_is == "matched" else None
     batches: list[list[Batch] | None] = [*objective.batches] or [None]
-    trust = objective.trust * rl.config.weight_share(state.update)
+    trust = objective.trust * rl.config.weight_share(state.update) * state.slow_down("rl")
     return [WeightedLoss(objective.loss, rl.config.weight, each, balance, trust) for each in batches]
 
 

@@ -338,16 +338,19 @@ def export(
     run: options.AnyName,
     form: options.ExportForm,
     out: options.ExportTo,
+    update: options.ExportUpdate = None,
     teacher: options.ExportTeacher = None,
     store: options.Store = "runs",
 ) -> int:
     """Write the student of a finished run in another form.
 
     What the run has sealed stays as it is. A form that it has is copied.
+
+    example: dmdr export my-run --form lora --update 350 --out my-lora
     """
     from flows.commands.export import export_form
 
-    return export_form(run, form, out, teacher=teacher, store=store)
+    return export_form(run, form, out, teacher=teacher, store=store, update=update)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmdr.assembly import name_kept
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.identity import identity
 from dmdr.config.run import Config
@@ -56,17 +57,20 @@ class Written:
 
     parity: form -> greatest difference of its latents from those of the training sampler. rounding: the root mean
     square difference that export.dtype made to the latents. samples: the prompts of the card's images. comfyui: the
-    forms that have a workflow.
+    forms that have a workflow. update: as for `run`.
     """
 
     parity: dict[str, float]
     rounding: float
     samples: tuple[str, ...]
     comfyui: tuple[str, ...]
+    update: int | None = None
 
 
-def run(context: Context) -> dict[str, object]:
+def run(context: Context, *, update: int | None = None) -> dict[str, object]:
     """Write a folder for each form of the config, provenance.json and SHA256SUMS. Returns the facts for the record.
+
+    update: of a student that the watch kept; None: the one that training exports.
 
     Raises:
         ConfigError, InputMissing: execution.signing_key is no key that can sign.
@@ -79,13 +83,16 @@ def run(context: Context) -> dict[str, object]:
     if config.execution.signing_key is not None:
         check_signing_key(config.execution.signing_key)  # before minutes of work
     backbone = load_teacher(source, pick_device(config), resolution=config.teacher.resolution)
-    load_student(backbone.network, context.input("joint"), lora_dtype=dtype)
+    trained = context.input("joint")
+    weights = trained / (WEIGHTS if update is None else name_kept(update))
+    load_student(backbone.network, trained, weights=weights, lora_dtype=dtype)
     unrounded = sample_probes(backbone, few, seed=config.seed)
-    parity = write_forms(context, backbone, source)
+    parity = write_forms(context, backbone, source, weights)
     rounding = measure_difference(unrounded, sample_probes(backbone, few, seed=config.seed))
     prompts = choose_prompts(context.input("prompts", PROMPTS_FILE))
     workflows = write_workflows(context, backbone, prompts[0])
-    facts = build_facts(context, backbone, source, Written(parity, rounding, tuple(prompts), workflows))
+    written = Written(parity, rounding, tuple(prompts), workflows, update)
+    facts = build_facts(context, backbone, source, written)
     images = draw_samples(backbone, few, prompts)
     for form in config.forms:
         folder = context.out / form
@@ -101,16 +108,16 @@ def run(context: Context) -> dict[str, object]:
     return {"steps": few.steps, "dtype": config.export.dtype, "parity": max(parity.values())}
 
 
-def write_forms(context: Context, backbone: Backbone, source: TeacherSource) -> dict[str, float]:
+def write_forms(context: Context, backbone: Backbone, source: TeacherSource, weights: Path) -> dict[str, float]:
     """Write each form and compare it with the training sampler: form -> the difference, in the config's order.
 
-    The backbone's network is the student. Afterwards it is rounded as the last form is.
+    weights: the file of the student. The backbone's network is the student, and in the end rounded as the last form is.
 
     Raises:
         DataError: a form does not draw the student's images.
         Stopped: SIGTERM arrived.
     """
-    config, weights = context.config, context.input("joint") / WEIGHTS
+    config = context.config
     few, dtype = config.student.few_steps, DTYPES[config.export.dtype]
     about = build_metadata(backbone, few, title=context.artifact.run, teacher=digest_teacher(source))
     parity: dict[str, float] = {}
@@ -203,6 +210,7 @@ def build_facts(context: Context, backbone: Backbone, source: TeacherSource, wri
         rounding=written.rounding,
         samples=written.samples,
         comfyui=written.comfyui,
+        update=written.update,
         licence=read_licence(source.parts if isinstance(source, SingleFile) else source),
         classes=ClassFacts(
             family=backbone.family,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from dmdr.assembly import (
     build_run,
     build_watcher,
     is_sharded,
+    name_kept,
     prepare_kernels,
     select_stage,
 )
@@ -29,15 +30,18 @@ from dmdr.config.batches import check_split
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.stages import StageName
 from dmdr.errors import RewardUnavailable, Stopped
-from dmdr.hacking_alarm import exported_ema, summarize
 from dmdr.metrics.verifier import check_training_prompts
 from dmdr.optimizers import check_optimizers
 from dmdr.promptset import PromptSet
 from dmdr.promptset.ahead import Ahead
 from dmdr.rewards.sources import list_sources
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
-from dmdr.state import Row, StateInfo, TrainState, check_info
+from dmdr.state import Row, StateInfo, TensorsBelow, TrainState, check_info
 from dmdr.train import Run
+from dmdr.watch.alarms import list_kept
+from dmdr.watch.figures import select_looks
+from dmdr.watch.recovery import Saved
+from dmdr.watch.summary import exported_ema, list_students, summarize
 from stages.live.stage import LiveStage
 from stages.reports.fake_warmup import describe_warmup, summarize_warmup
 from stages.reports.run_cost import find_open_cost, read_status
@@ -53,20 +57,26 @@ SHOWN = ("loss_dm", "loss_fake", "real_scale")  # on the progress bar, and every
 
 
 class Session:
-    """One training stage between its start and its seal: progress, checkpoints, and the student that it writes."""
+    """One training stage between its start and its seal: progress, checkpoints, and the student that it writes.
+
+    It is the vault of the stage's watch: the checkpoints that the watch keeps are those of the stage.
+    """
 
     def __init__(self, context: Context, run: Run, live: LiveStage, budget: Budget) -> None:
-        self.context, self.run, self.live, self.budget = context, run, live, budget
+        self.context, self.live, self.budget = context, live, budget
+        self.run = run if run.watch is None else replace(run, watch=replace(run.watch, vault=self))
         self.stage, self.state = live.stage, live.state
         stage, state = self.stage, self.state
         self.checkpoints = context.artifact.checkpoints(context.config.execution.keep_checkpoints)
-        check = partial(check_info, updates=stage.training.updates, warmup=stage.fake_warmup)
-        newest = self.checkpoints.newest(check)
+        self.check = partial(check_info, updates=stage.training.updates, warmup=stage.fake_warmup)
+        newest = self.checkpoints.newest(self.check)
         if newest is not None:
             state.restore(newest.tensors, cast(StateInfo, newest.info))  # `save` wrote it
             context.progress.say(f"continues from its checkpoint after {self.describe_place()}")
         context.ledger.before = find_open_cost(context.artifact, read_status(context.artifact)).spent
         self.saved = state.step
+        self.stored = None if newest is None else state.step  # the step of the last checkpoint that is there
+        self.kept = [] if stage.watch is None else list_kept(stage.watch, select_looks(state.rows))
         self.stopped, self.begun, self.over_budget = False, False, False
 
     def stop(self) -> bool:
@@ -104,10 +114,36 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint unless the newest is of this update."""
         if self.state.step > self.saved:
-            self.checkpoints.save(self.state.step, self.state.tensors(), self.state.info())
-            if distributed.rank() == 0:
-                write_spent(self.context.artifact, self.measure())
-            self.saved = self.state.step
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        step, state = self.state.step, self.state
+        kept = [self.stage.fake_warmup + update for update in self.kept]
+        self.checkpoints.save(step, state.tensors(), state.info(), apart=kept)
+        if distributed.rank() == 0:
+            write_spent(self.context.artifact, self.measure())
+        self.saved = self.stored = step
+
+    def keep(self, updates: Sequence[int]) -> None:
+        """Store the present state if it is of one of these updates, and let go of those of all others."""
+        self.kept = [*updates]
+        if self.state.update in self.kept and self.stored != self.state.step:
+            self._write_checkpoint()
+
+    def fetch(self, update: int) -> Saved:
+        """The state before an update that is kept.
+
+        Raises:
+            DataError: it is not there, or damaged.
+        """
+        checkpoint = self.checkpoints.load(self.stage.fake_warmup + update, self.check)
+        return Saved(checkpoint.tensors, cast(StateInfo, checkpoint.info))  # `save` wrote it
+
+    def go_on_from(self, state: TrainState) -> None:
+        """Show that the stage went back. What lies in the store of the course that it left goes with the next
+        checkpoint; until then a resumed stage leaves that course at the same place."""
+        self.saved = self.stored = state.step
+        self.live.go_back()
 
     @contextmanager
     def keep_on_outage(self) -> Iterator[None]:
@@ -141,12 +177,25 @@ class Session:
             self.context.progress.say(f"ended by {stage.name}.watch after update {state.update} of {updates}, and kept")
         self.live.end("finished")
         write_student(self.context, self.run.base, state)
+        self.write_kept()
         facts: dict[str, object] = {"updates": state.update, **select_shown(state.last_row)}
         if stage.fake_warmup:
             facts["fake_warmup"] = summarize_warmup(state.rows).model_dump()
         if stage.watch is not None:
-            facts["watch"] = summarize(stage.watch, state)
+            facts["watch"] = summarize(stage.watch, state, stage.name, has_rl=stage.rl is not None)
         return facts
+
+    def write_kept(self) -> None:
+        """Write the students of the best looks, which are sealed beside the exported one.
+
+        Raises:
+            DataError: the checkpoint of one is gone, or damaged.
+        """
+        for update in list_students(self.stage.watch, self.state):
+            ema = TensorsBelow("ema/", self.fetch(update).tensors)
+            file = self.context.out / name_kept(update)
+            file.parent.mkdir(exist_ok=True)
+            write_tensors(self.run.base, file, STUDENT, ema)
 
 
 def start_session(context: Context, name: StageName, *, before: Path | None = None) -> Session:
@@ -184,8 +233,8 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
         context.progress.say(line)
         live.alarm(line)
 
-    watch = build_watcher(config, stage, assembly.base, prompts, say=ring, rewards=rewards)
     empty_prompt = PromptSet.unconditional(inputs.files)
+    watch = build_watcher(config, stage, assembly.base, prompts, empty_prompt=empty_prompt, say=ring, rewards=rewards)
     run = build_run(config, stage, assembly, prompts=prompts, empty_prompt=empty_prompt, watch=watch)
     if isinstance(prompts, Ahead):
         run = replace(run, prepare=prompts.prepare)
@@ -209,21 +258,10 @@ def select_shown(row: Row) -> dict[str, float]:
 def write_student(context: Context, base: SharedBase, state: TrainState) -> None:
     """Write both forms of the student, the fake score, the metrics and what the student is."""
     out, student = context.out, context.config.student
-    is_first = distributed.rank() == 0
-
-    def save(file: str, role: str, values: dict[str, torch.Tensor]) -> None:
-        tensors = {}
-        for name, value in base.to_diffusers(role, values).items():
-            tensor = distributed.full_tensor(value.detach())  # all ranks have to ask for it, one tensor at a time
-            if is_first:
-                tensors[name] = tensor.cpu().contiguous()
-        if is_first:
-            save_file(tensors, out / file)
-
     ema, ema_update = exported_ema(state)
-    save(STUDENT_FILE, STUDENT, dict(base.student_parameters))
-    save(EMA_FILE, STUDENT, ema)
-    save(FAKE_FILE, FAKE, dict(base.fake_parameters))
+    write_tensors(base, out / STUDENT_FILE, STUDENT, base.student_parameters)
+    write_tensors(base, out / EMA_FILE, STUDENT, ema)
+    write_tensors(base, out / FAKE_FILE, FAKE, base.fake_parameters)
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state.rows), encoding="utf-8")
     description = {
         "form": student.form,
@@ -233,3 +271,15 @@ def write_student(context: Context, base: SharedBase, state: TrainState) -> None
         "ema_update": ema_update,
     }
     (out / "student.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tensors(base: SharedBase, file: Path, role: str, values: Mapping[str, torch.Tensor]) -> None:
+    """Write the parameters of a role as others load them. All ranks call it, and the first writes."""
+    is_first = distributed.rank() == 0
+    tensors = {}
+    for name, value in base.to_diffusers(role, dict(values)).items():
+        tensor = distributed.full_tensor(value.detach())  # all ranks have to ask for it, one tensor at a time
+        if is_first:
+            tensors[name] = tensor.cpu().contiguous()
+    if is_first:
+        save_file(tensors, file)

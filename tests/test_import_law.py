@@ -40,7 +40,7 @@ ROOMS = {
         "state",
         "update",
         "rl",
-        "hacking_alarm",
+        "watch",
         "train",
         "assembly",
         "planning",

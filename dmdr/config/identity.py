@@ -41,6 +41,16 @@ LATER_OF_RL: dict[str, object] = {
     "start": 0,
     "ramp": 0,
 }
+LATER_OF_WATCH: dict[str, object] = {
+    "on_divergence": "fail",
+    "recoveries": None,
+    "keep_best": 0,
+    "sharpness_drop": 0.4,
+    "blank_rise": 0.1,
+    "fake_lag": 1.5,
+    "fake_rise": 4.0,
+    "gradient_drop": 0.95,
+}
 LATER: dict[str, object] = {
     "precision": "float32",
     "student.start": None,
@@ -59,7 +69,9 @@ LATER: dict[str, object] = {
     **{f"{stage}.dm_floor": 0.0 for stage in TRAINING_STAGES},
     **{f"{stage}.decoupled": None for stage in TRAINING_STAGES},
     "cold_start.rl": None,
+    "cold_start.watch": None,
     **{f"{stage}.rl.{key}": value for stage in TRAINING_STAGES for key, value in LATER_OF_RL.items()},
+    **{f"{stage}.watch.{key}": value for stage in TRAINING_STAGES for key, value in LATER_OF_WATCH.items()},
     "evaluate.pipelines": {},
     **{
         f"{stage}.{of}.{key}": value

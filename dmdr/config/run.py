@@ -130,12 +130,16 @@ class Config(Section):
         return {name: weight for rl in self.list_rl().values() for name, weight in rl.rewards.items()}
 
     def list_rewards(self, stage: StageName) -> set[str]:
-        """The rewards that a stage computes: training trains on some, joint watches one, evaluate reports some."""
+        """The rewards that a stage computes: training trains on some and watches one, evaluate reports some."""
         if stage in self.training_stages:
             rl = self.training_of(stage).rl
-            watched = {self.joint.watch.reward} if stage == "joint" and self.joint.watch else set()
-            return {*(rl.rewards if rl else ()), *watched}
+            return {*(rl.rewards if rl else ()), *self.list_watched(stage)}
         return set(self.evaluate.metrics).difference(JUDGES) if stage == "evaluate" else set()
+
+    def list_watched(self, stage: StageName) -> tuple[str, ...]:
+        """The held-out reward that a training stage watches, if it does."""
+        watch = self.training_of(stage).watch
+        return () if watch is None or watch.reward is None else (watch.reward,)
 
     def list_training_rewards(self) -> set[str]:
         """The rewards that some training stage computes."""
@@ -155,7 +159,7 @@ class Config(Section):
         """The key of each section that names rewards or metrics -> their names."""
         return {
             **{f"{stage}.rl.rewards": tuple(rl.rewards) for stage, rl in self.list_rl().items()},
-            "joint.watch.reward": (self.joint.watch.reward,) if self.joint.watch else (),
+            **{f"{stage}.watch.reward": self.list_watched(stage) for stage in self.training_stages},
             "evaluate.metrics": self.evaluate.metrics,
         }
 
@@ -214,6 +218,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_watch(self) -> Config:
+        watch = self.cold_start.watch if self.cold_start is not None else None
+        if watch is not None and (watch.export == "best" or watch.keep_best):
+            name = "export" if watch.export == "best" else "keep_best"
+            raise ValueError(
+                f"cold_start.watch.{name} is for joint training: a cold start goes towards its teacher, and no reward "
+                "says which of its students is the best; drop it"
+            )
         cold = self.cold_start.rl if self.cold_start is not None else None
         if cold is not None and self.joint.watch is not None and self.joint.watch.reward in cold.rewards:
             raise ValueError(

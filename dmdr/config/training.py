@@ -1,4 +1,4 @@
-"""The settings of the two training stages: networks and updates, and the hacking alarm. No torch."""
+"""The settings of the two training stages: networks and updates. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dmdr.config.rl import GRPO, AnyRL
 from dmdr.config.section import Positive, Rate, Section
+from dmdr.config.watch import Watch
 
 
 class Dynamic(Section):
@@ -57,6 +58,15 @@ class Training(Section):
     # Z-Image). below: uniformly below the time of the student's own input, which its authors found best. independent:
     # uniformly over renoise_range. None: where the two scores are compared
     decoupled: Literal["below", "independent"] | None = None
+    watch: Watch | None = None
+
+    @model_validator(mode="after")
+    def _check_watch(self) -> Training:
+        if self.watch and self.rl and self.watch.reward in self.rl.rewards:
+            raise ValueError(
+                f"joint.watch.reward {self.watch.reward} is trained on; watch one that is not in joint.rl.rewards"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_renoise_range(self) -> Training:
@@ -112,23 +122,6 @@ class Training(Section):
         return self
 
 
-class Watch(Section):
-    """The hacking alarm: it evaluates the student during joint training, on training prompts and fixed noise."""
-
-    every: Positive = 50  # student updates between evaluations; the first and the last student are always evaluated
-    reward: str = Field(min_length=1)  # a held-out reward: one that joint.rl.rewards does not have
-    prompts: Positive = 64  # how many training prompts, evenly spaced; all of them if there are fewer
-    seeds: int = Field(2, ge=2)  # images of each prompt, between which diversity is measured
-    # off: print nothing. stop: end the stage and seal the current result
-    on_alarm: Literal["off", "warn", "stop"] = "warn"
-    # last: the EMA weights at the end. best: of the EMA weights that were evaluated, those with the highest held-out
-    # reward. Weights that produced an image that is not a number are never the best.
-    export: Literal["last", "best"] = "last"
-    reward_drop: Rate = 0.05  # alarm if the held-out reward falls by more than this below its best value
-    diversity_drop: float = Field(0.3, gt=0, lt=1)  # alarm if diversity loses more than this share of its first value
-    saturation_rise: Rate = 0.3  # alarm if colour saturation gains more than this share of its first value
-
-
 class Joint(Training):
     """Distribution matching and RL at once.
 
@@ -136,7 +129,6 @@ class Joint(Training):
     """
 
     distribution_matching: bool = True
-    watch: Watch | None = None
     # without a cold start: updates of the fake score alone, `fake_updates` steps each, before the first student update,
     # until it follows the student; they do not count as `updates`
     fake_warmup: int = Field(0, ge=0)
@@ -144,6 +136,12 @@ class Joint(Training):
     @property
     def matches_distributions(self) -> bool:
         return self.distribution_matching
+
+    @model_validator(mode="after")
+    def _check_watched(self) -> Joint:
+        if self.watch is not None and self.watch.reward is None:
+            raise ValueError("joint.watch.reward is missing; name a held-out reward")
+        return self
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Joint:
@@ -171,9 +169,5 @@ class Joint(Training):
             raise ValueError(
                 f"joint.rl.start is {self.rl.start} but joint.distribution_matching is false: nothing would be trained "
                 "until then; drop it"
-            )
-        if self.watch and self.watch.reward in self.rl.rewards:
-            raise ValueError(
-                f"joint.watch.reward {self.watch.reward} is trained on; watch one that is not in joint.rl.rewards"
             )
         return self

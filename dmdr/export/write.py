@@ -51,23 +51,26 @@ MODEL_SPECS = {  # by family
 }
 
 
-def load_student(network: ModelMixin, folder: Path, *, lora_dtype: torch.dtype = torch.float32) -> None:
+def load_student(
+    network: ModelMixin, folder: Path, *, weights: Path | None = None, lora_dtype: torch.dtype = torch.float32
+) -> None:
     """Turn the teacher's network into the student of a sealed training stage, in place.
 
-    lora_dtype: a LoRA is rounded to it before it is fused, as its file will hold it.
+    weights: the file of another of its students than the one that training exports. lora_dtype: a LoRA is rounded to
+    it before it is fused, as its file will hold it.
 
     Raises:
         DataError: the weights are damaged, or are not this network's; or one is too large for lora_dtype.
     """
     form: str = json.loads((folder / "student.json").read_text(encoding="utf-8"))["form"]
-    file = folder / WEIGHTS
+    file = folder / WEIGHTS if weights is None else weights
     try:
-        weights = load_file(file)
+        tensors = load_file(file)
     except SafetensorError as error:
         raise _refuse_student(str(file), error) from error
     if form == "lora":
-        weights = cast_weights(cast_weights(weights, lora_dtype), torch.float32)
-    fill_student(network, weights, is_lora=form == "lora", where=str(file))
+        tensors = cast_weights(cast_weights(tensors, lora_dtype), torch.float32)
+    fill_student(network, tensors, is_lora=form == "lora", where=str(file))
 
 
 def fill_student(network: ModelMixin, weights: Weights, *, is_lora: bool, where: str) -> None:

@@ -204,7 +204,7 @@ class _Stage:
         assembly = assemble(config, replace(self.stage, training=training), backbone)
         self.assembly, self.base, self.state = assembly, assembly.base, assembly.state
         self.algorithm = None if assembly.rl is None else assembly.rl.algorithm
-        if self.stage.watch is not None:
+        if self.stage.watch is not None and self.stage.watch.reward is not None:
             self.watched = load_any_reward(self.stage.watch.reward, "meta", list_sources(config))
         plan.load += 0 if self.base.student_is_lora else count_bytes(network.parameters())
         backbone.compute = torch.float32  # Arithmetic casts instead of autocast

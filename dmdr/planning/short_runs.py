@@ -1,7 +1,7 @@
 """Short runs of a training stage, each from the same start, and what each student then draws.
 
 1. A short run is the beginning of the whole stage: schedules keep their full length.
-2. Prompts are those of training, as for the hacking alarm, and the noise is the same for every look. So two looks
+2. Prompts are those of training, as for the watch, and the noise is the same for every look. So two looks
    differ by the weights alone. Images come from the EMA, which is what a run exports.
 3. The fake score is judged on images of the student itself, from noise that no update has seen.
 4. A run ends early if a figure is not a number, if the loss of its fake score explodes, or if at half time its images
@@ -18,22 +18,21 @@ from dataclasses import replace
 import torch
 
 from dmdr import losses
-from dmdr.assembly import Assembly, StageConfig, build_run
+from dmdr.assembly import Assembly, StageConfig, TeacherSampler, build_run
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.run import Config
 from dmdr.errors import NonFinite
-from dmdr.hacking_alarm import saturation, score_images
 from dmdr.noise import noise_for
 from dmdr.planning.stability import Cell, CellResult, Look, apply_cell
 from dmdr.promptset import spread_evenly
 from dmdr.promptset.ahead import Ahead
 from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.protocol import Reward
-from dmdr.rollout import sample_teacher
 from dmdr.shared_base import FAKE
 from dmdr.state import TrainState, fill_parameters
 from dmdr.train import Run, train
 from dmdr.update import roll_out
+from dmdr.watch.figures import saturation, score_images
 
 PROMPTS = 64  # that every look draws, an image each
 FIRST = 5  # updates whose mean loss of the fake score is the measure of an explosion
@@ -137,19 +136,10 @@ class ShortRuns:
     @torch.no_grad()
     def look_at_teacher(self, run: Run) -> Look:
         """What the teacher draws of the same prompts, as evaluation lets it draw."""
-        backbone, teacher = self.base.backbone, self.config.teacher
-        times = backbone.teacher_times(teacher.steps).to(run.times.device)
+        teacher = TeacherSampler(self.config, self.base, run.unconditional)
 
         def draw(c: Conditioning, noises: torch.Tensor) -> torch.Tensor:
-            with self.base.use_adapter(FAKE, 0.0):
-                return sample_teacher(
-                    backbone,
-                    c,
-                    run.unconditional,
-                    guidance_scale=teacher.guidance,
-                    times=times,
-                    noise=noises[0].to(times),
-                )
+            return teacher.draw(c, noises[0].to(run.times))
 
         return self._measure(draw, len(run.times) - 1)
 

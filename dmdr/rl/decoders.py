@@ -6,7 +6,7 @@
    lab's latents of 8 x 8, tiles of 4 x 4 are so small that the gradient of lab-conv is orthogonal to the one through
    the whole decoder (cosine -0.05).
 2. A tiny decoder (AutoencoderTiny, such as TAESD) draws nearly the same image but has another gradient.
-   `python -m dmdr.rl.decoders` measures the cosine between the gradients. The hacking alarm, evaluation and export
+   `python -m dmdr.rl.decoders` measures the cosine between the gradients. The watch, evaluation and export
    always use the teacher's own decoder.
 """
 

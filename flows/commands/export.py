@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,18 +16,25 @@ from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
 from stages.store.inputs import check_forms
+from stages.store.records import Record
 from stages.store.runs import find_run
 from stages.store.sealed_settings import check_teacher, rebuild_config
 from stages.store.teacher_folder import resolve_teacher
 
+OF_KEPT = re.compile(r"kept/update-(\d+)\.safetensors")  # as the stage names them
 
-def export_form(run: str, form: Form, folder: str, *, teacher: str | None, store: str) -> int:
+
+def export_form(
+    run: str, form: Form, folder: str, *, teacher: str | None, store: str, update: int | None = None
+) -> int:
     """Write the student in one form to a new folder, checked as the stage export does; returns 0.
 
-    A form that the run has sealed is copied. teacher: where the run's teacher lies; needed if it was a folder.
+    A form that the run has sealed is copied. teacher: where the run's teacher lies; needed if it was a folder. update:
+    of a student that the watch kept; None: the run's.
 
     Raises:
-        InputMissing: there is no such run, its joint training is not sealed, or the teacher is not there.
+        InputMissing: there is no such run, its joint training is not sealed or kept no such student, or the teacher is
+            not there.
         ConfigError: the student has no such form, or the teacher is another one.
         DataError: a file is damaged, or the form does not draw the student's images.
     """
@@ -34,9 +42,11 @@ def export_form(run: str, form: Form, folder: str, *, teacher: str | None, store
     target = require_new_folder(folder)
     artifact = Artifact(store, run, "export")
     sealed = artifact.record()
-    if sealed is not None and any(name.startswith(f"{form}/") for name in sealed.files):
+    if update is None and sealed is not None and any(name.startswith(f"{form}/") for name in sealed.files):
         return pull_stage(run, "export", folder, store, form)
-    Artifact(store, run, "joint").sealed()
+    joint = Artifact(store, run, "joint").sealed()
+    if update is not None:
+        check_kept(joint, update)
     records = {stage: record for stage in STAGES if (record := Artifact(store, run, stage).record()) is not None}
     address = teacher or find_recorded_teacher(records["joint"].provenance.teacher, run)
     forms: tuple[Form, ...] = ("pipeline", form) if form == "single-file" else (form,)
@@ -51,12 +61,27 @@ def export_form(run: str, form: Form, folder: str, *, teacher: str | None, store
         out = Path(place) / "out"
         out.mkdir()
         context = Context(config, artifact, out, Path(place) / "inputs", Progress("export"), lambda: False)
-        write_forms(context)
+        write_forms(context, update=update)
         if target.is_dir():
             target.rmdir()
         shutil.move(out, target)
-    print(f"{form} of {run} is in {target}")
+    which = "" if update is None else f", the student of update {update},"
+    print(f"{form} of {run}{which} is in {target}")
     return 0
+
+
+def check_kept(joint: Record, update: int) -> None:
+    """
+    Raises:
+        InputMissing: joint training did not keep the student of this update.
+    """
+    kept = sorted(int(found[1]) for name in joint.files if (found := OF_KEPT.fullmatch(name)) is not None)
+    if update not in kept:
+        has = f"it kept those of {', '.join(map(str, kept))}" if kept else "it kept none"
+        raise InputMissing(
+            f"--update {update}: joint training of run {joint.run} did not keep its student; {has}. "
+            "joint.watch.keep_best says how many of the best looks a run keeps"
+        )
 
 
 def find_recorded_teacher(name: str | None, run: str) -> str:

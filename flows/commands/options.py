@@ -111,6 +111,10 @@ ExportForm = Annotated[Form, typer.Option("--form", metavar="FORM", help=f"one o
 ExportTo = Annotated[
     str, typer.Option("--out", metavar="DIR", help="where the form is written: a new or an empty folder")
 ]
+ExportUpdate = Annotated[
+    int | None,
+    typer.Option("--update", min=0, metavar="N", help="a student that joint.watch.keep_best kept, by its update"),
+]
 ExportTeacher = Annotated[
     str | None, typer.Option("--teacher", metavar="PATH", help="the teacher of the run, if it was a folder")
 ]

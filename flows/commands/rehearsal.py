@@ -229,10 +229,10 @@ class Rehearsal:
         """
         import numpy as np
 
+        from dmdr.metrics.faults import find_fault
         from stages.export import run
         from stages.generation.drawing import draw_image, load_models
         from stages.generation.source import find_student
-        from stages.reports.broken_images import find_fault
         from stages.runtime.device import release_memory
 
         context = self._begin("export", self.config)
@@ -290,7 +290,7 @@ def _write_records(path: Path, records: list[PromptRecord]) -> Path:
 
 def _name_faults(images: Images) -> str:
     """What is wrong with images, in words: "2 of 4 black"; empty where nothing is."""
-    from stages.reports.broken_images import find_fault
+    from dmdr.metrics.faults import find_fault
 
     pairs = zip(images.pixels, images.are_finite, strict=True)
     faults = [fault for pixels, is_finite in pairs if (fault := find_fault(pixels, is_finite)) is not None]

@@ -139,8 +139,8 @@ def find_reward(config: Config) -> str:
     Raises:
         ConfigError: there is none.
     """
-    if config.joint.watch is not None:
-        return config.joint.watch.reward
+    if watched := config.list_watched("joint"):
+        return watched[0]
     trained = config.trained_rewards.keys()
     for name in config.evaluate.metrics:
         if (name in OF_REWARD or name in config.rewards) and name not in trained:

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dmdr.metrics.faults import Fault, find_fault
 from dmdr.metrics.scorecard import ModelOnCard
 from stages.evaluation.evaluation_set import Attempt, images_file
 from stages.evaluation.samples import Sample, unpack
-from stages.reports.broken_images import BrokenImages, Fault, count_faults, find_fault
+from stages.reports.broken_images import BrokenImages, count_faults
 from stages.reports.explorer import choose_pictured, choose_side
 from stages.reports.pictures import Picture, describe_image, embed_image
 

@@ -42,8 +42,8 @@ class Status(Document):
     """How far an open stage is. Times are seconds since 1970, by the clock of its machine.
 
     state: running, stopped, failed or finished. step, steps: updates with those of the fake score alone; update,
-    updates: those of the student. pace_s: seconds an update. left_s: of this stage; left_run_s: of the run. memory_mib:
-    the most main memory of the first process.
+    updates: those of the student. recoveries: how often the watch has taken the stage back. pace_s: seconds an update.
+    left_s: of this stage; left_run_s: of the run. memory_mib: the most main memory of the first process.
     """
 
     state: str
@@ -53,6 +53,7 @@ class Status(Document):
     steps: int
     update: int
     updates: int
+    recoveries: int = 0
     pace_s: float | None = None
     left_s: float | None = None
     left_run_s: float | None = None

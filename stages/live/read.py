@@ -55,7 +55,8 @@ class Series:
 
 
 class LiveReader:
-    """Reads live/ of one stage. Blocks of rows and strips that cannot change any more are read once."""
+    """Reads live/ of one stage. Blocks of rows and strips that change no more, unless the stage goes back, are read
+    once."""
 
     def __init__(self, store: str, run: str, stage: str) -> None:
         self.stage = stage
@@ -65,6 +66,7 @@ class LiveReader:
         self._teacher = ""
         self._strips: dict[str, list[np.ndarray]] = {}
         self._prompts: tuple[str, ...] = ()
+        self._recoveries = 0  # of the stage, when it was last read
 
     def read(self) -> Series:
         """What is there now.
@@ -73,6 +75,10 @@ class LiveReader:
             StoreError, ConfigError, InputMissing: the store does not answer.
         """
         names = self._place.names()
+        status = self._read_document(STATUS, Status) if STATUS in names else None
+        if status is not None and status.recoveries != self._recoveries:  # the stage went back, and writes them again
+            self._recoveries = status.recoveries
+            self._blocks, self._strips = {}, {}
         self._names = {
             (match[1], int(match[2])): name for name in names if (match := OF_STRIP.fullmatch(name)) is not None
         }
@@ -81,7 +87,7 @@ class LiveReader:
         self._prompts = () if prompts is None else prompts.prompts[:MOST_PROMPTS]
         alarms = self._read_document(ALARMS, Alarms) if ALARMS in names else None
         return Series(
-            status=self._read_document(STATUS, Status) if STATUS in names else None,
+            status=status,
             rows=self._read_rows(names),
             alarms=() if alarms is None else alarms.lines,
             strips=tuple(sorted(update for kind, update in self._names if kind == STUDENT)),

@@ -53,6 +53,7 @@ class LiveStage:
         self._ticks = [(state.step, time.monotonic())]  # (step, monotonic clock) of the last PACE updates
         self._machine = Machine()
         self._written = 0  # rows that have been handed over
+        self._course = len(state.recoveries)  # how often the stage has gone back
         self._writer: Writer | None = None
         self._notices = Background("notify", context.progress.say)
         self._background: Background | None = None
@@ -72,19 +73,26 @@ class LiveStage:
 
     def begin(self) -> None:
         """Show where the stage begins or goes on."""
+        self._resume()
         if self._live is None:
             return
-        if self._writer is not None:
-            prompts = [] if self._drawer is None else self._drawer.list_prompts()
-            self._put("resume", partial(self._writer.resume, list(self.state.rows), self.state.update, prompts))
-            self._tracking = self._begin_tracking()
-        self._written = len(self.state.rows)
-        self._ticks = [(self.state.step, time.monotonic())]
-        self._write_status("running")
         if self.state.step == 0 and self._before is None:  # else what it drew then is looked for first
             self._draw_teacher()
         if self._drawer is not None:
             self._draw_if_due()
+
+    def _resume(self) -> None:
+        if self._live is None:
+            return
+        state = self.state
+        if self._writer is not None:
+            prompts = [] if self._drawer is None else self._drawer.list_prompts()
+            rung = max((recovery.update for recovery in state.recoveries), default=0)
+            self._put("resume", partial(self._writer.resume, list(state.rows), state.update, prompts, rung=rung))
+            self._tracking = self._begin_tracking()
+        self._written = len(state.rows)
+        self._ticks = [(state.step, time.monotonic())]
+        self._write_status("running")
 
     def record(self) -> None:
         """Show a finished update."""
@@ -102,6 +110,16 @@ class LiveStage:
         if state.update:
             self._draw_if_due()
 
+    def go_back(self) -> None:
+        """Show that the watch has taken the stage back: what was shown of the course that it left goes.
+
+        To its trackers it is a stage that is resumed.
+        """
+        self._course = len(self.state.recoveries)
+        if self._tracking is not None:
+            self._tracking.finish(is_finished=False)
+        self._resume()
+
     def alarm(self, line: str) -> None:
         """Show an alarm, and tell the receivers of `execution.notify`."""
         config, say = self.context.config, self.context.progress.say
@@ -110,7 +128,7 @@ class LiveStage:
             self._notices.put(event.key, lambda: announce(config, lambda: event, say))
         if self._writer is not None:
             alarm = AlarmLine(update=self.state.update, at=round(time.time(), 3), line=line)
-            self._put(f"alarm {alarm.update} {line}", partial(self._writer.write_alarm, alarm))
+            self._put(f"alarm {alarm.update} {line}", partial(self._writer.write_alarm, alarm), lasts=True)
 
     def end(self, status: str) -> None:
         """Show how the stage ends: finished, stopped or failed. Waits at most LAST seconds."""
@@ -209,6 +227,7 @@ class LiveStage:
             steps=warmup + updates,
             update=state.update,
             updates=updates,
+            recoveries=len(state.recoveries),
             pace_s=None if pace is None else round(pace, 4),
             left_s=None if pace is None else round(pace * left, 1),
             left_run_s=None if pace is None else round(pace * (left + self.later), 1),
@@ -220,9 +239,16 @@ class LiveStage:
             currency=None if money is None or config.execution.price is None else config.execution.price.currency,
         )
 
-    def _put(self, name: str, work: Callable[[], object]) -> None:
+    def _put(self, name: str, work: Callable[[], object], *, lasts: bool = False) -> None:
+        """Have work done in the background. lasts: also if the stage goes back before; other work is then left out."""
+        course = self._course
+
+        def do() -> None:
+            if lasts or course == self._course:
+                work()
+
         if self._background is not None:
-            self._background.put(name, work)
+            self._background.put(f"{name} of course {course}", do)
 
 
 def find_stage_before(config: Config, stage: str) -> str | None:

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 
 from dmdr import distributed
-from dmdr.assembly import StageConfig
+from dmdr.assembly import StageConfig, TeacherSampler
 from dmdr.backbones.protocol import Conditioning
 from dmdr.config.live import Live
 from dmdr.config.run import Config
 from dmdr.dyna import real_scale
 from dmdr.noise import noise_for
 from dmdr.promptset import spread_evenly
-from dmdr.rollout import sample_teacher
-from dmdr.shared_base import FAKE, SharedBase
+from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import Run
 from dmdr.update import roll_out
@@ -73,19 +72,10 @@ class StripDrawer:
     @torch.no_grad()
     def draw_teacher(self) -> np.ndarray:
         """What the untouched teacher draws from the same prompts and noise, as evaluation has it."""
-        backbone, teacher = self.base.backbone, self.config.teacher
-        times = backbone.teacher_times(teacher.steps).to(self.run.times.device)
+        teacher = TeacherSampler(self.config, self.base, self.run.unconditional)
 
         def draw(part: list[int]) -> torch.Tensor:
-            with self.base.use_adapter(FAKE, 0.0):
-                return sample_teacher(
-                    backbone,
-                    self._collate(part),
-                    self.run.unconditional,
-                    guidance_scale=teacher.guidance,
-                    times=times,
-                    noise=self._noises(part)[0],
-                )
+            return teacher.draw(self._collate(part), self._noises(part)[0])
 
         return self._decode([draw(part) for part in self._parts])
 

@@ -60,10 +60,14 @@ class Writer:
             self._opened = open_place(self.address)
         return self._opened
 
-    def resume(self, rows: Sequence[Row], update: int, prompts: Sequence[str]) -> None:
-        """Make the files those of a stage with these rows after this update, whatever earlier attempts left."""
+    def resume(self, rows: Sequence[Row], update: int, prompts: Sequence[str], *, rung: int = 0) -> None:
+        """Make the files those of a stage with these rows after this update, whatever earlier attempts left.
+
+        rung: the last update at which an alarm took the stage back; alarms up to it stay.
+        """
         place = self._place
         place.tidy()
+        self._strips = set()
         names = place.names()
         blocks = {int(match[1]): name for name in names if (match := OF_ROWS.fullmatch(name))}
         last = len(rows) // BLOCK
@@ -81,7 +85,7 @@ class Writer:
             count = self._read_times(number) if number in blocks else 0
             if number == last or count != BLOCK:  # its end was on its way when the attempt was killed
                 self.write_block(number, rows[number * BLOCK : (number + 1) * BLOCK])
-        self._resume_alarms(update)
+        self._resume_alarms(max(update, rung))
         self._publish(PROMPTS, StripPrompts(prompts=tuple(prompts)).to_json())
 
     def write_block(self, number: int, rows: Sequence[Row]) -> None:

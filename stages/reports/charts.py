@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 POINTS = 160  # of a curve; more updates than this are averaged in groups of equal size
-WATCH = "watch/"  # the figures of the hacking alarm
+WATCH = "watch/"  # the figures of the watch
 FIRST = (
     "loss_dm",
     "loss_fake",
@@ -114,7 +114,7 @@ def collect_columns(rows: Sequence[Mapping[str, float | None]]) -> dict[str, lis
         for name, value in row.items():
             if name != "update" and (value is None or type(value) in (int, float)):
                 finite = value is not None and math.isfinite(value)
-                # The alarm's figures are of the student before the update of their row.
+                # The watch's figures are of the student before the update of their row.
                 updates_done = before + (update if name.startswith(WATCH) else update + 1)
                 columns.setdefault(name, []).append(Point(updates_done, value if finite else None))
     return columns

@@ -107,8 +107,9 @@ class ExportFacts(_Facts):
 
     parity: form -> the largest difference of its latents from those of the training sampler, which has the same rounded
     weights. rounding: the root mean square difference of latents that rounding to `dtype` made. samples: the prompts of
-    images/1.png and so on. comfyui: the forms that have a workflow. licence: that of the teacher's card; None if it has
-    none, or the card names none.
+    images/1.png and so on. comfyui: the forms that have a workflow. update: of joint training, whose student it is;
+    None: the one that training exports. licence: that of the teacher's card; None if it has none, or the card names
+    none.
     """
 
     schema_version: Literal[2] = Field(SCHEMA, alias="schema")
@@ -125,6 +126,7 @@ class ExportFacts(_Facts):
     rounding: float = 0.0
     samples: tuple[str, ...] = ()
     comfyui: tuple[str, ...] = ()
+    update: int | None = None
     licence: LicenceFacts | None = None
     classes: ClassFacts
     stages: dict[str, StageFacts]

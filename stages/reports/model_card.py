@@ -93,7 +93,7 @@ def render_card(facts: ExportFacts, *, place: HubPlace | None = None, scorecard:
     card = ModelCard(
         facts,
         place=place,
-        student=describe_student(facts.student),
+        student=describe_student(facts.student, facts.update),
         rewards=", ".join(f"{name} (weight {weight:g})" for name, weight in facts.rewards.items()) or "none",
         counts=", ".join(f"{name} {value:,}" for name, value in facts.prompts.counts.items()),
         teacher=quote_address(teacher.name),
@@ -129,11 +129,12 @@ def join_licences(teacher: LicenceFacts, start: StartFacts | None) -> LicenceFac
     return LicenceFacts(license="other", license_name="-and-".join(names), license_link=teacher.license_link)
 
 
-def describe_student(student: Student) -> str:
-    """Steps, form and average of the weights."""
+def describe_student(student: Student, update: int | None = None) -> str:
+    """Steps, form and average of the weights. update: of joint training, where it is not the one that it exports."""
     form = "full weights" if student.form == "full" else f"LoRA of rank {student.lora_rank}"
     sampler = "" if student.few_steps.is_stochastic else ", deterministic"
-    return f"{format_count(student.steps, 'step')}{sampler}, {form}, EMA of decay up to {student.ema:g}"
+    after = "" if update is None else f", after update {update:,} of joint training"
+    return f"{format_count(student.steps, 'step')}{sampler}, {form}, EMA of decay up to {student.ema:g}{after}"
 
 
 def format_argument(value: float | list[int] | list[float]) -> str:

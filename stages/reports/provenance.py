@@ -32,37 +32,53 @@ class Origin:
     times: Sequence[StageTime] = ()
 
 
+HALVED = {"rl": "RL's weight", "student": "the student's rate", "fake_score": "the fake score's rate"}
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
 class AlarmFacts(_Part):
-    """An alarm: the figure `was` at update `since`, and is `now` at `update`."""
+    """An alarm: the figure `was` at update `since`, or with the teacher, and is `now` at `update`."""
 
     figure: str
     now: float
     update: int
     was: float
-    since: int
+    since: int | None
+
+
+class RecoveryFacts(_Part):
+    """At `update` the stage went back to `back_to`, for these figures, with half of some settings; or ended there."""
+
+    update: int
+    back_to: int
+    figures: tuple[str, ...]
+    halved: tuple[str, ...]
+    ends: bool = False
 
 
 class StopFacts(_Part):
-    """The alarm ended joint training after this update."""
+    """The watch ended the stage after this update."""
 
     after_update: int
 
 
 class WatchFacts(_Part):
-    """What the record of joint training says of the hacking alarm, as far as reports show it.
+    """What the record of a training stage says of its watch, as far as reports show it.
 
-    reward: the watched one. exported: the update whose EMA is the student.
+    reward: the watched one, if there is one. exported: the update whose EMA is the student. kept: other updates whose
+    EMA is sealed. alarms: those of the course that was kept; those that led to recoveries stand there.
     """
 
-    reward: str
+    reward: str | None
     export: Literal["last", "best"]
     exported: int
     alarms: tuple[AlarmFacts, ...]
     stopped: StopFacts | None = None
+    kept: tuple[int, ...] = ()
+    recoveries: tuple[RecoveryFacts, ...] = ()
 
 
 def read_records(context: Context) -> dict[str, Record]:
@@ -77,14 +93,24 @@ def collect_settings(sealed: Mapping[str, Record], own: Mapping[str, object]) ->
 
 
 def describe_watch(facts: WatchFacts) -> str:
-    """What the hacking alarm saw in joint training, and what followed from it."""
-    alarms = [
-        f"{alarm.figure} {alarm.now:.4g} at update {alarm.update}, from {alarm.was:.4g} at {alarm.since}"
-        for alarm in facts.alarms
-    ]
+    """What the watch saw in a training stage, and what followed from it."""
+    alarms = [describe_alarm(alarm) for alarm in facts.alarms]
+    alarms += [describe_recovery(recovery) for recovery in facts.recoveries]
     stopped = f"; stopped after update {facts.stopped.after_update}" if facts.stopped else ""
     chosen = f", chosen by {facts.reward} on training prompts" if facts.export == "best" else ""
-    return f"{'; '.join(alarms) or 'silent'}{stopped}; the student is the EMA of update {facts.exported}{chosen}"
+    kept = f"; kept beside it: {', '.join(map(str, sorted(facts.kept)))}" if facts.kept else ""
+    return f"{'; '.join(alarms) or 'silent'}{stopped}; the student is the EMA of update {facts.exported}{chosen}{kept}"
+
+
+def describe_alarm(alarm: AlarmFacts) -> str:
+    since = "the teacher's" if alarm.since is None else f"at {alarm.since}"
+    return f"{alarm.figure} {alarm.now:.4g} at update {alarm.update}, from {alarm.was:.4g} {since}"
+
+
+def describe_recovery(recovery: RecoveryFacts) -> str:
+    """Why a stage went back, where to, and what it did there."""
+    then = "ended there" if recovery.ends else f"halved {' and '.join(HALVED[part] for part in recovery.halved)}"
+    return f"{', '.join(recovery.figures)} at update {recovery.update}: back to update {recovery.back_to}, {then}"
 
 
 def build_table(context: Context) -> list[tuple[str, str]]:
@@ -105,7 +131,7 @@ def build_table(context: Context) -> list[tuple[str, str]]:
         if "fake_warmup" in record.facts:
             rows.append(("fake score", describe_warmup(WarmupFacts.model_validate(record.facts["fake_warmup"]))))
         if "watch" in record.facts:
-            rows.append(("hacking alarm", describe_watch(WatchFacts.model_validate(record.facts["watch"]))))
+            rows.append((f"watch of {stage}", describe_watch(WatchFacts.model_validate(record.facts["watch"]))))
     latest = list(sealed.values())[-1].provenance.code
     libraries = {name: version for name, version in latest.items() if name not in ("version", "sources")}
     rows.append(("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items())))

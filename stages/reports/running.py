@@ -206,9 +206,10 @@ def build_stage_row(stage: StageView) -> StageRow:
     if status is not None:
         memory = ", ".join(describe_gpu(gpu.used_mib, gpu.total_mib, gpu.busy) for gpu in status.gpus)
         memory = memory or f"{status.memory_mib / 1024:.1f} GiB of main memory"
+    recovered = "" if status is None or not status.recoveries else f", recovered {format_times(status.recoveries)}"
     return StageRow(
         label=stage.label,
-        state=STATES.get(stage.state, stage.state),
+        state=f"{STATES.get(stage.state, stage.state)}{recovered}",
         share=None if progress is None or not progress[1] else round(100 * progress[0] / progress[1], 1),
         progress="" if progress is None else f"{progress[0]:,} of {progress[1]:,}",
         pace="" if status is None or status.pace_s is None else f"{status.pace_s:.3g} s",
@@ -217,6 +218,10 @@ def build_stage_row(stage: StageView) -> StageRow:
         memory=memory,
         is_bad=stage.state in BAD,
     )
+
+
+def format_times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def describe_gpu(used_mib: float, total_mib: float, busy: float) -> str:

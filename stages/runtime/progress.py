@@ -25,6 +25,7 @@ class Progress:
         self._later: float | None = None
         # steps done, and the time then: a resumed stage does not begin at 0, and a first step takes longer than others
         self._first: tuple[int, float] | None = None
+        self._done = 0
         self._last_line = time.monotonic()
 
     def expect(self, later: float) -> None:
@@ -37,7 +38,9 @@ class Progress:
             return
         texts = {name: f"{value:.4g}" for name, value in figures.items()}
         now = time.monotonic()
-        self._first = self._first or (done, now)
+        if self._first is None or done < self._done:  # a stage that its watch takes back begins to count again
+            self._first = (done, now)
+        self._done = done
         steps = done - self._first[0]
         pace = (now - self._first[1]) / steps if steps else None  # seconds a step
         whole = [] if self.place is None else [self.place]

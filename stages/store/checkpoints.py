@@ -1,4 +1,5 @@
-"""Save and load the checkpoints of an open stage. If the newest is damaged, the one before it is loaded.
+"""Save and load the checkpoints of an open stage. If the newest is damaged, the one before it is loaded. Those that the
+watch keeps stay apart from the newest.
 
 step-00000100/state.safetensors     the tensors, or the rows of them that rank 0 holds
               state.1.safetensors   the rows that rank 1 holds, and so on
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,8 +55,16 @@ class Checkpoints:
         self.artifact, self.place, self.keep = artifact, artifact.place, keep
         self.address = f"{artifact.address}/{CHECKPOINTS}"
 
-    def save(self, step: int, tensors: dict[str, torch.Tensor], info: Mapping[str, object]) -> None:
-        """Store the state after `step`, then delete all but the newest `keep` checkpoints. All ranks call it.
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, torch.Tensor],
+        info: Mapping[str, object],
+        *,
+        apart: Collection[int] = (),
+    ) -> None:
+        """Store the state after `step`, then delete all checkpoints but the newest `keep`, and those of the steps
+        `apart`. All ranks call it.
 
         info: JSON, the same on all ranks. tensors: the rows of this rank; rank 0 also passes the tensors that are not
         split. Tensors must not share storage; safetensors moves them to the CPU.
@@ -87,7 +96,7 @@ class Checkpoints:
             manifest[INFO] = written[INFO]
             document = self._describe_owner(manifest)
             self.place.publish(f"{folder}/{MANIFEST}", lambda file: file.write_bytes(document.to_json()))
-            self._rotate(step)
+            self._rotate(step, apart)
         distributed.barrier()  # nobody leaves before the checkpoint is whole
 
     def newest(self, check: Callable[[int, Json], object] = lambda step, info: None) -> Checkpoint | None:
@@ -105,6 +114,22 @@ class Checkpoints:
         if len(set(steps)) > 1:
             raise StoreError(f"ranks see different checkpoints in {self.address}: {steps}; repeat the command")
         return checkpoint
+
+    def load(self, step: int, check: Callable[[int, Json], object] = lambda step, info: None) -> Checkpoint:
+        """The checkpoint of a step that was saved `apart`. All ranks call it, and each rank gets the whole tensors.
+
+        Raises:
+            DataError: it is not there, is damaged, or of other settings or inputs.
+        """
+        where = f"checkpoint {self.address}/step-{step:08d}"
+        advice = f"and nothing stands for it; delete {self.artifact.address} and run {self.artifact.stage} again"
+        manifest = self.place.read(f"{_folder_name(step)}/{MANIFEST}")
+        if manifest is None:
+            raise DataError(f"{where} was kept and is gone, {advice}")
+        try:
+            return self._load(step, manifest, check)
+        except (Damaged, SafetensorError) as error:
+            raise DataError(f"{where} was kept and is damaged ({error}), {advice}") from error
 
     def _find_newest(self, check: Callable[[int, Json], object]) -> Checkpoint | None:
         if self.artifact.read_claim() is None:
@@ -193,13 +218,13 @@ class Checkpoints:
                 "the command"
             )
 
-    def _rotate(self, newest: int) -> None:
-        """Delete old checkpoints. `newest` was just saved.
+    def _rotate(self, newest: int, apart: Collection[int]) -> None:
+        """Delete old checkpoints but those `apart`. `newest` was just saved.
 
-        Higher steps are deleted too: they are damaged, or another attempt wrote them.
+        Higher steps are deleted too: they are damaged, another attempt wrote them, or the stage has gone back.
         """
         whole = {step for step in self._steps(MANIFEST) if step <= newest}
-        for step in self._steps() - set(sorted(whole)[-self.keep :]):
+        for step in self._steps() - set(sorted(whole)[-self.keep :]) - whole.intersection(apart):
             self._forget(step)
 
     def _forget(self, step: int) -> None:

@@ -77,8 +77,9 @@ def list_own_rewards(settings: Sections) -> list[str]:
         for training in ("cold_start", "joint")
         for name in _section(_section(_section(settings, training), "rl"), "rewards")
     ]
-    watch = _section(_section(settings, "joint"), "watch")
-    named += [str(watch["reward"])] if "reward" in watch else []
+    for training in ("cold_start", "joint"):
+        reward = _section(_section(settings, training), "watch").get("reward")
+        named += [] if reward is None else [str(reward)]
     return [name for name in named if name not in OF_REWARD and name not in VERIFIERS]
 
 

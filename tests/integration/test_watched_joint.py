@@ -1,4 +1,4 @@
-"""The joint stage with the hacking alarm on: training keeps its bits, and neither a stop nor a kill loses anything."""
+"""The joint stage with its watch on: training keeps its bits, and neither a stop nor a kill loses anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError
-from dmdr.hacking_alarm import REWARD, select_looks
+from dmdr.watch.figures import REWARD, select_looks
 from stages.reports.provenance import WatchFacts, describe_watch
 from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model,
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.lora import LoraForm, LoraForms
 from dmdr.config.training import Optimizer, Training
-from dmdr.rollout import noise_for
+from dmdr.noise import noise_for
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.state import TrainState
 from dmdr.update import Levels, RealScore, WeightedLoss, roll_out, select_states, update_fake_score, update_student

@@ -92,6 +92,23 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
         ({"rl": {**REFL, "weight_is": "matched"}, "distribution_matching": False}, {}, "needs distribution_matching"),
         ({"rl": REFL, "watch": {"reward": "lab-conv"}}, {}, "lab-conv is trained on; watch one that is not in"),
         ({"rl": REFL, "watch": {**WATCH, "on_alarm": "cry"}}, {}, "joint.watch.on_alarm: .*off.*warn.*stop"),
+        ({"rl": REFL, "watch": {"every": 5}}, {}, "joint.watch.reward is missing; name a held-out reward"),
+        (
+            {},
+            {"cold_start": {"watch": {**WATCH, "keep_best": 1}}},
+            "cold_start.watch.keep_best is for joint training: a cold start goes towards its teacher",
+        ),
+        ({}, {"cold_start": {"watch": {"export": "best"}}}, "cold_start.watch.export is for joint training"),
+        (
+            {"rl": REFL, "watch": {**WATCH, "on_alarm": "recover", "recoveries": 0}},
+            {},
+            "joint.watch.recoveries: .*greater than 0, got 0",
+        ),
+        (
+            {"rl": REFL, "watch": {**WATCH, "recoveries": 2}},
+            {},
+            "joint.watch.recoveries is 2 but neither joint.watch.on_alarm nor on_divergence is recover; drop it",
+        ),
         ({"rl": REFL}, {"evaluate": {"models": ["student", "student"]}}, "evaluate.models names a model twice"),
         ({"rl": REFL}, {"evaluate": {"models": ["pupil"]}}, "evaluate.models.0: .*'pupil'"),
         ({}, {"export": {"forms": ["lora", "pipeline"]}}, "lora but student.form is full; take lora out, or set form"),

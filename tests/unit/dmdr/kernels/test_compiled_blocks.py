@@ -11,7 +11,7 @@ from dmdr.config.training import Optimizer, Training
 from dmdr.errors import ConfigError
 from dmdr.kernels import compiled_blocks
 from dmdr.kernels.compiled_blocks import check_compiler, list_repeated_blocks
-from dmdr.rollout import noise_for
+from dmdr.noise import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.update import Levels, RealScore, roll_out, select_states, update_fake_score, update_student

@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmdr.kernels.recomputation import ATTENTION
+from dmdr.noise import noise_for
 from dmdr.planning.cost import CostCounter
-from dmdr.rollout import noise_for
 from dmdr.shared_base import SharedBase
 from tests.support.tiny_teachers import copy_teacher
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dmdr.hacking_alarm import NON_FINITE, REWARD
+from dmdr.watch.figures import NON_FINITE, REWARD
 from stages.reports.charts import Point, build_charts, read_columns
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.reports.broken_images import BrokenImages, find_fault, say_broken
+from dmdr.metrics.faults import find_fault
+from stages.reports.broken_images import BrokenImages, say_broken
 from stages.reports.explorer import MOST_IMAGES, Prompt, build_explorer, choose_pictured, choose_side
 from tests.support.evaluated import Evaluation
 
