@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from dmdr import distributed
+from dmdr.agreement import Probe, quantize_checked
+from dmdr.backbones.frozen_base import quantize
 from dmdr.backbones.protocol import Backbone, Item
+from dmdr.config.guidance import take_middle
 from dmdr.config.rl import AnyRL
 from dmdr.config.run import Config
 from dmdr.config.training import Joint, Training, Watch
@@ -30,6 +33,7 @@ from dmdr.state import NOTHING, TrainState, fill_parameters
 from dmdr.teacher.start_files import find_start
 from dmdr.train import Run
 
+PROBED = 8  # samples on which a frozen base in fewer bits is compared with what it was
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
 
 
@@ -78,6 +82,7 @@ def assemble(
     before: Path | None = None,
     device: str | None = None,
     rewards: RewardSources | None = None,
+    probe: Probe | None = None,
 ) -> Assembly:
     """Build the shared base, the RL algorithm and the state of a training stage.
 
@@ -86,9 +91,10 @@ def assemble(
             teacher. On meta, where weights have no values, a start changes nothing.
         device: where the ranks' shards go; needed only where the weights are sharded.
         rewards: where they lie; None: where the config says, and nobody hears of one that is waited for.
+        probe: on what a frozen base in fewer bits is compared with what it was; None: it is not.
 
     Raises:
-        ConfigError: a reward is unknown or broken.
+        ConfigError: a reward is unknown or broken, or the frozen base in fewer bits leads elsewhere.
         RewardUnavailable: the service of a reward does not answer.
         DataError, InputMissing: the start is of another model; weights of a reward are damaged or missing.
     """
@@ -104,6 +110,11 @@ def assemble(
     if stage.rl is not None and stage.rl.needs_reference():
         with on_meta_if(backbone):
             base.keep_reference()  # before a checkpoint moves the student on
+    if config.frozen_base is not None:
+        if probe is None:
+            quantize(backbone.network, config.frozen_base)
+        else:
+            quantize_checked(base, config.frozen_base, probe)
     if is_sharded(config):
         assert device is not None, "shards need a device"
         base.split(device)
@@ -112,6 +123,26 @@ def assemble(
         algorithm = build_algorithm(stage.rl, base, rewards or list_sources(config), seed=config.seed)
         rl, beside = RLTerm(algorithm, stage.rl), algorithm.trained
     return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema, beside=beside))
+
+
+def build_probe(
+    config: Config, stage: StageConfig, backbone: Backbone, prompts: Prompts, empty_prompt: Item
+) -> Probe | None:
+    """On what a frozen base in fewer bits is compared with what it was: a few training prompts; None: it is as it was.
+
+    empty_prompt: the conditioning of the empty prompt.
+    """
+    if config.frozen_base is None:
+        return None
+    count = min(PROBED, len(prompts), config.execution.micro_batch_size or PROBED)
+    return Probe(
+        c=backbone.collate(prompts.items(list(range(count)))),
+        unconditional=backbone.collate([empty_prompt]),
+        time=float(backbone.student_times(config.student.few_steps)[0]),
+        guidance_scale=take_middle(config.teacher.guidance_scale),
+        seed=config.seed,
+        training=stage.training,
+    )
 
 
 def build_base(config: Config, backbone: Backbone) -> SharedBase:

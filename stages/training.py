@@ -19,11 +19,13 @@ from dmdr.assembly import (
     FAKE_FILE,
     STUDENT_FILE,
     assemble,
+    build_probe,
     build_run,
     build_watcher,
     is_sharded,
     select_stage,
 )
+from dmdr.backbones.frozen_base import check_frozen_base
 from dmdr.config.batches import check_split
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.stages import StageName
@@ -163,12 +165,15 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     micro_batch = config.execution.micro_batch_size
     steps, ranks = config.student.steps, distributed.ranks()  # torchrun may have started more than the config says
     check_split(name, stage.training, stage.rl, steps=steps, ranks=ranks, micro_batch=micro_batch)
+    check_frozen_base(config.frozen_base, device)
     check_optimizers(stage.training, name, split=sharded and config.student.form == "full")
     inputs = PromptInputs(context)
     backbone = inputs.load_teacher("cpu" if sharded else device)
     rewards = list_sources(config, say=context.progress.say, stop=context.stop)
-    assembly = assemble(config, stage, backbone, before=before, device=device, rewards=rewards)
     prompts = inputs.open_encoded("train", backbone)
+    empty_prompt = PromptSet.unconditional(inputs.files)
+    probe = build_probe(config, stage, backbone, prompts, empty_prompt)
+    assembly = assemble(config, stage, backbone, before=before, device=device, rewards=rewards, probe=probe)
     if assembly.rl is not None:
         check_training_prompts(assembly.rl.config.rewards, read_records(inputs.open_split("train")))
         assembly.rl.algorithm.reward.probe(prompts.records(list(range(min(3, len(prompts))))))
@@ -181,7 +186,6 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
         live.alarm(line)
 
     watch = build_watcher(config, stage, assembly.base, prompts, say=ring, rewards=rewards)
-    empty_prompt = PromptSet.unconditional(inputs.files)
     run = build_run(config, stage, assembly, prompts=prompts, empty_prompt=empty_prompt, watch=watch)
     if isinstance(prompts, Ahead):
         run = replace(run, prepare=prompts.prepare)

@@ -38,6 +38,7 @@ ROOMS = {
         "rl",
         "hacking_alarm",
         "train",
+        "agreement",
         "assembly",
         "planning",
     ],

@@ -42,6 +42,7 @@ LATER_OF_RL: dict[str, object] = {
 }
 LATER: dict[str, object] = {
     "precision": "float32",
+    "frozen_base": None,
     "student.start": None,
     "joint.fake_warmup": 0,
     "prompts.encode": "auto",
