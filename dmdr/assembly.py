@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from dmdr import distributed
+from dmdr.agreement import Probe, quantize_checked
 from dmdr.backbones.protocol import Backbone, Conditioning, Item
+from dmdr.config.guidance import take_middle
 from dmdr.config.rl import AnyRL
 from dmdr.config.run import Config
 from dmdr.config.training import Joint, Training
@@ -22,6 +24,7 @@ from dmdr.config.watch import Watch
 from dmdr.errors import ConfigError
 from dmdr.kernels.attention import prepare_attention
 from dmdr.kernels.compiled_blocks import check_compiler
+from dmdr.kernels.frozen_base import check_frozen_base, quantize
 from dmdr.metrics.verifier import load_any_reward
 from dmdr.noise import RowNoise
 from dmdr.promptset.prompts import Prompts
@@ -35,6 +38,7 @@ from dmdr.teacher.start_files import find_start
 from dmdr.train import Run
 from dmdr.watch.watcher import Watcher
 
+PROBED = 8  # samples on which a frozen base in fewer bits is compared with what it was
 STUDENT_FILE, EMA_FILE, FAKE_FILE = "student.safetensors", "student_ema.safetensors", "fake_score.safetensors"
 KEPT = "kept"  # the folder of the students of the best looks
 
@@ -89,6 +93,7 @@ def assemble(
     before: Path | None = None,
     device: str | None = None,
     rewards: RewardSources | None = None,
+    probe: Probe | None = None,
 ) -> Assembly:
     """Build the shared base, the RL algorithm and the state of a training stage.
 
@@ -97,9 +102,10 @@ def assemble(
             teacher. On meta, where weights have no values, a start changes nothing.
         device: where the ranks' shards go; needed only where the weights are sharded.
         rewards: where they lie; None: where the config says, and nobody hears of one that is waited for.
+        probe: on what a frozen base in fewer bits is compared with what it was; None: it is not.
 
     Raises:
-        ConfigError: a reward is unknown or broken.
+        ConfigError: a reward is unknown or broken, or the frozen base in fewer bits leads elsewhere.
         RewardUnavailable: the service of a reward does not answer.
         DataError, InputMissing: the start is of another model; weights of a reward are damaged or missing.
     """
@@ -115,6 +121,11 @@ def assemble(
     if stage.rl is not None and stage.rl.needs_reference():
         with on_meta_if(backbone):
             base.keep_reference()  # before a checkpoint moves the student on
+    if config.frozen_base is not None:
+        if probe is None:
+            quantize(backbone.network, config.frozen_base)
+        else:
+            quantize_checked(base, config.frozen_base, probe)
     if is_sharded(config):
         assert device is not None, "shards need a device"
         base.split(device)
@@ -123,6 +134,26 @@ def assemble(
         algorithm = build_algorithm(stage.rl, base, rewards or list_sources(config), seed=config.seed)
         rl, beside = RLTerm(algorithm, stage.rl), algorithm.trained
     return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema, beside=beside))
+
+
+def build_probe(
+    config: Config, stage: StageConfig, backbone: Backbone, prompts: Prompts, empty_prompt: Item
+) -> Probe | None:
+    """On what a frozen base in fewer bits is compared with what it was: a few training prompts; None: it is as it was.
+
+    empty_prompt: the conditioning of the empty prompt.
+    """
+    if config.frozen_base is None:
+        return None
+    count = min(PROBED, len(prompts), config.execution.micro_batch_size or PROBED)
+    return Probe(
+        c=backbone.collate(prompts.items(list(range(count)))),
+        unconditional=backbone.collate([empty_prompt]),
+        time=float(backbone.student_times(config.student.few_steps)[0]),
+        guidance_scale=take_middle(config.teacher.guidance_scale),
+        seed=config.seed,
+        training=stage.training,
+    )
 
 
 def build_base(config: Config, backbone: Backbone) -> SharedBase:
@@ -181,8 +212,10 @@ def prepare_kernels(config: Config, device: str) -> None:
     """Check that what `execution` asks of a device is there, and computes what it should.
 
     Raises:
-        ConfigError: a compiler or an attention kernel is not there, or the kernel is wrong on this device.
+        ConfigError: a compiler or an attention kernel is not there, the kernel is wrong on this device, or it cannot
+            compute with a frozen base in fewer bits.
     """
+    check_frozen_base(config.frozen_base, device)
     if config.execution.compile:
         check_compiler(device)
     prepare_attention(config.execution.attention, device, DTYPES[config.precision])

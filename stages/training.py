@@ -19,6 +19,7 @@ from dmdr.assembly import (
     FAKE_FILE,
     STUDENT_FILE,
     assemble,
+    build_probe,
     build_run,
     build_watcher,
     is_sharded,
@@ -218,10 +219,12 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     inputs = PromptInputs(context)
     backbone = inputs.load_teacher("cpu" if sharded else device)
     rewards = list_sources(config, say=context.progress.say, stop=context.stop)
-    assembly = assemble(config, stage, backbone, before=before, device=device, rewards=rewards)
+    prompts = inputs.open_encoded("train", backbone)
+    empty_prompt = PromptSet.unconditional(inputs.files)
+    probe = build_probe(config, stage, backbone, prompts, empty_prompt)
+    assembly = assemble(config, stage, backbone, before=before, device=device, rewards=rewards, probe=probe)
     if config.execution.compile:
         assembly.base.compile_blocks()
-    prompts = inputs.open_encoded("train", backbone)
     if assembly.rl is not None:
         check_training_prompts(assembly.rl.config.rewards, read_records(inputs.open_split("train")))
         assembly.rl.algorithm.reward.probe(prompts.records(list(range(min(3, len(prompts))))))
@@ -233,7 +236,6 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
         context.progress.say(line)
         live.alarm(line)
 
-    empty_prompt = PromptSet.unconditional(inputs.files)
     watch = build_watcher(config, stage, assembly.base, prompts, empty_prompt=empty_prompt, say=ring, rewards=rewards)
     run = build_run(config, stage, assembly, prompts=prompts, empty_prompt=empty_prompt, watch=watch)
     if isinstance(prompts, Ahead):

@@ -42,6 +42,7 @@ ROOMS = {
         "rl",
         "watch",
         "train",
+        "agreement",
         "assembly",
         "planning",
     ],

@@ -53,6 +53,7 @@ LATER_OF_WATCH: dict[str, object] = {
 }
 LATER: dict[str, object] = {
     "precision": "float32",
+    "frozen_base": None,
     "student.start": None,
     "joint.fake_warmup": 0,
     "prompts.encode": "auto",

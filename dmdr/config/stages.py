@@ -27,7 +27,7 @@ class Stage:
     in_ranks: bool = False
 
 
-_TRAINED = ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "precision")
+_TRAINED = ("seed", "teacher.guidance_scale", "teacher.resolution", "student", "fake_score", "precision", "frozen_base")
 TABLE: dict[StageName, Stage] = {
     "prompts": Stage(reads=(), settings=("seed", "prompts", "teacher.unconditional")),
     "cold_start": Stage(reads=("prompts",), settings=(*_TRAINED, "cold_start"), trains=True, in_ranks=True),

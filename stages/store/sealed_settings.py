@@ -26,6 +26,7 @@ EXPORT_READS = (
     "student",
     "fake_score",
     "precision",
+    "frozen_base",
     "cold_start",
     "joint",
 )  # of cold start and joint
