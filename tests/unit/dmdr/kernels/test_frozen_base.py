@@ -106,6 +106,7 @@ def test_only_the_adapters_are_trained(tiny_folder: Path, kind: str) -> None:
     assert any(grad.any() for grad in ups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_and_recomputed_it_has_the_same_gradients(tiny_sd3_folder: Path, kind: str) -> None:
     found = []
