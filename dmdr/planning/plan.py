@@ -301,7 +301,8 @@ class _Stage:
         self.fill_moments()
         cost.peak = held = cost.live - rollout_live
         self.measure_updates(cost, run, batches, objective)
-        in_rollout = rollout_peak + self.count_other_states(window, trajectories, selected=False)
+        samples_too = self.asked.states > 0  # RL's sampling, which has run beside the rollout
+        in_rollout = rollout_peak + self.count_other_states(window, trajectories, selected=samples_too)
         plan.update = max(in_rollout, cost.peak - held + self.count_other_states(window, trajectories))
 
     def roll_out_widest(self, window: Window, trajectories: int) -> None:
