@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from diffusers import ModelMixin
@@ -23,7 +24,7 @@ from dmdr import distributed, losses
 from dmdr.adapters import Adapter, InUse, LoraLayer, add_lora
 from dmdr.backbones.lora_targets import select_targets
 from dmdr.backbones.protocol import Backbone, Conditioning
-from dmdr.config.execution import Recomputation
+from dmdr.config.execution import AttentionKernel, Recomputation
 from dmdr.config.lora import Init, LoraForms
 from dmdr.errors import ConfigError, doing
 from dmdr.kernels.attention import use_attention
@@ -150,8 +151,10 @@ class SharedBase:
 
         around: makes a context in which blocks run again.
         """
+        if what == "none":
+            return
 
-        def run_block(block: torch.nn.Module, *inputs: object) -> object:
+        def run_block(block: torch.nn.Module, *inputs: object, attention: AttentionKernel = "auto") -> object:
             adapter = self._in_use.adapter
 
             def build_contexts() -> Contexts:
@@ -160,16 +163,15 @@ class SharedBase:
 
             @contextmanager
             def run_again(reuse: AbstractContextManager[object]) -> Iterator[None]:
-                with self._in_use.switch(adapter), use_attention(self.backbone.attention), around(), reuse:
+                with self._in_use.switch(adapter), use_attention(attention), around(), reuse:
                     yield
 
             return checkpoint(block, *inputs, use_reentrant=False, context_fn=build_contexts)
 
-        if what == "none":
-            return
-        decoder = [self.backbone.vae] if what == "all" else []
-        for network in (self.backbone.network, self.student_network, *decoder):
-            network.enable_gradient_checkpointing(run_block)
+        for network in (self.backbone.network, self.student_network):
+            network.enable_gradient_checkpointing(partial(run_block, attention=self.backbone.attention))
+        if what == "all":
+            self.backbone.vae.enable_gradient_checkpointing(run_block)
 
     def compile_blocks(self, *, backend: str = "inductor") -> None:
         """Compile the blocks of all networks: after adapters, shards and the reference are there, for a copy of a

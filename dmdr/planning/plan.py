@@ -301,7 +301,9 @@ class _Stage:
         self.fill_moments()
         cost.peak = held = cost.live - rollout_live
         self.measure_updates(cost, run, batches, objective)
-        plan.update = max(rollout_peak, cost.peak - held) + self.count_other_states(window, trajectories)
+        samples_too = self.asked.states > 0  # RL's sampling, which has run beside the rollout
+        in_rollout = rollout_peak + self.count_other_states(window, trajectories, selected=samples_too)
+        plan.update = max(in_rollout, cost.peak - held + self.count_other_states(window, trajectories))
 
     def roll_out_widest(self, window: Window, trajectories: int) -> None:
         """Run one step of the largest part of a rollout, which may be larger than the small form's, for its memory."""
@@ -403,8 +405,10 @@ class _Stage:
             x_t = torch.empty(1, *backbone.latent_shape, device="meta")
             backbone.predict(network, x_t, torch.empty(1, device="meta"), run.unconditional)
 
-    def count_other_states(self, window: Window, trajectories: int) -> int:
+    def count_other_states(self, window: Window, trajectories: int, *, selected: bool = True) -> int:
         """Bytes of states and conditioning of the trajectories and batches that did not run, and of RL's own.
+
+        selected: whether batches are there already; if not, of the trajectories alone.
 
         A rank holds its own part of the rollout, and a copy of its share of every batch. RL's branches are their
         x_next, the noise that they were drawn with, and the noise of later steps.
@@ -412,6 +416,8 @@ class _Stage:
         states, asked = window.states, self.asked
         latent, conditioning = states.x0[0, 0].nbytes, sum(each[0].nbytes for each in window.c.values())
         more = math.ceil(trajectories / self.ranks) + math.ceil(asked.trajectories / self.ranks) - states.x0.shape[1]
+        if not selected:
+            return more * (2 * len(states.x0) * latent + conditioning)
         batches = self.training.fake_updates if self.stage.distribution_matching else 1
         share = math.ceil(self.training.batch_size / self.ranks)
         copies = batches * share - min(batches, self.small_training.fake_updates) * self.small_batch

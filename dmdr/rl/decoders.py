@@ -50,18 +50,18 @@ def load_decoder(config: ReFL, backbone: Backbone) -> Decoder:
     if config.decoder == "tiny":
         assert config.tiny_decoder is not None, "the config refuses a tiny decoder without its address"
         decoder = load_tiny_decoder(config.tiny_decoder, backbone)
-    return partial(decode_rounded, decoder) if config.decoder_precision == "bfloat16" else decoder
+    if config.decoder_precision == "float32":
+        return decoder
+    if backbone.vae.device.type == "cuda":  # on a CPU, the alarm's images would have other bits
+        backbone.vae.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers' wrapper hides it
+    return partial(decode_rounded, decoder)
 
 
 def decode_rounded(decoder: Decoder, latents: torch.Tensor) -> torch.Tensor:
-    """Decode in bfloat16, under autocast, to images in the latents' own precision.
-
-    On a GPU, channels lie last, as its convolutions in bfloat16 want them. On meta, the planner casts.
-    """
+    """Decode in bfloat16, under autocast, to images in the latents' own precision. On meta, the planner casts."""
     if latents.is_meta:
         return decoder(latents).to(latents.dtype)
-    if latents.is_cuda:
-        latents = latents.contiguous(memory_format=torch.channels_last)
+    latents = latents.contiguous(memory_format=torch.channels_last)  # as convolutions in bfloat16 want them
     with torch.autocast(latents.device.type, torch.bfloat16):
         return decoder(latents).to(latents.dtype)
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from dmdr.assembly import check_compiled
 from dmdr.config.few_steps import FewSteps
+from dmdr.config.load import load_config
 from dmdr.config.training import Optimizer, Training
 from dmdr.errors import ConfigError
 from dmdr.kernels import compiled_blocks
@@ -15,6 +17,7 @@ from dmdr.noise import noise_for
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.update import Levels, RealScore, roll_out, select_states, update_fake_score, update_student
+from stages.runtime.prerequisites import check_training
 from tests.support.tiny_teachers import copy_teacher
 
 
@@ -107,6 +110,23 @@ def test_every_adapted_layer_lies_in_one_block_that_repeats(family, request):
     for block in blocks:  # as FSDP2 does to a block that it splits
         block.__class__ = type(f"FSDP{type(block).__name__}", (type(block),), {})
     assert list_repeated_blocks(backbone.network) == blocks
+
+
+def test_a_family_of_changing_lengths_is_refused(tiny_config, tiny_sd3_folder, tiny_z_image_folder):
+    config = load_config(tiny_config(execution={"device": "cpu", "compile": True}))
+    check_compiled(config, copy_teacher(tiny_sd3_folder))
+    with pytest.raises(ConfigError, match=r"^execution.compile .* z-image sees .*; set execution.compile: false$"):
+        check_compiled(config, copy_teacher(tiny_z_image_folder))
+
+
+@pytest.mark.parametrize(
+    ("execution", "said"),
+    [({"compile": True}, "execution.compile needs a compiler"), ({"attention": "cudnn"}, "needs an NVIDIA GPU")],
+)
+def test_the_first_stage_and_check_say_what_is_missing(tiny_config, monkeypatch, execution, said):
+    monkeypatch.setattr(compiled_blocks.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=said):
+        check_training(load_config(tiny_config(execution={"device": "cpu", **execution})))
 
 
 def test_a_missing_compiler_is_said_in_one_line(monkeypatch):
