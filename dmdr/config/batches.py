@@ -85,13 +85,12 @@ def check_split(
             f"{stage}.batch_size {size} needs {prompts} {noun} an update, fewer than {ranks} processes; raise it, or "
             "use fewer"
         )
-    for count in (size, prompts):
-        if count_parts(count, ranks, micro_batch) > count // ranks:
-            raise ConfigError(
-                f"{stage}.batch_size {size} makes {count} to share among {ranks} processes, {count // ranks} for "
-                f"some and {count // ranks + 1} for others, which execution.micro_batch_size {micro_batch} cannot "
-                f"cut into equally many parts; make batch_size a multiple of {ranks}, or the parts larger"
-            )
+    if count_parts(size, ranks, micro_batch) > size // ranks:
+        raise ConfigError(
+            f"{stage}.batch_size {size} is to be shared among {ranks} processes, {size // ranks} for "
+            f"some and {size // ranks + 1} for others, which execution.micro_batch_size {micro_batch} cannot "
+            f"cut into equally many parts; make batch_size a multiple of {ranks}, or the parts larger"
+        )
     if rl is not None:
         check_rl_split(stage, rl, steps=steps, ranks=ranks, micro_batch=micro_batch)
 

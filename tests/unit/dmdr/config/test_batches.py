@@ -40,7 +40,7 @@ def on_nodes(nodes: int, processes: int = 1, **more: object) -> dict:
         ),
         (
             {"execution": on_nodes(2, micro_batch_size=1), "cold_start": {**TRAINING, "batch_size": 3}},
-            "cold_start.batch_size 3 makes 3 to share among 2 processes, 1 for some and 2 for others",
+            "cold_start.batch_size 3 is to be shared among 2 processes, 1 for some and 2 for others",
         ),
     ],
     ids=["processes", "nodes and processes", "nodes", "prompts", "parts"],
