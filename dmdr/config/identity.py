@@ -48,7 +48,7 @@ LATER_OF_WATCH: dict[str, object] = {
     "sharpness_drop": 0.4,
     "blank_rise": 0.1,
     "fake_lag": 1.5,
-    "fake_rise": 4.0,
+    "fake_rise": 8.0,
     "gradient_drop": 0.95,
 }
 LATER: dict[str, object] = {

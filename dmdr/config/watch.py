@@ -34,7 +34,7 @@ class Watch(Section):
     # last: the EMA weights at the end. best, for the joint stage: of the EMA weights that were evaluated, those with
     # the highest held-out reward. Weights that produced an image that is not a number are never the best.
     export: Literal["last", "best"] = "last"
-    # for the joint stage: students of so many best evaluations are sealed too, for `dmdr export RUN --update N`
+    # for the joint stage: students of so many best evaluations are sealed too; dmdr export writes one by its --update
     keep_best: int = Field(0, ge=0)
     # alarm if the held-out reward falls by more than this below its best value; in the cold start below the teacher's
     reward_drop: Rate = 0.05
@@ -45,7 +45,9 @@ class Watch(Section):
     blank_rise: float = Field(0.1, gt=0, lt=1)
     # alarm if the fake score's loss is more than so many times the bare teacher's on the same samples of the student
     fake_lag: Rate = 1.5
-    fake_rise: Rate = 4.0  # alarm if the fake score's mean loss is more than so many times its first one
+    # alarm if the fake score's mean loss is more than so many times that of the first update; a healthy cold start of
+    # the lab came to 4.3
+    fake_rise: Rate = 8.0
     gradient_drop: float = Field(0.95, gt=0, lt=1)  # alarm if the student's median gradient loses more than this share
 
     @property

@@ -20,7 +20,7 @@ from dmdr.watch.figures import (
     BLACK,
     DIVERSITY,
     FAKE_LAG,
-    FAKE_LOSS,
+    FAKE_RISE,
     FLAT,
     GRADIENT,
     NON_FINITE,
@@ -40,7 +40,7 @@ ADVICE = {
     WHITE: (FAKE, STUDENT),
     FLAT: (STUDENT, FAKE),
     FAKE_LAG: (FAKE,),
-    FAKE_LOSS: (STUDENT,),
+    FAKE_RISE: (STUDENT,),
     GRADIENT: (STUDENT,),
 }  # of any other figure: RL, STUDENT
 
@@ -75,7 +75,8 @@ class Alarm:
             FLAT: f"the share of images of one colour is {now}, {at}",
             FAKE_LAG: f"the fake score's loss is {now} times the bare teacher's on the student's samples: it no longer "
             "describes the student",
-            FAKE_LOSS: f"the fake score's loss is {now}, {at}: it does not keep up with the student",
+            FAKE_RISE: f"the fake score's loss is {now} times that of the first update: it does not keep up with the "
+            "student",
             GRADIENT: f"the norm of the student's gradient is {now}, {at}: nothing moves it any more",
         }[self.figure]
 
@@ -147,10 +148,8 @@ def find_breaches(watch: Watch, look: Row, past: Past) -> Iterator[Alarm]:
         yield ring(NON_FINITE, read_bound(past.start, NON_FINITE))
     if look.get(FAKE_LAG, 0.0) > watch.fake_lag:
         yield ring(FAKE_LAG, Bound(1.0, None))
-    if FAKE_LOSS in past.first and FAKE_LOSS in look:
-        was = read_bound(past.first[FAKE_LOSS], FAKE_LOSS)
-        if look[FAKE_LOSS] > was.value * watch.fake_rise:
-            yield ring(FAKE_LOSS, was)
+    if look.get(FAKE_RISE, 0.0) > watch.fake_rise:
+        yield ring(FAKE_RISE, Bound(1.0, None))
     if GRADIENT in past.first and GRADIENT in look:
         was = read_bound(past.first[GRADIENT], GRADIENT)
         if look[GRADIENT] < was.value * (1 - watch.gradient_drop):

@@ -26,8 +26,8 @@ NON_FINITE, BLACK, WHITE, FLAT = "watch/non_finite", "watch/black", "watch/white
 SHOWN_BY: dict[str, Fault] = {BLACK: "black", WHITE: "white", FLAT: "one colour"}
 OF_IMAGES = (REWARD, DIVERSITY, SATURATION, SHARPNESS, NON_FINITE, *SHOWN_BY)
 
-FAKE_LAG, FAKE_LOSS, GRADIENT = "watch/fake_lag", "watch/fake_loss", "watch/gradient"
-FIGURES = (*OF_IMAGES, FAKE_LAG, FAKE_LOSS, GRADIENT)
+FAKE_LAG, FAKE_RISE, GRADIENT = "watch/fake_lag", "watch/fake_rise", "watch/gradient"
+FIGURES = (*OF_IMAGES, FAKE_LAG, FAKE_RISE, GRADIENT)
 TEACHER_LOSS = "watch/loss_teacher"  # of the update before a look: the bare teacher's loss where `loss_fake` is
 TEACHER = "watch/teacher_"  # begins the names of the figures of the teacher's own images
 NO_CONTRAST = 1e-6  # deviation of pixels below which an image has no edges
@@ -115,14 +115,16 @@ def measure_updates(rows: Sequence[Row], every: int) -> Row:
     """The figures of the student updates since the last look, the newest `every` of `rows` at most.
 
     fake_lag: the fake score's loss beside the bare teacher's on the same samples of the student, which a fake score
-    that follows does not exceed. fake_loss: its mean. gradient: the median of the student's.
+    that follows does not exceed. fake_rise: its mean beside that of the first update. gradient: the median of the
+    student's.
     """
-    done = [row for row in rows if row["update"] >= 0][-every:]
+    of_student = [row for row in rows if row["update"] >= 0]
+    done = of_student[-every:]
     losses = [row["loss_fake"] for row in done if "loss_fake" in row]
     gradients = [row["grad_student"] for row in done if "grad_student" in row]
     found: Row = {}
-    if losses:
-        found[FAKE_LOSS] = fmean(losses)
+    if losses and of_student[0].get("loss_fake"):
+        found[FAKE_RISE] = fmean(losses) / of_student[0]["loss_fake"]
     if gradients:
         found[GRADIENT] = median(gradients)
     if done and done[-1].get(TEACHER_LOSS):

@@ -4,8 +4,9 @@
    back to the same checkpoint: it ends with the same bits.
 2. The course after it draws the same prompts and noise as the one that was left. At half a rate it is another course,
    and one that was not to blame for the collapse.
-3. RL's weight is halved first. Where that has not helped against an alarm, the student's learning rate is halved too.
-   RL alone has no weight: an optimizer that divides by the gradient's size undoes it.
+3. A reward, diversity, saturation or sharpness that goes wrong is a symptom. It names RL's weight, unless another alarm
+   rings with it, whose cause is plainer. Where half of RL's weight has not helped against a symptom, the student's
+   learning rate is halved too. RL alone has no weight: an optimizer that divides by the gradient's size undoes it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dmdr.config.watch import Watch
 from dmdr.errors import ConfigError
 from dmdr.state import Part, Recovery, Row, StateInfo, TrainState
 from dmdr.watch.alarms import list_kept
-from dmdr.watch.figures import BLACK, FAKE_LAG, FAKE_LOSS, FLAT, GRADIENT, NON_FINITE, WHITE
+from dmdr.watch.figures import BLACK, FAKE_LAG, FAKE_RISE, FLAT, GRADIENT, NON_FINITE, WHITE
 
 PARTS: tuple[Part, ...] = ("rl", "student", "fake_score")
 SETTINGS: dict[Part, str] = {
@@ -34,7 +35,7 @@ HALVES: dict[str, tuple[Part, ...]] = {
     WHITE: ("fake_score",),
     FLAT: ("student",),
     FAKE_LAG: ("fake_score",),
-    FAKE_LOSS: ("student",),
+    FAKE_RISE: ("student",),
     GRADIENT: ("student",),
     NON_FINITE: ("student", "fake_score"),
 }  # any other alarm: RL's weight
@@ -98,15 +99,13 @@ class Remedy:
     def choose_halved(self, state: TrainState, figures: Sequence[str]) -> list[Part]:
         """What figures name, each once, as far as the stage has it."""
         acts = self.rl is not None and self.rl.weight > 0 and state.update >= self.rl.start and self.has_fake
+        has: dict[Part, bool] = {"rl": acts, "student": True, "fake_score": self.has_fake}
+        halved = {figure: list_halved(figure) for figure in figures}
+        causes = [parts for parts in halved.values() if parts != ("rl",)]
+        named = {part if has[part] else "student" for parts in causes or halved.values() for part in parts}
         before = {figure for recovery in state.recoveries for figure in recovery.figures if "rl" in recovery.halved}
-        named: set[Part] = set()
-        for figure in figures:
-            parts = list_halved(figure)
-            for part in parts:
-                has_it = {"rl": acts, "student": True, "fake_score": self.has_fake}[part]
-                named.add(part if has_it else "student")
-            if parts == ("rl",) and figure in before:
-                named.add("student")
+        if "rl" in named and before.intersection(figures):
+            named.add("student")
         return [part for part in PARTS if part in named]
 
     def describe(self, state: TrainState, recovery: Recovery) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,12 @@ def describe_first(facts: WatchFacts) -> str:
     return f"{', '.join(figures)} at {first}" if figures else "nothing"
 
 
+def describe_recoveries(facts: WatchFacts) -> str:
+    """What each did; equal ones that follow each other are counted."""
+    told = [(text, len(list(same))) for text, same in groupby(map(describe_recovery, facts.recoveries))]
+    return "; ".join(f"{count} times {text}" if count > 1 else text for text, count in told) or "none"
+
+
 def read_scores(spec: Spec, store: str, run: str) -> list[str]:
     """The student's means of the table's columns."""
     evaluation = Artifact(store, run, "evaluate")
@@ -61,8 +68,7 @@ def list_rows(spec: Spec, store: str, runs: list[Run]) -> Iterator[list[str]]:
         for stage in TRAINING_STAGES:
             facts = read_watch(store, run.name, stage)
             if facts is not None:
-                made = "; ".join(map(describe_recovery, facts.recoveries)) or "none"
-                yield [run.row.label, stage, describe_first(facts), made, *scores]
+                yield [run.row.label, stage, describe_first(facts), describe_recoveries(facts), *scores]
 
 
 def main(

@@ -130,6 +130,7 @@ cold_start:             # distillation alone
   student: {{{self._describe_optimizer(facts.rate, 1, "0.01")}}}
   fake_score: {{{self._describe_optimizer(facts.fake_rate, 1, "0.0")}}}
   dynamic: {dynamic}   # {why}
+  watch: {{every: 100, prompts: 32}}   # warns of blank, blurred or broken images
 
 joint:                  # distillation and reward at once
   updates: {size.updates}

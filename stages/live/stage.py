@@ -191,6 +191,7 @@ class LiveStage:
             step=self.state.step,
             settings=artifact.claimed().identity,
             folder=Path(execution.tracker_folder),
+            recoveries=len(self.state.recoveries),
         )
         return Tracking(execution.trackers, stage, context.progress.say)
 

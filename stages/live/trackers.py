@@ -6,6 +6,7 @@
    its package, a login or a server, is one line, and the stage trains on.
 3. Steps are the finished updates of the stage, those of the fake score alone included. A resumed stage goes on in the
    same run of the tracker. TensorBoard purges what was logged after the checkpoint; the others are told no step twice.
+   So it is where a watch takes a stage back.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class TrackedStage:
     """What a tracker is told of a stage when it begins.
 
     step: that it goes on after. settings: that name its result. folder: for files of trackers without a server.
+    recoveries: how often its watch has taken it back.
     """
 
     run: str
@@ -44,6 +46,7 @@ class TrackedStage:
     step: int
     settings: Mapping[str, object]
     folder: Path
+    recoveries: int = 0
 
     @property
     def key(self) -> str:
@@ -71,8 +74,9 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         place = stage.folder / "tensorboard" / stage.run / stage.stage
-        self._writer = SummaryWriter(str(place), purge_step=stage.step + 1 if stage.step else None)
-        if not stage.step:
+        is_new = not (stage.step or stage.recoveries)
+        self._writer = SummaryWriter(str(place), purge_step=None if is_new else stage.step + 1)
+        if is_new:
             lines = [f"address: {stage.address}", *(f"{key}: {value}" for key, value in stage.settings.items())]
             self._writer.add_text("settings", "\n".join(f"    {line}" for line in lines), 0)
 

@@ -251,7 +251,7 @@ def test_a_cold_start_is_watched_without_a_reward(bench, monkeypatch):
     first, *later = select_looks(rows(store, "cold_start"))
     assert {"watch/teacher_sharpness", "watch/teacher_saturation"} <= first.keys() and REWARD not in first
     assert not any(name.startswith("watch/teacher_") for row in later for name in row)
-    assert all({"watch/fake_lag", "watch/fake_loss", "watch/gradient"} <= row.keys() for row in later)
+    assert all({"watch/fake_lag", "watch/fake_rise", "watch/gradient"} <= row.keys() for row in later)
 
 
 def test_a_watched_cold_start_has_the_bits_of_an_unwatched_one(bench):

@@ -18,7 +18,7 @@ from dmdr.watch.figures import (
     BLACK,
     DIVERSITY,
     FAKE_LAG,
-    FAKE_LOSS,
+    FAKE_RISE,
     FIGURES,
     FLAT,
     GRADIENT,
@@ -48,7 +48,7 @@ def draw_stage(rng: random.Random, *, has_teacher: bool, has_reward: bool) -> li
         if look[NON_FINITE] == 0:
             look |= {DIVERSITY: rng.uniform(0.1, 0.2)}
         if n:
-            look |= {FAKE_LAG: rng.uniform(0.7, 1.7), FAKE_LOSS: rng.uniform(0.3, 2.0)}
+            look |= {FAKE_LAG: rng.uniform(0.7, 1.7), FAKE_RISE: rng.uniform(0.5, 9.5)}
             look |= {GRADIENT: rng.choice([1.0, 2.0, 0.06, 0.02])}
         looks.append(look)
     if has_teacher:
@@ -79,8 +79,8 @@ def judge(looks: list[dict[str, float]], n: int) -> set[str]:
             limit = max(bounds) * 1.3 if figure == SATURATION else max(bounds) + 0.1
             wrong |= {figure} if look[figure] > limit else set()
     wrong |= {FAKE_LAG} if look.get(FAKE_LAG, 0) > 1.5 else set()
-    losses, gradients = ([each[figure] for each in before if figure in each] for figure in (FAKE_LOSS, GRADIENT))
-    wrong |= {FAKE_LOSS} if losses and look[FAKE_LOSS] > 4 * losses[0] else set()
+    gradients = [each[GRADIENT] for each in before if GRADIENT in each]
+    wrong |= {FAKE_RISE} if look.get(FAKE_RISE, 0) > 8 else set()
     wrong |= {GRADIENT} if gradients and look[GRADIENT] < 0.05 * gradients[0] else set()
     return wrong
 
@@ -118,10 +118,10 @@ def test_alarms_of_random_stages_equal_brute_force(has_teacher, has_reward):
 
 def test_the_figures_of_updates_are_of_those_since_the_last_look():
     rows = [{"update": -1, "loss_fake": 9.0}] + [
-        {"update": n, "loss_fake": float(n), "grad_student": 2.0 * n} for n in range(6)
+        {"update": n, "loss_fake": 2.0 + n, "grad_student": 2.0 * n} for n in range(6)
     ]
     rows[-1]["watch/loss_teacher"] = 4.0
-    assert measure_updates(rows, 3) == {FAKE_LOSS: 4.0, GRADIENT: 8.0, FAKE_LAG: 1.25}
+    assert measure_updates(rows, 3) == {FAKE_RISE: 3.0, GRADIENT: 8.0, FAKE_LAG: 1.75}
     assert measure_updates(rows[:1], 3) == {}
     assert measure_updates([{"update": 0, "grad_student": 1.0}], 3) == {GRADIENT: 1.0}, "RL alone has no fake score"
 
@@ -161,12 +161,14 @@ def remedy(state: TrainState, *, rl: ReFL | None = REFL, has_fake: bool = True) 
     ("figures", "changes", "halved"),
     [
         ([REWARD], {}, ["rl"]),
-        ([SATURATION, WHITE], {}, ["rl", "fake_score"]),
+        ([SATURATION, WHITE], {}, ["fake_score"]),
+        ([REWARD, DIVERSITY, FAKE_RISE], {}, ["student"]),
+        ([REWARD, FAKE_LAG, FAKE_RISE], {}, ["student", "fake_score"]),
         ([REWARD], {"rl": None}, ["student"]),
         ([REWARD], {"has_fake": False}, ["student"]),
         ([REWARD], {"rl": REFL.model_copy(update={"start": 8})}, ["student"]),
         ([REWARD], {"rl": REFL.model_copy(update={"weight": 0.0})}, ["student"]),
-        ([FAKE_LOSS, GRADIENT, FLAT], {}, ["student"]),
+        ([FAKE_RISE, GRADIENT, FLAT], {}, ["student"]),
         ([FAKE_LAG, BLACK], {}, ["fake_score"]),
         ([FAKE_LAG], {"has_fake": False}, ["student"]),
         ([NON_FINITE], {}, ["student", "fake_score"]),
