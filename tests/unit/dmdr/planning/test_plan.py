@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmdr.config.load import load_config
 from dmdr.planning import bench
 from dmdr.planning.cost import CostCounter
-from dmdr.planning.gpus import GIB, Gpu, advise
+from dmdr.planning.gpus import GIB, GPUS, advise
 from dmdr.planning.meta import build_from_configs
 from dmdr.planning.plan import plan_stage
 from dmdr.train import training_step
@@ -200,7 +201,7 @@ def test_what_is_advised_helps(tiny_config, monkeypatch, change, key, value):
     config = load_config(tiny_config(**as_it_is))
     better = load_config(tiny_config(**as_it_is, **change, **({key: value} if key else {})))
     stages, improved = ([plan_stage(each, stage) for stage in ("cold_start", "joint")] for each in (config, better))
-    small = Gpu("a small one", 1.5 * GIB + improved[1].peak / 0.93 * 1.01, 1e12, 1e12)
+    small = replace(GPUS["a100-40"], memory=1.5 * GIB + improved[1].peak / 0.93 * 1.01)
     said = "\n".join(advise(config, stages, small))
     name = key or next(iter({*change["execution"]} - {"device"}))
     assert "joint: does not fit" in said and name in said
