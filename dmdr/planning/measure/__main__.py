@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -47,15 +48,16 @@ def measure(target: Target, out: Path, *, minutes: float) -> list[Line]:
 
 
 def run_section(name: str, lines: Iterator[Line], table: Table, end: float) -> None:
-    """Add the lines of a section until the time is over. What does not fit into the memory ends it, not the run."""
+    """Add the lines of a section until the time is over. An error ends it, not the run, whose minutes are paid for."""
     try:
         for line in lines:
             table.add(line)
             if time.monotonic() > end:
                 table.add(Line(name, note="the rest is left out, the time is over"))
                 return
-    except torch.OutOfMemoryError as error:
-        table.add(Line(name, note=f"out of memory: {str(error).splitlines()[0]}"))
+    except Exception as error:
+        traceback.print_exc()
+        table.add(Line(name, failed=True, note=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from dmdr.planning.measure.clock import Target, Timing, release
 from dmdr.planning.measure.table import Figures, Line
 from dmdr.planning.plan import plan_stage
 from dmdr.planning.roofline import compute_mfu, estimate_update
+from dmdr.planning.stage_plan import StagePlan
 from dmdr.train import training_step
 
 SHAPES = (
@@ -59,33 +60,35 @@ def measure_shape(shape: Shape, target: Target, gpu: Gpu | None) -> Line:
     """One shape: seconds of an update, its FLOPs, its memory, and the planner's figures beside them."""
     parts = time_parts(shape, target)
     seconds = sum_parts(parts, shape)
-    host = (
-        SHARE
-        / shape.micro
-        * (parts["rollout"].host + (K - 1) * parts["fake score"].host + parts["student with reward"].host)
+    kept = (parts["rollout"], parts["student with reward"])
+    host = SHARE / shape.micro * (sum(each.host for each in kept) + (K - 1) * parts["fake score"].host)
+    peak, reserved = (
+        max(sizes) for sizes in zip(*((each.peak, each.reserved) for each in parts.values()), strict=True)
     )
-    figures: Figures = {**seconds, "host s": host}
-    plan = None if shape.tiny else plan_stage(build_config(shape, batch=SHARE, published=True), "joint")
-    if plan is not None:
-        figures |= {"TFLOP needed": plan.needed / 1e12, "TFLOP executed": plan.flops / 1e12}
-    if plan is not None and gpu is not None:
-        model, executed = compute_mfu(plan, seconds["update s"], gpu, shape.precision)
-        planned = estimate_update(plan, gpu).seconds
-        figures |= {
-            "MFU": model,
-            "executed": executed,
-            "planned s": planned,
-            "planned / s": planned / seconds["update s"],
-        }
-    peak = max(each.peak for each in parts.values())
-    if peak:
-        figures |= {"peak GiB": peak / GIB, "reserved GiB": max(each.reserved for each in parts.values()) / GIB}
-    if peak and plan is not None:
-        figures |= {"planned GiB": plan.peak / GIB, "plan's error": plan.peak / peak - 1}
+    figures: Figures = {**seconds, "host s": host, "peak GiB": peak / GIB, "reserved GiB": reserved / GIB}
+    if not shape.tiny:
+        plan = plan_stage(build_config(shape, batch=SHARE, published=True), "joint")
+        figures |= compare_with_plan(plan, gpu, shape, seconds=seconds["update s"], peak=peak)
     return Line(shape.name, figures)
 
 
-def measure_shapes(target: Target, gpu: Gpu | None, *, tiny: bool) -> Iterator[Line]:
+def compare_with_plan(plan: StagePlan, gpu: Gpu | None, shape: Shape, *, seconds: float, peak: int) -> Figures:
+    """The plan's FLOPs and memory, the shares of the GPU's data sheet that are reached, and the plan's time.
+
+    seconds: of an update, measured. peak: bytes, measured; 0 on a CPU. gpu: None if the planner does not know it.
+    """
+    figures: Figures = {"TFLOP needed": plan.needed / 1e12, "TFLOP executed": plan.flops / 1e12}
+    figures["planned GiB"] = plan.peak / GIB
+    if peak:
+        figures["planned / peak"] = plan.peak / peak
+    if gpu is not None:
+        model, executed = compute_mfu(plan, seconds, gpu, shape.precision)
+        planned = estimate_update(plan, gpu).seconds
+        figures |= {"MFU": model, "executed": executed, "planned s": planned, "planned / s": planned / seconds}
+    return figures
+
+
+def measure_shapes(target: Target, gpu: Gpu | None) -> Iterator[Line]:
     """Every shape; one that does not fit into the memory says so."""
     for shape in dict.fromkeys(each.shrink() for each in SHAPES) if target.tiny else SHAPES:
         try:

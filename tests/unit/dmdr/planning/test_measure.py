@@ -17,8 +17,10 @@ from dmdr.planning.measure.cases import Shape, Stage, build_config
 from dmdr.planning.measure.clock import Target
 from dmdr.planning.measure.levers import LEVERS
 from dmdr.planning.measure.table import Line, Table
-from dmdr.planning.measure.updates import SHAPES, find_gpu
+from dmdr.planning.measure.updates import SHAPES, compare_with_plan, find_gpu
+from dmdr.planning.stage_plan import StagePlan
 from dmdr.planning.structures import STRUCTURES
+from dmdr.planning.work import Tally, Work
 
 SMALL = Shape("SD3-Medium", 512, 2, True).shrink()
 
@@ -52,14 +54,14 @@ def test_the_time_ends_a_section_after_a_line_and_leaves_out_the_rest(tmp_path: 
     assert [line.note != "" for line in measure(Target("cpu", tiny=True), tmp_path, minutes=0)] == [True] * 7
 
 
-def test_what_does_not_fit_ends_a_section_and_not_the_run(tmp_path: Path) -> None:
+def test_an_error_ends_a_section_and_not_the_run(tmp_path: Path) -> None:
     def lines() -> Iterator[Line]:
         yield Line("first")
         raise torch.OutOfMemoryError("tried to allocate\nmuch")
 
     table = Table(tmp_path)
     run_section("a section", lines(), table, end=time.monotonic() + 60)
-    assert table.lines[-1].note == "out of memory: tried to allocate"
+    assert table.lines[-1].failed and table.lines[-1].note == "OutOfMemoryError: tried to allocate"
 
 
 def test_another_gradient_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +108,20 @@ def test_what_is_planned_is_what_is_measured(shape: Shape) -> None:
     same = {"joint": planned.joint, "rewards": planned.rewards}
     assert measured.model_copy(update=same) == planned
     assert len(planned.joint.rl.rewards) == len(measured.joint.rl.rewards)
+
+
+def test_a_measured_update_stands_beside_its_plan() -> None:
+    plan = StagePlan("joint", 2, 1, parts={"teacher": 3 * 2**30}, update=2**30, forward=1.0)
+    plan.set_work("student", Tally({Work("product", "bfloat16", 10**15, 8): 1.0}, 1e15, 4e14))
+    gpu = GPUS["h100-80"]
+    found = compare_with_plan(plan, gpu, SHAPES[0], seconds=4.0, peak=8 * 2**30)
+    assert (found["TFLOP executed"], found["TFLOP needed"]) == (1000, 600)
+    assert found["executed"] == pytest.approx(1e15 / 4 / gpu.flops) and found["MFU"] == pytest.approx(
+        0.6 * found["executed"]
+    )
+    assert (found["planned GiB"], found["planned / peak"]) == (4, 0.5)
+    assert found["planned / s"] == pytest.approx(found["planned s"] / 4)
+    assert "MFU" not in compare_with_plan(plan, None, SHAPES[0], seconds=4.0, peak=0)
 
 
 def test_gpus_are_found_by_the_names_that_torch_gives_them() -> None:

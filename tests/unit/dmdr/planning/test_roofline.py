@@ -30,6 +30,7 @@ PRODUCT = Work("product", "bfloat16", 620 * 10**12, 8)
 def make_plan(**changes: object) -> StagePlan:
     """A stage on 8 GPUs, each of which multiplies for a second in 10 operators."""
     plan = StagePlan("cold_start", updates=100, ranks=8, forward=1.0)
+    plan.set_work("rollout", Tally())
     plan.set_work("student", Tally({Work("product", "bfloat16", 62 * 10**12, 8): 80.0}, 8 * 620e12, 0.0))
     return replace(plan, **changes)
 
