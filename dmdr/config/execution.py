@@ -29,7 +29,8 @@ class Execution(Section):
     # largest number of samples in one pass of a network; gradients of the parts are added. None: the whole batch
     micro_batch_size: Positive | None = None
     # none: each process holds all weights. fsdp: each holds some rows of them, which saves memory and costs messages.
-    sharding: Literal["none", "fsdp"] = "none"
+    # hsdp: each machine holds all weights, its processes some rows, so that no weights cross between machines
+    sharding: Literal["none", "fsdp", "hsdp"] = "none"
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     # GiB of this machine's disk that each process may fill with encoded prompts of a remote store
     prompt_cache: Positive = 32

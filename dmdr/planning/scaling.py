@@ -45,8 +45,11 @@ def scale_update(plan: StagePlan, gpu: Gpu, *, nodes: int, processes: int, shard
     rate = gpu.link if ranks <= processes else gpu.network
     others = (ranks - 1) / ranks
     compute = estimate_update(plan, gpu).seconds
-    is_sharded = sharding != "none" and ranks > 1
-    weights = others * plan.gathered / rate if is_sharded else 0.0
+    weights = 0.0
+    if sharding == "fsdp":
+        weights = others * plan.gathered / rate
+    elif sharding == "hsdp":
+        weights = (processes - 1) / processes * plan.gathered / gpu.link
     return ScaledUpdate(
         ranks,
         compute,

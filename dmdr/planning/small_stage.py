@@ -162,13 +162,15 @@ class SmallStage:
         plan.update = max(plan.update, gradients + step_memory)
         if self.ranks > 1:
             plan.update += 2 * 4 * min(distributed.MESSAGE, sum(plan.trained.values()))
-        if self.config.execution.sharding == "fsdp" and self.ranks > 1:
+        execution = self.config.execution
+        if execution.sharding != "none" and self.ranks > 1:
+            sharers = execution.processes if execution.sharding == "hsdp" else self.ranks
             blocks = distributed.list_blocks(self.base.backbone.network)
             largest = max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
             split = ("teacher", "reference") if self.base.student_is_lora else tuple(plan.parts)
             for name in split:
                 if name not in ("autoencoder", "fake score (LoRA)", "rewards"):
-                    plan.parts[name] = -(-plan.parts[name] // self.ranks)
+                    plan.parts[name] = -(-plan.parts[name] // sharers)
             plan.load = 0  # each rank loads into the host's memory and takes its rows from there
             plan.update += 2 * largest * DTYPES[self.config.precision].itemsize
 

@@ -62,7 +62,7 @@ def check_training(config: Config) -> None:
     """
     from dmdr.optimizers import check_optimizers  # brings torch
 
-    split = config.execution.sharding == "fsdp" and config.student.form == "full"
+    split = config.execution.sharding != "none" and config.student.form == "full"
     for stage in config.training_stages:
         check_optimizers(config.training_of(stage), stage, split=split)
     for rl in config.list_rl().values():
