@@ -95,7 +95,7 @@ class CostCounter(TorchDispatchMode):
         finally:
             self._leaves_out = before
 
-    def _release(self, held: _Held) -> None:  # type: ignore[override]
+    def _release(self, held: _Held) -> None:
         del self._held[held.key]
         self.live -= held.size
 

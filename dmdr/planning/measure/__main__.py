@@ -61,7 +61,9 @@ def run_section(name: str, lines: Iterator[Line], table: Table, end: float) -> N
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m dmdr.planning.measure", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dmdr.planning.measure", description="Measure what DMDR reaches on this GPU, correctness first."
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="after which no further line begins")
     parser.add_argument("--tiny", action="store_true", help="every line on networks so small that a CPU runs them")
     parser.add_argument("--out", type=Path, default=Path("measure"), help="folder of the table")

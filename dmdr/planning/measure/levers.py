@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ def measure_levers(target: Target) -> Iterator[Line]:
         trainable.set_learning_rate(0.0)  # so that all levers see the same weights
     plain, gradients = {}, {}
     for part in dict.fromkeys(lever.part for lever in LEVERS):
-        plain[part] = target.time_work(lambda part=part: run_part(stage, part)).seconds
+        plain[part] = target.time_work(partial(run_part, stage, part)).seconds
         gradients[part] = find_gradient(stage, part)
         yield Line(f"no lever, {part}", {"s": plain[part]})
     for lever in LEVERS:

@@ -29,7 +29,8 @@ WHOLE = SHAPES[0]
 def find_gpu(name: str) -> Gpu | None:
     """The GPU of the planner's table that torch calls so; None if it is not there."""
     words = {"H100": "h100-80", "H200": "h200", "B200": "b200", "L40S": "l40s", "A10G": "a10g", "4090": "rtx-4090"}
-    words |= {"3090": "rtx-3090", "5090": "rtx-5090", "A100-SXM4-40GB": "a100-40", "A100": "a100-80", "L4": "l4"}
+    words |= {"3090": "rtx-3090", "5090": "rtx-5090", "L4": "l4"}
+    words |= {"A100-SXM4-40GB": "a100-40", "A100-PCIE-40GB": "a100-40", "A100": "a100-80"}
     return next((GPUS[key] for word, key in words.items() if word in name), None)
 
 
