@@ -82,7 +82,23 @@ def select_stage(config: Config, stage: str) -> StageConfig:
 
 def is_sharded(config: Config) -> bool:
     """Whether the ranks hold rows of the weights instead of all of them."""
-    return config.execution.sharding == "fsdp" and distributed.ranks() > 1
+    return config.execution.sharding != "none" and distributed.ranks() > 1
+
+
+def find_group(config: Config) -> int | None:
+    """How many ranks share the rows of the weights: those of a machine (HSDP); None: all.
+
+    Raises:
+        ConfigError: there is one machine.
+    """
+    if config.execution.sharding != "hsdp":
+        return None
+    if distributed.ranks() == config.execution.processes:
+        raise ConfigError(
+            "execution.sharding is hsdp, which splits the weights within each of several machines, but this stage runs "
+            "on one; set fsdp"
+        )
+    return config.execution.processes
 
 
 def assemble(
@@ -105,11 +121,13 @@ def assemble(
         probe: on what a frozen base in fewer bits is compared with what it was; None: it is not.
 
     Raises:
-        ConfigError: a reward is unknown or broken, or the frozen base in fewer bits leads elsewhere.
+        ConfigError: a reward is unknown or broken, the frozen base in fewer bits leads elsewhere, or sharding is hsdp
+            on one machine.
         RewardUnavailable: the service of a reward does not answer.
         DataError, InputMissing: the start is of another model; weights of a reward are damaged or missing.
     """
     base = build_base(config, backbone)
+    group = None if backbone.network.device.type == "meta" else find_group(config)
     start = config.student.start
     if before is not None:
         student = base.from_diffusers(STUDENT, load_file(before / EMA_FILE))
@@ -128,7 +146,7 @@ def assemble(
             quantize_checked(base, config.frozen_base, probe)
     if is_sharded(config):
         assert device is not None, "shards need a device"
-        base.split(device)
+        base.split(device, group=group)
     rl, beside = None, NOTHING
     if stage.rl is not None:
         algorithm = build_algorithm(stage.rl, base, rewards or list_sources(config), seed=config.seed)

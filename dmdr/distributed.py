@@ -180,14 +180,24 @@ def _all_reduce(message: list[torch.Tensor]) -> None:
 
 
 def shard_network(
-    network: torch.nn.Module, device: str, *, whole: set[torch.nn.Parameter], compute: torch.dtype = torch.float32
+    network: torch.nn.Module,
+    device: str,
+    *,
+    whole: set[torch.nn.Parameter],
+    group: int | None = None,
+    compute: torch.dtype = torch.float32,
 ) -> None:
     """Shard the rows of a network's parameters over the ranks, block by block (FSDP2); those in `whole` stay whole.
 
     Each block is gathered in `compute` when it runs and freed after it, so the next run sees what an optimizer or an
     EMA wrote. Gradients are summed in float32, as everywhere here.
+
+    group: how many neighbours share the rows; every such group has all of them (HSDP). None: all ranks.
     """
+    sharers = group or ranks()
     mesh = init_device_mesh(device, (ranks(),))
+    if sharers < ranks():
+        mesh = init_device_mesh(device, (ranks() // sharers, sharers), mesh_dim_names=("groups", "rows"))
     blocks = list_blocks(network)
     policy = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)  # timesteps stay float32
     for module in (*reversed(blocks), network):  # an inner block before the one around it
@@ -223,13 +233,20 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def has_rows(tensor: torch.Tensor) -> bool:
-    """Whether this rank writes the tensor, or its rows, to a checkpoint; the first writes what is not sharded."""
-    return local_shard(tensor).numel() > 0 if isinstance(tensor, DTensor) else rank() == 0
+    """Whether this rank writes the tensor, or its rows, to a checkpoint; the first writes what is not sharded, and of
+    groups that have the same rows, the first does."""
+    if not isinstance(tensor, DTensor):
+        return rank() == 0
+    places = enumerate(tensor.placements)
+    is_first = all(tensor.device_mesh.get_local_rank(level) == 0 for level, each in places if each.is_replicate())
+    return is_first and local_shard(tensor).numel() > 0
 
 
 def copy_shard(tensor: torch.Tensor, source: torch.Tensor) -> None:
     """Copy this rank's rows of a whole tensor; FSDP2 deals rows out as torch.chunk does."""
     if isinstance(tensor, DTensor):
-        rows = largest_share(len(source))
-        source = source[rank() * rows : (rank() + 1) * rows]
+        (level,) = (level for level, each in enumerate(tensor.placements) if each.is_shard())
+        number, sharers = tensor.device_mesh.get_local_rank(level), tensor.device_mesh.size(level)
+        rows = -(-len(source) // sharers)
+        source = source[number * rows : (number + 1) * rows]
     local_shard(tensor).copy_(source)

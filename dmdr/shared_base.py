@@ -125,8 +125,10 @@ class SharedBase:
             self.student_network, f".{STUDENT}." if self.student_is_lora else ""
         )
 
-    def split(self, device: str) -> None:
+    def split(self, device: str, *, group: int | None = None) -> None:
         """Split the weights of base, full student and reference over the ranks, on whose devices they go (FSDP2).
+
+        group: how many neighbours share them; None: all ranks.
 
         LoRA parameters stay whole on each rank. They are few, and the frozen blocks around them then have no gradients
         to exchange.
@@ -138,7 +140,7 @@ class SharedBase:
             networks.append(self.reference_network)
         for network in networks:
             adapters = {parameter for name, parameter in network.named_parameters() if ".lora_" in name}
-            distributed.shard_network(network, device, whole=adapters, compute=self.backbone.compute)
+            distributed.shard_network(network, device, whole=adapters, group=group, compute=self.backbone.compute)
         self.backbone.vae.to(device)  # type: ignore[arg-type]  # diffusers' wrapper hides that `to` is a method
         self._name_parameters()
 

@@ -114,7 +114,7 @@ def evaluate(
 
 
 @app.command()
-def plan(config: options.Config, gpu: options.Gpu = "h100-80") -> int:
+def plan(config: options.Config, gpu: options.Gpu = "h100-80", nodes: options.Nodes = 1) -> int:
     """Print the memory, work and hours of a config on a GPU.
 
     Nothing is trained for that, and no weights are loaded.
@@ -122,7 +122,7 @@ def plan(config: options.Config, gpu: options.Gpu = "h100-80") -> int:
     from flows.commands.config_file import find_config
     from flows.commands.plan import print_plan
 
-    return print_plan(find_config(config), gpu)
+    return print_plan(find_config(config), gpu, nodes)
 
 
 @app.command(epilog=EXIT_CODES)

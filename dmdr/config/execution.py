@@ -43,7 +43,8 @@ class Execution(Section):
     # largest number of samples in one pass of a network; gradients of the parts are added. None: the whole batch
     micro_batch_size: Positive | None = None
     # none: each process holds all weights. fsdp: each holds some rows of them, which saves memory and costs messages.
-    sharding: Literal["none", "fsdp"] = "none"
+    # hsdp: each machine holds all weights, its processes some rows, so that no weights cross between machines
+    sharding: Literal["none", "fsdp", "hsdp"] = "none"
     # largest number of samples in one pass that keeps nothing for a backward pass, in a rollout. None: micro_batch_size
     rollout_batch_size: Positive | None = None
     # largest number of images that ReFL decodes and scores at once, each with its gradient. None: as many as a part has

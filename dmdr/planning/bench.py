@@ -1,8 +1,9 @@
 """`python -m dmdr.planning.bench`: counts and times one update of ours and of three other code bases.
 
-The unit F is one forward of the bare base on the training batch, without gradients. torch.utils.flop_counter counts the
-real update code, without optimizer steps, decoder and reward. It counts the lab's teacher and the published networks on
-the meta device, which computes shapes but no numbers; on a CPU, torch would not count attention.
+The unit F is one forward of the bare base on the training batch, without gradients. The formulas of
+torch.utils.flop_counter count the real update code, without optimizer steps, decoder and reward. The lab's teacher and
+the published networks are counted on the meta device, which computes shapes but no numbers; on a CPU, torch would not
+count attention.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.config.rl import DPO, GRPO, AnyRL, ReFL
 from dmdr.planning.architectures import ARCHITECTURES, SD3_MEDIUM_LAYERS, SD35_LARGE_LAYERS, SDXL_LAYERS
+from dmdr.planning.cost import CostCounter
 from dmdr.planning.shapes import KnownShapes
 from dmdr.planning.structures import GUIDANCE, STRUCTURES, Case, build_updates
 from dmdr.teacher.load import build_backbone, find_teacher, load_teacher
@@ -46,9 +47,10 @@ def build_meta_case(
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    with KnownShapes(), FlopCounterMode(display=False) as counter:
+    cost = CostCounter("meta")
+    with KnownShapes(cost):
         work()
-    return counter.get_total_flops()
+    return cost.flops
 
 
 def count_structures(case: Case, names: Iterable[str] = STRUCTURES) -> dict[str, float]:

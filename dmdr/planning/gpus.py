@@ -7,25 +7,51 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dmdr.config.run import Config
-    from dmdr.planning.plan import StagePlan
+    from dmdr.planning.stage_plan import StagePlan
 
-SHARE = 0.45  # of its data sheet's FLOPs that a GPU reaches in training, with fused kernels and large enough batches
 FIT = 0.93  # of free memory that tensors can use: fragmentation wastes the rest
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU.
+class Reached:
+    """The shares of its data sheet that a kind of GPU reaches, by the kind of an operator. Float32 attention is a share
+    of plain float32, because no fused kernel of it uses matrix units."""
 
-    memory: bytes that a process may use.
-    flops, flops_float32: dense FLOPs a second of its data sheet, in bfloat16 and in float32.
+    product: float
+    attention: float
+    attention_backward: float
+    float32_attention: float
+    convolution: float
+    memory: float
+
+
+# H100: 620 TFLOP/s of products, 320 and 270 of attention (FlashAttention 2, heads of 64), 170 of TF32 convolutions, 27
+# of float32 attention, 2.6 TB/s, as published. The others are estimates of ours.
+HOPPER = Reached(0.63, 0.32, 0.27, 0.40, 0.34, 0.78)
+BLACKWELL = Reached(0.65, 0.18, 0.15, 0.40, 0.30, 0.78)  # FlashAttention 2 does not use its newest matrix units
+AMPERE = Reached(0.78, 0.60, 0.50, 0.50, 0.45, 0.85)
+CONSUMER = Reached(0.85, 0.65, 0.55, 0.50, 0.50, 0.88)  # its matrix units are slower, so kernels keep up with them
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by its data sheet.
+
+    memory: bytes that a process may use. flops, tf32, float32: dense FLOPs a second in bfloat16, in TF32, and in plain
+    float32. bandwidth: bytes a second of its memory. link, network: bytes a second that it sends to GPUs of its own
+    machine and of others; 400 Gbit/s a GPU where GPUs have links of their own, else 100.
     """
 
     name: str
     memory: float
     flops: float
-    flops_float32: float
+    tf32: float
+    float32: float
+    bandwidth: float
+    link: float
+    network: float
+    reached: Reached
 
     @property
     def free(self) -> float:
@@ -33,21 +59,22 @@ class Gpu:
         return FIT * (self.memory - 1.5 * GIB)
 
     def rate(self, precision: str) -> float:
-        """FLOPs a second in this precision, by its data sheet."""
-        return self.flops if precision == "bfloat16" else self.flops_float32
-
-    def hours(self, plan: StagePlan, precision: str) -> float:
-        """Hours of a whole stage on the plan's number of such GPUs, if each reaches SHARE of its FLOPs."""
-        return plan.total / (plan.ranks * SHARE * self.rate(precision)) / 3600
+        """FLOPs a second in this precision, by its data sheet. Float32 is torch's own, without TF32."""
+        return self.float32 if precision == "float32" else self.flops
 
 
-GPUS = {  # from data sheets; float32 is TF32, which these GPUs' matrix units compute
-    "a100-40": Gpu("NVIDIA A100 40 GB", 39.4 * GIB, 312e12, 156e12),
-    "a100-80": Gpu("NVIDIA A100 80 GB", 79.1 * GIB, 312e12, 156e12),
-    "l40s": Gpu("NVIDIA L40S 48 GB", 44.4 * GIB, 362e12, 183e12),
-    "h100-80": Gpu("NVIDIA H100 80 GB", 79.1 * GIB, 989e12, 494e12),
-    "h200": Gpu("NVIDIA H200 141 GB", 139.8 * GIB, 989e12, 494e12),
-    "rtx-4090": Gpu("NVIDIA RTX 4090 24 GB", 23.5 * GIB, 165e12, 82.6e12),
+GPUS = {
+    "rtx-3090": Gpu("NVIDIA RTX 3090 24 GB", 23.5 * GIB, 71e12, 35.6e12, 35.6e12, 936e9, 25e9, 12.5e9, CONSUMER),
+    "rtx-4090": Gpu("NVIDIA RTX 4090 24 GB", 23.5 * GIB, 165e12, 82.6e12, 82.6e12, 1008e9, 25e9, 12.5e9, CONSUMER),
+    "rtx-5090": Gpu("NVIDIA RTX 5090 32 GB", 31.3 * GIB, 209e12, 105e12, 105e12, 1792e9, 50e9, 12.5e9, CONSUMER),
+    "a10g": Gpu("NVIDIA A10G 24 GB", 22.0 * GIB, 70e12, 35e12, 31.5e12, 600e9, 25e9, 12.5e9, AMPERE),
+    "l4": Gpu("NVIDIA L4 24 GB", 22.0 * GIB, 121e12, 60e12, 30.3e12, 300e9, 25e9, 12.5e9, AMPERE),
+    "l40s": Gpu("NVIDIA L40S 48 GB", 44.4 * GIB, 362e12, 183e12, 91.6e12, 864e9, 25e9, 12.5e9, AMPERE),
+    "a100-40": Gpu("NVIDIA A100 40 GB", 39.4 * GIB, 312e12, 156e12, 19.5e12, 1555e9, 300e9, 50e9, AMPERE),
+    "a100-80": Gpu("NVIDIA A100 80 GB", 79.1 * GIB, 312e12, 156e12, 19.5e12, 2039e9, 300e9, 50e9, AMPERE),
+    "h100-80": Gpu("NVIDIA H100 80 GB", 79.1 * GIB, 989e12, 494e12, 67e12, 3350e9, 450e9, 50e9, HOPPER),
+    "h200": Gpu("NVIDIA H200 141 GB", 139.8 * GIB, 989e12, 494e12, 67e12, 4800e9, 450e9, 50e9, HOPPER),
+    "b200": Gpu("NVIDIA B200 180 GB", 178.3 * GIB, 2250e12, 1125e12, 75e12, 7700e9, 900e9, 50e9, BLACKWELL),
 }
 
 

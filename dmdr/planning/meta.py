@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import FunctionType
+from typing import Self
 
 import diffusers
 import torch
@@ -85,12 +87,18 @@ MULTI_HEAD_ATTENTION = _copy_without_dispatch(F.multi_head_attention_forward)
 class Arithmetic(TorchFunctionMode):
     """Inside this context, networks compute in the dtype `compute` as under CUDA's autocast, and attention is fused.
 
-    exempt: parameters of networks that run outside of autocast.
+    exempt: parameters of networks that run outside of autocast. again: a context in which blocks are computed again.
     """
 
-    def __init__(self, compute: torch.dtype, exempt: Iterable[torch.nn.Parameter]) -> None:
+    def __init__(
+        self,
+        compute: torch.dtype,
+        exempt: Iterable[torch.nn.Parameter],
+        *,
+        again: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         super().__init__()
-        self.compute, self.exempt = compute, list(exempt)
+        self.compute, self.exempt, self.again = compute, list(exempt), again
         self._exempt = {id(parameter) for parameter in self.exempt}
 
     def __torch_function__(
@@ -152,11 +160,28 @@ class Arithmetic(TorchFunctionMode):
         """A function that enters an equal context, for what the backward pass calls outside of this one."""
 
         def run_inside(*args: object) -> object:
-            with self.again():
+            with self.build_equal():
                 return function(*args)
 
         return run_inside
 
-    def again(self) -> Arithmetic:
-        """An equal context, for blocks that the backward pass runs again: it does not run inside this one."""
-        return Arithmetic(self.compute, self.exempt)
+    def build_equal(self) -> Arithmetic:
+        """An equal context, for what does not run inside this one."""
+        return Arithmetic(self.compute, self.exempt, again=self.again)
+
+    def recompute(self) -> AbstractContextManager[object]:
+        """The context of a block that the backward pass, which does not run inside this one, computes again."""
+        return _Recomputation(self)
+
+
+class _Recomputation(ExitStack):
+    """The context in which a block is computed again. It is entered once for each backward pass through the block."""
+
+    def __init__(self, first: Arithmetic) -> None:
+        super().__init__()
+        self.first = first
+
+    def __enter__(self) -> Self:
+        self.enter_context(self.first.again())
+        self.enter_context(self.first.build_equal())
+        return super().__enter__()

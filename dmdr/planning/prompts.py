@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dmdr.config.run import Config
 from dmdr.planning.gpus import GIB
-from dmdr.planning.plan import StagePlan
+from dmdr.planning.stage_plan import StagePlan
 from dmdr.promptset.encode import DTYPES, choose_layout
 from dmdr.promptset.layout import Layout
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch._ops import OpOverload
@@ -53,11 +53,29 @@ _replays: dict[Call, Replay | None] = {}  # None: torch has to run this call eac
 _effects: dict[OpOverload, Effect] = {}
 
 
+class Counter(Protocol):
+    """What counts operators beside this context."""
+
+    def add(
+        self, call: Call | None, func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object], result: object
+    ) -> None:
+        """Count one operator. call: its description; equal ones are the same work. None: it has none."""
+
+
 class KnownShapes(TorchDispatchMode):
     """Inside this context, operators on meta tensors are remembered until the process ends.
 
-    A counter that should see the remembered operators, too, must be entered after this context.
+    counter: counts them all, in the same call from torch: a context of its own would take as long again. Any other
+    counter that should see the remembered operators, too, must be entered after this context.
     """
+
+    def __init__(self, counter: Counter | None = None) -> None:
+        super().__init__()
+        self.counter = counter
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's guard against it takes longer than the rest
 
     def __torch_dispatch__(
         self,
@@ -68,14 +86,15 @@ class KnownShapes(TorchDispatchMode):
     ) -> object:
         kwargs = kwargs or {}
         call = _describe_call(func, args, kwargs)
-        if call is None:
-            return func(*args, **kwargs)
-        replay = _replays.get(call)
+        replay = None if call is None else _replays.get(call)
         if replay is not None:
-            return replay(args)
-        result = func(*args, **kwargs)
-        if call not in _replays:
-            _replays[call] = _build_replay(call, result, args, kwargs)
+            result = replay(args)
+        else:
+            result = func(*args, **kwargs)
+            if call is not None and call not in _replays:
+                _replays[call] = _build_replay(call, result, args, kwargs)
+        if self.counter is not None:
+            self.counter.add(call, func, args, kwargs, result)
         return result
 
 
@@ -113,7 +132,7 @@ def _describe(value: object) -> object:
         TypeError: the argument is a tensor with numbers, or a subclass of a tensor.
     """
     if isinstance(value, torch.Tensor):
-        if value.device.type != "meta" or type(value) not in (torch.Tensor, torch.nn.Parameter):
+        if not value.is_meta or type(value) not in (torch.Tensor, torch.nn.Parameter):
             raise TypeError(f"a {type(value).__name__} on {value.device} has more to it than its shape")
         return value.shape, value.stride(), value.dtype, value.is_conj(), value.is_neg()
     if isinstance(value, (tuple, list)):
@@ -129,7 +148,7 @@ def _build_replay(call: Call, result: object, args: Sequence[object], kwargs: Ma
     if _find_effect(call.operator) is Effect.IN_PLACE:
         unchanged = result is args[0] and _describe(args) == call.args
         return (lambda arguments: arguments[0]) if unchanged else None
-    inputs = [*_list_tensors((args, tuple(kwargs.values())))]
+    inputs = [*list_tensors((args, tuple(kwargs.values())))]
     if isinstance(result, torch.Tensor):
         if not _is_plain(result) or not _have_own_memory([result], inputs):
             return None
@@ -160,10 +179,10 @@ def _have_own_memory(tensors: Sequence[torch.Tensor], inputs: Iterable[torch.Ten
     return len({*storages} - {each.untyped_storage()._cdata for each in inputs}) == len(storages)
 
 
-def _list_tensors(value: object) -> Iterator[torch.Tensor]:
+def list_tensors(value: object) -> Iterator[torch.Tensor]:
     """All tensors in a value of nested tuples and lists."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _list_tensors(part)
+            yield from list_tensors(part)

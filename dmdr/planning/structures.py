@@ -40,7 +40,9 @@ class FullFakeScore(SharedBase):
 
     def __init__(self, backbone: Backbone, *, student_rank: int | None, seed: int) -> None:
         self.fake_network = copy.deepcopy(backbone.network).requires_grad_(True)
-        super().__init__(backbone, fake_rank=1, fake_scale=1.0, student_rank=student_rank, seed=seed)
+        super().__init__(
+            backbone, fake_rank=1, fake_scale=1.0, student_rank=student_rank, seed=seed, compute=backbone.compute
+        )
         self.fake_parameters = dict(self.fake_network.named_parameters())
 
     def fake(self, x_t: torch.Tensor, t: torch.Tensor, c: Conditioning) -> torch.Tensor:
@@ -74,12 +76,19 @@ class Case:
             self.base = (
                 FullFakeScore(backbone, student_rank=student_rank, seed=0)
                 if fake_rank is None
-                else SharedBase(backbone, fake_rank=fake_rank, fake_scale=2.0, student_rank=student_rank, seed=0)
+                else SharedBase(
+                    backbone,
+                    fake_rank=fake_rank,
+                    fake_scale=2.0,
+                    student_rank=student_rank,
+                    seed=0,
+                    compute=backbone.compute,
+                )
             )
         self.prompt, self.batch, self.steps, self.k = prompt, batch, steps, k
         self.student_optimizer = torch.optim.SGD(self.base.student_parameters.values(), lr=0.0, foreach=False)
         self.fake_optimizer = torch.optim.SGD(self.base.fake_parameters.values(), lr=0.0, foreach=False)
-        self.times = torch.linspace(1, 0, steps + 1).to(self.weight)
+        self.times = torch.linspace(1, 0, steps + 1).to(self.weight.device)
 
     def build_conditioning(self, count: int) -> Conditioning:
         """Zeros in the shape of the conditioning of `count` prompts."""

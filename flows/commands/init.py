@@ -20,7 +20,8 @@ from dmdr.config.reward_weights import OF_REWARD, PINNED
 from dmdr.config.run import Config
 from dmdr.config.worlds import OF_METRIC
 from dmdr.errors import ConfigError, DataError
-from dmdr.planning.gpus import GIB, GPUS, SHARE, Gpu, advise
+from dmdr.planning.gpus import GIB, GPUS, Gpu, advise
+from dmdr.planning.roofline import estimate_stage
 from dmdr.teacher import hub
 from dmdr.teacher.index import read_index
 from flows.commands.first_config import FirstConfig, Rewards, Size, Source
@@ -29,7 +30,7 @@ from stages.store.layout import RECORD
 from stages.store.published_teachers import TeacherAddress, is_name
 
 if TYPE_CHECKING:
-    from dmdr.planning.plan import StagePlan  # brings torch
+    from dmdr.planning.stage_plan import StagePlan
 
 COLUMNS = ("prompt", "caption", "text", "Prompt", "TEXT")  # that hold the prompt, in files of others
 TO_TRAIN_ON, TO_WATCH = ("dfn-clip", "hpsv2.1"), ("pickscore", "imagereward", "clip-score", "aesthetic")
@@ -187,11 +188,11 @@ def choose_small(rewards: Rewards) -> Size:
 def plan(config: Config, facts: FamilyFacts) -> StagePlan:
     """Count an update of joint training, the dearer of the two stages. A teacher that only a store has is planned as
     the published one of its family."""
-    from dmdr.planning.plan import count_stage  # brings torch
+    from dmdr.planning.plan import plan_stage  # brings torch
 
     if is_published(config.teacher.path):
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"path": facts.teacher})})
-    return count_stage(config, "joint", say=_show_progress)
+    return plan_stage(config, "joint", say=_show_progress)
 
 
 def is_published(address: str) -> bool:
@@ -206,14 +207,16 @@ def _show_progress(part: str) -> None:
 
 def describe_cost(joint: StagePlan, config: Config, card: Gpu) -> list[str]:
     """Memory and hours, for people; and what to change if it does not fit."""
-    hours = card.hours(joint, config.precision)
-    cold = replace(joint, updates=config.training_of("cold_start").updates, work={**joint.work, "reward": 0.0})
-    total = hours + card.hours(cold, config.precision)
+    work, tallies = (
+        {name: each for name, each in of.items() if name != "reward"} for of in (joint.work, joint.tallies)
+    )
+    cold = replace(joint, updates=config.training_of("cold_start").updates, work=work, tallies=tallies)
+    total = sum(estimate_stage(plan, card) for plan in (joint, cold)) / 3600
     need = max(joint.peak, joint.load)
     fits, *remedies = advise(config, [joint], card)
     lines = [
         f"Memory:  {format_memory(need)} of {format_memory(card.free)}, by the planner",
-        f"Time:    {format_hours(total)} of training at {SHARE:.0%} of the GPU's data sheet; prompts, export and",
+        f"Time:    {format_hours(total)} of training, estimated from its operators; prompts, export and",
         "         evaluation come on top, and so does the watched reward",
     ]
     if "does not fit" in fits:

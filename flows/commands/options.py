@@ -139,6 +139,10 @@ Gpu = Annotated[
     str,
     typer.Option("--gpu", metavar="GPU", parser=parse_gpu, autocompletion=list_gpus, help=f"one of {', '.join(GPUS)}"),
 ]
+Nodes = Annotated[
+    int,
+    typer.Option("--nodes", metavar="N", parser=parse_count, help="also say what up to N times the machines bring"),
+]
 
 # tune
 TunedStage = Annotated[

@@ -8,23 +8,35 @@ from typing import TYPE_CHECKING
 
 from dmdr.config.load import load_config
 from dmdr.errors import InputMissing
-from dmdr.planning.gpus import GIB, GPUS, SHARE, Gpu, advise
+from dmdr.planning.gpus import GIB, GPUS, Gpu, advise
+from dmdr.planning.roofline import LAUNCHES, compute_mfu, estimate_stage, estimate_update
+from dmdr.planning.scaling import list_machines, scale_update
+from dmdr.planning.work import KINDS
 from stages.reports.scorecard_text import format_table
 from stages.runtime.prerequisites import check_student_start, warn_of_teacher
 from stages.store.teacher_folder import resolve_teacher
 
 if TYPE_CHECKING:
     from dmdr.config.run import Config
-    from dmdr.planning.plan import StagePlan  # brings torch
     from dmdr.planning.prompts import Way
+    from dmdr.planning.stage_plan import StagePlan
     from dmdr.promptset.layout import Layout
 
+NAMES = {  # of kinds of operators, for people
+    "product": "matrix products",
+    "convolution": "convolutions",
+    "elementwise": "elementwise, norms, casts, copies",
+    LAUNCHES: "beginning operators",
+}
 ASSUMED = 100_000  # prompts, where nobody knows how many there are
 
 
-def print_plan(path: str, gpu: str) -> int:
+def print_plan(path: str, gpu: str, nodes: int = 1) -> int:
     """Print parameters, memory, work and hours of the training stages on a GPU, what the prompts cost, and what to
-    change where it does not fit. Returns 0: a plan that does not fit is an answer."""
+    change where it does not fit. Returns 0: a plan that does not fit is an answer.
+
+    nodes: machines up to which the plan also says what more of them bring.
+    """
     from dmdr.planning import plan as planning
     from dmdr.planning import prompts as prompt_plan
     from dmdr.planning.text_encoders import count_text_bytes
@@ -52,7 +64,7 @@ def print_plan(path: str, gpu: str) -> int:
     print(format_table(_list_memory(plans, size)))
     print("\nwork of one update, forward-equivalents (F = one forward of the base on the whole batch)")
     print(format_table(_list_work(plans)))
-    print(f"\nat {SHARE:.0%} of the {card.rate(config.precision) / 1e12:,.0f} TFLOP/s of its data sheet")
+    print(f"\ntime, estimated from the operators; the data sheet has {card.rate(config.precision) / 1e12:,.0f} TFLOP/s")
     print(format_table(_list_hours(plans, card, config.precision)))
     print("prompts, export and evaluation come on top, and so do checkpoints and the watched reward.\n")
     print(note)
@@ -61,6 +73,9 @@ def print_plan(path: str, gpu: str) -> int:
     print(_explain_choice(config, layout) + "\n")
     for line in advise(config, plans, card):
         print(line)
+    for plan in plans if nodes > 1 else []:
+        print(f"\n{plan.stage} on more machines, each GPU with the same share of a larger batch, estimated")
+        print(format_table(_list_machines(config, plan, card, nodes)))
     return 0
 
 
@@ -146,15 +161,45 @@ def _list_work(plans: list[StagePlan]) -> list[list[str]]:
 
 
 def _list_hours(plans: list[StagePlan], card: Gpu, precision: str) -> list[list[str]]:
-    hours = [card.hours(plan, precision) for plan in plans]
-    seconds = [3600 * each * plan.flops / plan.total for each, plan in zip(hours, plans, strict=True)]
+    times = [estimate_update(plan, card) for plan in plans]
+    mfus = [compute_mfu(plan, time.seconds, card, precision) for plan, time in zip(plans, times, strict=True)]
+    hours = [estimate_stage(plan, card) / 3600 for plan in plans]
     gpu_hours = [each * plan.ranks for each, plan in zip(hours, plans, strict=True)]
     warmup = [["of the fake score alone, before", *(f"{plan.warmup:,}" for plan in plans), ""]]
+    kinds = [kind for kind in (*KINDS, LAUNCHES) if any(time.kinds.get(kind) for time in times)]
+    waits = [["it waits for its CPU, seconds", *(f"{time.host:.2f}" for time in times), ""]]
     return [
         ["", *(plan.stage for plan in plans), "both" if len(plans) == 2 else "together"],
         ["updates", *(f"{plan.updates:,}" for plan in plans), ""],
         *(warmup if any(plan.warmup for plan in plans) else []),
-        ["seconds an update", *(f"{each:.2f}" for each in seconds), ""],
+        ["seconds an update", *(f"{time.seconds:.2f}" for time in times), ""],
+        *(
+            [f"  {NAMES.get(kind, kind)}", *(f"{time.kinds.get(kind, 0) / time.busy:.0%}" for time in times), ""]
+            for kind in kinds
+        ),
+        *(waits if any(time.waits_for_host for time in times) else []),
+        ["of the data sheet: needed FLOPs (MFU)", *(f"{needed:.0%}" for needed, _ in mfus), ""],
+        ["of the data sheet: executed FLOPs", *(f"{executed:.0%}" for _, executed in mfus), ""],
         ["hours", *(f"{each:,.1f}" for each in (*hours, sum(hours)))],
         ["GPU-hours", *(f"{each:,.1f}" for each in (*gpu_hours, sum(gpu_hours)))],
+    ]
+
+
+def _list_machines(config: Config, plan: StagePlan, card: Gpu, nodes: int) -> list[list[str]]:
+    """The rows of a table: what an update takes on 1, 2, 4, ... machines."""
+    processes, sharding = config.execution.processes, config.execution.sharding
+    scaled = [
+        scale_update(plan, card, nodes=each, processes=processes, sharding=sharding) for each in list_machines(nodes)
+    ]
+    return [
+        ["GPUs", *(f"{each.ranks}" for each in scaled)],
+        ["seconds an update", *(f"{each.seconds:.2f}" for each in scaled)],
+        ["  networks", *(f"{each.compute:.2f}" for each in scaled)],
+        ["  noise and prompts, by the CPU", *(f"{each.host:.2f}" for each in scaled)],
+        ["  gathering the rollout", *(f"{each.states:.2f}" for each in scaled)],
+        ["  summing gradients", *(f"{each.gradients:.2f}" for each in scaled)],
+        *([["  waiting for weights", *(f"{each.weights:.2f}" for each in scaled)]] if sharding != "none" else []),
+        ["efficiency", *(f"{scaled[0].seconds / each.seconds:.0%}" for each in scaled)],
+        ["memory of each GPU, GiB", *(f"{each.memory / GIB:.1f}" for each in scaled)],
+        ["it fits", *("yes" if each.memory <= card.free else "no" for each in scaled)],
     ]

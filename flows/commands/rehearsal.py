@@ -30,7 +30,7 @@ from stages.store.folder import Folder
 
 if TYPE_CHECKING:
     from dmdr.planning.first_images import Images
-    from dmdr.planning.plan import StagePlan
+    from dmdr.planning.stage_plan import StagePlan
     from dmdr.planning.trial import Trial
     from dmdr.promptset import Split
 
@@ -81,14 +81,14 @@ class Rehearsal:
         Raises:
             ConfigError: a stage needs more.
         """
-        from dmdr.planning.plan import count_stage
+        from dmdr.planning.plan import plan_stage
         from dmdr.planning.prompts import add_text_encoders, choose
         from dmdr.planning.text_encoders import count_text_bytes
         from stages.runtime.device import measure_free_memory, pick_device
 
         device = pick_device(self.config)
         where, free = ("the GPU" if device == "cuda" else "this machine"), FIT * measure_free_memory(device)
-        self.plans = [count_stage(self.config, stage) for stage in self.config.training_stages]
+        self.plans = [plan_stage(self.config, stage) for stage in self.config.training_stages]
         layout = choose(self.config, counts.train + counts.evaluation, self.plans)
         add_text_encoders(self.config, layout, self.plans, count_text_bytes(self.config.teacher))
         for plan in self.plans:

@@ -66,7 +66,7 @@ def check_training(config: Config) -> None:
 
     if config.execution.cluster is None:  # there, the stage itself looks, on the node that it runs on
         prepare_kernels(config, pick_device(config))
-    split = config.execution.sharding == "fsdp" and config.student.form == "full"
+    split = config.execution.sharding != "none" and config.student.form == "full"
     for stage in config.training_stages:
         check_optimizers(config.training_of(stage), stage, split=split)
     for rl in config.list_rl().values():

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +147,36 @@ def test_sigterm_on_any_rank_leaves_one_checkpoint_and_75(tiny_config, tmp_path,
     told = [line for line in err.splitlines() if "stopped after update" in line]
     assert len(told) == 1 and f"after update {int(newest.removeprefix('step-'))} of 4000" in told[0], err
     assert "Traceback" not in err
+
+
+def find_free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+def test_two_machines_of_two_processes_end_where_one_process_does(tiny_config, tmp_path):
+    """HSDP: each machine has all weights of a full student, its processes have half of the rows each. One of the two
+    writes them to a checkpoint, and any number of processes reads it."""
+    training = {**TRAINING, "batch_size": 8, "updates": 3}
+    alone, both = tmp_path / "1", tmp_path / "2-2"
+    config = together(tiny_config, 1, student={"steps": 2, "form": "full"}, cold_start=training)
+    for stage in ("prompts", "cold_start"):
+        run_stage(load_config(config), alone, stage)
+    shutil.copytree(alone / "tiny/prompts", both / "tiny/prompts")
+    execution = {"device": "cpu", "processes": 2, "sharding": "hsdp", "checkpoint_every": 2}
+    config = together(tiny_config, 2, student={"steps": 2, "form": "full"}, cold_start=training, execution=execution)
+    shared = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+    machines = [start(command("cold_start", config, both), **shared, NODE_RANK=str(number)) for number in range(2)]
+    told = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(told)
+    assert_same(both, alone, "cold_start")
+
+
+def test_one_machine_is_no_place_for_hsdp(tiny_config, tmp_path):
+    config = together(
+        tiny_config, 2, "hsdp", student={"steps": 2, "form": "full"}, cold_start={**TRAINING, "batch_size": 4}
+    )
+    run_stage(load_config(config), tmp_path, "prompts")
+    told = finish(command("cold_start", config, tmp_path), 64)
+    assert "execution.sharding is hsdp" in told and "set fsdp" in told and "Traceback" not in told

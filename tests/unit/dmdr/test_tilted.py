@@ -13,7 +13,7 @@ from dmdr.assembly import assemble, build_run, select_stage
 from dmdr.config.identity import identity
 from dmdr.config.rl import ReFL
 from dmdr.errors import ConfigError
-from dmdr.planning.plan import count_stage
+from dmdr.planning.plan import plan_stage
 from dmdr.state import TrainState
 from dmdr.train import Run, list_prompts, train
 from tests.support.few_prompts import FewPrompts
@@ -116,7 +116,7 @@ def test_defaults_are_no_part_of_the_identity(tiny_config):
 
 def test_a_plan_counts_the_reward_of_a_tilted_cold_start(tiny_config):
     path = tiny_config()
-    plain, tilted = (count_stage(load_changed(path, cold_start__rl=rl), "cold_start") for rl in (None, REFL))
+    plain, tilted = (plan_stage(load_changed(path, cold_start__rl=rl), "cold_start") for rl in (None, REFL))
     assert tilted.work["reward"] > 0 and "reward" not in plain.work
     assert tilted.parts["rewards"] > plain.parts["rewards"]
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dmdr.planning import bench, structures
 from dmdr.planning.structures import Case
@@ -39,6 +40,13 @@ def parts(case: Case) -> dict[str, float]:
     }
     forward = bench.count_flops(case.run_forward)
     return {name: bench.count_flops(each) / forward for name, each in work.items()}
+
+
+def test_bench_counts_as_torch_does():
+    case = bench.build_meta_case("SD3-Medium", 2, 2, LORA, depth=2)
+    with FlopCounterMode(display=False) as counter:
+        structures.run_ours(case)
+    assert bench.count_flops(partial(structures.run_ours, case)) == counter.get_total_flops() > 0
 
 
 @pytest.mark.parametrize(

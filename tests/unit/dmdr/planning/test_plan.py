@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmdr.assembly import assemble, build_run, select_stage
 from dmdr.config.load import load_config
 from dmdr.planning import bench
 from dmdr.planning.cost import CostCounter
-from dmdr.planning.gpus import GIB, Gpu, advise
+from dmdr.planning.gpus import GIB, GPUS, advise
 from dmdr.planning.meta import build_from_configs
 from dmdr.planning.plan import plan_stage
+from dmdr.planning.small_stage import BlankPrompts
 from dmdr.train import training_step
 from flows import cli
+from tests.support.tiny_teachers import copy_teacher
 from tests.support.trained_run import context_for, run_stage, trained_run
 
 pytestmark = pytest.mark.slow
@@ -165,11 +169,18 @@ def test_memory_is_that_of_the_run(tiny_config, tmp_path, monkeypatch, request, 
     assert found.peak == pytest.approx(real, rel=0.12)
 
 
-def test_work_is_what_is_counted_another_way():
+def count_by_torch(work) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def test_work_is_what_is_counted_another_way(monkeypatch):
     """SD3-Medium at 1,024 px, 2 steps and 1 fake-score update: 8.90 TFLOP a forward, as facts have it, and an update
     as bench.py counts it from two and three blocks with torch's FlopCounterMode, whose attention on meta keeps its
     weights: a fused kernel's backward multiplies queries and keys again. Recomputing activations adds a forward of all
     that is trained."""
+    monkeypatch.setattr(bench, "count_flops", count_by_torch)
     config, k = load_config("configs/sd3-medium.yaml"), 1
     config = config.model_copy(
         update={
@@ -221,11 +232,57 @@ def test_what_is_advised_helps(tiny_config, monkeypatch, change, key, value):
     config = load_config(tiny_config(**as_it_is))
     better = load_config(tiny_config(**as_it_is, **change, **({key: value} if key else {})))
     stages, improved = ([plan_stage(each, stage) for stage in ("cold_start", "joint")] for each in (config, better))
-    small = Gpu("a small one", 1.5 * GIB + improved[1].peak / 0.93 * 1.01, 1e12, 1e12)
+    small = replace(GPUS["a100-40"], memory=1.5 * GIB + improved[1].peak / 0.93 * 1.01)
     said = "\n".join(advise(config, stages, small))
     name = key or next(iter({*change["execution"]} - {"device"}))
     assert "joint: does not fit" in said and name in said
     assert "joint: fits" in "\n".join(advise(better, improved, small))
+
+
+@pytest.mark.parametrize(
+    ("family", "joint"),
+    [("sd3", {}), ("sdxl", {"rl": {"algorithm": "refl", "weight_is": "matched", **REWARDS}})],
+    ids=["sd3", "sdxl-refl"],
+)
+def test_one_run_tells_the_work_without_recomputation(tiny_config, request, family, joint):
+    """What a plan counts apart, as computed again, is all that it counts more than a plan that keeps activations."""
+    teacher = {"path": str(request.getfixturevalue(f"tiny_{family}_folder")), "guidance_scale": 3.0, "steps": 3}
+    again, kept = (
+        plan_stage(
+            load_config(
+                tiny_config(
+                    teacher=teacher,
+                    student=LORA,
+                    cold_start=TRAINING,
+                    joint={**TRAINING, **joint},
+                    execution={"device": "cpu", "micro_batch_size": 3, "gradient_checkpointing": recomputes},
+                )
+            ),
+            "joint" if joint else "cold_start",
+        )
+        for recomputes in (True, False)
+    )
+    assert again.floor == pytest.approx(kept.equivalents, rel=1e-12) and again.floor < again.equivalents
+    assert again.needed == pytest.approx(kept.flops, rel=1e-12) and kept.needed == kept.flops
+
+
+def test_messages_of_weights_are_the_passes_of_the_network(tiny_config):
+    """A real update of one of two ranks, its forward passes counted, twice those with a graph: FSDP gathers the weights
+    in each pass, forward and backward."""
+    training = {**TRAINING, "batch_size": 16}
+    execution = {"device": "cpu", "micro_batch_size": 2, "processes": 2}
+    config = load_config(tiny_config(student=LORA, cold_start=training, execution=execution))
+    found = plan_stage(config, "cold_start")
+    alone = config.model_copy(update={"cold_start": config.cold_start.model_copy(update={"batch_size": 8})})
+    backbone = copy_teacher(Path(config.teacher.path))
+    stage, blank = select_stage(alone, "cold_start"), backbone.blank()
+    assembly = assemble(alone, stage, backbone)
+    run = build_run(alone, stage, assembly, prompts=BlankPrompts(blank), empty_prompt=blank)
+    passes = []
+    backbone.network.register_forward_hook(lambda *_: passes.append(1 + torch.is_grad_enabled()))
+    training_step(run, assembly.state)
+    assert found.gathered == sum(passes) * found.teacher * 4
+    assert found.reduced == 4 * (found.trained["student"] + 3 * found.trained["fake_score"])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -14,8 +14,8 @@ from dmdr.config.inputs import Prompts, Teacher
 from dmdr.config.load import load_config
 from dmdr.planning import architectures
 from dmdr.planning.gpus import GIB
-from dmdr.planning.plan import StagePlan
 from dmdr.planning.prompts import add_text_encoders, choose, list_ways
+from dmdr.planning.stage_plan import StagePlan
 from dmdr.planning.text_encoders import count_text_bytes
 from dmdr.promptset.encode import MOST_STORED, choose_layout, count_numbers
 from dmdr.teacher.load import load_pipeline
