@@ -97,6 +97,7 @@ SRPO = {
 UNSAID = {
     "joint.rl.tiny_decoder",
     "joint.rl.normalise",
+    "joint.rl.decoder_precision",
     "joint.rl.start",
     "joint.rl.ramp",
     "student.lora_targets",
