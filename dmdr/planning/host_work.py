@@ -15,6 +15,7 @@ from dmdr.config.deal import share_evenly
 from dmdr.config.rl import AnyRL, Policy, Surrogate
 from dmdr.config.run import Config
 from dmdr.config.shares import Share, deal_states, deal_to_rl, find_share
+from dmdr.config.stages import StageName
 from dmdr.config.training import Training
 from dmdr.promptset.encode import DTYPES, count_numbers
 
@@ -40,7 +41,7 @@ class HostWork:
         return self.noise + self.prompts + self.scores
 
 
-def count_host_work(config: Config, stage: str, backbone: Backbone, *, ranks: int) -> HostWork:
+def count_host_work(config: Config, stage: StageName, backbone: Backbone, *, ranks: int) -> HostWork:
     """The host's work of a training stage on `ranks` GPUs, each with as many samples as the config gives to one.
 
     backbone: the teacher, on meta or not (`planning.meta.build_meta_backbone`).
