@@ -5,8 +5,9 @@
 2. The course after it draws the same prompts and noise as the one that was left. At half a rate it is another course,
    and one that was not to blame for the collapse.
 3. A reward, diversity, saturation or sharpness that goes wrong is a symptom. It names RL's weight, unless another alarm
-   rings with it, whose cause is plainer. Where half of RL's weight has not helped against a symptom, the student's
-   learning rate is halved too. RL alone has no weight: an optimizer that divides by the gradient's size undoes it.
+   rings with it, whose cause is plainer; that cause stays named until the stage gets further. Where half of RL's weight
+   has not helped against a symptom, the student's learning rate is halved too. RL alone has no weight: an optimizer
+   that divides by the gradient's size undoes it.
 """
 
 from __future__ import annotations
@@ -93,15 +94,18 @@ class Remedy:
                 "is no checkpoint to go back to; set on_alarm: warn, or begin with a student that draws"
             )
         ends = len(state.recoveries) >= (self.watch.recoveries or 0)
-        halved = [] if ends else self.choose_halved(state, figures)
+        halved = [] if ends else self.choose_halved(state, figures, kept[0])
         return Recovery(update=update, back_to=kept[0], figures=[*figures], why=why, halved=halved, ends=ends)
 
-    def choose_halved(self, state: TrainState, figures: Sequence[str]) -> list[Part]:
-        """What figures name, each once, as far as the stage has it."""
+    def choose_halved(self, state: TrainState, figures: Sequence[str], back_to: int) -> list[Part]:
+        """What figures name, each once, as far as the stage has it. back_to: the update that the stage goes back to."""
         acts = self.rl is not None and self.rl.weight > 0 and state.update >= self.rl.start and self.has_fake
         has: dict[Part, bool] = {"rl": acts, "student": True, "fake_score": self.has_fake}
         halved = {figure: list_halved(figure) for figure in figures}
         causes = [parts for parts in halved.values() if parts != ("rl",)]
+        last = state.recoveries[-1] if state.recoveries else None
+        if not causes and last is not None and last.back_to == back_to and "rl" not in last.halved:
+            return last.halved  # it has come no further since
         named = {part if has[part] else "student" for parts in causes or halved.values() for part in parts}
         before = {figure for recovery in state.recoveries for figure in recovery.figures if "rl" in recovery.halved}
         if "rl" in named and before.intersection(figures):

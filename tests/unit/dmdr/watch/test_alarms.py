@@ -180,15 +180,23 @@ def remedy(state: TrainState, *, rl: ReFL | None = REFL, has_fake: bool = True) 
 )
 def test_what_an_alarm_halves(state, figures, changes, halved):
     state.update = 5
-    assert remedy(state, **changes).choose_halved(state, figures) == halved
+    assert remedy(state, **changes).choose_halved(state, figures, 0) == halved
 
 
 def test_an_alarm_that_rings_again_halves_the_students_rate_too(state):
     state.update = 5
     state.recoveries = [Recovery(update=5, back_to=0, figures=[REWARD], why="", halved=["rl"])]
-    assert remedy(state).choose_halved(state, [REWARD]) == ["rl", "student"]
-    assert remedy(state).choose_halved(state, [SATURATION]) == ["rl"]
+    assert remedy(state).choose_halved(state, [REWARD], 0) == ["rl", "student"]
+    assert remedy(state).choose_halved(state, [SATURATION], 0) == ["rl"]
     assert (state.slow_down("rl"), state.slow_down("student")) == (0.5, 1.0)
+
+
+def test_a_plain_cause_stays_named_until_the_stage_gets_further(state):
+    state.update = 5
+    state.recoveries = [Recovery(update=5, back_to=4, figures=[REWARD, FAKE_RISE], why="", halved=["student"])]
+    assert remedy(state).choose_halved(state, [REWARD], 4) == ["student"]
+    assert remedy(state).choose_halved(state, [REWARD], 5) == ["rl"], "a later collapse is another one"
+    assert remedy(state).choose_halved(state, [FAKE_LAG], 4) == ["fake_score"]
 
 
 def test_going_back_leaves_no_trace_of_the_course_that_was_left(state):
