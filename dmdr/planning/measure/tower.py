@@ -6,10 +6,25 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.rewards.dual_encoder import DualEncoder
 from dmdr.rewards.preprocess import normalize, resize_to_square
+
+
+class VisionTower(nn.Module):
+    """A ViT-H-14: (B, 3, 224, 224) -> features (B, 1024)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = {"hidden_size": 1280, "intermediate_size": 5120, "projection_dim": 1024}
+        depths = {"num_hidden_layers": 32, "num_attention_heads": 16}
+        self.tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**widths, **depths, image_size=224, patch_size=14))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.tower(pixel_values=images).image_embeds
+        return features
 
 
 class Tower:
@@ -30,10 +45,7 @@ class Tower:
         self.text = torch.randn(1, width, generator=torch.Generator().manual_seed(1)).to(device)
 
     def build(self) -> nn.Module:
-        import open_clip
-
-        tower: nn.Module = open_clip.create_model("ViT-H-14").visual
-        return tower
+        return VisionTower()
 
     def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.network(normalize(resize_to_square(images, self.size)))

@@ -17,6 +17,7 @@ from dmdr.planning.measure.cases import Shape, Stage, build_config
 from dmdr.planning.measure.clock import Target
 from dmdr.planning.measure.levers import LEVERS
 from dmdr.planning.measure.table import Line, Table
+from dmdr.planning.measure.tower import VisionTower
 from dmdr.planning.measure.updates import SHAPES, compare_with_plan, find_gpu
 from dmdr.planning.stage_plan import StagePlan
 from dmdr.planning.structures import STRUCTURES
@@ -141,3 +142,11 @@ def test_gpus_are_found_by_the_names_that_torch_gives_them() -> None:
     assert {name: find_gpu(name) for name in names} == {name: GPUS[key] for name, key in names.items()}
     assert {*names.values()} == {*GPUS}
     assert find_gpu("Tesla V100") is None
+
+
+def test_a_tower_has_the_size_of_the_one_that_is_trained_on() -> None:
+    """ViT-H-14's image tower: 632 M parameters (OpenCLIP's table of models)."""
+    with torch.device("meta"):
+        tower = VisionTower()
+        assert tower(torch.empty(2, 3, 224, 224)).shape == (2, 1024)
+    assert sum(each.numel() for each in tower.parameters()) == pytest.approx(632e6, rel=0.001)
