@@ -70,6 +70,7 @@ class SmallStage:
         network, vae = backbone.network, backbone.vae
         cost.hold([*network.parameters(), *network.buffers(), *vae.parameters(), *vae.buffers()])
         plan.load = cost.live
+        plan.teacher = sum(each.numel() for each in network.parameters())  # before a frozen base packs them
         # plain AdamW: the other kinds need a GPU or bitsandbytes, and differ from it only in the size of their moments
         plain = {
             role: getattr(self.training, role).model_copy(update={"kind": "adamw"})
@@ -115,7 +116,6 @@ class SmallStage:
             role: sum(parameter.numel() for parameter in self.state.trainables[role].parameters.values())
             for role in roles  # a surrogate of the rewards is too small to matter
         }
-        plan.teacher = sum(each.numel() for each in teacher)
 
     def list_reference_parameters(self) -> list[torch.Tensor]:
         """The parameters and buffers of RL's reference, a network or a LoRA; none if RL needs no reference."""

@@ -109,6 +109,7 @@ class SmallStep:
         self.measure_updates(run, batches, objective)
         samples_too = self.asked.states > 0  # RL's sampling, which has run beside the rollout
         in_rollout = rollout_peak + self.count_other_states(window, trajectories, selected=samples_too)
+        in_rollout += 4 * sum(plan.trained.values())  # the gradients of the update before, which its steps leave
         plan.update = max(in_rollout, cost.peak - held + self.count_other_states(window, trajectories))
         self.measure_optimizers()
         self.count_messages(window, trajectories)
