@@ -18,6 +18,7 @@ from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.dyna import real_scale
 from dmdr.optimizers import Balance, GradientSum, Share, Trainable
 from dmdr.planning.cost import CostCounter
+from dmdr.planning.host_work import count_host_work
 from dmdr.planning.small_stage import SmallStage
 from dmdr.planning.work import Tally, Work
 from dmdr.promptset.encode import count_numbers
@@ -186,12 +187,10 @@ class SmallStep:
         plan.tallies["optimizers"] = Tally(works).scale(plan.ranks)
 
     def count_messages(self, window: Window, trajectories: int) -> None:
-        """Note what a rank draws before its first network runs, and what an update sends to it."""
-        plan, small, states = self.plan, self.small, window.states
-        steps, rolled_out = len(states.x0), trajectories + self.asked.trajectories
-        plan.drawn = rolled_out * steps * states.x0[0, 0].numel()
-        latents = 2 * steps * states.x0[0, 0].nbytes
-        plan.states = rolled_out * (latents + sum(each[0].nbytes for each in window.c.values()))
+        """Note what the CPU of a rank draws and reads for an update, and what the update sends to it."""
+        plan, small, steps = self.plan, self.small, len(window.states.x0)
+        host = count_host_work(small.config, small.stage.name, self.base.backbone, ranks=plan.ranks)
+        plan.noise, plan.read = host.noise, host.prompts
         inner, trained = self.asked.inner_updates, plan.trained
         plan.reduced = 4 * (trained["student"] * inner + trained["fake_score"] * plan.fake_updates)
         parts = math.ceil(small.training.batch_size / plan.ranks / small.part)

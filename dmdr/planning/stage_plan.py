@@ -21,9 +21,8 @@ class StagePlan:
     trained: number of trained parameters of the student and of the fake score.
     warmup: updates of the fake score alone. fake_updates: K, its steps in an update.
     prompts: those that one update rolls out. conditioning: the numbers of a typical prompt's conditioning.
-    drawn: normal numbers that each rank draws before its first network runs.
-    states, reduced, gathered: bytes that an update sends to each rank: the rollout, gradients that are summed, and with
-    FSDP the weights.
+    noise, read: bytes that the CPU of a rank draws and reads for an update.
+    reduced, gathered: bytes that an update sends to each rank: gradients that are summed, and with FSDP the weights.
     """
 
     stage: str
@@ -41,8 +40,8 @@ class StagePlan:
     fake_updates: int = 1
     prompts: int = 0
     conditioning: int = 0
-    drawn: int = 0
-    states: int = 0
+    noise: int = 0
+    read: int = 0
     reduced: int = 0
     gathered: int = 0
 

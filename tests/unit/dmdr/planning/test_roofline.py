@@ -19,7 +19,7 @@ from dmdr.planning.roofline import (
     estimate_update,
     time_operator,
 )
-from dmdr.planning.scaling import list_machines, scale_update
+from dmdr.planning.scaling import DRAW, READ, list_machines, scale_update
 from dmdr.planning.stage_plan import StagePlan
 from dmdr.planning.work import Tally, Work
 
@@ -122,15 +122,14 @@ def test_tallies_add_up_and_take_apart() -> None:
 
 
 def test_more_machines_take_longer_and_lose_efficiency() -> None:
-    """Each rank draws and reads for all, and holds all states: both grow with the machines."""
-    plan = make_plan(
-        prompts=64, conditioning=10**6, drawn=10**7, states=10**9, reduced=10**8, parts={"teacher": 10**10}
-    )
+    """By messages alone: each rank draws, reads and keeps for its own samples, and does so ahead."""
+    plan = make_plan(noise=10**7, read=10**8, reduced=10**8, parts={"teacher": 10**10})
     scaled = [scale_update(plan, H100, nodes=n, processes=8, sharding="none") for n in list_machines(32)]
     assert [each.ranks for each in scaled] == [8, 16, 32, 64, 128, 256]
     assert [each.seconds for each in scaled] == sorted(each.seconds for each in scaled)
-    assert scaled[-1].host == pytest.approx(32 * scaled[0].host)
-    assert scaled[-1].memory - scaled[0].memory == 31 * 10**9
+    assert {each.host for each in scaled} == {0.0} and {each.memory for each in scaled} == {plan.peak}
+    slow = scale_update(replace(plan, noise=10**10), H100, nodes=32, processes=8, sharding="none")
+    assert slow.host == pytest.approx(10**10 * DRAW + 10**8 / READ - slow.compute) and slow.host > 0
     assert scaled[1].gradients / scaled[0].gradients == pytest.approx((15 / 16) / (7 / 8) * H100.link / H100.network)
     assert list_machines(6) == [1, 2, 4, 6] and list_machines(1) == [1]
 
