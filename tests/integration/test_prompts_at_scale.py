@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from dmdr.backbones.protocol import Item
+from dmdr.config.batches import count_trajectories
 from dmdr.config.load import load_config
 from dmdr.errors import DataError, Stopped
 from dmdr.promptset import PromptSet
@@ -339,27 +340,31 @@ def test_what_arrives_wrong_is_asked_for_again_and_then_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_two_ranks_read_only_the_shards_they_need(
-    tiny_config: Callable[..., Path], sources: Sources, tmp_path: Path, proxy: Faults, far: str
+@pytest.mark.parametrize("stage", ["cold_start", "joint"])
+def test_two_ranks_read_only_the_rows_they_need(
+    tiny_config: Callable[..., Path], sources: Sources, tmp_path: Path, proxy: Faults, far: str, stage: str
 ) -> None:
-    """A cold start of two processes on S3: the prompts of its updates are all that is read."""
+    """A stage of two processes on S3: the rows of its own prompts are all that either of them reads."""
     sources.file.write_text("\n".join(f"a red circle of number {n}" for n in range(200)) + "\n")
     settings = {**sources.settings, **WAYS["rows"], "evaluation_share": 0.05}
     training = {**TRAINING, "updates": 2, "batch_size": 2}
-    execution = {"device": "cpu", "processes": 2}
-    path = tiny_config(prompts=settings, cold_start=training, execution=execution)
+    path = tiny_config(
+        prompts=settings, cold_start=training, joint=training, execution={"device": "cpu", "processes": 2}
+    )
     config = load_config(path)
     near = run_stage(config, tmp_path / "near", "prompts")
     upload(tmp_path / "near", far, config)
+    if stage == "joint":
+        finish(["stages", "cold_start", "--config", str(path), "--store", far])
     proxy.seen.clear()
-    finish(["stages", "cold_start", "--config", str(path), "--store", far])
+    proxy.sizes.clear()
+    finish(["stages", stage, "--config", str(path), "--store", far])
     asked = [re.search(r"(train-\d+)\.items", line) for line in proxy.seen if line.startswith("GET")]
-    shards = {found[1] for found in asked if found}
-    total = len(PromptSet(near, "train"))
-    order = prompt_order(config.seed, "cold_start", 0, 100, total)
-    print(f"{len(shards)} of {-(-total // SHARD)} shards")
-    assert shards and len(shards) < 0.6 * (-(-total // SHARD))
-    firsts = [f"train-{index // SHARD:05d}" for index in order]
-    assert shards == set(firsts[: len([found for found in asked if found]) // 2])
-    at_most = 2 * len(firsts) * max(path.stat().st_size for path in near.glob("*.items")) / SHARD
-    assert sum(size for line, size in proxy.sizes if ".items" in line) <= at_most
+    total, read = len(PromptSet(near, "train")), sum(size for line, size in proxy.sizes if ".items" in line)
+    met = training["updates"] * count_trajectories(2, training["fake_updates"], config.student.steps)
+    order = prompt_order(config.seed, stage, 0, met, total)
+    whole = sum(path.stat().st_size for path in near.glob("train-*.items"))
+    print(f"{met} prompts met by two ranks; {read:,} of {whole:,} bytes")
+    assert {found[1] for found in asked if found} == {f"train-{index // SHARD:05d}" for index in order}
+    row = max(path.stat().st_size for path in near.glob("train-*.items")) / SHARD
+    assert read <= (met + 2) * row, "each row once, and the empty prompt of each rank"

@@ -18,9 +18,16 @@ class VisionTower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = {"hidden_size": 1280, "intermediate_size": 5120, "projection_dim": 1024}
-        depths = {"num_hidden_layers": 32, "num_attention_heads": 16}
-        self.tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**widths, **depths, image_size=224, patch_size=14))
+        config = CLIPVisionConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            projection_dim=1024,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            image_size=224,
+            patch_size=14,
+        )
+        self.tower = CLIPVisionModelWithProjection(config)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.tower(pixel_values=images).image_embeds

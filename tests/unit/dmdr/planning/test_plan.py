@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -298,10 +299,13 @@ def test_tiles_are_planned(tiny_config, precision):
 
 def test_the_command_prints_a_plan_and_refuses_in_one_line(tiny_config, capsys, tmp_path):
     path = tiny_config(execution={"device": "cpu", "processes": 2, "sharding": "fsdp"})
-    assert cli.main(["plan", str(path), "--gpu", "l40s"]) == 0
+    assert cli.main(["plan", str(path), "--gpu", "l40s", "--nodes", "4"]) == 0
     printed = capsys.readouterr().out
     for expected in ("2 x NVIDIA L40S", "teacher", "optimizers", "an update beside it", "GPU-hours", "joint: fits"):
         assert expected in printed
+    for expected in ("MFU", "matrix products", "joint on more machines", "waiting for weights", "efficiency"):
+        assert expected in printed
+    assert re.search(r"GPUs +\| 2 +\| 4 +\| 8 ", printed)
     path = tiny_config(teacher={"path": f"hub:nobody/nothing@{'0' * 40}", "guidance_scale": 3.0})
     assert cli.main(["plan", str(path)]) == 66
     said = capsys.readouterr().err
