@@ -19,6 +19,7 @@ from dmdr.backbones.protocol import Backbone, Conditioning, Item
 from dmdr.config.guidance import take_middle
 from dmdr.config.rl import AnyRL
 from dmdr.config.run import Config
+from dmdr.config.stages import StageName
 from dmdr.config.training import Joint, Training
 from dmdr.config.watch import Watch
 from dmdr.errors import ConfigError
@@ -52,7 +53,7 @@ def name_kept(update: int) -> str:
 class StageConfig:
     """The settings of one training stage. A cold start always matches distributions."""
 
-    name: str
+    name: StageName
     training: Training
     rl: AnyRL | None = None
     distribution_matching: bool = True
@@ -69,7 +70,7 @@ class Assembly:
     state: TrainState
 
 
-def select_stage(config: Config, stage: str) -> StageConfig:
+def select_stage(config: Config, stage: StageName) -> StageConfig:
     """The settings of `cold_start` or `joint`."""
     training: Training | None = config.joint if stage == "joint" else config.cold_start
     assert training is not None, "a run without a cold start has no such stage"

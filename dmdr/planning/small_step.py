@@ -68,7 +68,9 @@ class _Uncounted(Trainable):
         with self.cost.leave_out():
             return super().step()
 
-    def step_beside(self, rl: GradientSum, balance: Balance, trust: float = 1.0) -> dict[str, torch.Tensor]:
+    def step_beside(
+        self, rl: GradientSum, balance: Balance, trust: float | torch.Tensor = 1.0
+    ) -> dict[str, torch.Tensor]:
         with self.cost.leave_out():
             return super().step_beside(rl, balance, trust)
 

@@ -207,9 +207,8 @@ def _show_progress(part: str) -> None:
 
 def describe_cost(joint: StagePlan, config: Config, card: Gpu) -> list[str]:
     """Memory and hours, for people; and what to change if it does not fit."""
-    work, tallies = (
-        {name: each for name, each in of.items() if name != "reward"} for of in (joint.work, joint.tallies)
-    )
+    work = {name: each for name, each in joint.work.items() if name != "reward"}
+    tallies = {name: each for name, each in joint.tallies.items() if name != "reward"}
     cold = replace(joint, updates=config.training_of("cold_start").updates, work=work, tallies=tallies)
     total = sum(estimate_stage(plan, card) for plan in (joint, cold)) / 3600
     need = max(joint.peak, joint.load)

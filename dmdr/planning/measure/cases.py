@@ -161,7 +161,9 @@ class Stage:
 
     def update_fake_score(self) -> dict[str, torch.Tensor]:
         parts = self.batches.fake_score[0]
-        return update_fake_score(self.base, parts, draw_levels(self.run, 0, 0, parts[0].of), self.state.fake_score)
+        return update_fake_score(
+            self.base, parts, draw_levels(self.run, 0, 0, self.batches.rows[0]), self.state.fake_score
+        )
 
     def update_student(self, *, rewarded: bool) -> dict[str, torch.Tensor]:
         parts: list[Batch] = self.batches.student[0]
@@ -169,7 +171,7 @@ class Stage:
         if rewarded:
             rl = self.weigh()
         score = RealScore(run.unconditional, draw_guidance(run, 0), real_scale(0, training.dynamic))
-        levels = draw_levels(run, 0, K - 1, parts[0].of)
+        levels = draw_levels(run, 0, K - 1, self.batches.rows[K - 1])
         state = self.state
         return update_student(
             self.base, parts, levels, score, student=state.student, fake_score=state.fake_score, rl=rl

@@ -13,23 +13,36 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dmdr import distributed
+from dmdr.config.execution import AttentionKernel
+from dmdr.config.run import FrozenBase
+from dmdr.kernels.attention import prepare_attention
+from dmdr.kernels.compiled_blocks import list_repeated_blocks
+from dmdr.kernels.frozen_base import check_frozen_base, find_layers, quantize
 from dmdr.planning.measure.cases import Shape, Stage
 from dmdr.planning.measure.clock import Target, release
 from dmdr.planning.measure.correctness import halve
 from dmdr.planning.measure.table import Line
 from dmdr.rl.refl import ReFL
+from dmdr.shared_base import DTYPES
 
 Apply = Callable[[Stage], AbstractContextManager[None]]
 SHAPE = Shape("SD3-Medium", 1024, 4, True)
 
 
-@contextmanager
-def attend_by_cudnn(stage: Stage) -> Iterator[None]:
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
-        yield
+def attend_by(kernel: AttentionKernel) -> Apply:
+    """execution.attention."""
+
+    @contextmanager
+    def attend(stage: Stage) -> Iterator[None]:
+        prepare_attention(kernel, stage.device, DTYPES[stage.config.precision])
+        stage.base.backbone.attention = kernel
+        try:
+            yield
+        finally:
+            stage.base.backbone.attention = "auto"
+
+    return attend
 
 
 @contextmanager
@@ -44,28 +57,56 @@ def multiply_in_tf32(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def keep_activations(stage: Stage) -> Iterator[None]:
+    """execution.gradient_checkpointing: none."""
     networks = (stage.base.backbone.network, stage.base.backbone.vae)
     for network in networks:
         network.disable_gradient_checkpointing()
     try:
         yield
     finally:
-        for network in networks:
-            network.enable_gradient_checkpointing()
+        stage.base.recompute_activations("all" if stage.shape.recompute else "none")
+
+
+@contextmanager
+def keep_attention(stage: Stage) -> Iterator[None]:
+    """execution.gradient_checkpointing: attention."""
+    stage.base.recompute_activations("attention")
+    try:
+        yield
+    finally:
+        stage.base.recompute_activations("all" if stage.shape.recompute else "none")
 
 
 @contextmanager
 def compile_blocks(stage: Stage) -> Iterator[None]:
-    """Without a code generator on a CPU, where it takes a minute."""
-    blocks = distributed.list_blocks(stage.base.backbone.network)
-    for block in blocks:
-        block.compile(dynamic=False, backend="inductor" if stage.device == "cuda" else "eager")
+    """execution.compile; without a code generator on a CPU, where it takes a minute."""
+    blocks = list_repeated_blocks(stage.base.backbone.network)
+    plain = [block.forward for block in blocks]
+    stage.base.compile_blocks(backend="inductor" if stage.device == "cuda" else "eager")
     try:
         yield
     finally:
-        for block in blocks:
-            block._compiled_call_impl = None
+        for block, forward in zip(blocks, plain, strict=True):
+            block.forward = forward
         torch._dynamo.reset()
+
+
+def freeze_in(kind: FrozenBase) -> Apply:
+    """frozen_base. The plain layers come back afterwards."""
+
+    @contextmanager
+    def freeze(stage: Stage) -> Iterator[None]:
+        check_frozen_base(kind, stage.device)
+        network = stage.base.backbone.network
+        plain = list(find_layers(network))
+        quantize(network, kind)
+        try:
+            yield
+        finally:
+            for parent, name, layer in plain:
+                setattr(parent, name, layer)
+
+    return freeze
 
 
 @contextmanager
@@ -82,11 +123,11 @@ def decode_in_bfloat16(stage: Stage) -> Iterator[None]:
 @contextmanager
 def decode_channels_last(stage: Stage) -> Iterator[None]:
     vae = stage.base.backbone.vae
-    vae.to(memory_format=torch.channels_last)
+    torch.nn.Module.to(vae, memory_format=torch.channels_last)  # diffusers' wrapper hides this from mypy
     try:
         yield
     finally:
-        vae.to(memory_format=torch.contiguous_format)
+        torch.nn.Module.to(vae, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -99,10 +140,14 @@ class Lever:
 
 
 LEVERS = (
-    Lever("attention by cuDNN", attend_by_cudnn),
+    Lever("attention by cuDNN", attend_by("cudnn")),
+    Lever("attention by FlashAttention 3", attend_by("fa3")),
     Lever("products in TF32", multiply_in_tf32),
     Lever("activations kept", keep_activations),
+    Lever("attention's results kept", keep_attention),
     Lever("blocks compiled", compile_blocks),
+    Lever("frozen base in fp8", freeze_in("fp8")),
+    Lever("frozen base in nf4", freeze_in("nf4")),
     Lever("decoder in bfloat16", decode_in_bfloat16, "reward"),
     Lever("decoder with channels last", decode_channels_last, "reward"),
 )

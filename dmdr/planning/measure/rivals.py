@@ -28,7 +28,7 @@ def measure_rivals(target: Target) -> Iterator[Line]:
             student_rank=64,
         )
         if shape.recompute:
-            case.base.recompute_activations()
+            case.base.recompute_activations("all")
         ours = 0.0
         for name in STRUCTURES:
             updates = build_updates(case, name)
