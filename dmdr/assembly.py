@@ -22,6 +22,7 @@ from dmdr.config.run import Config
 from dmdr.config.stages import StageName
 from dmdr.config.training import Joint, Training
 from dmdr.config.watch import Watch
+from dmdr.draws import Run
 from dmdr.errors import ConfigError
 from dmdr.kernels.attention import prepare_attention
 from dmdr.kernels.compiled_blocks import check_compiler
@@ -36,7 +37,6 @@ from dmdr.rollout import sample_teacher
 from dmdr.shared_base import DTYPES, FAKE, STUDENT, SharedBase, select_lora_targets
 from dmdr.state import NOTHING, TrainState, fill_parameters
 from dmdr.teacher.start_files import find_start
-from dmdr.train import Run
 from dmdr.watch.watcher import Watcher
 
 PROBED = 8  # samples on which a frozen base in fewer bits is compared with what it was

@@ -30,6 +30,7 @@ from dmdr.assembly import (
 from dmdr.config.batches import check_split
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.stages import StageName
+from dmdr.draws import Run
 from dmdr.errors import RewardUnavailable, Stopped
 from dmdr.metrics.verifier import check_training_prompts
 from dmdr.optimizers import check_optimizers
@@ -38,7 +39,6 @@ from dmdr.promptset.ahead import Ahead
 from dmdr.rewards.sources import list_sources
 from dmdr.shared_base import FAKE, STUDENT, SharedBase
 from dmdr.state import Row, StateInfo, TensorsBelow, TrainState, check_info
-from dmdr.train import Run
 from dmdr.watch.alarms import list_kept
 from dmdr.watch.figures import select_looks
 from dmdr.watch.recovery import Saved

@@ -41,6 +41,7 @@ ROOMS = {
         "update",
         "rl",
         "watch",
+        "draws",
         "train",
         "agreement",
         "assembly",

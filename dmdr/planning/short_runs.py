@@ -21,6 +21,7 @@ from dmdr import losses
 from dmdr.assembly import Assembly, StageConfig, TeacherSampler, build_run
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.run import Config
+from dmdr.draws import Run
 from dmdr.errors import NonFinite
 from dmdr.noise import noise_for
 from dmdr.planning.stability import Cell, CellResult, Look, apply_cell
@@ -30,7 +31,7 @@ from dmdr.promptset.prompts import Prompts
 from dmdr.rewards.protocol import Reward
 from dmdr.shared_base import FAKE
 from dmdr.state import TrainState, fill_parameters
-from dmdr.train import Run, train
+from dmdr.train import train
 from dmdr.update import roll_out
 from dmdr.watch.figures import saturation, score_images
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from dmdr.config.rl import DPO, GRPO, AnyRL, Policy, ReFL, Surrogate
+from dmdr.draws import Run, roll_out_prompts, select_batches
 from dmdr.rewards.sources import RewardSources
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import Objective, RLTerm
 from dmdr.rl.refl import ReFL as FollowReward
 from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
-from dmdr.train import Run, roll_out_prompts, select_batches
 from dmdr.update import Batch
 
 SHARED = ("rewards", "scales", "prefixes", "preferences")  # settings of joint.rl that all rows have

@@ -16,6 +16,7 @@ from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.rl import ReFL as ReFLConfig
 from dmdr.config.run import Config
 from dmdr.config.training import Training
+from dmdr.draws import Run
 from dmdr.metrics.verifier import load_any_reward
 from dmdr.planning.cost import CostCounter
 from dmdr.planning.meta import build_meta_backbone
@@ -23,7 +24,6 @@ from dmdr.planning.stage_plan import StagePlan
 from dmdr.rewards.sources import list_sources
 from dmdr.rl.refl import ReFL
 from dmdr.shared_base import DTYPES
-from dmdr.train import Run
 
 
 class BlankPrompts:

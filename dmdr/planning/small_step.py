@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dmdr.config.batches import count_rl, count_student_forwards
+from dmdr.draws import Batches, Run, count_window, roll_out_prompts, select_batches
 from dmdr.dyna import real_scale
 from dmdr.optimizers import Balance, GradientSum, Share, Trainable
 from dmdr.planning.cost import CostCounter
@@ -30,7 +31,6 @@ from dmdr.rl.refl import ReFL
 from dmdr.rl.surrogate import Surrogate
 from dmdr.rollout import Window
 from dmdr.shared_base import DTYPES, FAKE
-from dmdr.train import Batches, Run, count_window, roll_out_prompts, select_batches
 from dmdr.update import (
     Batch,
     GuidanceLevels,

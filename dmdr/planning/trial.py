@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dmdr.draws import Run
 from dmdr.state import Row, TrainState
-from dmdr.train import Run, train
+from dmdr.train import train
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from stages.store.artifacts import Artifact
 from stages.store.teacher_folder import resolve_teacher
 
 if TYPE_CHECKING:
+    from dmdr.draws import Run
     from dmdr.planning.signal import Figure, Signal  # brings torch
-    from dmdr.train import Run
 
 
 def print_signal(path: str, *, updates: int, store: str, changes: tuple[str, ...]) -> int:

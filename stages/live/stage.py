@@ -18,8 +18,8 @@ import numpy as np
 from dmdr import distributed
 from dmdr.assembly import StageConfig
 from dmdr.config.run import Config
+from dmdr.draws import Run
 from dmdr.state import TrainState
-from dmdr.train import Run
 from stages.live.layout import BLOCK, FAKE, REAL, STUDENT, AlarmLine, Status
 from stages.live.machine import Machine, measure_peak_memory
 from stages.live.strips import StripDrawer

@@ -18,12 +18,12 @@ from dmdr.assembly import StageConfig, TeacherSampler
 from dmdr.backbones.protocol import Conditioning
 from dmdr.config.live import Live
 from dmdr.config.run import Config
+from dmdr.draws import Run
 from dmdr.dyna import real_scale
 from dmdr.noise import noise_for
 from dmdr.promptset import spread_evenly
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.train import Run
 from dmdr.update import roll_out
 
 MIDDLE = 0.5  # the level at which the two scores are shown

@@ -21,9 +21,9 @@ from dmdr.config.load import load_config
 from dmdr.errors import DataError, Stopped
 from dmdr.promptset import PromptSet
 from dmdr.promptset.encode import convert
+from dmdr.rollout import prompt_order
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.half_storage import store_in_half
-from dmdr.train import prompt_order
 from stages import prompts as prompts_stage
 from stages.runtime.prompt_inputs import PromptInputs
 from stages.store.artifacts import Artifact

@@ -19,13 +19,14 @@ import torch.distributed as dist
 from dmdr.config import rl as config_of
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Joint, Optimizer
+from dmdr.draws import Run
 from dmdr.noise import RowNoise
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import RLTerm
 from dmdr.rl.surrogate import Surrogate
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.train import Run, training_step
+from dmdr.train import training_step
 from tests.support.few_prompts import FewPrompts
 from tests.support.tiny_teachers import copy_teacher
 

@@ -19,11 +19,12 @@ from dmdr.assembly import Assembly, assemble, build_run, select_stage
 from dmdr.backbones.protocol import Backbone, Item
 from dmdr.config.load import validate
 from dmdr.config.run import Config
+from dmdr.draws import Run, draw_guidance, draw_levels, roll_out_prompts, select_batches
 from dmdr.dyna import real_scale
 from dmdr.planning.architectures import ARCHITECTURES
 from dmdr.planning.small_stage import BlankPrompts
 from dmdr.teacher.load import build_backbone
-from dmdr.train import Run, draw_guidance, draw_levels, roll_out_prompts, select_batches, weigh_objective
+from dmdr.train import weigh_objective
 from dmdr.update import Batch, RealScore, WeightedLoss, update_fake_score, update_student
 
 SHARE, STEPS, K = 8, 4, 5  # samples of a GPU, N and K of the shipped configs

@@ -13,6 +13,7 @@ from dmdr.config.few_steps import FewSteps
 from dmdr.config.identity import identity
 from dmdr.config.load import read_mapping, validate
 from dmdr.config.run import Config
+from dmdr.draws import draw_guidance_levels, draw_levels
 from dmdr.errors import ConfigError
 from dmdr.losses import decouple_real_score
 from dmdr.noise import noise_for
@@ -21,7 +22,7 @@ from dmdr.planning.bench import build_meta_case, count_decoupled
 from dmdr.planning.plan import plan_stage
 from dmdr.rollout import States
 from dmdr.state import TrainState
-from dmdr.train import draw_guidance_levels, draw_levels, training_step
+from dmdr.train import training_step
 from dmdr.update import GuidanceLevels, Levels, RealScore, roll_out, select_states, update_student
 from stages.runtime.prerequisites import check_teacher_settings
 from tests.support import naive

@@ -6,10 +6,11 @@ import pytest
 
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Optimizer, Training
+from dmdr.draws import Run
 from dmdr.optimizers import learning_rate
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.train import Run, training_step
+from dmdr.train import training_step
 from tests.support.few_prompts import FewPrompts
 from tests.support.tiny_teachers import copy_teacher
 

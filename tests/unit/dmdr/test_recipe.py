@@ -11,6 +11,7 @@ from dmdr.assembly import build_base, check_lora_targets
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.config.training import Dynamic, Optimizer, Training
+from dmdr.draws import Run, draw_guidance, draw_levels
 from dmdr.dyna import real_scale, renoise_beta
 from dmdr.errors import ConfigError
 from dmdr.losses import distribution_matching
@@ -20,7 +21,7 @@ from dmdr.path import FlowPath
 from dmdr.planning.plan import plan_stage
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.train import Run, draw_guidance, draw_levels, training_step
+from dmdr.train import training_step
 from flows.commands.plan import print_plan
 from stages.runtime.prerequisites import check_teacher_settings
 from tests.support.few_prompts import FewPrompts

@@ -12,10 +12,11 @@ import torch
 from dmdr.assembly import assemble, build_run, select_stage
 from dmdr.config.identity import identity
 from dmdr.config.rl import ReFL
+from dmdr.draws import Run, list_prompts
 from dmdr.errors import ConfigError
 from dmdr.planning.plan import plan_stage
 from dmdr.state import TrainState
-from dmdr.train import Run, list_prompts, train
+from dmdr.train import train
 from tests.support.few_prompts import FewPrompts
 from tests.support.tiny_teachers import copy_teacher
 from tests.unit.dmdr.test_decoupled import load_changed

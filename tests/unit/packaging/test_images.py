@@ -63,7 +63,7 @@ ELSEWHERE = (
     "dmdr.planning.short_runs",
     "dmdr.planning.signal",
     "dmdr.metrics.verifier",
-    "dmdr.train",
+    "dmdr.draws",
     "dmdr.rl.algorithms",
     "dmdr.promptset",
     "dmdr.assembly",

@@ -15,6 +15,7 @@ from dmdr.config import rl as config_of
 from dmdr.config.batches import count_rl, count_student_forwards
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Joint, Optimizer
+from dmdr.draws import Run, roll_out_prompts, select_batches
 from dmdr.errors import ConfigError
 from dmdr.noise import noise_for
 from dmdr.path import FlowPath, VPPath
@@ -27,7 +28,7 @@ from dmdr.rl.surrogate import Surrogate
 from dmdr.rollout import Renoising, prompt_order
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
-from dmdr.train import Run, roll_out_prompts, select_batches, training_step
+from dmdr.train import training_step
 from dmdr.update import Batch, FigureSums, select_states
 from tests.support.few_prompts import FewPrompts
 from tests.support.tiny_teachers import copy_teacher
