@@ -29,7 +29,7 @@ from dmdr.config.lora import Init, LoraForms
 from dmdr.errors import ConfigError, doing
 from dmdr.kernels.attention import use_attention
 from dmdr.kernels.compiled_blocks import compile_blocks
-from dmdr.kernels.recomputation import Contexts, make_contexts
+from dmdr.kernels.recomputation import Again, Contexts, make_contexts
 from dmdr.rollout import predict_guided
 from dmdr.teacher.start_files import KEY, StartSource
 from dmdr.teacher.start_lora import read_lora
@@ -161,7 +161,7 @@ class SharedBase:
 
             def build_contexts() -> Contexts:
                 keep, reuse = make_contexts(what)
-                return keep, run_again(reuse)
+                return keep, Again(lambda: run_again(reuse))
 
             @contextmanager
             def run_again(reuse: AbstractContextManager[object]) -> Iterator[None]:

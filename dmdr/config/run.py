@@ -263,6 +263,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_recomputation(self) -> Config:
+        keeps = self.execution.gradient_checkpointing == "attention"
+        for name, rl in self.list_rl().items():
+            if keeps and rl.weight_is == "matched" and not isinstance(rl, Policy):  # a policy has states of its own
+                raise ValueError(
+                    "execution.gradient_checkpointing attention keeps results for one backward pass, and "
+                    f"{name}.rl.weight_is matched needs two; set gradient_checkpointing: blocks, or weight_is: fixed"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_steps(self) -> Config:
         for stage, rl in self.list_rl().items():
             if not isinstance(rl, Policy):

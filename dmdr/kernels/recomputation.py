@@ -4,11 +4,15 @@
 2. attention: as blocks, but what attention returned is kept, so that its kernel, the dearest of a block at high
    resolutions, does not run twice.
 3. What is computed again is the same bit for bit.
+4. A gradient that is clipped apart takes a second backward pass through the same blocks, which then run a third time.
+   What attention returned is kept for one pass, so the config refuses attention beside a matched weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch._ops import OpOverload
@@ -31,6 +35,22 @@ def make_contexts(what: Recomputation) -> Contexts:
         keep, reuse = create_selective_checkpoint_contexts(_choose)
         return keep, reuse
     return nullcontext(), nullcontext()
+
+
+class Again:
+    """A context that may be entered once for each backward pass through a block. build: makes it anew."""
+
+    def __init__(self, build: Callable[[], AbstractContextManager[object]]) -> None:
+        self.build = build
+        self._entered: list[AbstractContextManager[object]] = []
+
+    def __enter__(self) -> None:
+        context = self.build()
+        context.__enter__()
+        self._entered.append(context)
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._entered.pop().__exit__(*error)
 
 
 def _choose(context: SelectiveCheckpointContext, operator: OpOverload, *_: object, **__: object) -> CheckpointPolicy:

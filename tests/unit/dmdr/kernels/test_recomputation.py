@@ -7,11 +7,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dmdr.config.load import load_config
+from dmdr.errors import ConfigError
 from dmdr.kernels.recomputation import ATTENTION
 from dmdr.noise import noise_for
 from dmdr.planning.cost import CostCounter
 from dmdr.shared_base import SharedBase
 from tests.support.tiny_teachers import copy_teacher
+from tests.support.training_results import TRAINING
 
 CHOICES = ("none", "attention", "blocks", "all")
 
@@ -73,3 +76,27 @@ def test_blocks_run_again_by_the_attention_of_their_first_run(tiny_sd3_folder):
     with Count() as count, sdpa_kernel(SDPBackend.MATH):
         loss.backward()
     assert count.calls == len(backbone.network.transformer_blocks), "by the formula, none would be counted"
+
+
+def test_a_second_backward_pass_through_the_same_blocks_has_the_same_bits(tiny_sd3_folder):
+    """As where RL's gradient is weighed apart: the blocks run a third time."""
+    found = []
+    for what in ("none", "blocks", "all"):
+        base = SharedBase(copy_teacher(tiny_sd3_folder, 16), fake_rank=2, fake_scale=2.0, student_rank=4, seed=0)
+        base.recompute_activations(what)
+        backbone, parameters = base.backbone, list(base.student_parameters.values())
+        c = backbone.collate(backbone.encode(["a red circle"])[0])
+        x0 = base.student(noise_for(1, "x", shape=(1, *backbone.latent_shape)), torch.tensor([0.5]), c)
+        first = torch.autograd.grad(x0.square().mean(), parameters, retain_graph=True)
+        found.append([*first, *torch.autograd.grad(x0.abs().mean(), parameters)])
+    for each in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], each, strict=True))
+    assert any(each.any() for each in found[0])
+
+
+def test_attention_that_is_kept_for_one_pass_is_refused_beside_a_matched_weight(tiny_config):
+    rl = {"algorithm": "refl", "weight": 1.0, "weight_is": "matched", "rewards": {"lab-conv": 1.0}}
+    joint = {**TRAINING, "rl": rl}
+    with pytest.raises(ConfigError, match=r"attention keeps results for one backward pass.*joint.rl.weight_is matched"):
+        load_config(tiny_config(joint=joint, execution={"device": "cpu", "gradient_checkpointing": "attention"}))
+    load_config(tiny_config(joint=joint, execution={"device": "cpu", "gradient_checkpointing": "blocks"}))
