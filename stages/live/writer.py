@@ -154,7 +154,8 @@ class Writer:
         with suppress(ValueError):
             earlier = [each for each in Alarms.model_validate_json(data).lines if each.update <= update]
             known = {(each.update, each.line) for each in earlier}
-            self.alarms = [*earlier, *(each for each in self.alarms if (each.update, each.line) not in known)]
+            own = [each for each in self.alarms if each.update <= update and (each.update, each.line) not in known]
+            self.alarms = [*earlier, *own]
         self._publish(ALARMS, Alarms(lines=tuple(self.alarms)).to_json())
 
     def _publish(self, name: str, data: bytes) -> None:

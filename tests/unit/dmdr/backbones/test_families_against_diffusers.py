@@ -199,7 +199,7 @@ def test_a_window_of_training_moves_student_and_fake_score(backbone, rank):
     for recompute in (False, True):
         base = SharedBase(copy.deepcopy(backbone), fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0)
         if recompute:
-            base.recompute_activations()
+            base.recompute_activations("all")
         c, empty = backbone.collate(backbone.encode(PROMPTS)[0]), backbone.collate(backbone.encode([""])[0])
         noises = noise_for(6, "rollout", shape=(2, 2, *backbone.latent_shape))
         states = roll_out(base, c, times=backbone.student_times(FewSteps(2)), noises=noises)

@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 def run_twice(arithmetic: Arithmetic, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Run a block whose activations the backward pass computes again, in an equal context."""
-    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), arithmetic.again()))
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), arithmetic.recompute()))
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])

@@ -49,7 +49,7 @@ def held() -> int:
     """Bytes of all tensors there are, by the garbage collector."""
     storages = {}
     for each in gc.get_objects():
-        if isinstance(each, torch.Tensor) and each.device.type == "cpu":
+        if type(each) in (torch.Tensor, torch.nn.Parameter) and each.device.type == "cpu":  # no tensor of a compiler
             for tensor in (each, each.grad if each.is_leaf else None):
                 if tensor is not None:
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
