@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, cast
@@ -80,7 +81,7 @@ def find_layers(network: ModelMixin) -> Iterator[tuple[nn.Module, str, nn.Linear
                     yield parent, name, layer
 
 
-class FrozenLinear(nn.Module):
+class FrozenLinear(nn.Module, ABC):
     """What the two forms share: sides, bias, and a product in bfloat16 of inputs of any shape (..., in).
 
     weight: has no numbers. Adapters and attention ask it for the dtype in which the layer computes, and for its device.
@@ -100,9 +101,9 @@ class FrozenLinear(nn.Module):
         y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
+    @abstractmethod
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """x (rows, in) times W^T: (rows, out). Its gradient goes to x alone."""
-        raise NotImplementedError
 
 
 class Float8Linear(FrozenLinear):
