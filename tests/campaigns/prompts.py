@@ -55,6 +55,7 @@ def run_stage(arguments: list[str], folder: Path, shards: int | None) -> int:
         peak = max(peak, int(held[1]) if held else 0)
         if shards is not None and len([*manifests.glob("train-*.json")]) >= shards:
             process.kill()
+            break
         time.sleep(0.05)
     _, err = process.communicate()
     assert process.returncode == (0 if shards is None else -9), err
