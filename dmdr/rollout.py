@@ -16,10 +16,13 @@ import torch
 
 from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.config.deal import Deal
+from dmdr.config.few_steps import FewSteps
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.noise import RowNoise, generator_for
 from dmdr.path import Path, per_sample
 from dmdr.transfer import send
+
+WORTH_A_NOTE = 5.0  # times that an error of a prediction counts in the image
 
 
 @dataclass(frozen=True)
@@ -242,3 +245,22 @@ def sample_teacher(
         prediction = predict_guided(backbone, backbone.network, x_t, t, c, unconditional, guidance_scale)
         x_t = backbone.path.step(x_t, prediction, t, t_next)
     return x_t
+
+
+def note_one_step(backbone: Backbone, few: FewSteps) -> str | None:
+    """What a user should know of the level that a 1-step student starts from; None if there is nothing.
+
+    An x0 from the predicted noise multiplies its error by spread / signal, which is 14.6 at SDXL's timestep 999 and 1.5
+    at 399. Told 399, twice as many images of the lab's 1-step student were right (ours, `tables/start-level.yaml`).
+    """
+    if few.steps > 1:
+        return None
+    start, zero = backbone.student_times(few)[:1], torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    factor = backbone.path.to_x0(zero, zero + 1, start).abs().item()
+    if factor < WORTH_A_NOTE:
+        return None
+    told = f"{backbone.student_timesteps(few)[0].item():.0f}"
+    return (
+        f"a student of 1 step that is told timestep {told} multiplies each error of its prediction by {factor:.1f}; "
+        "consider student.timesteps: [399] (docs/student.md)"
+    )

@@ -30,6 +30,7 @@ from dmdr.metrics.load import check_resolution
 from dmdr.metrics.verifier import TrainingPrompts
 from dmdr.promptset import spread_evenly, write_unconditional
 from dmdr.promptset.encode import DTYPES, choose_layout, convert, count_numbers
+from dmdr.rollout import note_one_step
 from dmdr.teacher.load import find_teacher_of, load_teacher, note_sampler
 from stages.prompt_sources.public_set_files import Sets, describe_set
 from stages.prompt_sources.public_sets import is_named
@@ -85,6 +86,8 @@ def run(context: Context, sets: Sets | None = None) -> Json:
     check_resolution(list_sized(context.config), backbone.resolution)
     few = context.config.student.few_steps
     backbone.check_student(few)
+    if (note := note_one_step(backbone, few)) is not None:
+        progress.say(note)
     compare_teacher(backbone, guidance_scale=teacher.guidance, few=few)
     if "single-file" in context.config.forms:
         check_single_file(backbone)

@@ -14,7 +14,7 @@ from dmdr.config.few_steps import FewSteps
 from dmdr.errors import ConfigError, DataError
 from dmdr.noise import noise_for
 from dmdr.optimizers import Trainable
-from dmdr.rollout import sample_student, sample_teacher
+from dmdr.rollout import note_one_step, sample_student, sample_teacher
 from dmdr.shared_base import SharedBase
 from dmdr.teacher.load import load_teacher
 from dmdr.update import Levels, RealScore, WeightedLoss, roll_out, select_states, update_student
@@ -158,6 +158,19 @@ def test_a_student_of_another_shift_equals_its_pipeline(backbone, steps, eta):
     t = torch.linspace(1, 0, steps + 1)
     assert torch.allclose(backbone.student_times(few), 5 * t / (1 + 4 * t), atol=3e-3)  # SD3: diffusers stretches them
     assert compare_student(backbone, few) < 1e-5
+
+
+@pytest.mark.parametrize(("steps", "timesteps"), [(1, None), (1, (399,)), (4, None)])
+def test_a_1_step_student_whose_errors_are_blown_up_is_told_so(backbone, steps, timesteps):
+    few = FewSteps(steps, timesteps=timesteps)
+    noise = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = backbone.student_times(few)[:1]
+    x0 = [backbone.path.to_x0(noise, noise + error, t) for error in (0.0, 0.001)]
+    blown = ((x0[1] - x0[0]).mean().abs() / 0.001).item()
+    note = note_one_step(backbone, few)
+    assert (note is not None) == (steps == 1 and blown > 5)
+    assert (note is not None) == (backbone.family == "sdxl" and steps == 1 and timesteps is None)
+    assert note is None or f"by {blown:.1f};" in note
 
 
 @pytest.mark.parametrize("timesteps", [(399.5,), (1000,), (0.5,)])
