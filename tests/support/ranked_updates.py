@@ -44,6 +44,7 @@ CASES: dict[str, tuple[dict | None, int, int, int | None]] = {
     "grpo, whole": ({**GRPO, **WHOLE, "inner_updates": 2}, 4, 5, None),
     "dpo, branches": ({**DPO, **BRANCHES}, 4, 5, 3),
     "dpo, whole": ({**DPO, **WHOLE}, 4, 5, None),
+    "grpo, shuffled": ({**GRPO, **BRANCHES, "shuffled": True}, 4, 5, None),
     "surrogate": ({"algorithm": "surrogate", "samples": 8, "steps": 2, "width": 8}, 4, 5, None),
 }
 
