@@ -27,6 +27,7 @@ from dmdr.rl.refl import ReFL as FollowReward
 from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
+from dmdr.watch.halves import find_gradient
 
 SHARED = ("rewards", "scales", "prefixes", "preferences")  # settings of joint.rl that all rows have
 BRANCHES: dict[str, object] = {"branches": 8, "states": 24}
@@ -118,13 +119,6 @@ def list_parts(run: Run, window: Window, objective: Objective) -> list[Batch]:
     if objective.batches:
         return [batch for parts in objective.batches for batch in parts]
     return select_batches(run, window).student[0]
-
-
-def find_gradient(objective: Objective, batch: Batch) -> torch.Tensor:
-    """The gradient of an objective's loss in the x0 of a batch: (B, C, H, W)."""
-    x0 = batch.x0.detach().clone().requires_grad_(True)
-    loss, _ = objective.loss(x0, batch)
-    return torch.autograd.grad(loss, x0)[0]
 
 
 def compare_with_reward(truth: Objective, objective: Objective, parts: list[Batch]) -> dict[int, float]:
