@@ -179,6 +179,12 @@ class GradientSum:
         distributed.all_reduce_in_place(found)
         return distributed.full_tensor(torch.nn.utils.get_total_norm(found))
 
+    def dot(self, other: GradientSum) -> torch.Tensor:
+        """The scalar product of two of them, after `norm` has summed both over all ranks."""
+        pairs = zip(self.sums, other.sums, strict=True)
+        products = [(one * another).sum() for one, another in pairs if one is not None and another is not None]
+        return distributed.full_tensor(sum(products[1:], start=products[0]))
+
     def add_to_gradients(self, factor: torch.Tensor) -> None:
         """Add `factor`, a scalar, times it to the parameters' own gradients."""
         for parameter, own in zip(self.parameters, self.sums, strict=True):

@@ -21,6 +21,7 @@ from dmdr.dyna import real_scale
 from dmdr.errors import NonFinite, doing
 from dmdr.optimizers import learning_rate
 from dmdr.rl.objective import Objective, RLTerm
+from dmdr.rollout import Window
 from dmdr.state import Row, TrainState
 from dmdr.update import (
     Batch,
@@ -33,6 +34,7 @@ from dmdr.update import (
     update_student_by_rl,
 )
 from dmdr.watch.figures import TEACHER_LOSS
+from dmdr.watch.halves import compare_halves
 from dmdr.watch.watcher import Look
 
 RECOVERIES = "watch/recoveries"  # in the rows after the first: how often the watch has taken the stage back
@@ -139,12 +141,13 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
     objective = run.rl.algorithm.build_objective(window_rl) if run.rl else None
     set_learning_rates(training, state)
     weighted = weigh_objective(run.rl, objective, state) if run.rl and objective else []
+    of_rl = {**objective.figures, **measure_halves(run, state, window_rl, objective)} if objective else {}
     figures: dict[str, torch.Tensor] = {}
 
     if not run.distribution_matching:
         for each in weighted:
             figures = update_student_by_rl(run.base, batches.student[0], state.student, each)
-        return to_floats({**(objective.figures if objective else {}), **figures})
+        return to_floats({**of_rl, **figures})
 
     scale = real_scale(update, training.dynamic)
     real_score = RealScore(run.unconditional, draw_guidance(run, update), scale, training.dm_floor)
@@ -160,7 +163,7 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
             run.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl
         )
         figures |= lag
-    found = to_floats({**figures, **(objective.figures if objective else {})})
+    found = to_floats({**figures, **of_rl})
     state.balance.settle()
     state.rl_weight = found.get("rl_weight", 0.0)
     return {**found, "real_scale": scale}
@@ -172,6 +175,14 @@ def set_learning_rates(training: Training, state: TrainState) -> None:
     state.student.set_learning_rate(learning_rate(training.student, update, updates) * state.slow_down("student"))
     fake_rate = learning_rate(training.fake_score, update, updates)
     state.fake_score.set_learning_rate(fake_rate * state.slow_down("fake_score"))
+
+
+def measure_halves(run: Run, state: TrainState, window: Window, objective: Objective) -> dict[str, torch.Tensor]:
+    """What the watch tells of RL's signal, before a look, where RL has states of its own. window: that RL has seen."""
+    if run.watch is None or not run.watch.is_due(state.update + 1) or not objective.batches:
+        return {}
+    state.student.zero_grad()  # of the last update, whose memory the two halves need
+    return compare_halves(run.base, window, objective, group=run.batch_rl.group)
 
 
 def measure_lag(run: Run, state: TrainState, parts: list[Batch], levels: Levels) -> dict[str, torch.Tensor]:

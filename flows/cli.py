@@ -207,6 +207,7 @@ def tune(
 def measure_signal(
     config: options.Config,
     updates: options.SignalUpdates = 8,
+    fit: options.SignalFit = 64,
     store: options.Store = "runs",
     changes: options.Set = None,
 ) -> int:
@@ -214,13 +215,14 @@ def measure_signal(
 
     For ReFL, GRPO, DPO and the surrogate, and for the config's own settings: the cosine of the gradient that it gives
     the student with the reward's own, step by step, with standard errors. If a reward has no gradient, the cosine of
-    two halves of a batch. It reads the run's sealed prompts and cold start, and trains and writes nothing.
+    two halves of a batch. A surrogate is fitted first, and its held-out fit stands beside it. It reads the run's sealed
+    prompts and cold start, and trains and writes nothing.
 
     example: dmdr signal my.yaml --updates 16
     """
     from flows.commands.signal import print_signal
 
-    return print_signal(config, updates=updates, store=store, changes=tuple(changes or ()))
+    return print_signal(config, updates=updates, fit=fit, store=store, changes=tuple(changes or ()))
 
 
 @app.command()

@@ -38,6 +38,7 @@ LATER_OF_RL: dict[str, object] = {
     "normalise": False,
     "prefixes": {},
     "preferences": {},
+    "shuffled": False,
     "start": 0,
     "ramp": 0,
 }

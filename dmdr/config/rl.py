@@ -176,6 +176,9 @@ class Policy(RL):
     states: Positive = 24  # with branches: how many states of an update branch, equally many at each renoising step
     batch: Positive = 32  # with branches 0: trajectories that RL rolls out in an update, in whole groups
     group_size: int = Field(8, ge=2)  # with branches 0: images of one prompt, which are compared
+    # a control without a signal, never to be deployed: in each group, a random permutation deals the rewards to what is
+    # compared. Each group keeps its mean and its deviation, so the gradient has the size that it has with a signal
+    shuffled: bool = False
 
     @model_validator(mode="after")
     def _check_form(self) -> Policy:
@@ -243,6 +246,11 @@ class GRPO(Policy):
     def _check_hybrid(self) -> GRPO:
         if self.hybrid and not self.branches:
             raise ValueError("joint.rl.hybrid needs branches and joint.rl.branches is 0; drop it, or set branches")
+        if self.hybrid and self.shuffled:
+            raise ValueError(
+                "joint.rl.shuffled is a control without a signal and joint.rl.hybrid follows the reward's gradient; "
+                "drop one"
+            )
         return self
 
 

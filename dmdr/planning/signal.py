@@ -6,7 +6,8 @@
 2. Where a reward has none, the figure is the cosine of two halves of a batch, of different prompts, in the student's
    parameters. It is near 0 if the gradient is mostly noise, and does not tell a shared bias from a signal.
 3. The student stays as it is. The updates differ in prompts and noise, so their means give the standard error.
-4. A surrogate is fitted on as many updates first, and measured on others.
+4. A surrogate is fitted on some updates first, and measured on others. At each of these it meets fresh scores, which
+   give its held-out fit, then learns from them as in training, and then gives its gradient.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from dmdr.rewards.sources import RewardSources
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import Objective, RLTerm
 from dmdr.rl.refl import ReFL as FollowReward
+from dmdr.rl.surrogate import Surrogate as LearnReward
 from dmdr.rollout import Window
 from dmdr.shared_base import SharedBase
 from dmdr.update import Batch
+from dmdr.watch.halves import find_gradient
 
 SHARED = ("rewards", "scales", "prefixes", "preferences")  # settings of joint.rl that all rows have
 BRANCHES: dict[str, object] = {"branches": 8, "states": 24}
@@ -43,11 +46,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Signal:
-    """What a row of settings carries. by_step: step of the student -> its cosine. seconds: of one update."""
+    """What a row of settings carries. by_step: step of the student -> its cosine. seconds: of one update.
+
+    fit: of a surrogate, the share of the variance of fresh scores that it explains, below 0 if it is worse than their
+    mean; None: the row has none.
+    """
 
     label: str
     by_step: Mapping[int, Figure]
     seconds: float
+    fit: float | None = None
 
 
 def list_rows(own: AnyRL, *, differentiable: bool) -> dict[str, AnyRL]:
@@ -73,11 +81,19 @@ def list_rows(own: AnyRL, *, differentiable: bool) -> dict[str, AnyRL]:
 
 
 def measure_signal(
-    run: Run, label: str, config: AnyRL, sources: RewardSources, updates: int, *, tick: Callable[[int], None]
+    run: Run,
+    label: str,
+    config: AnyRL,
+    sources: RewardSources,
+    updates: int,
+    *,
+    fit: int,
+    tick: Callable[[int, int], object],
 ) -> Signal:
     """The cosines of one row over some updates, which the student does not follow.
 
-    run: of the joint stage; its RL is replaced. sources: of its rewards. tick: told the updates that are done.
+    run: of the joint stage; its RL is replaced. sources: of its rewards. fit: updates that a surrogate learns from
+    first. tick: told the updates that are done, and how many there are.
 
     Raises:
         any of USER_ERRORS: as for training.
@@ -87,24 +103,37 @@ def measure_signal(
     rewards = algorithm.reward.rewards.values()
     truth = build_truth(config, base, sources, run.seed) if all(each.differentiable for each in rewards) else None
     run = replace(run, rl=RLTerm(algorithm, config).act_at_once())
-    first = updates if isinstance(config, Surrogate) else 0
+    first, fits = fit if isinstance(config, Surrogate) else 0, list[torch.Tensor]()
     for update in range(first):
         algorithm.build_objective(roll_out_prompts(run, update)[1])
-        tick(update + 1)
+        tick(update + 1, first + updates)
     found: dict[int, list[float]] = {}
     for update in range(first, first + updates):
         window, own = roll_out_prompts(run, update)
         objective = algorithm.build_objective(own)
+        if isinstance(algorithm, LearnReward):
+            fits.append(torch.stack(algorithm.network.last_errors()))
         parts = list_parts(run, window, objective)
         by_step = compare_halves(base, own, objective, parts, config) if truth is None else {}
         if truth is not None:
             by_step = compare_with_reward(truth.build_objective(own), objective, parts)
         for step, cosine in by_step.items():
             found.setdefault(step, []).append(cosine)
-        tick(update + 1)
+        tick(update + 1, first + updates)
     steps = range(len(run.times) - 1)
     by_step_figures = {step: summarize_updates(found.get(step, [])) for step in steps}
-    return Signal(label, by_step_figures, (time.monotonic() - began) / max(1, first + updates))
+    return Signal(label, by_step_figures, (time.monotonic() - began) / max(1, first + updates), pool_fits(fits))
+
+
+def pool_fits(fits: list[torch.Tensor]) -> float | None:
+    """1 - squared errors / squares about the mean, both summed over updates; None without any, or if no score differs.
+
+    fits: of each update, both numbers (2,).
+    """
+    if not fits:
+        return None
+    error, spread = torch.stack(fits).sum(0).tolist()
+    return 1 - error / spread if spread > 0 else None
 
 
 def build_truth(config: AnyRL, base: SharedBase, sources: RewardSources, seed: int) -> FollowReward:
@@ -118,13 +147,6 @@ def list_parts(run: Run, window: Window, objective: Objective) -> list[Batch]:
     if objective.batches:
         return [batch for parts in objective.batches for batch in parts]
     return select_batches(run, window).student[0]
-
-
-def find_gradient(objective: Objective, batch: Batch) -> torch.Tensor:
-    """The gradient of an objective's loss in the x0 of a batch: (B, C, H, W)."""
-    x0 = batch.x0.detach().clone().requires_grad_(True)
-    loss, _ = objective.loss(x0, batch)
-    return torch.autograd.grad(loss, x0)[0]
 
 
 def compare_with_reward(truth: Objective, objective: Objective, parts: list[Batch]) -> dict[int, float]:

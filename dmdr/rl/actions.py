@@ -8,7 +8,9 @@
    lab's 4-step student: .00, .01, .01 at its three actions for whole trajectories, .01, .04, .08 for 8 branches.
 3. Each renoising step has its share of the branching states, so that the likelihood alone weighs the steps. Its weights
    (signal / spread, 1 : 3 : 9 in the lab) are close to what the measured cosines would choose.
-4. A rank has the actions of states that it rolled out itself. Of the others it hears the rewards alone.
+4. `shuffled` deals the rewards of a group to its members by a random permutation, within the group and not among
+   groups: each state keeps the size of its gradient, and nothing but the signal is gone. Ours; a control.
+5. A rank has the actions of states that it rolled out itself. Of the others it hears the rewards alone.
 
 S states of all ranks, s of this one, G actions of each. A branch at step k of N costs N - 1 - k forwards:
 `config.batches` counts them.
@@ -69,6 +71,14 @@ def gather_groups(reward: Mixture, window: Window, group: int) -> tuple[torch.Te
         name: distributed.all_gather_shares(each.view(-1, group), count).flatten() for name, each in found.items()
     }
     return reward.mix(scores).view(-1, group), summarize_scores(scores) | reward.list_moments(scores)
+
+
+def shuffle_if(shuffled: bool, rewards_SG: torch.Tensor, window: Window) -> torch.Tensor:
+    """Rewards (S, G) of all ranks; where `shuffled`, those of each group in an order that seed and update draw."""
+    if not shuffled:
+        return rewards_SG
+    uniform = torch.rand(rewards_SG.shape, generator=window.generator("shuffled rewards"), dtype=torch.float64)
+    return rewards_SG.gather(1, send_to(uniform.argsort(1), rewards_SG.device))
 
 
 def list_own(deal: Deal) -> list[int]:

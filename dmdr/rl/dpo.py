@@ -32,6 +32,7 @@ from dmdr.rl.actions import (
     gather_groups,
     list_own,
     list_steps,
+    shuffle_if,
     split_updates,
 )
 from dmdr.rl.mixture import Mixture
@@ -70,6 +71,7 @@ class DPO:
         """Pairs of the best and the worst image of a prompt, at each of their actions."""
         actions_each, size = len(window.states.times) - 1, self.config.group_size
         rewards_PG, figures = gather_groups(self.reward, window, size)
+        rewards_PG = shuffle_if(self.config.shuffled, rewards_PG, window)
         deal = Deal(
             actions_each * len(rewards_PG), len(rewards_PG)
         )  # pairs of images, as many of each group as actions
@@ -90,6 +92,7 @@ class DPO:
         deal = Deal(self.config.states, window.trajectories)
         steps = list_steps(window, deal)
         actions, rewards_SG, figures = branch(self.base, window, deal, steps, self.config.branches, self.reward)
+        rewards_SG = shuffle_if(self.config.shuffled, rewards_SG, window)
         own = send_to(torch.tensor(list_own(deal)), rewards_SG.device)
         chosen = torch.stack([rewards_SG.argmax(1), rewards_SG.argmin(1)], dim=1)[own]  # (s, 2)
         rows = torch.arange(len(own), device=chosen.device)[:, None]

@@ -34,6 +34,7 @@ from dmdr.rl.actions import (
     gather_groups,
     list_own,
     list_steps,
+    shuffle_if,
     split_updates,
 )
 from dmdr.rl.mixture import Mixture
@@ -72,6 +73,7 @@ class GRPO:
         """Groups of whole trajectories: every action of an image has the image's advantage."""
         actions_each = len(window.states.times) - 1
         rewards_PG, figures = gather_groups(self.reward, window, self.config.group_size)
+        rewards_PG = shuffle_if(self.config.shuffled, rewards_PG, window)
         deal = Deal(actions_each * window.trajectories, window.trajectories, self.config.inner_updates)
         own = list_own(deal)
         pairs = window.find_pairs(deal, own, "actions", steps=actions_each)
@@ -90,6 +92,7 @@ class GRPO:
         deal = Deal(config.states, window.trajectories, config.inner_updates)
         steps = list_steps(window, deal, last_step=config.hybrid)
         actions, rewards_SG, figures = branch(self.base, window, deal, steps, config.branches, self.reward)
+        rewards_SG = shuffle_if(config.shuffled, rewards_SG, window)
         own = send_to(torch.tensor(list_own(deal)), rewards_SG.device)
         acting = sum(step < len(window.states.times) - 1 for step in steps)
         kept = losses.find_differing(rewards_SG).sum() / acting

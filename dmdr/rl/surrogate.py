@@ -98,6 +98,10 @@ class ScoreNetwork(torch.nn.Module):
         for name, value in {"errors": error.double(), "spreads": spread}.items():
             self.records[name].copy_(torch.cat([self.records[name][1:], value[None]]))
 
+    def last_errors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The squared error and the squares about the mean of the last update, summed over its samples."""
+        return self.records["errors"][-1].detach().clone(), self.records["spreads"][-1].detach().clone()
+
     def fit(self) -> torch.Tensor:
         """The share of the variance that it explained in the last updates, below 0 if it is worse than the mean."""
         error, spread = self.records["errors"].sum(), self.records["spreads"].sum()

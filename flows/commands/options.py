@@ -165,6 +165,9 @@ TuneFolder = Annotated[
 SignalUpdates = Annotated[
     int, typer.Option("--updates", metavar="N", parser=parse_count, help="batches that each row is measured on")
 ]
+SignalFit = Annotated[
+    int, typer.Option("--fit", metavar="N", parser=parse_count, help="batches that a surrogate learns from first")
+]
 
 # render
 ClusterConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file with execution.cluster")]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dmdr.planning.signal import Figure, Signal  # brings torch
 
 
-def print_signal(path: str, *, updates: int, store: str, changes: tuple[str, ...]) -> int:
+def print_signal(path: str, *, updates: int, fit: int, store: str, changes: tuple[str, ...]) -> int:
     """Measure each row, print them as they are done, then the table; returns 0.
 
     Raises:
@@ -51,26 +51,27 @@ def print_signal(path: str, *, updates: int, store: str, changes: tuple[str, ...
         differentiable = all(load_any_reward(name, device, sources).differentiable for name in config.joint.rl.rewards)
         rows, signals = list_rows(config.joint.rl, differentiable=differentiable), []
         for label, settings in rows.items():
-
-            def tick(done: int) -> None:
-                progress.update(done, updates)
-
-            signals.append(measure_signal(run, label, settings, sources, updates, tick=tick))
+            signals.append(measure_signal(run, label, settings, sources, updates, fit=fit, tick=progress.update))
             progress.say(f"{label}: {', '.join(map(format_figure, signals[-1].by_step.values()))}")
     what = "ReFL's gradient, state by state" if differentiable else "the other half of the batch, in the parameters"
     print(f"{config.run}: cosine with {what}; {updates} updates, ± the standard error\n")
     print(format_table(list_lines(signals, [float(each) for each in run.times])))
     print(
-        "\nA cosine c carries about c * c of the other gradient's signal to noise. - : no state there has a gradient."
+        f"\nfit: the share of the variance of fresh scores that a surrogate explains after {fit} updates; its weight "
+        "is multiplied by it, if above 0."
     )
+    print("A cosine c carries about c * c of the other gradient's signal to noise. - : no state there has a gradient.")
     return 0
 
 
 def list_lines(signals: list[Signal], times: list[float]) -> list[list[str]]:
     """The rows of the table. times: of the student."""
     heads = [f"x0 at {time:.2f}" for time in times[:-1]]
-    lines = [["", *heads, "seconds an update"]]
-    return lines + [[each.label, *map(format_figure, each.by_step.values()), f"{each.seconds:.2g}"] for each in signals]
+    lines = [["", *heads, "fit", "seconds an update"]]
+    for each in signals:
+        fit = "-" if each.fit is None else f"{each.fit:+.2f}"
+        lines.append([each.label, *map(format_figure, each.by_step.values()), fit, f"{each.seconds:.2g}"])
+    return lines
 
 
 def format_figure(figure: Figure) -> str:

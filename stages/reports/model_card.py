@@ -17,6 +17,7 @@ from dmdr.teacher.hub import ADDRESS
 from dmdr.teacher.load import ONE_FILE
 from stages.reports.export_facts import ExportFacts, LicenceFacts, StartFacts
 from stages.reports.numbers import format_count
+from stages.reports.provenance import describe_control
 from stages.reports.rendering import render_template
 from stages.reports.scorecard_text import format_scorecard
 
@@ -38,7 +39,8 @@ class ModelCard:
 
     teacher, parts: as arguments of from_pretrained or from_single_file; pinned: the teacher is on the hub at a commit.
     bases: the repositories of teacher and start on the hub. absent: arguments for parts that are not there. call:
-    arguments that draw an image. prompt: in quotes. scores: of the scorecard, as a table.
+    arguments that draw an image. prompt: in quotes. scores: of the scorecard, as a table. control: a warning, if there
+    is one.
     """
 
     facts: ExportFacts
@@ -57,6 +59,7 @@ class ModelCard:
     has_single_file: bool
     scores: str | None
     settings: Sequence[tuple[str, str]]
+    control: str | None
 
     @property
     def relation(self) -> str:
@@ -107,6 +110,7 @@ def render_card(facts: ExportFacts, *, place: HubPlace | None = None, scorecard:
         has_single_file=classes.family in ONE_FILE,
         scores=None if scorecard is None else format_scorecard(scorecard),
         settings=[(name, escape_cell(value)) for name, value in facts.settings.items()],
+        control=describe_control(facts.settings),
     )
     return render_template("model_card.md.jinja", card=card, facts=facts, quote=quote, caption=write_caption)
 

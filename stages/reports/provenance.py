@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dmdr.config.stages import STAGES
+from dmdr.config.stages import STAGES, TRAINING_STAGES
 from stages.reports.fake_warmup import WarmupFacts, describe_warmup
 from stages.reports.stage_times import StageTime
 from stages.runtime.context import Context
@@ -92,6 +92,14 @@ def collect_settings(sealed: Mapping[str, Record], own: Mapping[str, object]) ->
     return {**{name: value for record in sealed.values() for name, value in record.identity.items()}, **own}
 
 
+def describe_control(settings: Mapping[str, object]) -> str | None:
+    """What to know of a student whose RL had no signal; None of any other. settings: of `collect_settings`."""
+    shuffled = [key for stage in TRAINING_STAGES if settings.get(key := f"{stage}.rl.shuffled")]
+    if not shuffled:
+        return None
+    return f"{shuffled[0]} dealt the rewards at random: this student is a control to compare with, not one to deploy"
+
+
 def describe_watch(facts: WatchFacts) -> str:
     """What the watch saw in a training stage, and what followed from it."""
     alarms = [describe_alarm(alarm) for alarm in facts.alarms]
@@ -122,6 +130,9 @@ def build_table(context: Context) -> list[tuple[str, str]]:
         ("teacher", f"{teacher_name(path)}, sha256 {prompts.teacher_digest}"),
         ("prompts", ", ".join(_show_fact(*fact) for fact in prompts.facts.items())),
     ]
+    control = describe_control(collect_settings(sealed, {}))
+    if control is not None:
+        rows.append(("control", control))
     for record in sealed.values():
         if "start" in record.inputs and record.stage != "evaluate":
             rows.insert(2, ("start", f"{record.provenance.start}, sha256 {record.inputs['start']}"))

@@ -34,12 +34,15 @@ def test_refl_is_1_by_definition_and_the_run_stays(started, capsys):
     path, store = started
     before = {file: file.read_bytes() for file in store.rglob("*") if file.is_file()}
     capsys.readouterr()
-    assert cli.main(["signal", str(path), "--store", str(store), "--updates", "2"]) == 0
-    table = read_table(capsys.readouterr().out)
+    assert cli.main(["signal", str(path), "--store", str(store), "--updates", "2", "--fit", "3"]) == 0
+    printed = capsys.readouterr().out
+    table = read_table(printed)
     assert {"refl, as in the config", "refl", "grpo, branches", "grpo, whole images", "surrogate"} <= table.keys()
     drawn = [cell for cell in table["refl"][:-1] if cell != "-"]  # a batch of 2 need not have each step
     assert drawn and all(cell.startswith("+1.000") for cell in drawn)
     assert re.fullmatch(r"[+-]0\.\d{3} ± 0\.\d{3}", table["grpo, branches"][0]) and table["grpo, branches"][1] == "-"
+    assert re.fullmatch(r"[+-]\d+\.\d\d", table["surrogate"][-2]) and table["refl"][-2] == "-"
+    assert "explains after 3 updates" in printed
     assert {file: file.read_bytes() for file in store.rglob("*") if file.is_file()} == before
 
 
@@ -48,7 +51,8 @@ def test_a_reward_without_a_gradient_is_measured_by_halves(started, capsys, monk
     path, store = started
     more = "joint.batch_size=4"  # two trajectories, one for each half
     grpo = "joint.rl={algorithm: grpo, weight: 1.0, branches: 3, states: 4, rewards: {lab-conv: 1.0}}"
-    arguments = ["signal", str(path), "--store", str(store), "--updates", "2", "--set", grpo, "--set", more]
+    short = ["--updates", "2", "--fit", "2"]
+    arguments = ["signal", str(path), "--store", str(store), *short, "--set", grpo, "--set", more]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     table = read_table(printed)

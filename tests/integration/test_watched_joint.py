@@ -16,6 +16,8 @@ import pytest
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError
 from dmdr.watch.figures import REWARD, select_looks
+from dmdr.watch.halves import RL_HALVES
+from stages.reports.charts import build_charts, collect_columns
 from stages.reports.provenance import WatchFacts, describe_watch
 from tests.support.stage_process import command, finish, start
 from tests.support.trained_run import run_stage
@@ -88,6 +90,18 @@ def test_watching_changes_no_bit_of_training(stage):
         stripped = [{key: row[key] for key in row if not key.startswith("watch/")} for row in rows(store)]
         assert stripped == [*rows(unwatched), {"update": 10}]
         assert [row["update"] for row in select_looks(rows(store))] == [0, 3, 6, 9, 10]
+
+
+def test_halves_of_rl_are_logged_before_each_look_and_change_no_bit(stage):
+    """The column reaches the chart of the live page and of the report as every other."""
+    grpo = {"algorithm": "grpo", "weight": 5.0, "branches": 3, "states": 4, "rewards": {"lab-conv": 1.0}}
+    unwatched = stage.run("unwatched", rl=grpo, batch_size=4)
+    store = stage.run("watched", rl=grpo, batch_size=4, watch={**WATCHED, "export": "last"})
+    ours, theirs = digests(store, "joint"), digests(unwatched, "joint")
+    assert {name for name in theirs if ours[name] != theirs[name]} == {"metrics.jsonl"}
+    found = {row["update"]: row[RL_HALVES] for row in rows(store) if RL_HALVES in row}
+    assert [*found] == [2, 5, 8, 9] and all(-1 <= value <= 1 for value in found.values()) and any(found.values())
+    assert RL_HALVES in {chart.name for chart in build_charts({"joint": collect_columns(rows(store))})}
 
 
 def test_best_is_what_an_unwatched_run_that_ends_there_exports(stage):

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from dmdr.config import rl as config_of
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.training import Joint, Optimizer
-from dmdr.draws import Run
+from dmdr.draws import Run, roll_out_prompts
 from dmdr.noise import RowNoise
 from dmdr.rl.algorithms import build_algorithm
 from dmdr.rl.objective import RLTerm
@@ -27,6 +27,7 @@ from dmdr.rl.surrogate import Surrogate
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
 from dmdr.train import training_step
+from dmdr.watch.halves import compare_halves
 from tests.support.few_prompts import FewPrompts
 from tests.support.tiny_teachers import copy_teacher
 
@@ -44,8 +45,11 @@ CASES: dict[str, tuple[dict | None, int, int, int | None]] = {
     "grpo, whole": ({**GRPO, **WHOLE, "inner_updates": 2}, 4, 5, None),
     "dpo, branches": ({**DPO, **BRANCHES}, 4, 5, 3),
     "dpo, whole": ({**DPO, **WHOLE}, 4, 5, None),
+    "grpo, shuffled": ({**GRPO, **BRANCHES, "shuffled": True}, 4, 5, None),
     "surrogate": ({"algorithm": "surrogate", "samples": 8, "steps": 2, "width": 8}, 4, 5, None),
 }
+
+COMPARED = ("grpo, branches", "dpo, whole")  # cases whose batch of RL is compared by halves as well
 
 
 class Still(torch.optim.Optimizer):
@@ -118,6 +122,11 @@ def update(folder: Path, case: str) -> dict[str, list[float]]:
     run, state = make_run(folder, case)
     figures = training_step(run, state)
     found = {name: [value] for name, value in figures.items()}
+    if case in COMPARED:
+        window = roll_out_prompts(run, 1)[1]
+        objective = run.rl.algorithm.build_objective(window)
+        halves = compare_halves(run.base, window, objective, group=run.batch_rl.group)
+        found |= {name: [float(value)] for name, value in halves.items()}
     parameters = {**state.student.parameters, **state.fake_score.parameters}
     for name, parameter in parameters.items():
         if parameter.grad is not None:

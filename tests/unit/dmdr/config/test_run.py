@@ -65,6 +65,8 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
         ({"rl": {**GRPO, "branches": 1}}, {}, "joint.rl.branches is 1, and one has nothing to compare with"),
         ({"rl": {**GRPO, "branches": 0, "batch": 9}}, {}, "batch 9 is not a multiple of .*group_size 8; make it 16"),
         ({"rl": {**GRPO, "branches": 0, "hybrid": True}}, {}, "joint.rl.hybrid needs branches and .*branches is 0"),
+        ({"rl": {**GRPO, "hybrid": True, "shuffled": True}}, {}, "shuffled is a control without a signal.*drop one"),
+        ({"rl": {**REFL, "shuffled": True}}, {}, "unknown key joint.rl.shuffled"),
         ({"rl": {**GRPO, "inner_updates": 2}}, {}, "inner_updates 2 needs as many batches of joint.fake_updates 2"),
         ({"rl": {**REFL, "matching": 4}}, {}, "joint.rl.matching is set but joint.rl.weight_is is fixed"),
         ({"rl": GRPO}, {"student": {"steps": 1}}, "grpo learns from the renoising steps and student.steps 1 has none"),

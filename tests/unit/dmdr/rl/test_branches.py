@@ -17,7 +17,7 @@ from dmdr.config.deal import Deal
 from dmdr.config.rl import GRPO as GRPOConfig
 from dmdr.noise import noise_for
 from dmdr.path import FlowPath
-from dmdr.rl.actions import branch, choose_states, list_own, list_steps, split_updates
+from dmdr.rl.actions import branch, choose_states, list_own, list_steps, shuffle_if, split_updates
 from dmdr.rl.grpo import GRPO
 from dmdr.rollout import Window, simulate_backward
 
@@ -127,6 +127,37 @@ def test_branches_have_less_variance_than_whole_images_at_the_same_forwards(rewa
         ratios.append(float(mean.square() / gradients.var(0).sum()))
     print(f"squared mean over variance: branches {ratios[0]:.3f}, whole images {ratios[1]:.3f}")
     assert ratios[0] > 3 * ratios[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("form", "window"),
+    [({"branches": 6, "states": 24}, {}), ({"branches": 0, "batch": 24, "group_size": 6}, {"count": 24, "group": 6})],
+    ids=["branches", "whole images"],
+)
+def test_shuffled_rewards_give_a_gradient_of_the_same_size_without_a_direction(reward, form, window):
+    world, named = LinearWorld(), {"algorithm": "grpo", "weight": 1.0, "rewards": {"linear": 1.0}}
+    with_signal = find_gradients(world, GRPO(GRPOConfig(**named, **form), world), 150, **window)
+    control = GRPO(GRPOConfig(**named, **form, shuffled=True), world)
+    without = find_gradients(world, control, 150, **window)
+    direction = reward.w.flatten() / reward.w.norm()
+    along = [-(gradients @ direction) for gradients in (with_signal, without)]
+    scores = [float(each.mean() / (each.std() / len(each) ** 0.5)) for each in along]
+    across = [(gradients + each[:, None] * direction).norm(dim=1).square().mean().sqrt() for gradients, each in
+              zip((with_signal, without), along, strict=True)]  # fmt: skip
+    print(f"mean along the reward in standard errors {scores}; sizes across it {[float(each) for each in across]}")
+    assert scores[0] > 6 and abs(scores[1]) < 3
+    assert across[1] == pytest.approx(float(across[0]), rel=0.15)
+    assert torch.equal(find_gradients(world, control, 2, **window), without[:2]), "a function of seed and update alone"
+
+
+def test_a_shuffled_group_keeps_its_rewards(reward):
+    """So that its mean, its deviation and its ties stay. Another update deals them otherwise."""
+    world, rewards_SG = LinearWorld(), torch.arange(60.0).view(10, 6)
+    windows = [roll_out(world, update) for update in (0, 1)]
+    dealt = [shuffle_if(True, rewards_SG, window) for window in windows]
+    assert all(torch.equal(each.sort(1).values, rewards_SG) for each in dealt)
+    assert not torch.equal(*dealt) and len({tuple(row.tolist()) for row in dealt[0] % 6}) > 5
+    assert shuffle_if(False, rewards_SG, windows[0]) is rewards_SG
 
 
 def test_each_step_has_its_share_of_the_states_that_branch():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dmdr.config.rl import Surrogate as SurrogateConfig
+from dmdr.config.shares import deal_to_rl
 from dmdr.noise import noise_for
+from dmdr.planning.signal import pool_fits
 from dmdr.rl.surrogate import Surrogate
 from dmdr.rollout import States, Window
 from dmdr.update import Batch
@@ -95,6 +98,30 @@ def test_it_recovers_the_direction_of_a_known_gradient(monkeypatch):
     assert cosine > 0.5, "a random direction has 0.09"
     trained = [*surrogate.network.parameters(), *surrogate.average.parameters()]
     assert all(each.grad is None for each in trained), "the student's loss does not train it"
+
+
+def test_the_fit_of_several_updates_is_the_share_of_variance_on_scores_not_seen(monkeypatch):
+    """Beside what its predictions explain before it learns from them, by hand."""
+    reward = Contrast()
+    surrogate, _, _ = fit(monkeypatch, reward, 40)
+    found, squares = [], [0.0, 0.0]
+    for update in range(40, 44):
+        window = make_window(update)
+        before = copy.deepcopy(surrogate.average)
+        surrogate.build_objective(window)
+        found.append(torch.stack(surrogate.network.last_errors()))
+        moments = surrogate.network.records["moments"]
+        x0, c, records = surrogate.draw_samples(window, deal_to_rl(surrogate.config, STEPS, COUNT))
+        scores = ((reward(x0, [each["prompt"] for each in records]) - moments[0]) / moments[1]).detach()
+        with torch.no_grad():
+            errors = before(x0, c) - scores
+        squares = [
+            squares[0] + float(errors.square().sum()),
+            squares[1] + float((scores - scores.mean()).square().sum()),
+        ]
+    assert pool_fits(found) == pytest.approx(1 - squares[0] / squares[1], abs=1e-4)
+    assert pool_fits(found) > 0.8
+    assert pool_fits([]) is None and pool_fits([torch.tensor([1.0, 0.0])]) is None
 
 
 def test_where_there_is_nothing_to_learn_it_has_no_weight(monkeypatch):

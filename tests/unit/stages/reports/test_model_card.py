@@ -119,3 +119,10 @@ def test_a_card_of_an_early_export_has_no_empty_parts():
     assert "widget" not in front_matter(card)
     assert "images/" not in card
     assert "### ComfyUI" not in card
+
+
+def test_the_card_of_a_control_warns():
+    control = render_card(facts_of(settings={"seed": 0, "joint.rl.shuffled": True}))
+    assert "**joint.rl.shuffled dealt the rewards at random: this student is a control" in control.split("## Use it")[0]
+    for settings in ({"joint.rl.shuffled": False}, {"seed": 0}):
+        assert "a control" not in render_card(facts_of(settings=settings))
