@@ -127,9 +127,10 @@ def build_manifest(stage: Stage, attempt: int, flow_run: str | None = None, depl
         job["ttlSecondsAfterFinished"] = stage.cluster.ttl
         return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
     bad_input = {"action": "FailJobSet", "name": "input_stays_bad", "onJobFailureReasons": ["PodFailurePolicy"]}
-    template: Manifest = {"metadata": {"labels": pod_labels}, "spec": job}
+    about: Manifest = {"labels": pod_labels}
     if stage.pods.topology and not stage.cluster.queue:
-        template["metadata"]["annotations"] = {ONE_DOMAIN_BY_JOBSET: stage.pods.topology}
+        about["annotations"] = {ONE_DOMAIN_BY_JOBSET: stage.pods.topology}
+    template: Manifest = {"metadata": about, "spec": job}
     spec: Manifest = {
         "network": {"enableDNSHostnames": True, "subdomain": name, "publishNotReadyAddresses": True},
         "failurePolicy": {"maxRestarts": stage.pods.retries, "rules": [bad_input]},
