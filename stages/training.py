@@ -174,8 +174,8 @@ class Session:
             self.save()
             self.writer.wait()
             raise
-        except Exception:
-            with suppress(Exception):  # it comes second to the error that ends the stage
+        except BaseException:
+            with suppress(BaseException):  # it comes second to the error that ends the stage
                 self.writer.wait()
             raise
 

@@ -28,7 +28,7 @@ class CheckpointWriter:
         self._checkpoints, self._side = checkpoints, distributed.SideGroup()
         self._copy = Copy()
         self._thread: Thread | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def begin(
         self,
@@ -54,7 +54,7 @@ class CheckpointWriter:
                 copied = self._copy.read()
                 self._checkpoints.save(step, copied, info, apart=apart, gather=self._side.all_gather)
                 then()
-            except Exception as error:  # the main thread raises it
+            except BaseException as error:  # the main thread raises it
                 self._error = error
 
         self._thread = Thread(target=write, name="checkpoint", daemon=True)

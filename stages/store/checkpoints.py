@@ -119,7 +119,7 @@ class Checkpoints:
         """
         try:
             work()
-        except Exception:
+        except BaseException:
             with suppress(RuntimeError):  # a rank has ended, which is no news beside this error
                 gather(torch.tensor([[0]]))
             raise
