@@ -11,7 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -33,9 +34,19 @@ class Wait:
 
     def __init__(self) -> None:
         self.calls = 0
+        self._side: SideGroup | None = None  # of the thread that the main thread waits for
 
     def __bool__(self) -> bool:
-        return self.calls > 0
+        return self.calls > 0 or (self._side is not None and self._side.waits)
+
+    @contextmanager
+    def behind(self, side: SideGroup) -> Iterator[None]:
+        """Inside, the main thread waits for the thread that uses `side`, and for other ranks while that one does."""
+        self._side = side
+        try:
+            yield
+        finally:
+            self._side = None
 
     def __enter__(self) -> None:
         self.calls += 1
@@ -45,6 +56,33 @@ class Wait:
 
 
 WAIT = Wait()
+
+
+class SideGroup:
+    """The same ranks in a group of their own, for one thread of each: what these exchange has no order with the calls
+    of the main threads. All ranks make it, and use it in the same order.
+
+    waits: whether the thread is in such a call.
+    """
+
+    def __init__(self) -> None:
+        self.waits = False
+        self._group = None
+        if ranks() > 1:
+            with WAIT:
+                self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def all_gather(self, row: torch.Tensor) -> torch.Tensor:
+        """The rows of all ranks, (1, length) each and on the CPU, below each other."""
+        if self._group is None:
+            return row
+        rows = [torch.empty_like(row) for _ in range(ranks())]
+        self.waits = True
+        try:
+            dist.all_gather(rows, row, group=self._group)
+        finally:
+            self.waits = False
+        return torch.cat(rows)
 
 
 def join(device: str, local_rank: int) -> None:

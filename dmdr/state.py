@@ -186,14 +186,14 @@ class TrainState:
         return {name: distributed.local_shard(value) for name, value in flat.items() if distributed.has_rows(value)}
 
     def info(self) -> StateInfo:
-        """The numbers that are no tensors."""
+        """The numbers that are no tensors, as they are now: later updates do not change what this returns."""
         return {
             "update": self.update,
             "warmup": self.warmup,
             "rl_weight": self.rl_weight,
-            "rl_ratios": self.balance.ratios,
-            "rl_lengths": self.balance.lengths,
-            "rows": self.rows,
+            "rl_ratios": [*self.balance.ratios],
+            "rl_lengths": [*self.balance.lengths],
+            "rows": [*self.rows],
             "recoveries": [recovery.model_dump() for recovery in self.recoveries],
         }
 

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs what an image is made of; the build stages of the Containerfiles call it:
+#   install.sh compiler         g++ and Python's headers, for execution.compile, unless the base has them
 #   install.sh packages LOCK    /opt/venv with the packages of a lock, each checked against its hash
 #   install.sh project          /opt/project with the project itself, to be copied over /opt/venv
 # Two steps, because packages are gigabytes and seldom change: a new commit is then a layer of 20 MB.
@@ -7,6 +8,17 @@ set -eu
 into_venv() { /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir "$@"; }
 
 case $1 in
+compiler)
+    include=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    wanted=
+    if ! command -v g++ >/dev/null; then wanted="g++ libc6-dev"; fi
+    if [ ! -f "$include/Python.h" ]; then wanted="$wanted libpython3-dev"; fi # of Debian's own Python
+    if [ -n "$wanted" ]; then
+        apt-get update -q
+        apt-get install -q -y --no-install-recommends $wanted
+        rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
+    fi
+    ;;
 packages)
     lock=$2
     python3 -m venv /opt/pip

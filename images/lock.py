@@ -45,7 +45,11 @@ DOWNLOADS = {"hf-xet"}  # fetches large files from a model hub; flows only list 
 WITHOUT = {"flow": METHOD | SERVER | DOWNLOADS, "stages": {"kubernetes", "prefect"}}
 ALSO = {
     "flow": {"huggingface-hub"},  # for dmdr/teacher/hub.py; in the other image diffusers needs it
-    "stages": {"model-signing", "pyopenssl"},  # for execution.signing_key
+    "stages": {
+        "bitsandbytes",  # for kind: 8bit and frozen_base: nf4
+        "model-signing",  # for execution.signing_key
+        "pyopenssl",
+    },
 }
 ENTRY = re.compile(r"^([A-Za-z0-9][\w.-]*)==.*(?:\n +--hash=.*)*\n", re.MULTILINE)  # a package with its hashes
 HASH = re.compile(r"--hash=\S+")

@@ -20,7 +20,7 @@ def run(context: Context) -> dict[str, object]:
         Stopped: the stage was told to stop; a checkpoint holds everything done.
     """
     session = start_session(context, "cold_start")
-    with session.live, session.keep_on_outage():
+    with session.live, session.settled():
         for row in train(session.run, session.state, stop=session.stop):
             session.record(row)
     return session.finish()

@@ -21,7 +21,7 @@ def run(context: Context) -> dict[str, object]:
     """
     before = context.input("cold_start") if context.config.cold_start is not None else None
     session = start_session(context, "joint", before=before)
-    with session.live, session.keep_on_outage():
+    with session.live, session.settled():
         for row in train(session.run, session.state, stop=session.stop):
             session.record(row)
     return session.finish()

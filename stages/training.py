@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from stages.runtime.device import pick_device
 from stages.runtime.ledger import Budget, name_unit, write_spent
 from stages.runtime.prompt_inputs import PromptInputs
 from stages.runtime.remaining import count_later_steps, count_update
+from stages.store.checkpoint_writer import CheckpointWriter
 from stages.store.records import Spent
 
 AT_ONCE = 1024  # records of prompts that are read together
@@ -70,18 +71,24 @@ class Session:
         stage, state = self.stage, self.state
         self.checkpoints = context.artifact.checkpoints(context.config.execution.keep_checkpoints)
         self.check = partial(check_info, updates=stage.training.updates, warmup=stage.fake_warmup)
+        self.writer = CheckpointWriter(self.checkpoints)
         newest = self.checkpoints.newest(self.check)
         if newest is not None:
             state.restore(newest.tensors, cast(StateInfo, newest.info))  # `save` wrote it
             context.progress.say(f"continues from its checkpoint after {self.describe_place()}")
         context.ledger.before = find_open_cost(context.artifact, read_status(context.artifact)).spent
         self.saved = state.step
-        self.stored = None if newest is None else state.step  # the step of the last checkpoint that is there
+        self.stored = None if newest is None else state.step  # the step of the last checkpoint, there or on its way
         self.kept = [] if stage.watch is None else list_kept(stage.watch, select_looks(state.rows))
         self.stopped, self.begun, self.over_budget = False, False, False
 
     def stop(self) -> bool:
-        """Whether some rank was told to stop, or the run has cost what it may; all ranks get the same answer."""
+        """Whether some rank was told to stop, or the run has cost what it may; all ranks get the same answer.
+
+        Raises:
+            StoreError: the last checkpoint could not be written.
+        """
+        self.writer.check()
         if not self.begun:
             self.begun = True
             self.live.begin()
@@ -103,7 +110,7 @@ class Session:
         return f"update {state.update}"
 
     def record(self, row: Row) -> None:
-        """Show a finished update, and write a checkpoint when one is due."""
+        """Show a finished update, and begin a checkpoint when one is due."""
         state, warmup = self.state, self.stage.fake_warmup
         self.context.progress.update(state.step, warmup + self.stage.training.updates, **select_shown(row))
         self.live.record()
@@ -113,23 +120,26 @@ class Session:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint unless the newest is of this update."""
+        """Begin a checkpoint unless the newest is of this update."""
         if self.state.step > self.saved:
-            self._write_checkpoint()
+            self._begin_checkpoint()
 
-    def _write_checkpoint(self) -> None:
+    def _begin_checkpoint(self) -> None:
         step, state = self.state.step, self.state
         kept = [self.stage.fake_warmup + update for update in self.kept]
-        self.checkpoints.save(step, state.tensors(), state.info(), apart=kept)
-        if distributed.rank() == 0:
-            write_spent(self.context.artifact, self.measure())
+
+        def count() -> None:
+            if distributed.rank() == 0:
+                write_spent(self.context.artifact, self.measure())
+
+        self.writer.begin(step, state.tensors(), state.info(), apart=kept, then=count)
         self.saved = self.stored = step
 
     def keep(self, updates: Sequence[int]) -> None:
         """Store the present state if it is of one of these updates, and let go of those of all others."""
         self.kept = [*updates]
         if self.state.update in self.kept and self.stored != self.state.step:
-            self._write_checkpoint()
+            self._begin_checkpoint()
 
     def fetch(self, update: int) -> Saved:
         """The state before an update that is kept.
@@ -137,6 +147,7 @@ class Session:
         Raises:
             DataError: it is not there, or damaged.
         """
+        self.writer.wait()  # it may be on its way
         checkpoint = self.checkpoints.load(self.stage.fake_warmup + update, self.check)
         return Saved(checkpoint.tensors, cast(StateInfo, checkpoint.info))  # `save` wrote it
 
@@ -147,16 +158,25 @@ class Session:
         self.live.go_back()
 
     @contextmanager
-    def keep_on_outage(self) -> Iterator[None]:
-        """Write a checkpoint where a reward stays away: an update that could not score its samples changed nothing.
+    def settled(self) -> Iterator[None]:
+        """Training goes on inside. However it ends, the checkpoint on its way is whole before anything else happens.
+
+        Where a reward stays away, one more is written: an update that could not score its samples changed nothing.
 
         Raises:
             RewardUnavailable: it stayed away.
+            StoreError: the last checkpoint could not be written.
         """
         try:
             yield
+            self.writer.wait()
         except RewardUnavailable:
             self.save()
+            self.writer.wait()
+            raise
+        except BaseException:
+            with suppress(BaseException):  # it comes second to the error that ends the stage
+                self.writer.wait()
             raise
 
     def finish(self) -> dict[str, object]:
@@ -169,6 +189,7 @@ class Session:
         state, stage, updates = self.state, self.stage, self.stage.training.updates
         if self.stopped:
             self.save()
+            self.writer.wait()
             self.live.end("stopped")
             place = self.describe_place() + (f" of {updates}" if state.warmup == stage.fake_warmup else "")
             if self.over_budget:

@@ -13,6 +13,7 @@ from dmdr.config.stages import STAGES, TRAINING_STAGES, StageName
 
 Amount = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?$")]  # a Kubernetes quantity
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]  # the name of a Kubernetes object
+LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
 IMAGE = r"^[^\s@]+@sha256:[0-9a-f]{64}$"
 
 
@@ -38,6 +39,9 @@ class Pods(Section):
     shared_memory: Amount = "8Gi"
     scratch: Amount = "100Gi"  # on the node's disk, for downloads and for checkpoints before their upload
     node_selector: dict[str, str] = Field({})
+    # A label of nodes, such as that of their rack: all nodes of a stage over several shall have one value of it. With a
+    # queue, Kueue's topology-aware scheduling sees to it; without, JobSet does, and keeps other JobSets off that rack
+    topology: LabelKey | None = None
     tolerations: tuple[Toleration, ...] = Field((Toleration(key="nvidia.com/gpu"),), strict=False)
     priority_class: Label | None = None
     # How many pods may fail before the stage fails. A pod that was told to stop and wrote its checkpoint does not
@@ -96,6 +100,14 @@ class Cluster(Pods):
                     f"execution.cluster asks for {nodes} nodes for {stage}, which runs on one node; set nodes under "
                     f"execution.cluster.stages.{' and '.join(TRAINING_STAGES)}"
                 )
+        asked = [self.of(stage) for stage in STAGES]
+        if (keys := [each.topology for each in asked if each.topology]) and not any(
+            each.topology and each.nodes > 1 for each in asked
+        ):
+            raise ValueError(
+                f"execution.cluster.topology is {keys[0]}, which keeps the nodes of a stage together, but every stage "
+                "runs on one node; set nodes for a training stage, or drop topology"
+            )
         return self
 
     def of(self, stage: StageName) -> Pods:

@@ -315,6 +315,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_sharding(self) -> Config:
+        """Without a cluster, whoever starts the processes says on how many machines, and the stage looks at them."""
+        cluster = self.execution.cluster
+        for name in self.training_stages if self.execution.sharding == "hsdp" and cluster is not None else ():
+            if self.count_ranks(name) == self.execution.processes:
+                raise ValueError(
+                    "execution.sharding is hsdp, which splits the weights within each of several machines, but "
+                    f"execution.cluster gives {name} one; set fsdp, or nodes under execution.cluster.stages.{name}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_start(self) -> Config:
         """A student that starts at its teacher needs a cold start: at few steps it would draw what the naive teacher
         draws, and joint training has no schedule that brings it from there."""

@@ -11,6 +11,9 @@ ATTEMPT, FLOW_RUN = f"{PREFIX}/attempt", f"{PREFIX}/flow-run"
 # Annotations. RUN is one too: a label may have to shorten the name of a run, the annotation never does.
 STORE, IDENTITY, CONFIG = f"{PREFIX}/store", f"{PREFIX}/identity", f"{PREFIX}/config"
 WAITS = f"flow-run.{PREFIX}/"  # and the id of a flow run that waits for a Job
+# keep the nodes of a stage in one domain, such as a rack, that their value, a label of nodes, tells apart
+ONE_DOMAIN_BY_KUEUE = "kueue.x-k8s.io/podset-required-topology"
+ONE_DOMAIN_BY_JOBSET = "alpha.jobset.sigs.k8s.io/exclusive-topology"
 NODE = "batch.kubernetes.io/job-completion-index"  # which node of several a pod is; Kubernetes' own
 
 

@@ -28,6 +28,8 @@ from flows.launch.labels import (
     FLOW_RUN,
     IDENTITY,
     NODE,
+    ONE_DOMAIN_BY_JOBSET,
+    ONE_DOMAIN_BY_KUEUE,
     RUN,
     STAGE,
     STORE,
@@ -125,7 +127,10 @@ def build_manifest(stage: Stage, attempt: int, flow_run: str | None = None, depl
         job["ttlSecondsAfterFinished"] = stage.cluster.ttl
         return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
     bad_input = {"action": "FailJobSet", "name": "input_stays_bad", "onJobFailureReasons": ["PodFailurePolicy"]}
-    template: Manifest = {"metadata": {"labels": pod_labels}, "spec": job}
+    about: Manifest = {"labels": pod_labels}
+    if stage.pods.topology and not stage.cluster.queue:
+        about["annotations"] = {ONE_DOMAIN_BY_JOBSET: stage.pods.topology}
+    template: Manifest = {"metadata": about, "spec": job}
     spec: Manifest = {
         "network": {"enableDNSHostnames": True, "subdomain": name, "publishNotReadyAddresses": True},
         "failurePolicy": {"maxRestarts": stage.pods.retries, "rules": [bad_input]},
@@ -154,6 +159,9 @@ def _build_job(stage: Stage, labels: dict[str, str], name: str) -> Manifest:
     if not stage.is_set:
         evicted = {"type": "DisruptionTarget", "status": "True"}
         rules.append({"action": "Ignore", "onPodConditions": [evicted]})
+    annotations = {CONFIG: stage.text}
+    if stage.is_set and pods.topology and stage.cluster.queue:
+        annotations[ONE_DOMAIN_BY_KUEUE] = pods.topology
     job: Manifest = {
         "completionMode": "Indexed",
         "completions": pods.nodes,
@@ -162,7 +170,7 @@ def _build_job(stage: Stage, labels: dict[str, str], name: str) -> Manifest:
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": rules},
         "template": {
-            "metadata": {"labels": labels, "annotations": {CONFIG: stage.text}},
+            "metadata": {"labels": labels, "annotations": annotations},
             "spec": _build_pod(stage, name),
         },
     }

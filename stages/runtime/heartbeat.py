@@ -3,7 +3,8 @@
 1. That a process lives says nothing. A thread looks at the main thread: it moves on when it has entered or left a
    function of Python since, when it is at another instruction, or when the process has read or written a MiB. So the
    number grows while networks run, a model loads, a checkpoint is saved or a store is slow, and stands still in a call
-   that never returns: in a sum that waits for a rank, in a lock, in a read from a dead disk.
+   that never returns: in a sum that waits for a rank, in a lock, in a read from a dead disk. While it waits for a
+   thread of its own that writes a checkpoint, that thread is looked at as well.
 2. The number lies in memory that the process which started the ranks shares, so it needs no collective, and a rank that
    cannot run any more cannot lie.
 3. A signal makes the process write the stacks of all its threads to stderr, even while a call of C holds it.
@@ -25,7 +26,7 @@ from pathlib import Path
 from threading import Event, Thread, main_thread
 from types import FrameType
 
-from stages.store.locks import POLLS
+from stages.store.locks import AWAITED, POLLS
 
 VARIABLE = "DMDR_HEARTBEATS"  # the descriptor of the shared memory, in the environment of a rank
 SHOW_STACKS = signal.SIGUSR1
@@ -115,15 +116,17 @@ def start_heart(every: float, report: Callable[[Beat], object]) -> Heart:
 
 def _find_place() -> tuple[tuple[int, int], ...]:
     """Where the main thread is: each frame and its instruction. Each call of a function has a new frame."""
-    places, frame = [], _find_main_frame()
-    while frame is not None:
-        places.append((id(frame), frame.f_lasti))
-        frame = frame.f_back
+    places = []
+    for innermost in _find_frames():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            places.append((id(frame), frame.f_lasti))
+            frame = frame.f_back
     return tuple(places)
 
 
-def _find_main_frame() -> FrameType | None:
-    """The innermost frame of the main thread.
+def _find_frames() -> list[FrameType]:
+    """The innermost frame of the main thread, and of the thread that it waits for.
 
     `sys._current_frames` holds a lock of the interpreter. Where garbage is collected inside of it and frees a
     `threading.local`, Pythons such as 3.11.7 ask for that lock again, and no thread of the process ever runs again
@@ -132,7 +135,8 @@ def _find_main_frame() -> FrameType | None:
     collects = gc.isenabled()
     gc.disable()
     try:
-        return sys._current_frames().get(main_thread().ident or 0)
+        frames = sys._current_frames()
+        return [frames[ident] for ident in (main_thread().ident, AWAITED.ident) if ident in frames]
     finally:
         if collects:
             gc.enable()

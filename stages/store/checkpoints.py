@@ -19,6 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ from stages.store.s3_errors import Refused, is_transient
 TENSORS, INFO, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 OF_RANK = re.compile(r"state\.([1-9]\d*)\.safetensors")
 Tensors = Mapping[str, torch.Tensor]
+Gather = Callable[[torch.Tensor], torch.Tensor]  # joins the rows of all ranks, (1, length) each
 
 
 class Checkpoint(NamedTuple):
@@ -62,12 +64,16 @@ class Checkpoints:
         info: Mapping[str, object],
         *,
         apart: Collection[int] = (),
+        gather: Gather = distributed.all_gather,
     ) -> None:
         """Store the state after `step`, then delete all checkpoints but the newest `keep`, and those of the steps
-        `apart`. All ranks call it.
+        `apart`. All ranks call it, and none leaves before the checkpoint is whole.
 
         info: JSON, the same on all ranks. tensors: the rows of this rank; rank 0 also passes the tensors that are not
-        split. Tensors must not share storage; safetensors moves them to the CPU.
+        split. Tensors must not share storage; safetensors moves them to the CPU. gather: by which the ranks agree.
+
+        Raises:
+            StoreError: the store fails, here or on another rank.
         """
         folder, first = _folder_name(step), distributed.rank() == 0
         written: dict[str, FileDigest] = {}
@@ -84,20 +90,44 @@ class Checkpoints:
             file.write_text(json.dumps(info, allow_nan=False), encoding="utf-8")
             written[INFO] = digest(file)
 
-        if first:
-            self.artifact.check_claim()
-            self._forget(step)  # an old checkpoint of this step: its manifest must not vouch for our files
-        distributed.barrier()
-        if tensors:
-            self.place.publish(f"{folder}/{mine}", write_tensors)
-        manifest = _gather_digests(written.get(mine))
-        if first:
-            self.place.publish(f"{folder}/{INFO}", write_info)
-            manifest[INFO] = written[INFO]
-            document = self._describe_owner(manifest)
-            self.place.publish(f"{folder}/{MANIFEST}", lambda file: file.write_bytes(document.to_json()))
-            self._rotate(step, apart)
-        distributed.barrier()  # nobody leaves before the checkpoint is whole
+        def prepare() -> None:
+            if first:
+                self.artifact.check_claim()
+                self._forget(step)  # an old checkpoint of this step: its manifest must not vouch for our files
+
+        def write_part() -> None:
+            if tensors:
+                self.place.publish(f"{folder}/{mine}", write_tensors)
+
+        def seal() -> None:
+            if first:
+                self.place.publish(f"{folder}/{INFO}", write_info)
+                document = self._describe_owner({**parts, INFO: written[INFO]})
+                self.place.publish(f"{folder}/{MANIFEST}", lambda file: file.write_bytes(document.to_json()))
+                self._rotate(step, apart)
+
+        self._do_together(prepare, step, gather)
+        self._do_together(write_part, step, gather)
+        parts = _gather_digests(written.get(mine), gather)
+        self._do_together(seal, step, gather)
+
+    def _do_together(self, work: Callable[[], object], step: int, gather: Gather) -> None:
+        """Do this rank's part of a checkpoint, and wait until all ranks have done theirs.
+
+        Raises:
+            StoreError: another rank could not do its part, and says why itself.
+        """
+        try:
+            work()
+        except BaseException:
+            with suppress(RuntimeError):  # a rank has ended, which is no news beside this error
+                gather(torch.tensor([[0]]))
+            raise
+        if not gather(torch.tensor([[1]])).all():
+            raise StoreError(
+                f"checkpoint {self.address}/step-{step:08d} lacks the part of another rank, which tells why; repeat "
+                "the command to go on from the one before"
+            )
 
     def newest(self, check: Callable[[int, Json], object] = lambda step, info: None) -> Checkpoint | None:
         """The newest undamaged checkpoint; None if there is none. Damaged ones are reported on stderr.
@@ -275,10 +305,10 @@ class Joined(Mapping[str, torch.Tensor]):
         return len(list(iter(self)))
 
 
-def _gather_digests(mine: FileDigest | None) -> dict[str, FileDigest]:
+def _gather_digests(mine: FileDigest | None, gather: Gather) -> dict[str, FileDigest]:
     """File name -> digest, for the files of all ranks. mine: the digest of this rank's file, if it wrote one."""
     row = [-1] * 33 if mine is None else [mine.size, *bytes.fromhex(mine.sha256)]
-    rows = distributed.all_gather(torch.tensor([row])).tolist()
+    rows = gather(torch.tensor([row])).tolist()
     return {
         f"state.{rank}.safetensors" if rank else TENSORS: FileDigest(size=size, sha256=bytes(sha256).hex())
         for rank, (size, *sha256) in enumerate(rows)

@@ -47,6 +47,24 @@ class Polls:
 POLLS = Polls()
 
 
+class Awaited:
+    """The thread of this process that the main thread waits for, if it does: its progress is the main thread's then."""
+
+    def __init__(self) -> None:
+        self.ident: int | None = None
+
+    def join(self, thread: Thread) -> None:
+        """Wait in the main thread until a thread has ended."""
+        self.ident = thread.ident
+        try:
+            thread.join()
+        finally:
+            self.ident = None
+
+
+AWAITED = Awaited()
+
+
 class Owner(Document):
     """Who holds a lock. token: another for each holder. beat: grows while it lives."""
 

@@ -88,6 +88,19 @@ def test_a_container_is_nobody_on_a_read_only_root(image: Callable[[str], Image]
     assert image(name).run("python", "-c", code, entry=False)[0] == 0
 
 
+def test_the_training_image_compiles(image: Callable[[str], Image]) -> None:
+    """What execution.compile checks, then a C++ kernel of torch's compiler."""
+    code = (
+        "import torch\n"
+        "from dmdr.kernels.compiled_blocks import check_compiler\n"
+        "check_compiler('cpu'); check_compiler('cuda') if torch.version.cuda else None\n"
+        "x = torch.randn(64, 64)\n"
+        "found = torch.compile(lambda x: (x * 2).sin().sum(0))(x)\n"
+        "torch.testing.assert_close(found, (x * 2).sin().sum(0))\n"
+    )
+    assert image("train").run("python", "-c", code, entry=False, **ONE_THREAD)[0] == 0
+
+
 def test_a_lab_stage_and_a_training_that_is_stopped(image: Callable[[str], Image], scratch: Path) -> None:
     config = yaml.safe_load((ROOT / "configs" / "lab-flow.yaml").read_text(encoding="utf-8"))
     config["cold_start"] |= {"updates": UPDATES, "batch_size": 4, "dynamic": {"updates": UPDATES}}

@@ -424,6 +424,7 @@ def test_what_is_rendered_is_valid_and_restricted(stage: Callable[..., Stage], m
         "stages": several,
         "claims": {"/models": "models", "/prompts": "models"},
         "gpus": 1,
+        "topology": "example.com/rack",
     }
     claim = {
         "apiVersion": "v1",
@@ -440,6 +441,27 @@ def test_what_is_rendered_is_valid_and_restricted(stage: Callable[..., Stage], m
     assert schema_problems([*jobs, claim], minor) == []
     if build is not None:
         assert problems([*build, *jobs, claim]) == []
+
+
+@pytest.mark.parametrize("queue", [None, "dmdr"])
+def test_the_nodes_of_a_stage_are_kept_in_one_topology_domain_where_asked(stage: Callable[..., Stage], queue):
+    """By the annotations of JobSet's and Kueue's documentation, each where its controller reads it."""
+    asked = {"queue": queue, "topology": "example.com/rack", "stages": {"joint": {"nodes": 2}}}
+    stages = {name: stage(name, **asked) for name in ("prompts", "joint")}
+    manifests = {
+        name: build_manifest(Stage(name, each.run, "s3://b/p", each.config, each.text), 1)
+        for name, each in stages.items()
+    }
+    [nodes] = manifests["joint"]["spec"]["replicatedJobs"]
+    of_job = nodes["template"]["metadata"].get("annotations", {})
+    of_pod = nodes["template"]["spec"]["template"]["metadata"]["annotations"]
+    if queue is None:
+        assert of_job == {"alpha.jobset.sigs.k8s.io/exclusive-topology": "example.com/rack"}
+        assert "kueue.x-k8s.io/podset-required-topology" not in of_pod
+    else:
+        assert of_job == {} and of_pod["kueue.x-k8s.io/podset-required-topology"] == "example.com/rack"
+    alone = manifests["prompts"]["spec"]["template"]["metadata"]["annotations"]
+    assert [*alone] == ["dmdr.dev/config"], "one node is in one domain anyway"
 
 
 def test_no_pod_would_see_a_folder_of_ours(stage: Callable[..., Stage]):

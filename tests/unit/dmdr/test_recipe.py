@@ -162,8 +162,6 @@ def test_a_rate_warms_up_and_then_is_the_one_without_warm_up():
 
 @pytest.mark.parametrize("kind", ["adamw", "fused", "8bit"])
 def test_eps_reaches_every_kind_of_adam(kind):
-    if kind == "8bit":
-        pytest.importorskip("bitsandbytes")
     parameter = torch.nn.Parameter(torch.zeros(4))
     parameter.grad = torch.full((4,), 1e-3)
     optimizer = build_optimizer({"p": parameter}, Optimizer(learning_rate=1.0, weight_decay=0.0, kind=kind, eps=1e-3))

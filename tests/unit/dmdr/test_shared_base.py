@@ -113,8 +113,6 @@ def test_master_weights_move_where_a_bfloat16_student_stands_still(tiny_sd3_fold
 @pytest.mark.parametrize("kind", ["adamw", "fused", "8bit"])
 def test_a_resumed_optimizer_ends_with_the_same_bits(tiny_sd3_folder, tmp_path, kind):
     """Through a file of safetensors, so that nothing but tensors can have been saved."""
-    if kind == "8bit":
-        pytest.importorskip("bitsandbytes")
     whole, state = made(tiny_sd3_folder, torch.float32, kind=kind, rate=1e-3)
     for number in range(4):
         updated(whole, state, number)
@@ -133,8 +131,6 @@ def test_a_resumed_optimizer_ends_with_the_same_bits(tiny_sd3_folder, tmp_path, 
 @pytest.mark.parametrize(("kind", "apart"), [("fused", 1e-5), ("8bit", 4e-3)])
 def test_optimizers_take_the_same_steps(tiny_sd3_folder, kind, apart):
     """The learning rate is 1e-3, so that three steps without a sense of direction would be up to 6e-3 apart."""
-    if kind == "8bit":
-        pytest.importorskip("bitsandbytes")
     ends = []
     for each in ("adamw", kind):
         base, state = made(tiny_sd3_folder, torch.float32, kind=each, rate=1e-3)

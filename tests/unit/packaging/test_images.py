@@ -219,6 +219,43 @@ def test_a_stage_is_the_process_that_gets_sigterm() -> None:
     assert [json.loads(rest) for verb, rest in steps if verb == "ENTRYPOINT"] == [["python", "-m", "stages"]]
 
 
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("there", "headers", "installed"),
+    [
+        (["g++"], True, None),
+        ([], True, "g++ libc6-dev"),
+        (["g++"], False, "libpython3-dev"),
+        ([], False, "g++ libc6-dev libpython3-dev"),
+    ],
+)
+def test_the_training_image_gets_what_its_base_lacks_to_compile(
+    tmp_path: Path, there: list[str], headers: bool, installed: str | None
+) -> None:
+    steps = instructions((IMAGES / "stages.Containerfile").read_text(encoding="utf-8"))
+    stage = [index for index, (verb, _) in enumerate(steps) if verb == "FROM"]
+    ours = steps[next(each for each in stage if steps[each][1].endswith(" AS stages")) :]
+    assert [rest for verb, rest in ours if verb == "RUN" and "install.sh compiler" in rest]
+
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    if headers:
+        (tmp_path / "Python.h").touch()
+    written = dict.fromkeys(there, "") | {
+        "python3": f"echo {tmp_path}",
+        "apt-get": f'echo "$@" >>{tmp_path}/asked',
+        "rm": "",
+    }
+    for name, line in written.items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        (programs / name).chmod(0o755)
+    shell = shutil.which("sh")
+    subprocess.run([shell, IMAGES / "install.sh", "compiler"], env={"PATH": str(programs)}, check=True)
+    asked = tmp_path / "asked"
+    last = asked.read_text().splitlines()[-1] if asked.exists() else None
+    assert last == (installed and f"install -q -y --no-install-recommends {installed}")
+
+
 @pytest.mark.parametrize(
     "lock", [ROOT / "requirements.lock", *sorted(IMAGES.glob("*.lock"))], ids=lambda path: path.name
 )

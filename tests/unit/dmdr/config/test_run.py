@@ -130,6 +130,17 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
             {"execution": {"cluster": {"image": IMAGE, "claims": {"x": "models"}}}},
             "claims has 'x', which is not an abs",
         ),
+        (
+            {},
+            {"execution": {"cluster": {"image": IMAGE, "topology": "example.com/rack"}}},
+            "topology is example.com/rack, .* every stage runs on one node; set nodes .*, or drop topology",
+        ),
+        ({}, {"execution": {"cluster": {"image": IMAGE, "topology": "a rack"}}}, "cluster.topology: .*'a rack'"),
+        (
+            {},
+            {"execution": {"sharding": "hsdp", "cluster": {"image": IMAGE}}},
+            "hsdp, .*cluster gives cold_start one; set fsdp, or nodes under execution.cluster.stages.cold_start",
+        ),
         ({}, {"teacher": {"parts": "lab:flow"}}, "teacher.parts is set but teacher.path is not a .safetensors"),
     ],
 )

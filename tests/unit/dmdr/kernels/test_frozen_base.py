@@ -25,10 +25,7 @@ TRAINING = Training(updates=2, batch_size=2, student=OPTIMIZER, fake_score=OPTIM
 # the rounding of one number: half of 2^-3 in float8_e4m3, on weight and input; half the widest gap of nf4's values
 # times the largest of its block. Of sums of many, the root mean square is smaller
 OFF = {"fp8": 0.06, "nf4": 0.15}
-KINDS = [
-    pytest.param("fp8"),
-    pytest.param("nf4", marks=pytest.mark.skipif(not frozen_base.find_spec("bitsandbytes"), reason="no bitsandbytes")),
-]
+KINDS = ["fp8", "nf4"]
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

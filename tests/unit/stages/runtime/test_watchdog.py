@@ -11,6 +11,7 @@ import pytest
 from dmdr.config.run import Execution
 from stages.runtime.heartbeat import Beat, Heart, create_board
 from stages.runtime.watchdog import Standstill, Watchdog
+from stages.store.locks import AWAITED
 
 
 class Ranks:
@@ -144,3 +145,32 @@ print(gc.isenabled())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["True"], done.stderr
+
+
+@pytest.mark.parametrize("is_at_work", [True, False])
+def test_who_waits_for_a_thread_of_its_own_moves_on_as_that_thread_does(is_at_work: bool) -> None:
+    """It writes a checkpoint, or is in a read from a dead disk."""
+    heart, end = Heart(60, lambda beat: None), threading.Event()
+    beats: list[Beat] = []
+
+    def work() -> None:
+        if not is_at_work:
+            end.wait()
+        while not end.is_set():
+            sum(range(100))
+
+    def watch() -> None:
+        while AWAITED.ident is None:
+            end.wait(0.01)
+        for _ in range(20):
+            end.wait(0.02)
+            beats.append(heart.look())
+        end.set()
+
+    helper, watcher = threading.Thread(target=work), threading.Thread(target=watch)
+    helper.start()
+    watcher.start()
+    AWAITED.join(helper)
+    watcher.join()
+    moves = beats[-1].moves - beats[1].moves
+    assert moves > 5 if is_at_work else moves == 0, [beat.moves for beat in beats]
