@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,15 @@ def test_metadata_reaches_the_reward_of_each_sample(tiny_sd3_folder, tmp_path):
     mixture = make(tiny_sd3_folder, tmp_path, {"mine": "torch.tensor([float(each['mark']) for each in metadata])"})
     x0 = noise_for(1, "x0", shape=(4, *mixture.backbone.latent_shape))
     assert mixture.score_samples(x0, RECORDS, 3)["mine"].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_plan_scores_samples_without_numbers_by_a_reward_that_checks():
+    """On the device "meta", where nothing can be compared."""
+    backbone = SimpleNamespace(network=SimpleNamespace(device=torch.device("meta")), decode=lambda x0: x0[:, :3])
+    config = GRPOConfig(algorithm="grpo", weight=1.0, rewards={"lab-checker": 1.0})
+    mixture = Mixture(config, backbone, differentiable=False)
+    found = mixture.score_samples(torch.empty(4, 4, 8, 8, device="meta"), RECORDS, 3)["lab-checker"]
+    assert found.shape == (4,) and found.device.type == "meta"
 
 
 @pytest.mark.parametrize(
