@@ -104,9 +104,9 @@ def test_what_fails_is_raised_once_where_the_main_thread_asks(slow) -> None:
     with pytest.raises(StoreError, match="no space is left"):  # before the next update, whenever that is
         while True:
             writer.check()
+    place.is_full = False
+    writer.begin(2, state(2), {"loss": float("nan")})
     with pytest.raises(ValueError, match="Out of range float"):
-        writer.begin(2, state(2), {"loss": float("nan")})
-        place.is_full = False
         writer.wait()
     writer.begin(2, state(2), info(2))
     writer.wait()
