@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +13,15 @@ from stages.evaluation.timing import REPEATS, DrawingTime, Stopwatch, summarize
 
 
 class SlowModel:
-    """Draws an image in 1 ms, but the first batch takes 50 ms more. batches: sizes of all it drew."""
+    """Draws an image in 1/1024 s of a clock of its own, but the first batch takes 1 s more. batches: of what sizes."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[int] = []
+        self.now = 0.0
+        monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        time.sleep(0.001 * len(batch.prompts) + (0.0 if self.batches else 0.05))
+        self.now += len(batch.prompts) / 1024 + (0.0 if self.batches else 1.0)
         self.batches.append(len(batch.prompts))
         return torch.zeros(len(batch.prompts), 3, 1, 1)
 
@@ -28,18 +30,18 @@ def batch_of(size: int) -> Batch:
     return Batch([""] * size, (), torch.zeros(0), [])
 
 
-def test_the_first_batch_and_small_ones_do_not_count():
-    stopwatch, model = Stopwatch(), SlowModel()
+def test_the_first_batch_and_small_ones_do_not_count(monkeypatch: pytest.MonkeyPatch):
+    stopwatch, model = Stopwatch(), SlowModel(monkeypatch)
     for size in (8, 8, 8, 8, 2):
         stopwatch.draw(model, batch_of(size))
     stopwatch.repeat(lambda: pytest.fail("three batches were counted"))
     counted = stopwatch.take()
-    assert len(counted) == 3 and all(0.001 <= seconds < 0.005 for seconds in counted)
+    assert counted == [1 / 1024] * 3, "seconds an image"
     assert stopwatch.take() == []
 
 
-def test_a_single_batch_is_drawn_again_until_its_time_is_known():
-    stopwatch, model = Stopwatch(), SlowModel()
+def test_a_single_batch_is_drawn_again_until_its_time_is_known(monkeypatch: pytest.MonkeyPatch):
+    stopwatch, model = Stopwatch(), SlowModel(monkeypatch)
     stopwatch.draw(model, batch_of(8))
     stopwatch.draw(model, batch_of(2))  # smaller, so no measure
     stopwatch.repeat(lambda: stopwatch.draw(model, batch_of(8)))
@@ -47,8 +49,8 @@ def test_a_single_batch_is_drawn_again_until_its_time_is_known():
     assert len(stopwatch.take()) == REPEATS
 
 
-def test_repeating_a_batch_that_never_counts_ends():
-    stopwatch, model = Stopwatch(), SlowModel()
+def test_repeating_a_batch_that_never_counts_ends(monkeypatch: pytest.MonkeyPatch):
+    stopwatch, model = Stopwatch(), SlowModel(monkeypatch)
     for size in (8, 8):
         stopwatch.draw(model, batch_of(size))
     stopwatch.repeat(lambda: stopwatch.draw(model, batch_of(2)))
@@ -56,8 +58,8 @@ def test_repeating_a_batch_that_never_counts_ends():
 
 
 def test_a_long_batch_counts_at_once_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(timing, "LONG", 0.02)
-    stopwatch, model = Stopwatch(), SlowModel()
+    monkeypatch.setattr(timing, "LONG", 0.5)
+    stopwatch, model = Stopwatch(), SlowModel(monkeypatch)
     stopwatch.draw(model, batch_of(4))
     stopwatch.repeat(lambda: pytest.fail("it takes too long"))
     assert len(stopwatch.take()) == 1

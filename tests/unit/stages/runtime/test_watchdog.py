@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -157,7 +158,7 @@ def test_who_waits_for_a_thread_of_its_own_moves_on_as_that_thread_does(is_at_wo
         if not is_at_work:
             end.wait()
         while not end.is_set():
-            sum(range(100))
+            json.dumps([1, {"some": ["thing"]}], indent=1)  # in many functions of Python
 
     def watch() -> None:
         while AWAITED.ident is None:
