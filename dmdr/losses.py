@@ -112,6 +112,22 @@ def gaussian_kl(x0: torch.Tensor, x0_reference: torch.Tensor, ratio: torch.Tenso
     return (0.5 * (per_sample(ratio, x0) * (x0 - x0_reference)).square()).sum() / max(x0.numel(), 1)
 
 
+def gain_of_pairs(rewards: torch.Tensor, *, log: bool = False) -> torch.Tensor:
+    """R(x0 + d e) - R(x0 - d e), or the difference of their logarithms, of the rewards (..., 2) of pairs: (...)."""
+    if log:
+        rewards = rewards.clamp(min=torch.finfo(rewards.dtype).tiny).log()
+    return rewards[..., 0] - rewards[..., 1]
+
+
+def estimate_gradient(noise: torch.Tensor, gains_SK: torch.Tensor, deviation: float) -> torch.Tensor:
+    """mean over K of gain e / (2 d), for noise e (S, K, C, H, W): (S, C, H, W).
+
+    Its mean is the gradient in x0 of the mean of R under N(x0, d^2) (antithetic evolution strategies, Salimans et al.
+    2017, equation 1 and section 2.1).
+    """
+    return torch.einsum("sk,skchw->schw", gains_SK.to(noise.dtype), noise) / (2 * deviation * noise.shape[1])
+
+
 def dpo(gain_w_P: torch.Tensor, gain_l_P: torch.Tensor, beta: float, ranked_P: torch.Tensor) -> torch.Tensor:
     """L = -mean log sigmoid(beta (gain of the winner - gain of the loser)), gain = log ratio to the reference.
 

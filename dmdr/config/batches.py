@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dmdr.config.rl import DPO, GRPO, AnyRL, Policy, Surrogate
+from dmdr.config.rl import DPO, GRPO, AnyRL, EvolutionStrategies, Policy, Surrogate
 from dmdr.config.training import Training
 from dmdr.errors import ConfigError
 
@@ -28,6 +28,8 @@ class RLBatch:
 
 def count_rl(rl: AnyRL | None, steps: int) -> RLBatch:
     """What an update of this RL asks for. steps: of the student. ReFL shares the student's update: nothing."""
+    if isinstance(rl, EvolutionStrategies):
+        return RLBatch(states=rl.states)
     if not isinstance(rl, Policy):
         return RLBatch()
     inner = rl.inner_updates if isinstance(rl, GRPO) else 1
@@ -91,6 +93,11 @@ def check_split(
             f"some and {size // ranks + 1} for others, which execution.micro_batch_size {micro_batch} cannot "
             f"cut into equally many parts; make batch_size a multiple of {ranks}, or the parts larger"
         )
+    if isinstance(rl, EvolutionStrategies) and rl.states > prompts * steps:
+        raise ConfigError(
+            f"{stage}.rl.states {rl.states} is more than the {prompts * steps} states of an update's rollout; make it "
+            f"{prompts * steps} or less, or raise {stage}.rl.pairs instead"
+        )
     if rl is not None:
         check_rl_split(stage, rl, steps=steps, ranks=ranks, micro_batch=micro_batch)
 
@@ -113,6 +120,8 @@ def check_rl_split(stage: str, rl: AnyRL, *, steps: int, ranks: int, micro_batch
         key, value, kinds = "states", asked.states, steps if hybrid else steps - 1
         fewest, more = spread_states(asked.states, kinds)
         shared = [(fewest, asked.branches), (fewest + (more > 0), asked.branches)]
+    elif not asked.trajectories:
+        key, value, kinds, shared = "states", asked.states, 1, []
     else:
         key, value, kinds = "batch", asked.trajectories, asked.group
         shared = [(asked.trajectories // asked.group, asked.group)]

@@ -48,7 +48,7 @@ class RL(Section):
     # reward -> what its score is multiplied by before all else. 0.01 makes cosines of dfn-clip, hpsv2.1 and clip-score,
     # whose scores are 100 times the cosine.
     scales: dict[str, Rate] = Field({})
-    # grpo, dpo and surrogate: centre each reward and divide it by its standard deviation, both over the last 100
+    # all but refl: centre each reward and divide it by its standard deviation, both over the last 100
     # updates, so that the weights in `rewards` weigh rewards of any unit
     normalise: bool = False
     prefixes: dict[str, Annotated[str, Field(min_length=1)]] = Field({})  # reward -> what stands before its prompts
@@ -267,8 +267,43 @@ class Surrogate(RL):
     width: int = Field(64, ge=8, multiple_of=8)  # channels of its layers
     memory: Positive = 8  # updates over which its fit is taken
 
+    @property
+    def images(self) -> int:
+        """How many are scored in an update."""
+        return self.samples
+
     def needs_reference(self) -> bool:
         return False
 
 
-AnyRL = ReFL | DPO | GRPO | Surrogate
+class EvolutionStrategies(RL):
+    """ReFL for rewards without a gradient, which is estimated at the student's samples: from each of `states` samples
+    x0, at any step, `pairs` of images, x0 plus and minus a noise. What the reward prefers, the student follows.
+    """
+
+    algorithm: Literal["es"]
+    states: Positive = 32  # of the student, at any of its steps, in an update
+    pairs: Positive = 8  # of images of each state; two are decoded and scored for each
+    deviation: Rate = 0.1  # of the noise; a latent has a deviation of about 1
+    # cells of a side of the latent in which the noise is the same: an estimate by K pairs in D numbers has a cosine of
+    # at most the root of K / D with the gradient, and 8 cells a side make D a thousand in any latent of 16 channels
+    grid: Positive = 8
+    map: Literal["linear", "log"] = "linear"  # as for refl
+    # a control without a signal, never to be deployed: a coin decides whose reward is whose in each pair. The gradient
+    # has the size that it has with a signal
+    shuffled: bool = False
+
+    @property
+    def images(self) -> int:
+        """How many are scored in an update."""
+        return 2 * self.states * self.pairs
+
+    def find_cell(self, height: int) -> int:
+        """How many places of a latent of this height a side of a cell has."""
+        return -(-height // self.grid)
+
+    def needs_reference(self) -> bool:
+        return False
+
+
+AnyRL = ReFL | DPO | GRPO | Surrogate | EvolutionStrategies

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from dmdr.config.batches import count_rl, count_trajectories
 from dmdr.config.deal import Deal, cut
-from dmdr.config.rl import AnyRL, Surrogate
+from dmdr.config.rl import AnyRL, EvolutionStrategies, Surrogate
 from dmdr.config.training import Training
 
 
@@ -66,6 +66,8 @@ def deal_to_rl(rl: AnyRL | None, steps: int, trajectories: int) -> Deal | None:
         return Deal(asked.states, trajectories)
     if isinstance(rl, Surrogate):
         return Deal(min(rl.samples, steps * trajectories), trajectories)
+    if isinstance(rl, EvolutionStrategies):
+        return Deal(min(rl.states, steps * trajectories), trajectories)
     return None
 
 

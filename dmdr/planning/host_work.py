@@ -12,7 +12,7 @@ from dmdr.assembly import StageConfig, select_stage
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.batches import count_rl
 from dmdr.config.deal import share_evenly
-from dmdr.config.rl import AnyRL, Policy, Surrogate
+from dmdr.config.rl import AnyRL, EvolutionStrategies, Policy, Surrogate
 from dmdr.config.run import Config
 from dmdr.config.shares import Share, deal_states, deal_to_rl, find_share
 from dmdr.config.stages import StageName
@@ -61,7 +61,7 @@ def count_host_work(config: Config, stage: StageName, backbone: Backbone, *, ran
     return HostWork(
         ranks=ranks,
         samples=-(-training.batch_size // ranks),
-        noise=max(mine) * latent,
+        noise=max(mine) * latent + _count_beside(rl, (channels, height, width), ranks),
         prompts=max(read) * conditioning,
         scores=_count_scored(scaled, steps) * len(rl.rewards if rl else ()) * FLOAT,
     )
@@ -80,6 +80,8 @@ def scale_stage(stage: StageConfig, ranks: int, own: int) -> StageConfig:
         rl = rl.model_copy(update={"states": scale(rl.states)} if rl.branches else groups)
     elif isinstance(rl, Surrogate):
         rl = rl.model_copy(update={"samples": scale(rl.samples)})
+    elif isinstance(rl, EvolutionStrategies):
+        rl = rl.model_copy(update={"states": scale(rl.states)})
     training: Training = stage.training.model_copy(update={**changes, "rl": rl})
     return StageConfig(stage.name, training, rl, stage.distribution_matching, stage.watch, stage.fake_warmup)
 
@@ -97,10 +99,21 @@ def _count_latents(stage: StageConfig, share: Share, steps: int, at: tuple[int, 
     return rolled_out + branching + fake + student * (1 if training.decoupled is None else 2)
 
 
+def _count_beside(rl: AnyRL | None, shape: tuple[int, int, int], ranks: int) -> int:
+    """The bytes of noise that evolution strategies draw on a rank, one number for each cell of each channel."""
+    if not isinstance(rl, EvolutionStrategies):
+        return 0
+    channels, height, width = shape
+    side = rl.find_cell(height)
+    return len(share_evenly(rl.states, ranks, 0)) * rl.pairs * channels * -(-height // side) * -(-width // side) * FLOAT
+
+
 def _count_scored(stage: StageConfig, steps: int) -> int:
     """The images whose scores every rank gets."""
     asked = count_rl(stage.rl, steps)
     if asked.branches:
         return asked.states * asked.branches
+    if isinstance(stage.rl, EvolutionStrategies):
+        return stage.rl.images
     dealt = deal_to_rl(stage.rl, steps, deal_states(stage.training, stage.rl, steps).trajectories)
     return asked.trajectories or (dealt.states if dealt else 0)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dmdr.config.rl import DPO, GRPO, AnyRL, Policy, ReFL, Surrogate
+from dmdr.config.rl import DPO, GRPO, AnyRL, EvolutionStrategies, Policy, ReFL, Surrogate
 from dmdr.draws import Run, roll_out_prompts, select_batches
 from dmdr.rewards.sources import RewardSources
 from dmdr.rl.algorithms import build_algorithm
@@ -70,6 +70,7 @@ def list_rows(own: AnyRL, *, differentiable: bool) -> dict[str, AnyRL]:
         ("grpo, whole images", GRPO, WHOLE),
         ("dpo, branches", DPO, BRANCHES),
         ("dpo, whole images", DPO, WHOLE),
+        ("es", EvolutionStrategies, {}),
         ("surrogate", Surrogate, {}),
     ]
     rows: dict[str, AnyRL] = {f"{own.algorithm}, as in the config": own}

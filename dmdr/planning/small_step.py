@@ -25,6 +25,7 @@ from dmdr.planning.work import Tally, Work
 from dmdr.promptset.encode import count_numbers
 from dmdr.rl.actions import Actions
 from dmdr.rl.dpo import DPO
+from dmdr.rl.evolution_strategies import EvolutionStrategies
 from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Figures, Objective
 from dmdr.rl.refl import ReFL
@@ -258,6 +259,8 @@ class SmallStep:
         copies = batches * share - min(batches, self.small.small_training.fake_updates) * self.small.small_batch
         copies += math.ceil(asked.states / self.plan.ranks)
         branches = asked.states * (2 * asked.branches + len(states.x0)) if asked.branches else asked.states
+        if isinstance(self.algorithm, EvolutionStrategies):
+            branches += 2 * self.algorithm.config.images  # the images, their noise, and what is added and subtracted
         return (
             more * (2 * len(states.x0) * latent + conditioning)
             + copies * (2 * latent + conditioning)
@@ -265,15 +268,16 @@ class SmallStep:
         )
 
     def build_objective(self, window: Window) -> Objective:
-        """The algorithm's objective; for DPO and GRPO, which select states by rewards, one that costs the same."""
+        """The algorithm's objective, or one that costs the same where states or images are chosen by their values."""
         algorithm, base, path, asked = self.algorithm, self.base, self.base.backbone.path, self.asked
-        if isinstance(algorithm, Surrogate):
+        if isinstance(algorithm, Surrogate | EvolutionStrategies):
             with torch.no_grad():
                 x0, records = window.states.x0[-1, :1], window.records[:1]
                 score = self.count(lambda: algorithm.reward.score_samples(x0, records, 1))
-            self.plan.set_work("reward", score.scale(algorithm.config.samples))
+            self.plan.set_work("reward", score.scale(algorithm.config.images))
+        if isinstance(algorithm, Surrogate):
             return Objective(algorithm.compute_loss)
-        if not isinstance(algorithm, DPO | GRPO):
+        if not isinstance(algorithm, DPO | GRPO | EvolutionStrategies):
             assert algorithm is not None
             return algorithm.build_objective(window)
         needs_reference = self.small.stage.rl is not None and self.small.stage.rl.needs_reference()
@@ -281,6 +285,9 @@ class SmallStep:
         part = min(share, window.micro_batch or share)
         steps, count = window.states.x0.shape[:2]
         pairs = torch.arange(min(share, 2 * part)) % (steps * count)
+
+        def follow(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
+            return (x0 * batch.x0).sum() / batch.of, {}
 
         def loss(x0: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Figures]:
             x_next = batch.x_t[:, None].expand(-1, max(1, asked.branches), -1, -1, -1)
@@ -292,7 +299,8 @@ class SmallStep:
                 value = value - actions.log_prob(here, reference).mean()
             return value * batch.share, {}
 
-        return Objective(loss, [select_states(window.states, window.c, pairs, most=window.micro_batch)])
+        own = follow if isinstance(algorithm, EvolutionStrategies) else loss
+        return Objective(own, [select_states(window.states, window.c, pairs, most=window.micro_batch)])
 
     def count_reward(self, objective: Objective, batch: Batch) -> Tally:
         """The work of ReFL's reward for one part of a batch: decoder and rewards, forward and backward."""

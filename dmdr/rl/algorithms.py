@@ -6,6 +6,7 @@ from dmdr.config import rl as config_of
 from dmdr.config.rl import AnyRL
 from dmdr.rewards.sources import RewardSources
 from dmdr.rl.dpo import DPO
+from dmdr.rl.evolution_strategies import EvolutionStrategies
 from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Algorithm
 from dmdr.rl.refl import ReFL
@@ -20,7 +21,7 @@ def build_algorithm(
     *,
     seed: int = 0,
 ) -> Algorithm:
-    """ReFL, DPO, GRPO or the surrogate over one SharedBase.
+    """ReFL, DPO, GRPO, evolution strategies or the surrogate over one SharedBase.
 
     weights: where the rewards of the config lie. seed: of the words
     that a preference draws.
@@ -33,6 +34,8 @@ def build_algorithm(
         return ReFL(config, base, weights, seed=seed)
     if isinstance(config, config_of.Surrogate):
         return Surrogate(config, base, weights, seed=seed)
+    if isinstance(config, config_of.EvolutionStrategies):
+        return EvolutionStrategies(config, base, weights, seed=seed)
     if isinstance(config, config_of.DPO):
         return DPO(config, base, weights, seed=seed)
     return GRPO(config, base, weights, seed=seed)

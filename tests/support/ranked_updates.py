@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dmdr.config import rl as config_of
 from dmdr.config.few_steps import FewSteps
+from dmdr.config.load import ALGORITHMS
 from dmdr.config.training import Joint, Optimizer
 from dmdr.draws import Run, roll_out_prompts
 from dmdr.noise import RowNoise
@@ -47,6 +47,7 @@ CASES: dict[str, tuple[dict | None, int, int, int | None]] = {
     "dpo, whole": ({**DPO, **WHOLE}, 4, 5, None),
     "grpo, shuffled": ({**GRPO, **BRANCHES, "shuffled": True}, 4, 5, None),
     "surrogate": ({"algorithm": "surrogate", "samples": 8, "steps": 2, "width": 8}, 4, 5, None),
+    "es, uneven": ({"algorithm": "es", "states": 7, "pairs": 2, "grid": 3, "normalise": True}, 4, 5, None),
 }
 
 COMPARED = ("grpo, branches", "dpo, whole")  # cases whose batch of RL is compared by halves as well
@@ -77,8 +78,7 @@ def make_run(folder: Path, case: str, *, device: str = "cpu") -> tuple[Run, Trai
     base.keep_reference()
     rl = None
     if settings is not None:
-        kinds = {"refl": config_of.ReFL, "grpo": config_of.GRPO, "dpo": config_of.DPO, "surrogate": config_of.Surrogate}
-        config = kinds[settings["algorithm"]](weight=0.5, rewards={"lab-conv": 1.0}, **settings)
+        config = ALGORITHMS[settings["algorithm"]].model_validate({"weight": 0.5, "rewards": {"lab-conv": 1.0}, **settings})
         rl = RLTerm(build_algorithm(config, base, seed=0), config)
         for reward in rl.algorithm.reward.rewards.values():
             reward.double()

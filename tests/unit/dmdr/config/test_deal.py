@@ -8,7 +8,7 @@ import pytest
 
 from dmdr.config.batches import count_trajectories
 from dmdr.config.deal import Deal, share_evenly
-from dmdr.config.rl import GRPO, Surrogate
+from dmdr.config.rl import GRPO, EvolutionStrategies, Surrogate
 from dmdr.config.shares import Trajectories, deal_states, deal_to_rl, find_share
 from dmdr.config.training import Joint, Optimizer
 
@@ -82,8 +82,9 @@ def test_where_shares_agree_no_trajectory_is_rolled_out_twice():
         GRPO(algorithm="grpo", **REWARDS, branches=4, states=19, inner_updates=2),
         GRPO(algorithm="grpo", **REWARDS, branches=0, batch=24, group_size=4, inner_updates=3),
         Surrogate(algorithm="surrogate", **REWARDS, samples=21),
+        EvolutionStrategies(algorithm="es", **REWARDS, states=19),
     ],
-    ids=["none", "branches", "whole", "surrogate"],
+    ids=["none", "branches", "whole", "surrogate", "es"],
 )
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_a_rank_has_what_rl_needs(rl, ranks):

@@ -22,6 +22,7 @@ RLS = {
     "branches": {"algorithm": "grpo", **REWARDS, "branches": 3, "states": 6, "inner_updates": 2},
     "whole": {"algorithm": "dpo", **REWARDS, "branches": 0, "batch": 6, "group_size": 3},
     "surrogate": {"algorithm": "surrogate", **REWARDS, "samples": 6, "steps": 1, "width": 8},
+    "es": {"algorithm": "es", **REWARDS, "states": 5, "pairs": 2, "grid": 3},
 }
 RATES = {"student": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 1e-4}}
 
@@ -50,7 +51,7 @@ def test_noise_is_counted_as_an_update_draws_it(rl, tiny_config, tiny_sd3_folder
     run = replace(run, noise=Counting())
     training_step(run, assembly.state)
     assert counted.noise == run.noise.drawn > 0
-    assert counted.scores == {"branches": 3 * 6 * 4, "whole": 6 * 4, "surrogate": 6 * 4}.get(rl, 0)
+    assert counted.scores == {"branches": 3 * 6 * 4, "whole": 6 * 4, "surrogate": 6 * 4, "es": 5 * 2 * 2 * 4}.get(rl, 0)
 
 
 @pytest.mark.parametrize("rl", RLS)
@@ -65,4 +66,4 @@ def test_a_rank_has_as_much_to_do_beside_255_others(rl, fake_updates, tiny_confi
     assert {each.samples for each in works} == {8}
     for each in works[1:]:
         assert each.noise <= 1.1 * works[0].noise and each.prompts <= 1.2 * works[0].prompts
-        assert each.scores == each.ranks * works[0].scores <= 256 * 18 * 4, "a few bytes an image"
+        assert each.scores == each.ranks * works[0].scores <= 256 * 20 * 4, "a few bytes an image"

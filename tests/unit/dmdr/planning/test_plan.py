@@ -129,6 +129,7 @@ CASES = {  # student, joint, execution, the rest
     "grpo": (FULL, {"rl": {"algorithm": "grpo", "branches": 4, "states": 6, **REWARDS}}, {}, {}),
     "dpo": (LORA, {"rl": {"algorithm": "dpo", "branches": 0, "batch": 8, "group_size": 4, **REWARDS}}, {}, {}),
     "surrogate": (FULL, {"rl": {"algorithm": "surrogate", "samples": 8, **REWARDS}}, {}, {}),
+    "es": (FULL, {"rl": {"algorithm": "es", "states": 8, "pairs": 6, **REWARDS}}, {}, {}),
     "rl-alone": (
         FULL,
         {"rl": {"algorithm": "refl", "pretraining": 1.0, **REWARDS}, "distribution_matching": False},

@@ -21,6 +21,7 @@ from dmdr.noise import noise_for
 from dmdr.path import FlowPath, VPPath
 from dmdr.rl.actions import Actions, follow_trajectories
 from dmdr.rl.dpo import DPO
+from dmdr.rl.evolution_strategies import EvolutionStrategies
 from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import RLTerm
 from dmdr.rl.refl import ReFL
@@ -43,6 +44,7 @@ MAKE = {
     "grpo-branches": (GRPO, config_of.GRPO, {"branches": 3, "states": 3}),
 }
 MAKE["surrogate"] = (Surrogate, config_of.Surrogate, {"samples": 8, "steps": 2, "width": 8})
+MAKE["es"] = (EvolutionStrategies, config_of.EvolutionStrategies, {"states": 3, "pairs": 2})
 POLICIES = ["dpo", "grpo", "dpo-branches", "grpo-branches"]
 
 
