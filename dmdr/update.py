@@ -6,9 +6,9 @@ trajectory are on-policy samples for the fake score and inputs for the student.
    updates costs K N F. B is the batch, F one forward of the base.
 2. The student's update runs the fake score once. Its prediction serves the score and, on the same renoised sample,
    its own loss. Its graph is kept, so real (2 B, no graph) and fake (B) are two calls, not one of 3 B.
-3. ReFL uses the student's own forward of that update. GRPO and DPO have states of their own, which change nothing in
-   what distribution matching and the fake score see: 3 F for as many states as the batch has.
-4. Where RL's gradient is clipped apart (GRPO, DPO, a matched weight), it is summed apart: one more backward pass.
+3. ReFL uses the student's own forward of that update. GRPO, DPO and evolution strategies (ES) have states of their own,
+   which change nothing in what distribution matching and the fake score see: 3 F for as many states as the batch has.
+4. Where RL's gradient is clipped apart (GRPO, DPO, ES, a matched weight), it is summed apart: one more backward pass.
 5. A batch may run in parts whose gradients add up: the same update in less memory.
 6. Decoupled levels (Decoupled-DMD, arXiv 2511.22677, equation 8) take the CFG of the real score at a sample of its own:
    real is then B and 2 B, one F more.

@@ -211,7 +211,7 @@ class Config(Section):
             if isinstance(rl, ReFL) and without:
                 raise ValueError(
                     f"{stage}.rl.algorithm refl needs a gradient, and the reward {without[0]} has none; set algorithm: "
-                    "grpo or dpo, or use another reward"
+                    "es, grpo or dpo, or use another reward"
                 )
             checker = sorted(name for name in rl.rewards if name.startswith("lab-checker"))
             if checker and "lab:held-out" in self.prompts.sources:

@@ -180,7 +180,7 @@ def refuse_without_gradient(rewards: Mapping[str, Reward]) -> None:
     if without_gradient:
         raise ConfigError(
             f"rl.rewards: ReFL needs a gradient, but {', '.join(without_gradient)} has none; use another "
-            "reward, or algorithm: grpo or dpo"
+            "reward, or algorithm: es, grpo or dpo"
         )
 
 

@@ -2,7 +2,7 @@
 
 Once per training step an algorithm sees a rollout (Window), without a graph, and builds an Objective. ReFL's is a loss
 of the student's own update: it is called with the x0 that the student has just predicted, graph attached, and with the
-Batch of states behind it. DPO's and GRPO's have states of their own, on which the student runs a second time.
+Batch of states behind it. So is the surrogate's. The others have states of their own, on which the student runs again.
 
 The sampler is a policy: its renoising step draws x_next ~ N(mean, deviation^2) of `rollout.Renoising`, on the flow and
 the VP path alike, so likelihoods are exact. The first noise is no action, and the last step, which only predicts x0,

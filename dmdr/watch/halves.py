@@ -1,8 +1,8 @@
 """Whether two halves of RL's batch pull the same way: what `dmdr signal` measures, in its cheap form, beside each look.
 
-1. The figure is the cosine, in the student's parameters, of the gradients of two halves of the states that GRPO or DPO
-   learn from, of different prompts. It is near 0 if the gradient is mostly noise. A shared bias raises it as a signal
-   does. One batch tells little: read the mean over the looks.
+1. The figure is the cosine, in the student's parameters, of the gradients of two halves of the states that GRPO, DPO
+   or evolution strategies learn from, of different prompts. It is near 0 if the gradient is mostly noise. A shared bias
+   raises it as a signal does. One batch tells little: read the mean over the looks.
 2. It costs two forwards and two backward passes of RL's states at each look, 6 F of them. Counted, that is 0.3 % of the
    updates from one look to the next with the default settings, 1 % with whole images, and a quarter of the look itself.
    It changes no bit of what is trained.

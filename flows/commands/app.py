@@ -204,10 +204,10 @@ def measure_signal(
 ) -> int:
     """Measure in minutes whether an RL setting carries anything, before you pay for it.
 
-    For ReFL, GRPO, DPO and the surrogate, and for the config's own settings: the cosine of the gradient that it gives
-    the student with the reward's own, step by step, with standard errors. If a reward has no gradient, the cosine of
-    two halves of a batch. A surrogate is fitted first, and its held-out fit stands beside it. It reads the run's sealed
-    prompts and cold start, and trains and writes nothing.
+    For ReFL, GRPO, DPO, evolution strategies and the surrogate, and for the config's own settings: the cosine of the
+    gradient that it gives the student with the reward's own, step by step, with standard errors. If a reward has no
+    gradient, the cosine of two halves of a batch. A surrogate is fitted first, and its held-out fit stands beside it.
+    It reads the run's sealed prompts and cold start, and trains and writes nothing.
 
     example: dmdr signal my.yaml --updates 16
     """

@@ -78,7 +78,9 @@ def make_run(folder: Path, case: str, *, device: str = "cpu") -> tuple[Run, Trai
     base.keep_reference()
     rl = None
     if settings is not None:
-        config = ALGORITHMS[settings["algorithm"]].model_validate({"weight": 0.5, "rewards": {"lab-conv": 1.0}, **settings})
+        config = ALGORITHMS[settings["algorithm"]].model_validate(
+            {"weight": 0.5, "rewards": {"lab-conv": 1.0}, **settings}
+        )
         rl = RLTerm(build_algorithm(config, base, seed=0), config)
         for reward in rl.algorithm.reward.rewards.values():
             reward.double()

@@ -40,7 +40,11 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
     ("joint", "sections", "message"),
     [
         ({"rl": {"weight": 1.0, "rewards": {"lab-conv": 1.0}}}, {}, "joint.rl.algorithm is missing; set one of refl"),
-        ({"rl": {**REFL, "algorithm": "ppo"}}, {}, "joint.rl.algorithm is ppo; set one of refl, dpo, grpo, surrogate, es"),
+        (
+            {"rl": {**REFL, "algorithm": "ppo"}},
+            {},
+            "joint.rl.algorithm is ppo; set one of refl, dpo, grpo, ",
+        ),
         (
             {"rl": {**GRPO, "branches": 0, "group_size": 1}},
             {},

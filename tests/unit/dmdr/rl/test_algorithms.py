@@ -462,7 +462,7 @@ def test_refl_refuses_a_reward_without_gradient_and_the_others_take_it(tiny_sd3_
     reward.differentiable = False
     broken(monkeypatch, reward)
     base = SharedBase(copy_teacher(tiny_sd3_folder), fake_rank=2, fake_scale=2.0, student_rank=None, seed=0)
-    with pytest.raises(ConfigError, match="flat has none; use another reward, or algorithm: grpo or dpo"):
+    with pytest.raises(ConfigError, match="flat has none; use another reward, or algorithm: es, grpo or dpo"):
         ReFL(settings("refl", rewards={"flat": 1.0}), base)
     GRPO(settings("grpo", rewards={"flat": 1.0}), base)
 
