@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from dmdr.config.batches import count_rl, count_student_forwards
-from dmdr.config.rl import DPO, GRPO, AnyRL, ReFL
+from dmdr.config.rl import DPO, GRPO, AnyRL, EvolutionStrategies, ReFL
 from dmdr.planning.architectures import ARCHITECTURES, SD3_MEDIUM_LAYERS, SD35_LARGE_LAYERS, SDXL_LAYERS
 from dmdr.planning.cost import CostCounter
 from dmdr.planning.shapes import KnownShapes
@@ -147,6 +147,7 @@ def print_rl(steps: int = 4, batch: int = 32) -> None:
         (f"grpo, {batch} whole images", GRPO, published),
         ("dpo, branches 8 of 24 states", DPO, {}),
         (f"dpo, {batch} whole images", DPO, published),
+        ("es, 8 pairs of 32 states", EvolutionStrategies, {}),
     ]
     for label, kind, settings in rows:
         named = {"algorithm": label.partition(",")[0], "weight": 1.0, "rewards": {"lab-conv": 1.0}}

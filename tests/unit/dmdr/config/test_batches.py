@@ -10,7 +10,7 @@ import pytest
 from dmdr import distributed
 from dmdr.config.batches import RLBatch, check_split, count_parts, count_rl, count_student_forwards
 from dmdr.config.load import load_config
-from dmdr.config.rl import DPO, GRPO, ReFL
+from dmdr.config.rl import DPO, GRPO, EvolutionStrategies, ReFL
 from dmdr.config.training import Joint, Optimizer
 from dmdr.errors import ConfigError
 
@@ -58,6 +58,7 @@ def test_what_can_be_shared_is_not(tiny_config: Callable[..., Path]):
     load_config(tiny_config(cold_start=larger, joint=larger, execution=on_nodes(2, 2)))
 
 
+REWARD = {"weight": 1.0, "rewards": {"lab-conv": 1.0}}
 GROUPS = {"weight": 1.0, "rewards": {"lab-conv": 1.0}, "branches": 0, "batch": 12, "group_size": 6}
 STATES = {"weight": 1.0, "rewards": {"lab-conv": 1.0}, "branches": 4, "states": 9}
 
@@ -70,8 +71,20 @@ STATES = {"weight": 1.0, "rewards": {"lab-conv": 1.0}, "branches": 4, "states": 
         (GRPO(algorithm="grpo", **STATES), 3, None, None),
         (GRPO(algorithm="grpo", **STATES), 3, 4, None),
         (GRPO(algorithm="grpo", **STATES), 4, None, "joint.rl.states 9 cannot be shared evenly among 4 processes"),
+        (EvolutionStrategies(algorithm="es", **REWARD, states=48), 3, 2, None),
+        (EvolutionStrategies(algorithm="es", **REWARD, states=49), 1, None, "joint.rl.states 49 is more than the 48 "),
+        (EvolutionStrategies(algorithm="es", **REWARD, states=3), 4, None, "joint.rl.states 3 cannot be shared evenly"),
     ],
-    ids=["groups", "too few groups", "states", "states in parts", "too few states"],
+    ids=[
+        "groups",
+        "too few groups",
+        "states",
+        "states in parts",
+        "too few states",
+        "es",
+        "es, too many",
+        "es, too few",
+    ],
 )
 def test_what_rl_samples_is_shared_too(rl, ranks, micro_batch, said):
     training = Joint(updates=1, batch_size=12, fake_updates=5, student=Optimizer(**RATE), fake_score=Optimizer(**RATE))
@@ -87,6 +100,7 @@ def test_what_rl_samples_and_trains_is_what_the_settings_say():
     inner = GRPO(algorithm="grpo", inner_updates=2, **GROUPS)
     assert count_rl(inner, 4) == RLBatch(12, 6, states=36, inner_updates=2)
     assert count_rl(GRPO(algorithm="grpo", **STATES), 4) == RLBatch(states=9, branches=4)
+    assert count_rl(EvolutionStrategies(algorithm="es", **REWARD), 4) == RLBatch(states=32)
     assert count_rl(ReFL(algorithm="refl", weight=1.0, rewards={"lab-conv": 1.0}), 4) == count_rl(None, 4) == RLBatch()
     assert count_student_forwards(GRPO(algorithm="grpo", **STATES), 4) == 4 * 3 * (3 + 2 + 1)
     hybrid = GRPO(algorithm="grpo", hybrid=True, **STATES | {"states": 8})
