@@ -26,7 +26,7 @@ from dmdr.planning.small_stage import BlankPrompts
 from dmdr.train import training_step
 from flows import cli
 from tests.support.tiny_teachers import copy_teacher
-from tests.support.trained_run import context_for, run_stage, trained_run
+from tests.support.trained_run import context_for, seal_stage, trained_run
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +161,7 @@ def test_memory_is_that_of_the_run(tiny_config, tmp_path, monkeypatch, request, 
         )
     )
     stage, store = ("cold_start" if joint is None else "joint"), tmp_path / "store"
-    run_stage(config, store, "prompts") if joint is None else trained_run(config, store)
+    seal_stage(config, store, "prompts") if joint is None else trained_run(config, store)
     if joint is not None:  # its sealed stand-in goes, its inputs stay
         shutil.rmtree(store / "tiny/joint")
     real = measured(config, store, stage, tmp_path / "trace.json", monkeypatch)

@@ -39,7 +39,7 @@ from dmdr.watch.figures import (
     sharpness,
 )
 from dmdr.watch.watcher import Watcher
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import seal_stage
 
 HELD_OUT, SEED, STEPS = "lab-mixer", 11, 2
 DEAF = {"reward_drop": 9.0, "diversity_drop": 0.999, "saturation_rise": 999.0}  # no finite image sets these off
@@ -104,7 +104,7 @@ class Bench:
 
     def __init__(self, config_path: Path, store: Path, rank: int | None) -> None:
         self.config = load_config(config_path)
-        self.folder = run_stage(self.config, store, "prompts")
+        self.folder = seal_stage(self.config, store, "prompts")
         backbone = load_teacher(find_teacher(self.config.teacher.path), text=False)
         self.base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=rank, seed=0)
         optimizer = Optimizer(learning_rate=1e-3)
