@@ -54,7 +54,7 @@ def exported(tiny_config: Callable[..., Path], tmp_path: Path) -> Callable[..., 
     def export(**student: object) -> Path:
         config = load_config(tiny_config(student={"steps": 2, **student}, export={"dtype": "float32"}, run="before"))
         store = trained_run(config, tmp_path / "before")
-        return run_stage(config, store, "export")
+        return seal_stage(config, store, "export")
 
     return export
 

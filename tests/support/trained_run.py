@@ -90,11 +90,13 @@ _sealed: dict[str, tuple[dict[str, bytes], Json]] = {}  # files and facts of wha
 
 
 def seal_stage(config: Config, store: Path, stage: str) -> Path:
-    """`run_stage` for a stage that is only the beginning of a test: run once, and copied for equal settings and inputs.
+    """`run_stage` for a stage that is only the beginning of a test: run once a worker, and copied for the same run with
+    equal settings and inputs.
 
     A copy checks nothing and writes no more than the result.
     """
-    key = fingerprint([stage, identity(config, stage), fingerprint_inputs(config, stage, str(store), config.run)])
+    inputs = fingerprint_inputs(config, stage, str(store), config.run)
+    key = fingerprint([config.run, stage, identity(config, stage), inputs])
     if key not in _sealed:
         folder, record = run_stage(config, store, stage), Artifact(str(store), config.run, stage).record()
         _sealed[key] = {name: (folder / name).read_bytes() for name in record.files}, record.facts
