@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support import program
+
 ROOT = Path(__file__).parents[2]
 STARTUP = 300  # seconds; a server migrates its database first
 
@@ -26,8 +28,8 @@ def started(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[by
 
 
 def prefect(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prefect", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    """Run Prefect's command line to its end, in a fork of an interpreter that has Prefect already."""
+    done = program.run("from prefect.cli import app; app()", *arguments, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
