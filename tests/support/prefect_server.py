@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.support import program
@@ -77,9 +80,29 @@ def asked(environment: dict[str, str], path: str, body: dict | None = None, meth
             time.sleep(1)
 
 
+def copy_database(home: Path, shared: Path) -> None:
+    """Give a server its database with all tables: migrated once in a folder that the workers of pytest share."""
+    database = shared / "prefect.db"
+    with (shared / "prefect.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            scratch = shared / "prefect-migrated"
+            scratch.mkdir(exist_ok=True)
+            environment = server_environment(scratch)[1]
+            del environment["PREFECT_API_URL"]
+            prefect("server", "database", "upgrade", "--yes", environment=environment)
+            with closing(sqlite3.connect(scratch / "prefect.db")) as migrated:
+                migrated.execute("VACUUM INTO ?", (str(scratch / "whole.db"),))  # with what lies in its log beside it
+            (scratch / "whole.db").rename(database)
+    shutil.copyfile(database, home / "prefect.db")
+
+
 @contextmanager
 def server_alone(home: Path) -> Iterator[dict[str, str]]:
-    """A server on SQLite with the work pool `local`, no deployment and no worker; its clients' environment."""
+    """A server on SQLite with the work pool `local`, no deployment and no worker; its clients' environment.
+
+    home: where its database may lie already.
+    """
     port, environment = server_environment(home, PYTHONPATH=str(ROOT), PREFECT_DEFAULT_WORK_POOL_NAME="local")
     process = started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)
     try:
