@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 
@@ -65,9 +66,9 @@ class Deal:
     def widen(self, ranks: int, rank: int) -> range:
         """The trajectories that a rank rolls out: those of its states, and neighbours until every rank has equally many
         of them, because networks whose weights are split run on all ranks together."""
-        needed = [self.list_trajectories(share_evenly(self.states, ranks, each)) for each in range(ranks)]
-        width = max(map(len, needed))
-        start = min(needed[rank].start, self.trajectories - width)
+        needed = self.list_trajectories(share_evenly(self.states, ranks, rank))
+        width = _find_width(self, ranks)
+        start = min(needed.start, self.trajectories - width)
         return range(start, start + width)
 
     def list_others(self, held: Deal, ranks: int, rank: int) -> list[int]:
@@ -75,10 +76,27 @@ class Deal:
 
         Every rank has equally many, so some roll out one again. None, where the shares of the two deals agree.
         """
-        needed = []
-        for each in range(ranks):
-            have = held.widen(ranks, each)
-            asked = self.list_trajectories(share_evenly(self.states, ranks, each))
-            needed.append([number for number in asked if number not in have])
+        needed = _list_missing(self, held, ranks)
         width, own = max(map(len, needed)), needed[rank]
         return own + [held.widen(ranks, rank)[0]] * (width - len(own))
+
+
+# Both look at every rank, and a plan asks them for every rank.
+
+
+@lru_cache(maxsize=32)
+def _find_width(deal: Deal, ranks: int) -> int:
+    """The most trajectories that the states of any rank are of."""
+    shares = (share_evenly(deal.states, ranks, rank) for rank in range(ranks))
+    return max(len(deal.list_trajectories(states)) for states in shares)
+
+
+@lru_cache(maxsize=8)
+def _list_missing(deal: Deal, held: Deal, ranks: int) -> list[list[int]]:
+    """For each rank, the trajectories of its states that it does not roll out for the deal `held`."""
+    missing = []
+    for rank in range(ranks):
+        have = held.widen(ranks, rank)
+        asked = deal.list_trajectories(share_evenly(deal.states, ranks, rank))
+        missing.append([number for number in asked if number not in have])
+    return missing

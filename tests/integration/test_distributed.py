@@ -18,7 +18,7 @@ from dmdr.config.load import load_config
 from dmdr.errors import ConfigError
 from stages.runtime import ranks
 from tests.support.stage_process import command, finish, start
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import run_stage, seal_stage
 from tests.support.training_results import TRAINING, assert_same, results
 
 pytestmark = pytest.mark.process
@@ -104,7 +104,7 @@ def test_distillation_is_the_same_bits_beside_rl_of_weight_0_in_two_processes(ti
     """Branches of GRPO, whose gradient each rank sums apart."""
     sealed, store, alone = [], tmp_path / "store", load_config(together(tiny_config, 1))
     for stage in ("prompts", "cold_start"):
-        run_stage(alone, store, stage)
+        seal_stage(alone, store, stage)
     for weighted in (None, {"algorithm": "grpo", "weight": 0.0, "branches": 3, "states": 3}):
         rl = None if weighted is None else {**weighted, "rewards": {"lab-conv": 1.0}}
         config = together(tiny_config, 2, joint={**TRAINING, "updates": 2, "dynamic": {"updates": 2}, "rl": rl})
@@ -119,7 +119,7 @@ def test_distillation_is_the_same_bits_beside_rl_of_weight_0_in_two_processes(ti
 
 def test_torchrun_may_start_the_ranks(tiny_config, tmp_path, monkeypatch):
     config = together(tiny_config, 1)
-    run_stage(load_config(config), tmp_path, "prompts")
+    seal_stage(load_config(config), tmp_path, "prompts")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     finish([*torchrun, "-m", *command("cold_start", config, tmp_path)])
     record = json.loads((tmp_path / "tiny/cold_start/record.json").read_text())
@@ -133,7 +133,7 @@ def test_torchrun_may_start_the_ranks(tiny_config, tmp_path, monkeypatch):
 @pytest.mark.parametrize("who", ["all", "one"])
 def test_sigterm_on_any_rank_leaves_one_checkpoint_and_75(tiny_config, tmp_path, who):
     config = together(tiny_config, 2, cold_start={**TRAINING, "updates": 4000})
-    run_stage(load_config(config), tmp_path, "prompts")
+    seal_stage(load_config(config), tmp_path, "prompts")
     process = start(command("cold_start", config, tmp_path))
     checkpoints = tmp_path / "tiny/cold_start/checkpoints"
     while not list(checkpoints.glob("*/manifest.json")) and process.poll() is None:
@@ -177,6 +177,6 @@ def test_one_machine_is_no_place_for_hsdp(tiny_config, tmp_path):
     config = together(
         tiny_config, 2, "hsdp", student={"steps": 2, "form": "full"}, cold_start={**TRAINING, "batch_size": 4}
     )
-    run_stage(load_config(config), tmp_path, "prompts")
+    seal_stage(load_config(config), tmp_path, "prompts")
     told = finish(command("cold_start", config, tmp_path), 64)
     assert "execution.sharding is hsdp" in told and "set fsdp" in told and "Traceback" not in told

@@ -22,7 +22,7 @@ from stages import evaluate
 from stages.evaluation.samples import build_sample, pack, unpack
 from stages.store.artifacts import Artifact
 from tests.support.stage_process import command, finish, start
-from tests.support.trained_run import context_for, run_stage, trained_run
+from tests.support.trained_run import context_for, run_stage, seal_stage, trained_run
 
 PROMPTS = 260  # three shards
 SAME = ("scorecard.json", "scores.jsonl", "scores.parquet", "grid.png")
@@ -60,7 +60,7 @@ def ready(many, tmp_path: Path) -> Callable[[str], Path]:
     def make(name: str, **changes: object) -> Path:
         config = load_config(many(**changes))
         store = trained_run(config, tmp_path / name)
-        run_stage(config, store, "export")
+        seal_stage(config, store, "export")
         return store
 
     return make
@@ -199,7 +199,7 @@ def test_benchmarks_beside_rewards(tiny_config, table, tiny_mask2former, tiny_bl
         )
     )
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     folder = run_stage(config, store, "evaluate")
     card = json.loads((folder / "scorecard.json").read_text())
     counts = {each["name"]: each["n"] for each in card["metrics"]}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dmdr.config.load import load_config
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import seal_stage
 
 ROOT = Path(__file__).parents[2]
 MOST = 6  # __main__'s main, the stage, train, training_step, update_student, step
@@ -35,7 +35,7 @@ runpy.run_module("stages", run_name="__main__", alter_sys=True)
 def test_from_the_command_to_the_optimizer_in_six_frames(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
     path = tiny_config()
     for stage in ("prompts", "cold_start"):
-        run_stage(load_config(path), tmp_path / "store", stage)
+        seal_stage(load_config(path), tmp_path / "store", stage)
     command = [sys.executable, "-c", STAGE, "joint", "--config", str(path), "--store", str(tmp_path / "store")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

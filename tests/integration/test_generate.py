@@ -16,7 +16,7 @@ from dmdr.errors import Stopped
 from flows import cli
 from stages import cold_start
 from tests.support.s3_server import spoil
-from tests.support.trained_run import context_for, run_stage, trained_run
+from tests.support.trained_run import context_for, run_stage, seal_stage, trained_run
 
 PROMPT = "a Red circle, please"
 
@@ -31,7 +31,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_an_export_draws_what_its_pipeline_draws_for_anybody(store, tiny_config, tmp_path, capsys):
     config = load_config(tiny_config())
-    run_stage(config, trained_run(config, store), "export")
+    seal_stage(config, trained_run(config, store), "export")
     capsys.readouterr()
     assert generate("tiny", PROMPT, "--n", 2, "--store", store, "--out", tmp_path / "two") == 0
     said = capsys.readouterr().out.splitlines()
@@ -64,7 +64,7 @@ def test_an_open_run_draws_with_the_ema_of_its_newest_checkpoint(student, tiny_c
     longer = load_config(path)
     shorter = longer.model_copy(update={"cold_start": longer.cold_start.model_copy(update={"updates": 1})})
     open_store, whole_store = tmp_path / "open", tmp_path / "whole"
-    run_stage(longer, open_store, "prompts")
+    seal_stage(longer, open_store, "prompts")
     shutil.copytree(open_store, whole_store)
     updates = iter((False, True))
     with pytest.raises(Stopped):
@@ -86,7 +86,7 @@ def test_the_teacher_stands_beside_the_student(family, request, tiny_config, tmp
     teacher = {"path": str(folder), "guidance_scale": [2.5, 3.5], "steps": 3, "resolution": 16}
     path = tiny_config(teacher=teacher)  # it draws at the middle of the range
     config, store = load_config(path), tmp_path / "store"
-    run_stage(config, trained_run(config, store), "export")
+    seal_stage(config, trained_run(config, store), "export")
     assert generate(path, "кошка", "--n", 2, "--compare", "--store", store, "--out", tmp_path / "out") == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert "student, 2 NFE, " in said
@@ -110,7 +110,7 @@ def test_the_teacher_stands_beside_the_student(family, request, tiny_config, tmp
 
 def test_refusals(tiny_config, tmp_path, capsys):
     config, store = load_config(tiny_config()), tmp_path / "store"
-    run_stage(config, store, "prompts")
+    seal_stage(config, store, "prompts")
     (tmp_path / "file").touch()
     capsys.readouterr()
 
@@ -130,7 +130,7 @@ def test_refusals(tiny_config, tmp_path, capsys):
     told(64, "a seed is a whole number from 0", "tiny", PROMPT, "--seed", "-1")
     told(64, "file is a file; name a folder", "tiny", PROMPT, "--out", tmp_path / "file")
     trained_run(config, store)
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     capsys.readouterr()
     spoil(str(store), "tiny/export/provenance.json", b"{}")
     told(65, "provenance.json is damaged", "tiny", PROMPT)

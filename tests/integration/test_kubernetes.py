@@ -375,7 +375,7 @@ def test_kubectl_alone_runs_a_stage(cluster: Cluster, stage: Callable[..., Stage
 def test_several_nodes_train_as_one(cluster: Cluster, tiny_config: Callable[..., Path], tmp_path: Path):
     """A JobSet of two pods, each with its rank; the seal says that two processes made it."""
     from dmdr.config.load import load_config
-    from tests.support.trained_run import run_stage  # imports torch
+    from tests.support.trained_run import seal_stage  # imports torch
 
     store = tmp_path / "store"
     about = {
@@ -394,7 +394,7 @@ def test_several_nodes_train_as_one(cluster: Cluster, tiny_config: Callable[...,
         "fake_score": {"learning_rate": 2e-4},
     }
     config = tiny_config(execution={"device": "cpu", "cluster": about}, cold_start=training, joint=training)
-    run_stage(load_config(config), store, "prompts")
+    seal_stage(load_config(config), store, "prompts")
     said = launched(prepare_stage("cold_start", str(config), "tiny", str(store)))
     assert Artifact(str(store), "tiny", "cold_start").record().provenance.processes == 2
     assert any(line.startswith("node 0: ") for line in said) and len(cluster.kubelet.started) == 2

@@ -16,7 +16,7 @@ from dmdr.metrics.verifier import load_any_reward
 from dmdr.rewards.sources import list_sources
 from tests.integration.test_reward_service import end, facts, find_port, last_step, wait_for_checkpoint
 from tests.support.stage_process import Process, command, start
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import seal_stage
 
 RECORDS = [{"prompt": 'a sign that says "OPEN"'}, {"prompt": 'a sign that says "MOON"'}]
 RL = {"algorithm": "grpo", "weight": 1.0, "branches": 2, "states": 2, "rewards": {"reader": 1.0}}
@@ -55,7 +55,7 @@ def test_a_run_waits_for_its_reader_and_ends_sealed(tiny_config, tmp_path):
     signs = [f'a sign that says "{word}"' for word in ("OPEN", "MOON", "TEA", "SALE", "Good day", "42")]
     (tmp_path / "train.txt").write_text("\n".join(signs) + "\n", encoding="utf-8")
     for stage in ("prompts", "cold_start"):  # which need no service
-        run_stage(load_config(config), store, stage)
+        seal_stage(load_config(config), store, stage)
 
     service = serve(port)
     before = read(config)

@@ -13,7 +13,7 @@ from flows.promotion import Rule, promote
 from stages.reports.comparison.promotion import promote_if_better
 from stages.store.artifacts import Artifact
 from stages.store.runs import is_run, list_runs, promote_run
-from tests.support.trained_run import run_stage, trained_run
+from tests.support.trained_run import run_stage, seal_stage, trained_run
 
 RULE = Rule(name="production", if_better="lab-mixer")
 STUDENT = {"steps": 2, "eta": 0.0}  # no noise after the start, which pipeline and sampler share
@@ -25,7 +25,7 @@ def test_the_student_that_has_the_name_is_drawn_on_the_other_prompts(tiny_config
     evaluate = {"metrics": ["lab-mixer"], "batch_size": 4, "models": ["student"]}
     old = load_config(tiny_config(run="old", student=STUDENT, evaluate=evaluate, export={"dtype": "float32"}))
     trained_run(old, store)
-    run_stage(old, store, "export")
+    seal_stage(old, store, "export")
     path = tiny_config(run="new", student=STUDENT, evaluate=evaluate, export={"dtype": "float32"})
     for stage in ("prompts", "export"):
         sealed = Artifact(str(store), "old", stage)

@@ -33,7 +33,7 @@ from tests.support.s3_server import BUCKET, spoil
 from tests.support.sealing import PROVENANCE
 from tests.support.stage_process import command, finish, start
 from tests.support.tiny_teachers import copy_teacher
-from tests.support.trained_run import context_for, run_stage
+from tests.support.trained_run import context_for, run_stage, seal_stage
 from tests.support.training_results import TRAINING, assert_same, digests
 
 SHARD = 8
@@ -102,7 +102,7 @@ def test_a_shard_that_is_not_what_it_says_is_made_again(
 ) -> None:
     config = load_config(tiny_config(prompts={**sources.settings, **WAYS["rows"]}))
     whole, store = tmp_path / "whole", tmp_path / "store"
-    run_stage(config, whole, "prompts")
+    seal_stage(config, whole, "prompts")
     stopped_after(config, store, 3)
     part = sorted(kept(store))[1].removesuffix(".json")
     shard, manifest = store / f"tiny/prompts/{part}.items", store / f"tiny/prompts/checkpoints/{part}.json"
@@ -131,7 +131,7 @@ def test_the_next_attempt_on_s3_goes_on_too(
     tiny_config, sources: Sources, tmp_path: Path, s3: str, far: str, harmed: bool, capsys: pytest.CaptureFixture
 ) -> None:
     config = load_config(tiny_config(prompts={**sources.settings, **WAYS["rows"]}))
-    run_stage(config, tmp_path / "whole", "prompts")
+    seal_stage(config, tmp_path / "whole", "prompts")
     place = Artifact(far, "tiny", "prompts").place
     first = context_for(config, far, "prompts", stop=lambda: "checkpoints/train-00001.json" in place.names())
     with pytest.raises(Stopped, match="the shards that are finished are kept"):
@@ -214,7 +214,7 @@ def test_evaluation_draws_prompts_that_are_encoded_on_the_fly(tiny_config, sourc
     means = []
     for way in WAYS:
         config = load_config(tiny_config(prompts={**sources.settings, **WAYS[way]}, evaluate=evaluate))
-        run_stage(config, tmp_path / way, "prompts")
+        seal_stage(config, tmp_path / way, "prompts")
         card = json.loads((run_stage(config, tmp_path / way, "evaluate") / "scorecard.json").read_text())
         means.append(card["metrics"][0]["mean"])
     assert means == pytest.approx([means[0]] * 3, abs=0.02)
@@ -279,7 +279,7 @@ def test_only_what_is_needed_is_read(
     tiny_config, sources: Sources, tmp_path: Path, proxy: Faults, far: str, way: str
 ) -> None:
     config = load_config(tiny_config(prompts={**sources.settings, **WAYS[way]}))
-    near = run_stage(config, tmp_path / "near", "prompts")
+    near = seal_stage(config, tmp_path / "near", "prompts")
     artifact = upload(tmp_path / "near", far, config)
     expected, size = read_all(near), sum(path.stat().st_size for path in near.glob("*.*"))
     files = SealedFiles(artifact, tmp_path / "cache", 2**30)
@@ -306,7 +306,7 @@ def assert_equal(found: list[Item], expected: list[Item]) -> None:
 @pytest.mark.parametrize("way", ["joined", "rows"])
 def test_the_cache_is_bounded(tiny_config, sources: Sources, tmp_path: Path, s3: str, far: str, way: str) -> None:
     config = load_config(tiny_config(prompts={**sources.settings, **WAYS[way]}))
-    near = run_stage(config, tmp_path / "near", "prompts")
+    near = seal_stage(config, tmp_path / "near", "prompts")
     artifact = upload(tmp_path / "near", far, config)
     expected, cache = read_all(near), tmp_path / "cache"
     limit = max(path.stat().st_size for path in near.glob("train-*")) * 2
@@ -324,7 +324,7 @@ def test_what_arrives_wrong_is_asked_for_again_and_then_one_line(
     tiny_config, sources: Sources, tmp_path: Path, proxy: Faults, far: str, way: str
 ) -> None:
     config = load_config(tiny_config(prompts={**sources.settings, **WAYS[way]}))
-    near = run_stage(config, tmp_path / "near", "prompts")
+    near = seal_stage(config, tmp_path / "near", "prompts")
     artifact, expected = upload(tmp_path / "near", far, config), read_all(near)
     name = "train-00001.items" if way == "rows" else "train-00001.safetensors"
     train = PromptSet(SealedFiles(artifact, tmp_path / "cache", 2**30), "train")
@@ -352,7 +352,7 @@ def test_two_ranks_read_only_the_rows_they_need(
         prompts=settings, cold_start=training, joint=training, execution={"device": "cpu", "processes": 2}
     )
     config = load_config(path)
-    near = run_stage(config, tmp_path / "near", "prompts")
+    near = seal_stage(config, tmp_path / "near", "prompts")
     upload(tmp_path / "near", far, config)
     if stage == "joint":
         finish(["stages", "cold_start", "--config", str(path), "--store", far])

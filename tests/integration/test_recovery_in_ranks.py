@@ -14,7 +14,7 @@ import torch
 
 from dmdr.config.load import load_config
 from tests.support.stage_process import command, finish, start
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import run_stage, seal_stage
 from tests.support.training_results import digests, results, steps_saved
 
 pytestmark = pytest.mark.process
@@ -55,7 +55,7 @@ def test_two_processes_recover_as_one_does(tiny_config, tmp_path):
     alone, whole, killed = (tmp_path / name for name in ("alone", "whole", "killed"))
     config = load_config(write(1))
     for stage in ("prompts", "cold_start"):
-        run_stage(config, alone, stage)
+        seal_stage(config, alone, stage)
     for store in (whole, killed):
         shutil.copytree(alone, store)
     run_stage(config, alone, "joint")

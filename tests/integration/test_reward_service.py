@@ -14,7 +14,7 @@ import yaml
 from dmdr.config.load import load_config
 from dmdr.errors import RewardUnavailable
 from tests.support.stage_process import Process, command, finish, start
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import seal_stage
 from tests.support.training_results import digests, steps_saved
 
 CODE = """import time
@@ -86,7 +86,7 @@ def begun(tiny_config, tmp_path):
         )
 
     for stage in ("prompts", "cold_start"):  # which need no service
-        run_stage(load_config(write(wait=0.1)), tmp_path / "begun", stage)
+        seal_stage(load_config(write(wait=0.1)), tmp_path / "begun", stage)
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(tmp_path / "begun", tmp_path / name))

@@ -24,7 +24,7 @@ from flows.launch.failure import StageFailed
 from stages.__main__ import main as run_stage_main
 from stages.export import list_checksums
 from stages.store.artifacts import Artifact
-from tests.support.trained_run import run_stage, trained_run
+from tests.support.trained_run import seal_stage, trained_run
 
 
 def in_process(
@@ -125,7 +125,7 @@ def test_settings_of_an_unsealed_stage_can_change_under_the_same_name(
     """An evaluation that was refused leaves a claim; the same run goes on with other metrics."""
     store = tmp_path / "store"
     trained_run(load_config(tiny_config()), store)
-    run_stage(load_config(tiny_config()), store, "export")
+    seal_stage(load_config(tiny_config()), store, "export")
     refused = Artifact(str(store), "tiny", "evaluate")
     refused.claim({"evaluate.metrics": ["lab-checker"]}, {})
     del refused
@@ -143,7 +143,7 @@ def test_rm_tells_what_depends_on_it_and_asks(
 ):
     store, config = tmp_path / "store", load_config(tiny_config())
     trained_run(config, store)
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     copy = Artifact(str(store), "copy", "joint")
     joint = Artifact(str(store), "tiny", "joint").sealed()
     assert copy.adopt(Artifact(str(store), "tiny", "joint"), joint.identity, joint.inputs) is not None
@@ -192,7 +192,7 @@ def test_a_finished_run_is_exported_in_another_form(
 ):
     store, config = tmp_path / "store", load_config(tiny_config())
     trained_run(config, store)
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     before = Artifact(str(store), "tiny", "export").sealed()
     command = partial(dmdr, "export", "tiny", "--form", "single-file", "--out", tmp_path / "mine")
     assert command() == 66, "the teacher is a folder"

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from dmdr.config.load import load_config
 from tests.support.stage_process import command, finish, start
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import run_stage, seal_stage
 from tests.support.training_results import TRAINING, assert_same
 
 pytestmark = pytest.mark.process
@@ -49,7 +49,7 @@ def test_killed_on_two_ranks_resumed_on_one_and_the_reverse(tiny_config, tmp_pat
         return tiny_config(cold_start=training, execution=execution)
 
     uninterrupted, reverse, split = (tmp_path / name for name in ("1", "1-2", "2-1"))
-    run_stage(load_config(config(1)), uninterrupted, "prompts")
+    seal_stage(load_config(config(1)), uninterrupted, "prompts")
     for store in (reverse, split):
         shutil.copytree(uninterrupted / "tiny/prompts", store / "tiny/prompts")
     run_stage(load_config(config(1)), uninterrupted, "cold_start")

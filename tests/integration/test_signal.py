@@ -11,7 +11,7 @@ import pytest
 from dmdr.config.load import load_config
 from dmdr.rewards.lab import LabReward
 from flows import cli
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import seal_stage
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def started(tiny_config: Callable[..., Path], tmp_path: Path) -> tuple[Path, Pat
     """A config and the store that holds its prompts and cold start."""
     path, store = tiny_config(), tmp_path / "runs"
     for stage in ("prompts", "cold_start"):
-        run_stage(load_config(path), store, stage)
+        seal_stage(load_config(path), store, stage)
     return path, store
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dmdr.errors import DataError, NonFinite, StoreError
-from tests.support.stage_process import ROOT, refused, stages
+from tests.support.stage_process import ROOT, refused, run_stages, stages
 
 pytestmark = pytest.mark.process
 
@@ -45,17 +45,18 @@ def test_a_sealed_stage_never_imports_torch() -> None:
 
 
 def test_user_errors(tmp_path: Path, tiny_config: Callable[..., Path]) -> None:
+    """One of them from a new interpreter."""
     config = str(tiny_config())
     for arguments in (["prompts"], [], ["nope", "--config", config], ["prompts", "--config", config, "--stor", "x"]):
-        refused(stages(*arguments, cwd=tmp_path), 64, "--help")
+        refused(run_stages(*arguments, cwd=tmp_path), 64, "--help")
     refused(stages("prompts", "--config", "gone.yaml", cwd=tmp_path), 66, "gone.yaml does not exist")
-    refused(stages("prompts", "--config", config, "--run", "../x", cwd=tmp_path), 64, "run name '../x'")
-    refused(stages("prompts", "--config", config, "--store", "", cwd=tmp_path), 64, "--store is empty")
-    refused(stages("cold_start", "--config", config, cwd=tmp_path), 66, "needs prompts", "python -m stages prompts")
+    refused(run_stages("prompts", "--config", config, "--run", "../x", cwd=tmp_path), 64, "run name '../x'")
+    refused(run_stages("prompts", "--config", config, "--store", "", cwd=tmp_path), 64, "--store is empty")
+    refused(run_stages("cold_start", "--config", config, cwd=tmp_path), 66, "needs prompts", "python -m stages prompts")
     (tmp_path / "file").write_text("")
-    refused(stages("prompts", "--config", config, "--store", "file", cwd=tmp_path), 74, "file/tiny/prompts")
+    refused(run_stages("prompts", "--config", config, "--store", "file", cwd=tmp_path), 74, "file/tiny/prompts")
     (tmp_path / "tiny.yaml").write_text("run: tiny\nrun: tiny\n")
-    refused(stages("prompts", "--config", config, cwd=tmp_path), 64, "given twice")
+    refused(run_stages("prompts", "--config", config, cwd=tmp_path), 64, "given twice")
     assert not (tmp_path / "runs").exists(), "a refusal leaves nothing behind"
 
 
@@ -65,10 +66,10 @@ def test_a_teacher_that_cannot_be_read(tmp_path: Path, tiny_config: Callable[...
     file.unlink()
     file.symlink_to("nowhere")
     config = str(tiny_config())
-    refused(stages("prompts", "--config", config, "--teacher", str(copy), cwd=tmp_path), 66, str(file), "nowhere")
+    refused(run_stages("prompts", "--config", config, "--teacher", str(copy), cwd=tmp_path), 66, str(file), "nowhere")
     (copy / "model_index.json").unlink()
     (copy / "model_index.json").mkdir()
-    refused(stages("prompts", "--config", config, "--teacher", str(copy), cwd=tmp_path), 65, "no model_index.json")
+    refused(run_stages("prompts", "--config", config, "--teacher", str(copy), cwd=tmp_path), 65, "no model_index.json")
 
 
 def test_help_says_what_to_do(tmp_path: Path) -> None:

@@ -23,12 +23,13 @@ from dmdr.noise import noise_for
 from dmdr.promptset import PromptSet
 from dmdr.rewards.load import load_reward
 from dmdr.rollout import sample_student, sample_teacher
-from dmdr.teacher.load import find_teacher, load_network, load_teacher
+from dmdr.teacher.load import load_network
 from stages import evaluate
 from stages.evaluation.drawing import sample_noises
 from stages.store.inputs import fingerprint_inputs
 from tests.support.tiny_configs import PROMPTS
-from tests.support.trained_run import context_for, run_stage, trained_run
+from tests.support.tiny_teachers import copy_teacher
+from tests.support.trained_run import context_for, run_stage, seal_stage, trained_run
 
 METRICS = ["lab-mixer", "lab-conv"]
 
@@ -41,12 +42,12 @@ def config(tiny_config) -> Config:
 @pytest.fixture
 def store(config: Config, tmp_path: Path) -> Path:
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     return store
 
 
 def test_scorecard_of_a_tiny_run(config, store, tmp_path):
-    folder = run_stage(config, store, "evaluate")
+    folder = seal_stage(config, store, "evaluate")
     card = json.loads((folder / "scorecard.json").read_text())
     models = [model["name"] for model in card["models"]]
     assert (card["schema"], card["run"], card["prompts"]) == (2, "tiny", 6)
@@ -82,9 +83,9 @@ def test_scorecard_of_a_tiny_run(config, store, tmp_path):
 def by_hand(config: Config, store: Path) -> dict[str, dict[str, np.ndarray]]:
     """The same images drawn one prompt at a time, from the folders alone: metric -> model -> scores."""
     prompts = PromptSet(store / "tiny" / "prompts", "evaluation")
-    backbone = load_teacher(find_teacher(config.teacher.path))
+    backbone = copy_teacher(Path(config.teacher.path))
     student = load_network(store / "tiny" / "export" / "pipeline")
-    cold = load_teacher(find_teacher(config.teacher.path)).network
+    cold = copy_teacher(Path(config.teacher.path)).network
     cold.load_state_dict(load_file(store / "tiny" / "cold_start" / WEIGHTS))
     empty = backbone.collate(backbone.encode([""])[0])
     images: dict[str, list[torch.Tensor]] = {"student": [], "teacher": [], "naive teacher": [], "cold start": []}
@@ -137,7 +138,7 @@ def test_a_part_of_the_models_needs_a_part_of_the_stages(tiny_config, tmp_path, 
     """The stages that are not read are not there at all; the figures are those of the whole comparison."""
     config = load_config(tiny_config(evaluate={"metrics": METRICS, "batch_size": 4, "models": models}))
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     expected = by_hand(config, store)
     for stage in {"cold_start", "joint", "export"} - needed:
         shutil.rmtree(store / "tiny" / stage)
@@ -162,7 +163,7 @@ def test_a_compared_model_must_be_there(config, store):
 
 
 def test_scores_are_there_prompt_by_prompt(config, store):
-    folder = run_stage(config, store, "evaluate")
+    folder = seal_stage(config, store, "evaluate")
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     expected = by_hand(config, store)
     texts = PromptSet(store / "tiny" / "prompts", "evaluation").records(range(6))
@@ -180,7 +181,7 @@ def test_several_images_a_prompt(tiny_config, tmp_path):
         settings = {"metrics": METRICS, "batch_size": 4, "models": ["student", "teacher"], "seeds": seeds}
         config = load_config(tiny_config(evaluate=settings))
         store = trained_run(config, tmp_path / f"store-{seeds}")
-        run_stage(config, store, "export")
+        seal_stage(config, store, "export")
         pages[seeds] = run_stage(config, store, "evaluate")
     lines = [json.loads(line) for line in (pages[3] / "scores.jsonl").read_text().splitlines()]
     for model in ("student", "teacher"):
@@ -208,7 +209,7 @@ def test_several_images_a_prompt(tiny_config, tmp_path):
 def drawn(config: Config, store: Path, model: str) -> list[torch.Tensor]:
     """The images of all evaluation prompts, once for each of three seeds, from noise that is keyed here by hand."""
     prompts = PromptSet(store / "tiny" / "prompts", "evaluation")
-    backbone = load_teacher(find_teacher(config.teacher.path))
+    backbone = copy_teacher(Path(config.teacher.path))
     student = load_network(store / "tiny" / "export" / "pipeline")
     c = backbone.collate(prompts.items(range(6)))
     empty = backbone.collate(backbone.encode([""])[0])
@@ -241,7 +242,7 @@ def test_geneval_tasks_on_the_lab_teacher(tiny_config, tmp_path):
         )
     )
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     folder = run_stage(config, store, "evaluate")
     card = json.loads((folder / "scorecard.json").read_text())
     counts = {each["name"]: each["n"] for each in card["metrics"]}

@@ -11,7 +11,7 @@ import pytest
 
 from dmdr.config.load import load_config
 from tests.support.stage_process import command, finish, start
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import run_stage, seal_stage
 from tests.support.training_results import digests, steps_saved
 
 pytestmark = pytest.mark.process
@@ -44,7 +44,7 @@ def test_killed_training_ends_with_the_same_bits(tiny_config, tmp_path, request,
         teacher={"path": path, "guidance_scale": [2.5, 3.5]},
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_stage(load_config(config), whole, "prompts")
+    seal_stage(load_config(config), whole, "prompts")
     shutil.copytree(whole, killed)
     run_stage(load_config(config), whole, "cold_start")
 
@@ -76,7 +76,7 @@ def test_sigterm_leaves_a_checkpoint_and_75(tiny_config, tmp_path):
         "fake_score": {"learning_rate": 1e-3},
     }
     config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 5})
-    run_stage(load_config(config), tmp_path, "prompts")
+    seal_stage(load_config(config), tmp_path, "prompts")
     process = start(command("cold_start", config, tmp_path))
     while not steps_saved(tmp_path, "cold_start") and process.poll() is None:
         time.sleep(0.01)
@@ -97,7 +97,7 @@ def test_divergence_is_one_line_and_keeps_the_checkpoint(tiny_config, tmp_path):
         "fake_score": {"learning_rate": 1e-3},
     }
     config = tiny_config(run="tiny", cold_start=training, execution={"checkpoint_every": 1})
-    run_stage(load_config(config), tmp_path, "prompts")
+    seal_stage(load_config(config), tmp_path, "prompts")
     process = start(command("cold_start", config, tmp_path))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 70, err

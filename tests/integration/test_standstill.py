@@ -17,7 +17,7 @@ from dmdr.config.load import load_config
 from flows.launch.process import await_end
 from stages.runtime.watchdog import read_state
 from tests.support.stage_process import Process, command, start
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import seal_stage
 from tests.support.training_results import TRAINING
 
 pytestmark = pytest.mark.process
@@ -29,7 +29,7 @@ def start_ranks(tiny_config: Callable[..., Path], tmp_path: Path) -> Iterator[Ca
     """Starts a cold start in two ranks and returns after its first checkpoint, with the processes of the ranks."""
     execution = {"device": "cpu", "checkpoint_every": 2, "processes": 2, "watchdog": WATCHDOG}
     config = tiny_config(execution=execution, cold_start={**TRAINING, "updates": 4000})
-    run_stage(load_config(config), tmp_path, "prompts")
+    seal_stage(load_config(config), tmp_path, "prompts")
     started: list[int] = []
 
     def run(*before: str) -> tuple[Process, list[int]]:
@@ -176,7 +176,7 @@ def test_sigterm_ends_a_stage_whose_disk_never_answers(
 @pytest.mark.parametrize("end", ["kill", "terminate"])
 def test_a_second_copy_stands_by_and_takes_over(tiny_config: Callable[..., Path], tmp_path: Path, end: str) -> None:
     config = tiny_config(cold_start={**TRAINING, "updates": 12}, execution={"device": "cpu", "checkpoint_every": 1})
-    run_stage(load_config(config), tmp_path, "prompts")
+    seal_stage(load_config(config), tmp_path, "prompts")
     first = start(command("cold_start", config, tmp_path))
     await_checkpoint(first, tmp_path)
     os.kill(first.pid, signal.SIGSTOP)  # so that it does not end before the second stands by

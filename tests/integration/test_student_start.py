@@ -23,7 +23,15 @@ from stages import joint as joint_stage
 from stages.store.artifacts import Artifact
 from stages.store.sealed_settings import rebuild_config
 from tests.support.stage_process import command, finish
-from tests.support.trained_run import WEIGHTS, context_for, full_student, lora_student, run_stage, trained_run
+from tests.support.trained_run import (
+    WEIGHTS,
+    context_for,
+    full_student,
+    lora_student,
+    run_stage,
+    seal_stage,
+    trained_run,
+)
 from tests.support.training_results import assert_same, results
 
 TRAINING = {
@@ -46,7 +54,7 @@ def exported(tiny_config: Callable[..., Path], tmp_path: Path) -> Callable[..., 
     def export(**student: object) -> Path:
         config = load_config(tiny_config(student={"steps": 2, **student}, export={"dtype": "float32"}, run="before"))
         store = trained_run(config, tmp_path / "before")
-        return run_stage(config, store, "export")
+        return seal_stage(config, store, "export")
 
     return export
 
@@ -116,7 +124,7 @@ def test_killed_in_the_warmup_and_after_it_ends_with_the_same_bits(
     full_start: Path, improving: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = improving(full_start)
-    run_stage(config, tmp_path / "whole", "prompts")
+    seal_stage(config, tmp_path / "whole", "prompts")
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     run_stage(config, tmp_path / "whole", "joint")
     for calls, words in ((2, "update 2 of 4 of the fake score alone"), (2, "stopped after update 0"), (2, "update 2")):
@@ -133,7 +141,7 @@ def test_the_student_does_not_move_while_the_fake_score_warms_up(
     full_start: Path, improving: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = improving(full_start)
-    run_stage(config, tmp_path / "runs", "prompts")
+    seal_stage(config, tmp_path / "runs", "prompts")
     context = context_for(config, tmp_path / "runs", "joint", stop=stop_after(WARMUP))
     with pytest.raises(Stopped):
         joint_stage.run(context)
@@ -161,7 +169,7 @@ def test_another_start_is_another_result(
 ) -> None:
     store = tmp_path / "runs"
     config = improving(full_start)
-    run_stage(config, store, "prompts")
+    seal_stage(config, store, "prompts")
     context_for(config, store, "joint")
     (store / "tiny/joint/checkpoints").mkdir()
     (store / "tiny/joint/checkpoints/note").write_text("work was done here")
@@ -221,7 +229,7 @@ def test_two_ranks_with_split_weights_end_where_one_does(
 ) -> None:
     joint = {**TRAINING, "batch_size": 4, "fake_updates": 3, "fake_warmup": 2}
     one = improving(full_start, joint=joint)
-    run_stage(one, tmp_path / "one", "prompts")
+    seal_stage(one, tmp_path / "one", "prompts")
     shutil.copytree(tmp_path / "one/tiny/prompts", tmp_path / "two/tiny/prompts")
     run_stage(one, tmp_path / "one", "joint")
     execution = {"device": "cpu", "checkpoint_every": 1, "processes": 2, "sharding": "fsdp"}

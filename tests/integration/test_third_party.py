@@ -17,7 +17,7 @@ from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, DataError, InputMissing
 from dmdr.teacher.load import digest_teacher
 from stages.evaluation.samples import unpack
-from tests.support.trained_run import run_stage, trained_run
+from tests.support.trained_run import run_stage, seal_stage, trained_run
 
 
 def images(folder: Path, model: str) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_the_command_adds_a_column_to_a_run(tiny_config, tiny_sd3_folder, tmp_pa
     path = tiny_config()
     config = load_config(path)
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     command = [sys.executable, "-m", "flows.cli", "evaluate", str(path), "--pipeline", str(tiny_sd3_folder)]
     command += ["--steps", "3", "--guidance", "3", "--name", "Theirs", "--store", str(store)]
     environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "OMP_NUM_THREADS": "1"}

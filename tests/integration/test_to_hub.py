@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from dmdr.config.load import load_config
 from flows import cli
-from tests.support.trained_run import run_stage, trained_run
+from tests.support.trained_run import run_stage, seal_stage, trained_run
 
 TOKEN = "hf_of_a_test"
 
@@ -92,7 +92,7 @@ def test_a_run_arrives_with_its_card_and_its_scores(hub, tiny_config, tmp_path, 
     student = {"steps": 2, "form": "lora", "lora_rank": 4}
     config = load_config(tiny_config(student=student, export={"forms": ["pipeline", "lora", "single-file"]}))
     store, copy = trained_run(config, tmp_path / "store"), tmp_path / "copy"
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     hub.status = 500
     assert pull("export", copy, "--to-hub", "me/model", "--store", store) == 74
     line = capsys.readouterr().err.splitlines()[-1]
@@ -134,7 +134,7 @@ def test_a_run_arrives_with_its_card_and_its_scores(hub, tiny_config, tmp_path, 
 def test_a_lora_alone_is_the_repositorys_root(hub, tiny_config, tmp_path):
     config = load_config(tiny_config(student={"steps": 2, "form": "lora", "lora_rank": 4}))
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     assert pull("export", tmp_path / "copy", "--form", "lora", "--to-hub", "me/model", "--store", store) == 0
     assert {"pytorch_lora_weights.safetensors", "scheduler/scheduler_config.json", "comfyui.json"} <= hub.files.keys()
     card = hub.files["README.md"].decode()
@@ -146,7 +146,7 @@ def test_a_lora_alone_is_the_repositorys_root(hub, tiny_config, tmp_path):
 def test_what_is_refused_before_anything_is_fetched(tiny_config, tmp_path, monkeypatch, capsys):
     config = load_config(tiny_config())
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     capsys.readouterr()
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dmdr.config.load import load_config
 from flows import cli
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import seal_stage
 
 GRID = ("--grid", "student=1e-4,1e3", "--grid", "fake=2e-4", "--updates", "2")
 
@@ -25,7 +25,7 @@ def test_a_grid_is_run_once_and_the_run_stays(
 ):
     path, store, out = tiny_config(), tmp_path / "runs", tmp_path / "out"
     for stage in ("prompts", "cold_start"):
-        run_stage(load_config(path), store, stage)
+        seal_stage(load_config(path), store, stage)
     before = files_of(store)
     capsys.readouterr()
 
@@ -63,7 +63,7 @@ def test_the_same_cell_gives_the_same_numbers_whatever_ran_before(
     tiny_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     path, store = tiny_config(student={"steps": 2, "form": "lora", "lora_rank": 4}), tmp_path / "runs"
-    run_stage(load_config(path), store, "prompts")
+    seal_stage(load_config(path), store, "prompts")
     looks = []
     for out, rates in ((tmp_path / "one", "3e-3,1e-4"), (tmp_path / "two", "1e-4")):
         where = ("--stage", "cold_start", "--store", str(store), "--out", str(out), "--updates", "1")

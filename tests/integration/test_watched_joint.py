@@ -20,7 +20,7 @@ from dmdr.watch.halves import RL_HALVES
 from stages.reports.charts import build_charts, collect_columns
 from stages.reports.provenance import WatchFacts, describe_watch
 from tests.support.stage_process import command, finish, start
-from tests.support.trained_run import run_stage
+from tests.support.trained_run import run_stage, seal_stage
 from tests.support.training_results import digests, steps_saved
 
 HELD_OUT = "lab-mixer"
@@ -52,7 +52,7 @@ class Stage:
         self.rate, self.folder = rate, folder
         self.write = partial(write, seed=4, student=student)
         for stage in ("prompts", "cold_start"):
-            run_stage(load_config(self.write()), folder / "begun", stage)
+            seal_stage(load_config(self.write()), folder / "begun", stage)
 
     def config(self, **joint: object) -> Path:
         return self.write(joint={**JOINT, "student": {"learning_rate": self.rate}, **joint})

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+
+from tests.support import program
 
 ROOT = Path(__file__).parents[2]
 STARTUP = 300  # seconds; a server migrates its database first
@@ -26,8 +31,8 @@ def started(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[by
 
 
 def prefect(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prefect", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    """Run Prefect's command line to its end, in a fork of an interpreter that has Prefect already."""
+    done = program.run("from prefect.cli import app; app()", *arguments, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -75,9 +80,29 @@ def asked(environment: dict[str, str], path: str, body: dict | None = None, meth
             time.sleep(1)
 
 
+def copy_database(home: Path, shared: Path) -> None:
+    """Give a server its database with all tables: migrated once in a folder that the workers of pytest share."""
+    database = shared / "prefect.db"
+    with (shared / "prefect.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            scratch = shared / "prefect-migrated"
+            scratch.mkdir(exist_ok=True)
+            environment = server_environment(scratch)[1]
+            del environment["PREFECT_API_URL"]
+            prefect("server", "database", "upgrade", "--yes", environment=environment)
+            with closing(sqlite3.connect(scratch / "prefect.db")) as migrated:
+                migrated.execute("VACUUM INTO ?", (str(scratch / "whole.db"),))  # with what lies in its log beside it
+            (scratch / "whole.db").rename(database)
+    shutil.copyfile(database, home / "prefect.db")
+
+
 @contextmanager
 def server_alone(home: Path) -> Iterator[dict[str, str]]:
-    """A server on SQLite with the work pool `local`, no deployment and no worker; its clients' environment."""
+    """A server on SQLite with the work pool `local`, no deployment and no worker; its clients' environment.
+
+    home: where its database may lie already.
+    """
     port, environment = server_environment(home, PYTHONPATH=str(ROOT), PREFECT_DEFAULT_WORK_POOL_NAME="local")
     process = started("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui", environment=environment)
     try:

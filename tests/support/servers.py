@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_cluster.server import Cluster, fake_cluster
-from tests.support.prefect_server import asked, prefect, server_alone
+from tests.support.prefect_server import asked, copy_database, prefect, server_alone
 from tests.support.s3_proxy import Faults, s3_proxy
 from tests.support.s3_server import BUCKET, s3_environment, s3_server
 from tests.support.stage_process import prepare_host
@@ -32,7 +33,9 @@ def s3(s3_process: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Prefect server with the work pool `local`, all deployments and no worker; its clients' environment."""
-    with server_alone(tmp_path_factory.mktemp("prefect")) as environment:
+    home, own = tmp_path_factory.mktemp("prefect"), tmp_path_factory.getbasetemp()
+    copy_database(home, own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+    with server_alone(home) as environment:
         asked(environment, "/work_pools/local/queues", {"name": "gpu", "concurrency_limit": 1})
         prefect("--no-prompt", "deploy", "--all", environment=environment)
         yield environment

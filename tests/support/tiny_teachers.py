@@ -67,6 +67,17 @@ def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd3_without_t5_folder(tiny_sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without T5, so that attention sees a quarter of the tokens: for tests that train and know of no text."""
+    from diffusers import StableDiffusion3Pipeline
+
+    folder = tmp_path_factory.mktemp("teacher") / "tiny-sd3-without-t5"
+    without = {"text_encoder_3": None, "tokenizer_3": None}
+    StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder, **without).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionXLPipeline with random weights (16x16 pixels, 8x8x4 latents), saved by diffusers itself."""
     import torch

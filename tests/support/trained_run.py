@@ -5,33 +5,48 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from dmdr.config.identity import identity
+from dmdr.config.identity import fingerprint, identity
 from dmdr.config.run import Config
 from dmdr.export.write import WEIGHTS
-from dmdr.teacher.load import find_teacher_of, load_teacher
+from dmdr.teacher.load import TeacherSource, digest_teacher, find_teacher_of, load_teacher
 from stages.runtime.context import Context
 from stages.runtime.progress import Progress
 from stages.store.artifacts import Artifact
 from stages.store.inputs import fingerprint_inputs
+from stages.store.records import Json
 from tests.support.sealing import PROVENANCE
 
 
-def full_student(folder: Path, teacher_folder: Path, amount: float = 0.05) -> Path:
+def full_student(folder: Path, teacher: TeacherSource, amount: float = 0.05) -> Path:
     """The output of a training stage: the teacher's weights, each moved a little."""
-    network = load_teacher(teacher_folder, text=False).network
+    return _trained(folder, _move_weights(teacher, digest_teacher(teacher), amount), {"form": "full"})
+
+
+@cache
+def _move_weights(teacher: TeacherSource, digest: str, amount: float) -> dict[str, torch.Tensor]:
+    """digest: of the teacher, which may change where it lies."""
+    network = load_teacher(teacher, text=False).network
     generator = torch.Generator().manual_seed(1)
-    weights = {name: w + amount * torch.randn(w.shape, generator=generator) for name, w in network.state_dict().items()}
-    return _trained(folder, weights, {"form": "full"})
+    return {name: w + amount * torch.randn(w.shape, generator=generator) for name, w in network.state_dict().items()}
 
 
-def lora_student(folder: Path, teacher_folder: Path, amount: float = 0.2, rank: int = 4, *, wide: bool = False) -> Path:
+def lora_student(
+    folder: Path, teacher: TeacherSource, amount: float = 0.2, rank: int = 4, *, wide: bool = False
+) -> Path:
     """The same for a LoRA student: random A and B on all targets of the preset attention, or wide."""
-    backbone = load_teacher(teacher_folder, text=False)
+    return _trained(folder, _draw_lora(teacher, digest_teacher(teacher), amount, rank, wide), {"form": "lora"})
+
+
+@cache
+def _draw_lora(teacher: TeacherSource, digest: str, amount: float, rank: int, wide: bool) -> dict[str, torch.Tensor]:
+    """digest: of the teacher, which may change where it lies."""
+    backbone = load_teacher(teacher, text=False)
     generator = torch.Generator().manual_seed(2)
     weights = {}
     for name, module in backbone.network.named_modules():
@@ -42,7 +57,7 @@ def lora_student(folder: Path, teacher_folder: Path, amount: float = 0.2, rank: 
                 "B": (len(module.weight), rank, *ones),
             }.items():
                 weights[f"{name}.lora_{side}.weight"] = amount * torch.randn(shape, generator=generator)
-    return _trained(folder, weights, {"form": "lora"})
+    return weights
 
 
 def _trained(folder: Path, weights: dict[str, torch.Tensor], facts: dict) -> Path:
@@ -71,9 +86,32 @@ def run_stage(config: Config, store: Path, stage: str) -> Path:
     return context.artifact.fetch(context.cache)
 
 
+_sealed: dict[str, tuple[dict[str, bytes], Json]] = {}  # files and facts of what `seal_stage` ran
+
+
+def seal_stage(config: Config, store: Path, stage: str) -> Path:
+    """`run_stage` for a stage that is only the beginning of a test: run once a worker, and copied for the same run with
+    equal settings and inputs.
+
+    A copy checks nothing and writes no more than the result.
+    """
+    inputs = fingerprint_inputs(config, stage, str(store), config.run)
+    key = fingerprint([config.run, stage, identity(config, stage), inputs])
+    if key not in _sealed:
+        folder, record = run_stage(config, store, stage), Artifact(str(store), config.run, stage).record()
+        _sealed[key] = {name: (folder / name).read_bytes() for name in record.files}, record.facts
+        return folder
+    context, (files, facts) = context_for(config, store, stage), _sealed[key]
+    for name, data in files.items():
+        (context.out / name).parent.mkdir(parents=True, exist_ok=True)
+        (context.out / name).write_bytes(data)
+    context.artifact.seal(context.out, facts=facts, provenance=PROVENANCE)
+    return context.artifact.fetch(context.cache)
+
+
 def trained_run(config: Config, store: Path) -> Path:
-    """Seal prompts for real, cold start and joint as if they had been trained; returns the store."""
-    run_stage(config, store, "prompts")
+    """Seal prompts as the stage makes them, cold start and joint as if they had been trained; returns the store."""
+    seal_stage(config, store, "prompts")
     make = full_student if config.student.form == "full" else lora_student
     for stage, amount in {"cold_start": 0.01, "joint": 0.02}.items():
         context = context_for(config, store, stage)

@@ -24,8 +24,7 @@ from flows.paper_tables import lab_tables
 from flows.promotion import Rule
 from stages.store.artifacts import Artifact
 from stages.store.runs import list_history
-from tests.support.trained_run import run_stage as seal_stage
-from tests.support.trained_run import trained_run
+from tests.support.trained_run import seal_stage, trained_run
 
 # The tasks run on their own here, outside of a flow.
 pytestmark = [

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,20 +16,22 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dmdr.backbones.protocol import Backbone
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, DataError, Stopped
 from dmdr.export.parity import compare_latents, load_form
 from dmdr.export.write import LORA_FILE, NETWORK_FILE, WEIGHTS, build_metadata, load_student, save_pipeline, write_form
 from dmdr.rollout import sample_student
-from dmdr.teacher.load import digest_teacher, load_network, load_teacher
+from dmdr.teacher.load import digest_teacher, load_network
 from stages import export
 from stages.reports.export_facts import ExportFacts
 from stages.reports.model_card import render_card
 from stages.store.artifacts import Artifact
 from tests.support import tiny_configs
 from tests.support.sealing import PROVENANCE
-from tests.support.trained_run import context_for, full_student, lora_student, run_stage, trained_run
+from tests.support.tiny_teachers import copy_teacher
+from tests.support.trained_run import context_for, full_student, lora_student, run_stage, seal_stage, trained_run
 
 PROMPTS = ["a red circle", "a cat that wears a hat"]
 COMMIT = "0123456789" * 4
@@ -46,17 +49,18 @@ sys.meta_path.insert(0, Absent())
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
-folder, steps, out = sys.argv[1:]
-pipe = DiffusionPipeline.from_pretrained(folder)
-torch.manual_seed(7)
-images = pipe({prompts}, num_inference_steps=int(steps), guidance_scale=1.0, output_type="pt").images
+steps, *folders = sys.argv[1:]
+for folder in folders:
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    torch.manual_seed(7)
+    images = pipe({prompts}, num_inference_steps=int(steps), guidance_scale=1.0, output_type="pt").images
+    save_file({{"images": images.contiguous()}}, f"{{folder}}.safetensors")
 assert not {{"dmdr", "stages", "flows"}} & set(sys.modules)
-save_file({{"images": images.contiguous()}}, out)
 """
 
 
 def exported(student: Path, tiny_folder: Path, folder: Path, few: FewSteps):
-    backbone = load_teacher(tiny_folder)
+    backbone = copy_teacher(tiny_folder)
     load_student(backbone.network, student)
     save_pipeline(backbone, backbone.network, few, folder)
     return backbone
@@ -71,7 +75,7 @@ def test_every_form_draws_the_students_images(make, few, tiny_folder, tmp_path):
     backbone = exported(student, tiny_folder, tmp_path / "pipeline", few)
     about = build_metadata(backbone, few, title="tiny", teacher="ab")
     others = ALL[2:] if make is full_student else ALL[1:]
-    untouched = load_teacher(tiny_folder)
+    untouched = copy_teacher(tiny_folder)
     for form in others:
         write_form(form, backbone, student / WEIGHTS, few, tmp_path, about)
     for form in ("pipeline", *others):
@@ -82,23 +86,26 @@ def test_every_form_draws_the_students_images(make, few, tiny_folder, tmp_path):
 
 
 @pytest.mark.process
-def test_folder_needs_no_code_of_ours(tiny_folder, tmp_path):
-    steps, folder = 4, tmp_path / "pipeline"
-    backbone = exported(full_student(tmp_path / "joint", tiny_folder), tiny_folder, folder, FewSteps(steps))
+def test_folder_needs_no_code_of_ours(tiny_sd3_folder, tiny_sdxl_folder, tmp_path):
+    """A folder of each family, in one process."""
+    steps, backbones = 4, {}
+    for teacher in (tiny_sd3_folder, tiny_sdxl_folder):
+        student, folder = full_student(tmp_path / "joint" / teacher.name, teacher), tmp_path / teacher.name
+        backbones[folder] = exported(student, teacher, folder, FewSteps(steps))
     code = HIDDEN + ELSEWHERE.format(prompts=PROMPTS)
-    out = tmp_path / "images.safetensors"
-    command = [sys.executable, "-I", "-c", code, str(folder), str(steps), str(out)]
+    command = [sys.executable, "-I", "-c", code, str(steps), *map(str, backbones)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
-    torch.manual_seed(7)
-    shape = (len(PROMPTS), *backbone.latent_shape)
-    noises = torch.stack([torch.randn(shape) for _ in range(steps)])
-    c = backbone.collate(backbone.encode(PROMPTS)[0])
-    ours = backbone.decode(
-        sample_student(backbone, backbone.network, c, times=backbone.student_times(FewSteps(steps)), noises=noises)
-    )
-    assert (ours - load_file(out)["images"]).abs().max() < 1e-3
+    for folder, backbone in backbones.items():
+        torch.manual_seed(7)
+        shape = (len(PROMPTS), *backbone.latent_shape)
+        noises = torch.stack([torch.randn(shape) for _ in range(steps)])
+        c = backbone.collate(backbone.encode(PROMPTS)[0])
+        ours = backbone.decode(
+            sample_student(backbone, backbone.network, c, times=backbone.student_times(FewSteps(steps)), noises=noises)
+        )
+        assert (ours - load_file(f"{folder}.safetensors")["images"]).abs().max() < 1e-3
 
 
 def test_teacher_without_t5_exports_a_folder_that_loads(tiny_sd3_folder, tmp_path):
@@ -123,17 +130,31 @@ def test_weights_stay_float32_and_exact(tiny_folder, tmp_path):
     assert {weight.dtype for weight in there.values()} == {torch.float32}
 
 
+class Exported(NamedTuple):
+    """A LoRA student, fused into its teacher, and the exported pipeline."""
+
+    student: Path
+    backbone: Backbone
+    pipe: DiffusionPipeline
+
+
+@pytest.fixture(scope="module")
+def fused(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("fused")
+    student = lora_student(folder / "joint", tiny_folder)
+    backbone = exported(student, tiny_folder, folder / "pipeline", FewSteps(4))
+    return Exported(student, backbone, DiffusionPipeline.from_pretrained(folder / "pipeline"))
+
+
 @pytest.mark.parametrize("form", ["weights", "single-file", "lora"])
-def test_metadata_tells_how_to_sample(form, tiny_folder, tmp_path):
+def test_metadata_tells_how_to_sample(form, fused, tmp_path):
     """Read by safetensors alone; a call that follows it is the student's."""
-    student = lora_student(tmp_path / "joint", tiny_folder)
-    backbone = exported(student, tiny_folder, tmp_path / "pipeline", FewSteps(4))
+    student, backbone, pipe = fused
     about = build_metadata(backbone, FewSteps(4), title="tiny", teacher="ab")
     write_form(form, backbone, student / WEIGHTS, FewSteps(4), tmp_path, about)
     (file,) = (tmp_path / form).glob("*.safetensors")
     with safe_open(file, framework="numpy") as opened:
         said = opened.metadata()
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     assert said["dmdr.scheduler"] == type(pipe.scheduler).__name__
     scheduler = type(pipe.scheduler).from_config(json.loads(said["dmdr.scheduler_config"]))
     assert all(pipe.scheduler.config[key] == value for key, value in scheduler.config.items())
@@ -157,7 +178,7 @@ def test_no_adapter_remains_in_a_fused_folder(tiny_folder, tmp_path):
 @pytest.mark.parametrize("make", [full_student, lora_student])
 def test_foreign_or_damaged_weights_are_refused(make, tiny_folder, tmp_path):
     student = make(tmp_path / "joint", tiny_folder)
-    weights, network = load_file(student / WEIGHTS), load_teacher(tiny_folder).network
+    weights, network = load_file(student / WEIGHTS), copy_teacher(tiny_folder).network
     save_file({f"other.{name}": weight for name, weight in weights.items()}, student / WEIGHTS)
     with pytest.raises(DataError, match="not a student of this teacher"):
         load_student(network, student)
@@ -172,12 +193,12 @@ def test_a_lora_of_another_base_is_refused(tiny_sd3_folder, tiny_sdxl_folder, tm
         with pytest.raises(
             DataError, match="not a student of this teacher.*does not have; give the teacher that"
         ) as said:
-            load_student(load_teacher(teacher_folder).network, student)
+            load_student(copy_teacher(teacher_folder).network, student)
         assert "\n" not in str(said.value)
     wide = {name: torch.cat([w, w], dim=int("lora_A" in name)) for name, w in load_file(student / WEIGHTS).items()}
     save_file(wide, student / WEIGHTS)
     with pytest.raises(DataError, match="not a student of this teacher.*size mismatch.*or train it again") as said:
-        load_student(load_teacher(tiny_sd3_folder).network, student)
+        load_student(copy_teacher(tiny_sd3_folder).network, student)
     assert "\n" not in str(said.value)
 
 
@@ -186,7 +207,7 @@ def test_a_student_of_another_teacher_is_refused_before_anything_is_loaded(tiny_
     asked = {"guidance_scale": 3.0, "steps": 3}
     config = load_config(tiny_config(teacher={"path": str(tiny_sd3_folder), **asked}))
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     other = Path(shutil.copytree(tiny_sd3_folder, tmp_path / "other"))
     (file,) = (other / "transformer").glob("*.safetensors")
     save_file({name: weight * 1.01 for name, weight in load_file(file).items()}, file, {"format": "pt"})
@@ -201,7 +222,7 @@ def test_an_export_of_another_student_is_refused(tiny_config, tiny_sd3_folder, t
     """Joint training was done anew under the same name, or the export was copied from another run."""
     config = load_config(tiny_config())
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     shutil.rmtree(store / "tiny" / "joint")
     context = context_for(config, store, "joint")
     full_student(context.out, tiny_sd3_folder, 0.5)
@@ -227,7 +248,7 @@ AT_COMMIT = f'"some/model", revision="{COMMIT}", dtype=dtype, tokenizer_3=None)'
 )
 def test_the_card_loads_a_teacher_from_the_hub_at_its_commit(teacher, loads, tiny_config, tmp_path):
     config = load_config(tiny_config(student={"steps": 2, "form": "lora", "lora_rank": 4}))
-    folder = run_stage(config, trained_run(config, tmp_path / "store"), "export")
+    folder = seal_stage(config, trained_run(config, tmp_path / "store"), "export")
     facts = json.loads((folder / "provenance.json").read_text())
     facts["teacher"] |= teacher
     facts["classes"]["absent"] = ["tokenizer_3"]
@@ -238,15 +259,16 @@ def test_the_card_loads_a_teacher_from_the_hub_at_its_commit(teacher, loads, tin
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("student", "forms"),
-    [
-        ({"steps": 2}, None),
-        ({"steps": 1, "form": "lora", "lora_rank": 4}, None),
-        ({"steps": 2, "form": "lora", "lora_rank": 4}, ALL),
-        ({"steps": 4}, ["pipeline", "weights", "single-file"]),
+    ("family", "student", "forms"),
+    [  # each family with each form, and with a student of each kind
+        ("sd3", {"steps": 2}, None),
+        ("sdxl", {"steps": 1, "form": "lora", "lora_rank": 4}, None),
+        ("sd3", {"steps": 2, "form": "lora", "lora_rank": 4}, ALL),
+        ("sdxl", {"steps": 4}, ["pipeline", "weights", "single-file"]),
     ],
 )
-def test_stage_exports_with_provenance(student, forms, tiny_config, tiny_folder, tmp_path):
+def test_stage_exports_with_provenance(family, student, forms, tiny_config, request, tmp_path):
+    tiny_folder = request.getfixturevalue(f"tiny_{family}_folder")
     asked = {"path": str(tiny_folder), "guidance_scale": 3.0, "steps": 3}
     config = load_config(tiny_config(student=student, teacher=asked, export={"forms": forms}))
     store = trained_run(config, tmp_path / "store")

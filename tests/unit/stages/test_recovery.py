@@ -22,7 +22,7 @@ from stages import joint
 from stages.live.read import LiveReader
 from stages.reports.provenance import WatchFacts, describe_watch
 from stages.store.folder import Folder
-from tests.support.trained_run import context_for, run_stage
+from tests.support.trained_run import context_for, run_stage, seal_stage
 from tests.support.training_results import digests, steps_saved
 
 UPDATES = 8
@@ -58,7 +58,7 @@ class Bench:
     def __init__(self, write: Callable[..., Path], folder: Path, student: dict) -> None:
         self.folder, self.write = folder, partial(write, student=student)
         for stage in ("prompts", "cold_start"):
-            run_stage(self.config(), folder / "begun", stage)
+            seal_stage(self.config(), folder / "begun", stage)
 
     def config(self, *, execution: dict | None = None, stage: str = "joint", rl: dict | None = REFL, **watch: object):
         training = {**TRAINING, "rl": rl, "watch": {**WATCH, **watch}}
@@ -242,7 +242,7 @@ def test_a_cold_start_is_watched_without_a_reward(bench, monkeypatch):
 
     config = bench.config(stage="cold_start", rl=None, reward=None)
     store = bench.folder / "cold"
-    run_stage(config, store, "prompts")
+    seal_stage(config, store, "prompts")
     monkeypatch.setattr(Watcher, "measure_look", look)
     run_stage(config, store, "cold_start")
     (recovery,) = facts(store, "cold_start")["watch"]["recoveries"]
@@ -259,7 +259,7 @@ def test_a_watched_cold_start_has_the_bits_of_an_unwatched_one(bench):
     config = bench.config(stage="cold_start", rl=None, reward=None)
     bare = load_config(bench.write(cold_start=TRAINING, joint={**TRAINING, "rl": REFL}))
     for store, each in ((watched, config), (plain, bare)):
-        run_stage(each, store, "prompts")
+        seal_stage(each, store, "prompts")
         run_stage(each, store, "cold_start")
     ours, theirs = digests(watched, "cold_start"), digests(plain, "cold_start")
     assert {name for name in theirs if ours[name] != theirs[name]} == {"metrics.jsonl"}

@@ -18,7 +18,7 @@ from dmdr.kernels import frozen_base
 from dmdr.kernels.frozen_base import Float4Linear, Float8Linear, check_frozen_base, find_layers, quantize
 from dmdr.planning.meta import build_meta_backbone
 from dmdr.shared_base import SharedBase
-from dmdr.teacher.load import find_teacher, load_teacher
+from tests.support.tiny_teachers import copy_teacher
 
 OPTIMIZER = {"learning_rate": 1e-4}
 TRAINING = Training(updates=2, batch_size=2, student=OPTIMIZER, fake_score=OPTIMIZER)
@@ -74,7 +74,7 @@ def test_rows_of_any_size_are_rounded_alike() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_replaced(tiny_folder: Path, kind: str) -> None:
     """Layers of blocks, adapted ones too; not the LoRAs, nor what modulates norms. A full student stays whole."""
-    backbone = load_teacher(find_teacher(str(tiny_folder)))
+    backbone = copy_teacher(tiny_folder)
     base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=None, seed=1, compute=torch.bfloat16)
     names = {id(layer): name for name, layer in backbone.network.named_modules()}
     expected = {names[id(layer)] for _, _, layer in find_layers(backbone.network)}
@@ -91,7 +91,7 @@ def test_what_is_replaced(tiny_folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_adapters_are_trained(tiny_folder: Path, kind: str) -> None:
-    backbone = load_teacher(find_teacher(str(tiny_folder)))
+    backbone = copy_teacher(tiny_folder)
     base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=2, seed=1, compute=torch.bfloat16)
     quantize(backbone.network, kind)
     c = backbone.collate(backbone.encode(["a red circle"])[0])
@@ -108,7 +108,7 @@ def test_only_the_adapters_are_trained(tiny_folder: Path, kind: str) -> None:
 def test_compiled_and_recomputed_it_has_the_same_gradients(tiny_sd3_folder: Path, kind: str) -> None:
     found = []
     for compiled in (False, True):
-        backbone = load_teacher(find_teacher(str(tiny_sd3_folder)))
+        backbone = copy_teacher(tiny_sd3_folder)
         base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=2, seed=1, compute=torch.bfloat16)
         quantize(backbone.network, kind)
         if compiled:
@@ -127,7 +127,7 @@ def test_the_stage_compares_before_it_trains(
     tiny_config: Callable[..., Path], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(tiny_config(precision="bfloat16", frozen_base=kind))
-    backbone = load_teacher(find_teacher(config.teacher.path))
+    backbone = copy_teacher(Path(config.teacher.path))
     base = build_base(config, backbone)
     probe = Probe(
         c=backbone.collate(backbone.encode(["a red circle", "a blue square"])[0]),
@@ -140,7 +140,7 @@ def test_the_stage_compares_before_it_trains(
     cosine = quantize_checked(base, kind, probe)
     assert LOWEST <= cosine < 1, "rounding is seen, and is small"
     monkeypatch.setattr("dmdr.agreement.LOWEST", 0.9999999)
-    again = load_teacher(find_teacher(config.teacher.path))
+    again = copy_teacher(Path(config.teacher.path))
     with pytest.raises(ConfigError, match=rf"frozen_base {kind} turns the gradient.*cosine.*drop frozen_base"):
         quantize_checked(build_base(config, again), kind, probe)
 

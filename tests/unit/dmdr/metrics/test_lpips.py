@@ -16,7 +16,7 @@ from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, DataError
 from dmdr.metrics.lpips import LPIPS
 from stages.evaluation.samples import unpack
-from tests.support.trained_run import run_stage, trained_run
+from tests.support.trained_run import run_stage, seal_stage, trained_run
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,7 @@ def test_it_stands_on_the_card(backbone, tiny_config, tmp_path):
     settings = {"metrics": ["lab-mixer", "lpips"], "models": ["student"], "seeds": 2, "limit": 1}
     config = load_config(tiny_config(evaluate=settings, weights={"lpips-vgg16": str(backbone)}))
     store = trained_run(config, tmp_path / "store")
-    run_stage(config, store, "export")
+    seal_stage(config, store, "export")
     folder = run_stage(config, store, "evaluate")
     card = json.loads((folder / "scorecard.json").read_text())
     (found,) = [each["mean"] for each in card["metrics"] if each["name"] == "diversity/lpips-vgg16"]

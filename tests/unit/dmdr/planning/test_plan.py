@@ -17,16 +17,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmdr.assembly import assemble, build_run, select_stage
 from dmdr.config.load import load_config
+from dmdr.config.run import Config
+from dmdr.config.stages import StageName
 from dmdr.planning import bench
 from dmdr.planning.cost import CostCounter
 from dmdr.planning.gpus import GIB, GPUS, advise
 from dmdr.planning.meta import build_from_configs
 from dmdr.planning.plan import plan_stage
 from dmdr.planning.small_stage import BlankPrompts
+from dmdr.planning.stage_plan import StagePlan
 from dmdr.train import training_step
 from flows import cli
 from tests.support.tiny_teachers import copy_teacher
-from tests.support.trained_run import context_for, run_stage, trained_run
+from tests.support.trained_run import context_for, seal_stage, trained_run
 
 pytestmark = pytest.mark.slow
 
@@ -162,7 +165,7 @@ def test_memory_is_that_of_the_run(tiny_config, tmp_path, monkeypatch, request, 
         )
     )
     stage, store = ("cold_start" if joint is None else "joint"), tmp_path / "store"
-    run_stage(config, store, "prompts") if joint is None else trained_run(config, store)
+    seal_stage(config, store, "prompts") if joint is None else trained_run(config, store)
     if joint is not None:  # its sealed stand-in goes, its inputs stay
         shutil.rmtree(store / "tiny/joint")
     real = measured(config, store, stage, tmp_path / "trace.json", monkeypatch)
@@ -219,6 +222,17 @@ def test_cost_is_counted_as_torch_does(tiny_sd3_folder):
     assert found[0] == found[1] > 0
 
 
+_plans: dict[str, StagePlan] = {}
+
+
+def plan_once(config: Config, stage: StageName) -> StagePlan:
+    """`plan_stage`, once for equal settings: those of the prompts are of no matter."""
+    key = f"{stage} {config.model_dump_json(exclude={'prompts'})}"
+    if key not in _plans:
+        _plans[key] = plan_stage(config, stage)
+    return _plans[key]
+
+
 @pytest.mark.parametrize(
     ("change", "key", "value"),
     [
@@ -233,7 +247,7 @@ def test_what_is_advised_helps(tiny_config, monkeypatch, change, key, value):
     as_it_is = {"cold_start": TRAINING, "joint": {**TRAINING, "rl": {"algorithm": "refl", **REWARDS}}}
     config = load_config(tiny_config(**as_it_is))
     better = load_config(tiny_config(**as_it_is, **change, **({key: value} if key else {})))
-    stages, improved = ([plan_stage(each, stage) for stage in ("cold_start", "joint")] for each in (config, better))
+    stages, improved = ([plan_once(each, stage) for stage in ("cold_start", "joint")] for each in (config, better))
     small = replace(GPUS["a100-40"], memory=1.5 * GIB + improved[1].peak / 0.93 * 1.01)
     said = "\n".join(advise(config, stages, small))
     name = key or next(iter({*change["execution"]} - {"device"}))

@@ -20,7 +20,6 @@ from dmdr.rewards.load import load_reward
 from dmdr.rollout import sample_student
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState, fill_parameters
-from dmdr.teacher.load import find_teacher, load_teacher
 from dmdr.watch.alarms import find_alarms
 from dmdr.watch.figures import (
     BLACK,
@@ -39,7 +38,8 @@ from dmdr.watch.figures import (
     sharpness,
 )
 from dmdr.watch.watcher import Watcher
-from tests.support.trained_run import run_stage
+from tests.support.tiny_teachers import copy_teacher
+from tests.support.trained_run import seal_stage
 
 HELD_OUT, SEED, STEPS = "lab-mixer", 11, 2
 DEAF = {"reward_drop": 9.0, "diversity_drop": 0.999, "saturation_rise": 999.0}  # no finite image sets these off
@@ -104,8 +104,8 @@ class Bench:
 
     def __init__(self, config_path: Path, store: Path, rank: int | None) -> None:
         self.config = load_config(config_path)
-        self.folder = run_stage(self.config, store, "prompts")
-        backbone = load_teacher(find_teacher(self.config.teacher.path), text=False)
+        self.folder = seal_stage(self.config, store, "prompts")
+        backbone = copy_teacher(Path(self.config.teacher.path))
         self.base = SharedBase(backbone, fake_rank=2, fake_scale=1.0, student_rank=rank, seed=0)
         optimizer = Optimizer(learning_rate=1e-3)
         training = Training(updates=9, batch_size=1, student=optimizer, fake_score=optimizer)

@@ -19,7 +19,7 @@ from tests.support.evaluated import GENEVAL, Evaluation, seal_evaluation
 from tests.support.html import EVIL, Reader
 from tests.support.s3_server import BUCKET
 from tests.support.sealing import PROVENANCE
-from tests.support.trained_run import run_stage, trained_run
+from tests.support.trained_run import run_stage, seal_stage, trained_run
 
 PROMPTS = [EVIL, *(f"prompt {n}" for n in range(29))]
 TAGS = [GENEVAL[n % 6] for n in range(30)]
@@ -264,7 +264,7 @@ def test_runs_that_were_really_evaluated(tiny_config, tmp_path, capsys):
         metrics = {"metrics": ["lab-mixer", "lab-conv"], "batch_size": 4}
         config = load_config(tiny_config(run=run, student={"steps": steps}, evaluate=metrics))
         trained_run(config, store)
-        run_stage(config, store, "export")
+        seal_stage(config, store, "export")
         cards[run] = json.loads((run_stage(config, store, "evaluate") / "scorecard.json").read_text())
     code, html = compared(str(store), tmp_path / "page.html", *cards)
     text, printed = Reader(html).text, capsys.readouterr().out

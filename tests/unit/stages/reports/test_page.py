@@ -30,6 +30,7 @@ from stages.reports.style import COLOURS, DARK, DARK_COLOURS, LIGHT
 from stages.reports.verdict import list_verdicts
 from tests.support.evaluated import GENEVAL, MODELS, decoded, speed_of
 from tests.support.html import EVIL, Reader
+from tests.support.tiny_teachers import copy_teacher
 
 STYLE = render_template("style.css.jinja")
 THIRD = Model(f"{EVIL} XL", 4, 1.0)
@@ -253,9 +254,7 @@ def test_the_papers_teachers_are_known_by_their_networks():
 
 
 def test_a_teacher_of_another_size_has_no_rows(tiny_folder):
-    from dmdr.teacher.load import load_teacher
-
-    network = load_teacher(tiny_folder, text=False).network
+    network = copy_teacher(tiny_folder).network
     assert paper.base_model(type(network).__name__, network.config) is None
 
 
