@@ -32,7 +32,7 @@ def started(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[by
 
 def prefect(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run Prefect's command line to its end, in a fork of an interpreter that has Prefect already."""
-    done = program.run("from prefect.cli import app; app()", *arguments, environment=environment)
+    done = program.run("from prefect.cli import app; app()", *arguments, environment=environment, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
