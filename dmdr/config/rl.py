@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from pydantic import Field, model_validator
 
@@ -100,6 +100,14 @@ class RL(Section):
         return self
 
 
+def refuse_log_of_preference(preferences: Mapping[str, Preference], others: str) -> NoReturn:
+    """Raises ValueError: differences have no log. others: the maps to use."""
+    raise ValueError(
+        f"joint.rl.map log needs rewards above 0, and joint.rl.preferences makes a difference of "
+        f"{next(iter(preferences))}; use map: {others}"
+    )
+
+
 class ReFL(RL):
     """Reward feedback learning: follow the gradient of the reward through the decoder."""
 
@@ -141,10 +149,7 @@ class ReFL(RL):
                 "raise it, or use map: linear"
             )
         if self.map == "log" and self.preferences:
-            raise ValueError(
-                f"joint.rl.map log needs rewards above 0, and joint.rl.preferences makes a difference of "
-                f"{next(iter(self.preferences))}; use map: linear or hinge"
-            )
+            refuse_log_of_preference(self.preferences, "linear or hinge")
         return self
 
     @model_validator(mode="after")
@@ -292,6 +297,16 @@ class EvolutionStrategies(RL):
     # a control without a signal, never to be deployed: a coin decides whose reward is whose in each pair. The gradient
     # has the size that it has with a signal
     shuffled: bool = False
+
+    @model_validator(mode="after")
+    def _check_map(self) -> EvolutionStrategies:
+        if self.map == "log" and self.normalise:
+            raise ValueError(
+                "joint.rl.map log needs rewards above 0, and joint.rl.normalise makes their mean 0; use map: linear"
+            )
+        if self.map == "log" and self.preferences:
+            refuse_log_of_preference(self.preferences, "linear")
+        return self
 
     @property
     def images(self) -> int:

@@ -15,6 +15,7 @@ from dmdr.errors import ConfigError
 
 REFL = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}
 GRPO = {**REFL, "algorithm": "grpo"}
+ES = {**REFL, "algorithm": "es"}
 DPO = {**REFL, "algorithm": "dpo"}
 WATCH = {"reward": "lab-mixer"}
 IMAGE = f"images.example.org/dmdr-train@sha256:{'1' * 64}"
@@ -44,6 +45,16 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
             {"rl": {**REFL, "algorithm": "ppo"}},
             {},
             "joint.rl.algorithm is ppo; set one of refl, dpo, grpo, ",
+        ),
+        (
+            {"rl": {**ES, "map": "log", "normalise": True}},
+            {},
+            "joint.rl.map log .* joint.rl.normalise .*; use map: linear",
+        ),
+        (
+            {"rl": {**ES, "map": "log", "preferences": {"lab-conv": {"positive": ["fine"], "negative": ["poor"]}}}},
+            {},
+            "joint.rl.map log needs rewards above 0, .*lab-conv; use map: linear",
         ),
         (
             {"rl": {**GRPO, "branches": 0, "group_size": 1}},
