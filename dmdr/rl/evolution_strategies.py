@@ -3,11 +3,11 @@
 1. At the x0 of a state, noise is added and subtracted, both images are scored, and the difference weighs the noise:
    (R(x0 + d e) - R(x0 - d e)) e / (2 d), averaged over the pairs, has the gradient of the mean reward of N(x0, d^2) as
    its mean. The student then follows it as it would follow ReFL's, at any of its steps.
-2. No network runs for it but decoder and rewards: the x0 are those of the rollout. GRPO's branches pay the rest of the
-   sampler for each image, and learn of one action; here the image itself is what is changed.
-3. Of an estimate by K pairs in D numbers no more than the square root of K / D can be the gradient (its cosine). So
-   noise is drawn on a coarse grid, whose cells are equally large: the estimate is then that of the gradient's mean over
-   each cell. The lab's latents have 8 x 8 places, so a grid of 8 is every place.
+2. An image costs the decoder and the rewards, and no step of the sampler: the x0 are those of the rollout. GRPO's
+   branches pay the rest of the sampler for each image, and learn of one action; here the image itself is changed.
+3. An estimate by K pairs in D numbers has a cosine of at most the square root of K / D with the gradient. So noise is
+   drawn on a coarse grid, one number for a cell, and the estimate is that of the gradient's mean over each cell; cells
+   at the border may be smaller. The lab's latents have 8 x 8 places, so a grid of 8 is every place.
 4. A pair cancels all that both images share: no mean of a group is taken, and no deviation divides a group.
 5. `shuffled` tosses a coin for each pair: whose reward is whose. The estimate keeps its size, and its mean is 0.
 
@@ -41,8 +41,7 @@ NAME = "evolution strategies"  # of its draws
 class EvolutionStrategies:
     """The RL loss of RL's states: minus the mean reward, to first order in x0.
 
-    weights: where the rewards of the config lie. seed: of the words
-    that a preference draws.
+    weights: where the rewards of the config lie. seed: of the words that a preference draws.
 
     Raises:
         ConfigError: a reward is unknown or broken, or has no log although the config takes it.
