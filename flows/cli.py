@@ -16,6 +16,7 @@ from dmdr.errors import USER_ERRORS, ConfigError, StoreError, describe_usage_err
 from flows.commands.app import app
 from flows.prefect_support.connection import spare_loopback
 from stages.runtime.last_wall import end_program, is_disk_failure
+from stages.runtime.quiet import quiet_libraries
 from stages.runtime.terminal import plain_streams
 
 TYPERS_INTERRUPT = 130  # what typer makes of Ctrl-C
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("dmdr: runs on Linux, not on Windows itself; use WSL 2, a container or a Linux machine", file=sys.stderr)
         return ConfigError.exit_code
     spare_loopback()
+    quiet_libraries()
     with plain_streams():
         try:
             with doing(f"running {name_command(arguments)}"):

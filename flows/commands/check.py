@@ -42,7 +42,6 @@ from stages.runtime.prerequisites import (
     needs_records,
     warn_of_teacher,
 )
-from stages.runtime.quiet import quiet_libraries
 from stages.store.artifacts import Artifact
 from stages.store.teacher_folder import resolve_teacher
 from stages.store.trial import try_store
@@ -93,7 +92,6 @@ def check_config(path: str, *, run: str | None, store: str, changes: tuple[str, 
 
     run: its name; None: the config's. changes: "key=value" texts that change the config.
     """
-    quiet_libraries()
     with suppress(ValueError):  # of a thread that is not the main one
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(Stopped.exit_code))  # so that temporary files are deleted
     checklist, loaded = Checklist(), list[Config]()

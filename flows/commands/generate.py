@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from dmdr.config.load import load_config
 from dmdr.errors import ConfigError, Stopped
-from stages.runtime.quiet import quiet_libraries
 from stages.store.runs import follow_name
 
 if TYPE_CHECKING:
@@ -58,7 +57,6 @@ def generate_images(run: str, prompt: str, *, count: int, seed: int, compare: bo
         raise ConfigError(f"--out {out} is a file; name a folder for the images")
     config = load_config(run) if run.endswith(CONFIG_SUFFIXES) else None
     run = follow_name(store, config.run if config else run)
-    quiet_libraries()
     from stages.generation.drawing import load_models
     from stages.generation.source import find_student
 

@@ -16,7 +16,6 @@ from flows.commands.config_file import change_config, find_config
 from stages.reports.scorecard_text import format_table
 from stages.runtime.context import Context
 from stages.runtime.progress import Progress
-from stages.runtime.quiet import quiet_libraries
 from stages.store.artifacts import Artifact
 from stages.store.teacher_folder import resolve_teacher
 
@@ -32,7 +31,6 @@ def print_signal(path: str, *, updates: int, fit: int, store: str, changes: tupl
         ConfigError: the config has no RL.
         InputMissing: the prompts or the cold start of the run are not sealed.
     """
-    quiet_libraries()
     with change_config(find_config(path), changes) as changed:
         config = resolve_teacher(load_config(changed), None, lambda size: None)
     if config.joint.rl is None:

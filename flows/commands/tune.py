@@ -42,7 +42,6 @@ from dmdr.planning.stability import (
 from flows.commands.config_file import change_config, find_config
 from stages.runtime.context import Context
 from stages.runtime.progress import Progress, format_seconds
-from stages.runtime.quiet import quiet_libraries
 from stages.runtime.remaining import count_update, count_warmup
 from stages.store.address import find_differing_keys, normalise_json
 from stages.store.artifacts import Artifact
@@ -99,7 +98,6 @@ def tune_config(path: str, options: TuneOptions) -> int:
         DataError: a file of the folder is damaged.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(Stopped.exit_code))
-    quiet_libraries()
     with change_config(find_config(path), options.changes) as changed:
         config = resolve_teacher(load_config(changed), None, lambda size: None)
     run, stage, grid = config.run, options.stage, options.grid
