@@ -116,8 +116,9 @@ def assemble(
 
     Args:
         before: the output of the stage whose student goes on here. None begins at the config's student.start, or at the
-            teacher. On meta, where weights have no values, a start changes nothing.
-        device: where the ranks' shards go; needed only where the weights are sharded.
+            teacher. On meta, where weights have no values, neither changes anything.
+        device: where the ranks' shards go; needed only where the weights are sharded. There the first rank's networks
+            count, and the others' may lie on meta.
         rewards: where they lie; None: where the config says, and nobody hears of one that is waited for.
         probe: on what a frozen base in fewer bits is compared with what it was; None: it is not.
 
@@ -128,14 +129,15 @@ def assemble(
         DataError, InputMissing: the start is of another model; weights of a reward are damaged or missing.
     """
     base = build_base(config, backbone)
-    group = None if backbone.network.device.type == "meta" else find_group(config)
+    has_values = backbone.network.device.type != "meta"
+    group = find_group(config) if has_values or is_sharded(config) else None
     start = config.student.start
-    if before is not None:
+    if before is not None and has_values:
         student = base.from_diffusers(STUDENT, load_file(before / EMA_FILE))
         fill_parameters(base.student_parameters, student, f"student of {before.name}")
         fake_score = base.from_diffusers(FAKE, load_file(before / FAKE_FILE))
         fill_parameters(base.fake_parameters, fake_score, f"fake score of {before.name}")
-    elif start is not None and backbone.network.device.type != "meta":
+    elif start is not None and has_values:
         base.begin_at(find_start(start, config.student.form), scale=start.scale)
     if stage.rl is not None and stage.rl.needs_reference():
         with on_meta_if(backbone):

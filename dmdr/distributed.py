@@ -230,20 +230,39 @@ def shard_network(
     Each block is gathered in `compute` when it runs and freed after it, so the next run sees what an optimizer or an
     EMA wrote. Gradients are summed in float32, as everywhere here.
 
+    The values of all parameters and buffers are those of the first rank; on the others they may lie on meta.
+
     group: how many neighbours share the rows; every such group has all of them (HSDP). None: all ranks.
     """
     sharers = group or ranks()
-    mesh = init_device_mesh(device, (ranks(),))
-    if sharers < ranks():
-        mesh = init_device_mesh(device, (ranks() // sharers, sharers), mesh_dim_names=("groups", "rows"))
+    with WAIT:
+        mesh = init_device_mesh(device, (ranks(),))
+        if sharers < ranks():
+            mesh = init_device_mesh(device, (ranks() // sharers, sharers), mesh_dim_names=("groups", "rows"))
+    values = {name: tensor.detach() for name, tensor in _list_tensors(network)}
     blocks = list_blocks(network)
     policy = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)  # timesteps stay float32
     for module in (*reversed(blocks), network):  # an inner block before the one around it
         sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole, mp_policy=policy)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-    for parameter in whole:
-        parameter.data = parameter.data.to(device)
+    if any(value.is_meta for value in values.values()):
+        values = {}
+        network.to_empty(device=device)
+    else:
+        for parameter in whole:
+            parameter.data = parameter.data.to(device)
+    for name, tensor in _list_tensors(network):
+        value = values.pop(name) if values else torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        value = value.to(device).contiguous()
+        with WAIT:
+            dist.broadcast(value, 0)
+        copy_shard(tensor, value)
+
+
+def _list_tensors(network: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The parameters and the buffers of a network, in the same order on each rank."""
+    return [*network.named_parameters(), *network.named_buffers()]
 
 
 def list_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
@@ -280,6 +299,7 @@ def has_rows(tensor: torch.Tensor) -> bool:
     return is_first and local_shard(tensor).numel() > 0
 
 
+@torch.no_grad()
 def copy_shard(tensor: torch.Tensor, source: torch.Tensor) -> None:
     """Copy this rank's rows of a whole tensor; FSDP2 deals rows out as torch.chunk does."""
     if isinstance(tensor, DTensor):

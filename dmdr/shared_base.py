@@ -31,9 +31,10 @@ from dmdr.kernels.attention import use_attention
 from dmdr.kernels.compiled_blocks import compile_blocks
 from dmdr.kernels.recomputation import Again, Contexts, make_contexts
 from dmdr.rollout import predict_guided
+from dmdr.teacher.skeletons import copy_skeleton
 from dmdr.teacher.start_files import KEY, StartSource
 from dmdr.teacher.start_lora import read_lora
-from dmdr.teacher.start_weights import build_skeleton, turn_into_start
+from dmdr.teacher.start_weights import turn_into_start
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of a config's precision
 FAKE, STUDENT, REFERENCE = "fake_score", "student", "reference"
@@ -109,7 +110,7 @@ class SharedBase:
             turn_into_start(self.student_network, source, pipeline, scale=scale)
             return
         with doing(f"loading the start {source.address}"):
-            modules = read_lora(source, build_skeleton(self.backbone.network), pipeline, scale=scale)
+            modules = read_lora(source, copy_skeleton(self.backbone.network), pipeline, scale=scale)
         for name, module in modules.items():
             layer = self.backbone.network.get_submodule(name)
             down = self.student_parameters.get(f"{name}.lora_A.{STUDENT}.weight")
@@ -128,6 +129,8 @@ class SharedBase:
     def split(self, device: str, *, group: int | None = None) -> None:
         """Split the weights of base, full student and reference over the ranks, on whose devices they go (FSDP2).
 
+        They are those of the first rank. The others' may lie on meta, so that one rank alone has to hold all of them.
+
         group: how many neighbours share them; None: all ranks.
 
         LoRA parameters stay whole on each rank. They are few, and the frozen blocks around them then have no gradients
@@ -143,6 +146,7 @@ class SharedBase:
             distributed.shard_network(network, device, whole=adapters, group=group, compute=self.backbone.compute)
         self.backbone.vae.to(device)  # type: ignore[arg-type]  # diffusers' wrapper hides that `to` is a method
         self._name_parameters()
+        self._in_use.adapter = self._find_adapter(FAKE, self.fake_scale)  # its scale lay where the parameters lay
 
     def recompute_activations(
         self, what: Recomputation, around: Callable[[], AbstractContextManager[object]] = nullcontext

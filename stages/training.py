@@ -238,7 +238,7 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     prepare_kernels(config, device)
     check_optimizers(stage.training, name, split=sharded and config.student.form == "full")
     inputs = PromptInputs(context)
-    backbone = inputs.load_teacher("cpu" if sharded else device)
+    backbone = inputs.load_teacher("cpu" if sharded else device, weights=not sharded or distributed.rank() == 0)
     rewards = list_sources(config, say=context.progress.say, stop=context.stop)
     prompts = inputs.open_encoded("train", backbone)
     empty_prompt = PromptSet.unconditional(inputs.files)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from dmdr.config.inputs import Teacher
 from dmdr.errors import DataError, InputMissing, doing
 from dmdr.teacher import digests, hub, scheduler_config
-from dmdr.teacher.index import FAMILIES, Part, PipelineIndex, read_index
+from dmdr.teacher.index import FAMILIES, NETWORKS, Part, PipelineIndex, read_index
 from dmdr.teacher.pipeline_files import INDEX, READ, list_pipeline_files
 from dmdr.teacher.single_file import SingleFile, load_single_file
+from dmdr.teacher.skeletons import build_skeleton
 from dmdr.teacher.weight_files import MODELS, check_config, find_variant, refuse_foreign_tensors
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dmdr.backbones.protocol import Backbone
+    from dmdr.teacher.single_file import Model
 
 TeacherSource = Path | SingleFile  # a diffusers folder, or one file with the folder of its configuration
 ONE_FILE = ("sd3", "sdxl")  # the families of dmdr/teacher/original_layout.py
@@ -138,13 +140,19 @@ def _digest_source(source: TeacherSource, digest_folder: Callable[[Path], str]) 
 
 
 def load_teacher(
-    source: TeacherSource, device: str | torch.device = "cpu", *, text: bool = True, resolution: int | None = None
+    source: TeacherSource,
+    device: str | torch.device = "cpu",
+    *,
+    text: bool = True,
+    resolution: int | None = None,
+    weights: bool = True,
 ) -> Backbone:
     """Load a teacher, frozen, in float32.
 
     Args:
         text: False leaves the text encoders on disk.
         resolution: of its images in pixels a side; None: the family's own.
+        weights: False leaves those of the network on disk. It then lies on meta, and everything else on the CPU.
 
     Raises:
         DataError: DMDR does not know the family, a file is damaged, a tensor is missing or of another shape, or the
@@ -153,7 +161,8 @@ def load_teacher(
     with doing(f"loading the teacher {source}"):
         folder = _config_folder(source)
         scheduler_config.check_scheduler(folder, read_index(folder))
-        return build_backbone(load_pipeline(source, text=text).to(device), resolution)
+        pipe = load_pipeline(source, text=text, weights=weights)
+        return build_backbone(pipe.to(device) if weights else pipe, resolution)
 
 
 def load_network(folder: Path, device: str | torch.device = "cpu") -> ModelMixin:
@@ -184,8 +193,8 @@ def build_backbone(pipe: DiffusionPipeline, resolution: int | None) -> Backbone:
     return backbone_classes()[FAMILIES[type(pipe).__name__]](pipe, resolution)
 
 
-def load_pipeline(source: TeacherSource, *, text: bool = True) -> DiffusionPipeline:
-    """Load the teacher's own pipeline in float32. Raises as `load_teacher` does."""
+def load_pipeline(source: TeacherSource, *, text: bool = True, weights: bool = True) -> DiffusionPipeline:
+    """Load the teacher's own pipeline in float32. text, weights: and raises, as `load_teacher`."""
     import diffusers
     import torch
     from diffusers.utils import logging
@@ -194,17 +203,19 @@ def load_pipeline(source: TeacherSource, *, text: bool = True) -> DiffusionPipel
     folder = _config_folder(source)
     index = read_index(folder)
     _check_headers(folder)
+    network = NETWORKS[index.family][0]
+    given = {} if weights else {network: build_skeleton(folder, network, index.require_part(network))}
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        pipe = _load_parts(source, index, text=text)
+        pipe = _load_parts(source, index, given, text=text)
     except (DataError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a library that builds a network from a wrong value raises whatever comes first
         message = " ".join(str(error).split()).split(" If you want to instead")[0]
         raise DataError(f"teacher {folder} does not load: {type(error).__name__}: {message}") from error
     for name, module in pipe.components.items():
-        if isinstance(module, torch.nn.Module):
+        if isinstance(module, torch.nn.Module) and name not in given:
             _require_all(folder, name, {key for key, value in module.state_dict().items() if value.is_meta})
         if isinstance(module, diffusers.ModelMixin):
             module.register_to_config(_name_or_path="")  # a path of this machine, which would be exported
@@ -231,19 +242,21 @@ def _check_headers(folder: Path) -> None:
             refuse_foreign_tensors(names, file)
 
 
-def _load_parts(source: TeacherSource, index: PipelineIndex, *, text: bool) -> DiffusionPipeline:
-    """The pipeline of an index. diffusers does not load a part that we pass: an encoder of ours, or None. It loads no
-    pickle, and no class that is not its own."""
+def _load_parts(
+    source: TeacherSource, index: PipelineIndex, given: Mapping[str, Model], *, text: bool
+) -> DiffusionPipeline:
+    """The pipeline of an index. diffusers does not load a part that we pass: an encoder of ours, one of `given`, or
+    None. It loads no pickle, and no class that is not its own."""
     import diffusers
     import torch
 
     left_out = {name for name in index.text_parts if not text or index.parts[name] is None}
     if isinstance(source, SingleFile):
-        return load_single_file(source, index, left_out)
+        return load_single_file(source, index, left_out, given)
     kind: type[DiffusionPipeline] = getattr(diffusers, index.class_name)
-    overrides: dict[str, PreTrainedModel | ModelMixin | None] = dict.fromkeys(left_out)
+    overrides: dict[str, Model | None] = {**dict.fromkeys(left_out), **given}
     for name, part in index.parts.items():
-        if part is None or name not in MODELS or name in left_out:
+        if part is None or name not in MODELS or name in overrides:
             continue
         check_config(source, name)
         variant = find_variant(source, name)

@@ -6,7 +6,7 @@ report a missing or a foreign tensor. We therefore first compare the file's head
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from dmdr.errors import DataError
 from dmdr.teacher.index import PipelineIndex
 from dmdr.teacher.scaled_weights import find_scales, list_weights, unscale_file
 from dmdr.teacher.scheduler_config import read_settings
+from dmdr.teacher.skeletons import build_skeleton
 from dmdr.teacher.weight_files import check_markers, find_variant, refuse_foreign_tensors
 
 if TYPE_CHECKING:
@@ -32,12 +33,15 @@ class SingleFile:
     parts: Path  # a diffusers folder of the same family
 
 
-def load_single_file(source: SingleFile, index: PipelineIndex, left_out: Collection[str]) -> DiffusionPipeline:
+def load_single_file(
+    source: SingleFile, index: PipelineIndex, left_out: Collection[str], given: Mapping[str, Model]
+) -> DiffusionPipeline:
     """Load the pipeline in float32.
 
     Args:
         index: of source.parts.
         left_out: names of the parts that are not loaded.
+        given: parts that are there already.
 
     Raises:
         DataError: the file is damaged, of another family, lacks a tensor or has one of another shape; or neither it nor
@@ -50,8 +54,8 @@ def load_single_file(source: SingleFile, index: PipelineIndex, left_out: Collect
 
     skeletons = _build_skeletons(index, source.parts, left_out)
     held = _find_held_parts(index.family, source, skeletons)
-    overrides: dict[str, Model | None] = dict.fromkeys(left_out)
-    for part in skeletons.keys() - held:
+    overrides: dict[str, Model | None] = {**dict.fromkeys(left_out), **given}
+    for part in skeletons.keys() - held - given.keys():
         if not any((source.parts / part).glob("*.safetensors")):
             raise DataError(
                 f"neither the teacher {source.file} nor its teacher.parts {source.parts} has weights of the {part}; "
@@ -74,23 +78,10 @@ def load_single_file(source: SingleFile, index: PipelineIndex, left_out: Collect
 
 def _build_skeletons(index: PipelineIndex, folder: Path, left_out: Collection[str]) -> dict[str, Model]:
     """The parts of the family's layout that are not left out, as the folder configures them, without weights."""
-    import diffusers
-    import transformers
-    from accelerate import init_empty_weights
-
     from dmdr.teacher.original_layout import LAYOUTS
 
-    skeletons: dict[str, Model] = {}
-    with init_empty_weights():
-        for name in LAYOUTS[index.family].keys() - set(left_out):
-            part = index.require_part(name)
-            if part.library == "diffusers":
-                model = getattr(diffusers, part.class_name)
-                skeletons[name] = model.from_config(model.load_config(folder, subfolder=name))
-            else:
-                encoder = getattr(transformers, part.class_name)
-                skeletons[name] = encoder(encoder.config_class.from_pretrained(folder / name))
-    return skeletons
+    names = LAYOUTS[index.family].keys() - set(left_out)
+    return {name: build_skeleton(folder, name, index.require_part(name)) for name in names}
 
 
 def _find_held_parts(family: str, source: SingleFile, skeletons: dict[str, Model]) -> set[str]:

@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
 
-def build_skeleton(network: ModelMixin) -> ModelMixin:
-    """A network of the same settings on meta, without adapters."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
-        skeleton: ModelMixin = type(network).from_config(network.config)  # type: ignore[attr-defined]  # of ConfigMixin
-    return skeleton
-
-
 @torch.no_grad()
 def turn_into_start(
     network: ModelMixin, source: StartSource, pipeline: type[DiffusionPipeline], *, scale: float = 1.0

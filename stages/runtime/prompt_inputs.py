@@ -47,8 +47,10 @@ class PromptInputs:
         """
         return PromptSet(self.files, split, sizes=_list_sizes(self.files.record, split))
 
-    def load_teacher(self, device: str) -> Backbone:
+    def load_teacher(self, device: str, *, weights: bool = True) -> Backbone:
         """The teacher's networks on a device; with its text encoders if the prompts have to be encoded on the fly.
+
+        weights: False leaves the network on meta, and the decoder on the CPU.
 
         Raises:
             DataError: as `dmdr.teacher.load.load_teacher`.
@@ -56,11 +58,11 @@ class PromptInputs:
         config = self._context.config
         source, resolution = find_teacher_of(config.teacher), config.teacher.resolution
         if self.open_split("train").layout != "text":
-            return load_teacher(source, device, text=False, resolution=resolution)
-        backbone = load_teacher(source, resolution=resolution)
+            return load_teacher(source, device, text=False, resolution=resolution, weights=weights)
+        backbone = load_teacher(source, resolution=resolution, weights=weights)
         text_device = "cpu" if config.execution.text_encoders == "cpu" else pick_device(config)
         for name, part in backbone.pipe.components.items():
-            if isinstance(part, torch.nn.Module):
+            if isinstance(part, torch.nn.Module) and (weights or part is not backbone.network):
                 is_text = name.startswith("text_encoder")
                 if is_text:
                     store_in_half(part.requires_grad_(False))

@@ -44,6 +44,20 @@ def name_in(tensors: dict[str, torch.Tensor]) -> str:
     return sorted(name for name in tensors if name.endswith(".weight"))[len(tensors) // 4]
 
 
+def test_without_weights_it_is_the_same_but_for_the_values_of_its_network(folder):
+    """Nothing of them is read: the file is gone."""
+    whole = load_teacher(folder)
+    weights(folder, "network").unlink()
+    bare = load_teacher(folder, weights=False)
+    expected = {name: (value.shape, value.dtype) for name, value in whole.network.state_dict().items()}
+    assert {name: (value.shape, value.dtype) for name, value in bare.network.state_dict().items()} == expected
+    assert all(parameter.is_meta for parameter in bare.network.parameters())
+    assert not any(parameter.requires_grad for parameter in bare.network.parameters()) and not bare.network.training
+    latents = torch.randn(1, whole.latent_shape[0], 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(bare.decode(latents), whole.decode(latents))
+    assert {name for name, _ in bare.network.named_buffers()} == {name for name, _ in whole.network.named_buffers()}
+
+
 @pytest.mark.parametrize("part", ["network", "vae", "text_encoder"])
 def test_a_missing_tensor_is_named(folder, part):
     file = weights(folder, part)

@@ -55,6 +55,15 @@ def predictions(source) -> torch.Tensor:
     return torch.cat([found.flatten(), backbone.decode(found).flatten()])
 
 
+def test_without_weights_its_network_lies_on_meta(one_file, tiny_folder):
+    whole, bare = (load_teacher(find_teacher(str(one_file), str(tiny_folder)), weights=each) for each in (True, False))
+    shapes = {name: value.shape for name, value in whole.network.state_dict().items()}
+    assert {name: value.shape for name, value in bare.network.state_dict().items()} == shapes
+    assert all(parameter.is_meta for parameter in bare.network.parameters())
+    latents = torch.randn(1, whole.latent_shape[0], 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(bare.decode(latents), whole.decode(latents))
+
+
 def test_it_predicts_exactly_what_the_folder_does(one_file, tiny_folder, tmp_path):
     family = family_of(tiny_folder)
     bare = without(tiny_folder, tmp_path / "bare", list(LAYOUTS[family]))
