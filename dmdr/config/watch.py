@@ -36,7 +36,8 @@ class Watch(Section):
     export: Literal["last", "best"] = "last"
     # for the joint stage: students of so many best evaluations are sealed too; dmdr export writes one by its --update
     keep_best: int = Field(0, ge=0)
-    # alarm if the held-out reward falls by more than this below its best value; in the cold start below the teacher's
+    # alarm if the held-out reward falls by more than this below its best value; in the cold start, where it may dip on
+    # the way, by more than three times this, and below the teacher's if its best value is above that
     reward_drop: Rate = 0.05
     diversity_drop: float = Field(0.3, gt=0, lt=1)  # alarm if diversity loses more than this share of its first value
     saturation_rise: Rate = 0.3  # alarm if colour saturation gains more than this share of its first value

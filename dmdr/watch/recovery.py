@@ -8,6 +8,8 @@
    rings with it, whose cause is plainer; that cause stays named until the stage gets further. Where half of RL's weight
    has not helped against a symptom, the student's learning rate is halved too. RL alone has no weight: an optimizer
    that divides by the gradient's size undoes it.
+4. A student may be healthy by its figures and lost all the same: whatever the rates, the next look rings. Where two
+   recoveries from one student have not helped, the third goes back to the first one of the stage.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dmdr.state import Part, Recovery, Row, StateInfo, TrainState
 from dmdr.watch.alarms import list_kept
 from dmdr.watch.figures import BLACK, FAKE_LAG, FAKE_RISE, FLAT, GRADIENT, NON_FINITE, WHITE
 
+TRIES = 2  # recoveries from one student before an earlier one is taken
 PARTS: tuple[Part, ...] = ("rl", "student", "fake_score")
 SETTINGS: dict[Part, str] = {
     "rl": "rl.weight",
@@ -94,8 +97,10 @@ class Remedy:
                 "is no checkpoint to go back to; set on_alarm: warn, or begin with a student that draws"
             )
         ends = len(state.recoveries) >= (self.watch.recoveries or 0)
-        halved = [] if ends else self.choose_halved(state, figures, kept[0])
-        return Recovery(update=update, back_to=kept[0], figures=[*figures], why=why, halved=halved, ends=ends)
+        tried = [recovery.back_to for recovery in state.recoveries[-TRIES:]] == [kept[0]] * TRIES
+        back_to = min(kept) if tried and not ends else kept[0]
+        halved = [] if ends else self.choose_halved(state, figures, back_to)
+        return Recovery(update=update, back_to=back_to, figures=[*figures], why=why, halved=halved, ends=ends)
 
     def choose_halved(self, state: TrainState, figures: Sequence[str], back_to: int) -> list[Part]:
         """What figures name, each once, as far as the stage has it. back_to: the update that the stage goes back to."""

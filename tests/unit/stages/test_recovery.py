@@ -157,6 +157,24 @@ def test_recoveries_that_help_not_end_the_stage_at_its_best(bench, collapse):
         assert digests(store, "joint")[name] == digests(alone, "joint")[name]
 
 
+def test_a_student_from_which_nothing_helps_is_left_for_the_first(bench, monkeypatch):
+    """Update 2 is the best by far, and the look after it rings whatever was halved."""
+    measure = Watcher.measure_look
+
+    def look(self: Watcher, state, *, is_first: bool) -> dict:
+        figures, made = measure(self, state, is_first=is_first), state.recoveries
+        figures[REWARD] = {0: 0.0, 2: 1.0, 4: 0.9}.get(state.update, 0.95)
+        return figures | ({REWARD: -9.0} if state.update == 4 and all(each.back_to for each in made) else {})
+
+    monkeypatch.setattr(Watcher, "measure_look", look)
+    store = bench.store("run")
+    run_stage(bench.config(recoveries=5), store, "joint")
+    made = facts(store)["watch"]["recoveries"]
+    assert [(each["update"], each["back_to"]) for each in made] == [(4, 2), (4, 2), (4, 0)]
+    assert [each["halved"] for each in made] == [["rl"], ["rl", "student"], ["rl", "student"]]
+    assert [row["update"] for row in rows(store)] == list(range(UPDATES + 1)), "each update once"
+
+
 def test_killed_anywhere_a_recovered_stage_ends_with_the_same_bits(any_bench, collapse):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
