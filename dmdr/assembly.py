@@ -63,11 +63,15 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class Assembly:
-    """The networks of a training stage, and what changes while it trains."""
+    """The networks of a training stage, and what changes while it trains.
+
+    agreement: cosine between the gradients of distribution matching before and after the frozen base got fewer bits.
+    """
 
     base: SharedBase
     rl: RLTerm | None
     state: TrainState
+    agreement: float | None = None
 
 
 def select_stage(config: Config, stage: StageName) -> StageConfig:
@@ -142,11 +146,12 @@ def assemble(
     if stage.rl is not None and stage.rl.needs_reference():
         with on_meta_if(backbone):
             base.keep_reference()  # before a checkpoint moves the student on
+    agreement = None
     if config.frozen_base is not None:
         if probe is None:
             quantize(backbone.network, config.frozen_base)
         else:
-            quantize_checked(base, config.frozen_base, probe)
+            agreement = quantize_checked(base, config.frozen_base, probe)
     if is_sharded(config):
         assert device is not None, "shards need a device"
         base.split(device, group=group)
@@ -154,7 +159,8 @@ def assemble(
     if stage.rl is not None:
         algorithm = build_algorithm(stage.rl, base, rewards or list_sources(config), seed=config.seed)
         rl, beside = RLTerm(algorithm, stage.rl), algorithm.trained
-    return Assembly(base, rl, TrainState(base, stage.training, ema=config.student.ema, beside=beside))
+    state = TrainState(base, stage.training, ema=config.student.ema, beside=beside)
+    return Assembly(base, rl, state, agreement)
 
 
 def build_probe(

@@ -44,6 +44,7 @@ from dmdr.watch.figures import select_looks
 from dmdr.watch.recovery import Saved
 from dmdr.watch.summary import exported_ema, list_students, summarize
 from stages.live.stage import LiveStage
+from stages.reports.agreement import describe_agreement
 from stages.reports.fake_warmup import describe_warmup, summarize_warmup
 from stages.reports.run_cost import find_open_cost, read_status
 from stages.runtime.context import Context
@@ -64,8 +65,11 @@ class Session:
     It is the vault of the stage's watch: the checkpoints that the watch keeps are those of the stage.
     """
 
-    def __init__(self, context: Context, run: Run, live: LiveStage, budget: Budget) -> None:
-        self.context, self.live, self.budget = context, live, budget
+    def __init__(
+        self, context: Context, run: Run, live: LiveStage, budget: Budget, *, agreement: float | None = None
+    ) -> None:
+        """agreement: as an Assembly's."""
+        self.context, self.live, self.budget, self.agreement = context, live, budget, agreement
         self.run = run if run.watch is None else replace(run, watch=replace(run.watch, vault=self))
         self.stage, self.state = live.stage, live.state
         stage, state = self.stage, self.state
@@ -201,6 +205,8 @@ class Session:
         write_student(self.context, self.run.base, state)
         self.write_kept()
         facts: dict[str, object] = {"updates": state.update, **select_shown(state.last_row)}
+        if self.agreement is not None:
+            facts["agreement"] = self.agreement
         if stage.fake_warmup:
             facts["fake_warmup"] = summarize_warmup(state.rows).model_dump()
         if stage.watch is not None:
@@ -244,6 +250,8 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     empty_prompt = PromptSet.unconditional(inputs.files)
     probe = build_probe(config, stage, backbone, prompts, empty_prompt)
     assembly = assemble(config, stage, backbone, before=before, device=device, rewards=rewards, probe=probe)
+    if assembly.agreement is not None:
+        context.progress.say(describe_agreement(config.frozen_base, assembly.agreement))
     if config.execution.compile:
         assembly.base.compile_blocks()
     if assembly.rl is not None:
@@ -264,7 +272,7 @@ def start_session(context: Context, name: StageName, *, before: Path | None = No
     unit, budget = name_unit(config), Budget(config, context.artifact)
     budget.check_price(unit)
     live = LiveStage(context, stage, run, assembly.state, device=unit, later=later)
-    return Session(context, run, live, budget)
+    return Session(context, run, live, budget, agreement=assembly.agreement)
 
 
 def read_records(prompts: PromptSet) -> Iterator[PromptRecord]:

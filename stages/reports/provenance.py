@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from dmdr.config.stages import STAGES, TRAINING_STAGES
+from stages.reports.agreement import describe_agreement
 from stages.reports.fake_warmup import WarmupFacts, describe_warmup
 from stages.reports.stage_times import StageTime
 from stages.runtime.context import Context
@@ -139,6 +140,8 @@ def build_table(context: Context) -> list[tuple[str, str]]:
     for stage, record in sealed.items():
         provenance = record.provenance
         rows.append((stage, f"dmdr {provenance.code['version']}, fingerprint {record.fingerprint}"))
+        if isinstance(agreement := record.facts.get("agreement"), float):
+            rows.append(("frozen base", describe_agreement(record.identity["frozen_base"], agreement)))
         if "fake_warmup" in record.facts:
             rows.append(("fake score", describe_warmup(WarmupFacts.model_validate(record.facts["fake_warmup"]))))
         if "watch" in record.facts:
