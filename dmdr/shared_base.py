@@ -21,12 +21,12 @@ from diffusers import ModelMixin
 from torch.utils.checkpoint import checkpoint
 
 from dmdr import distributed, losses
-from dmdr.adapters import Adapter, InUse, LoraLayer, add_lora
 from dmdr.backbones.lora_targets import select_targets
 from dmdr.backbones.protocol import Backbone, Conditioning
 from dmdr.config.execution import AttentionKernel, Recomputation
 from dmdr.config.lora import Init, LoraForms
 from dmdr.errors import ConfigError, doing
+from dmdr.kernels.adapters import Adapter, InUse, LoraLayer, add_lora
 from dmdr.kernels.attention import use_attention
 from dmdr.kernels.compiled_blocks import compile_blocks
 from dmdr.kernels.recomputation import Again, Contexts, make_contexts

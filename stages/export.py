@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmdr.assembly import name_kept
+from dmdr.assembly.stage_config import name_kept
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.identity import identity
 from dmdr.config.run import Config

@@ -14,19 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from dmdr import distributed
-from dmdr.assembly import (
-    EMA_FILE,
-    FAKE_FILE,
-    STUDENT_FILE,
-    assemble,
-    build_probe,
-    build_run,
-    build_watcher,
-    is_sharded,
-    name_kept,
-    prepare_kernels,
-    select_stage,
-)
+from dmdr.assembly.agreement import build_probe
+from dmdr.assembly.checks import prepare_kernels
+from dmdr.assembly.networks import assemble, is_sharded
+from dmdr.assembly.run import build_run, build_watcher
+from dmdr.assembly.stage_config import EMA_FILE, FAKE_FILE, STUDENT_FILE, name_kept, select_stage
 from dmdr.config.batches import check_split
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.stages import StageName

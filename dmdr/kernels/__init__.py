@@ -1,1 +1,1 @@
-"""How the networks run on a device: compiled, by which attention kernel, and what the backward pass computes again."""
+"""How the networks run on a device: under which adapter, compiled, by which attention kernel, in how many bits."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmdr.assembly import StageConfig, select_stage
+from dmdr.assembly.stage_config import StageConfig, select_stage
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.batches import count_rl
 from dmdr.config.deal import share_evenly

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dmdr.assembly import select_stage
+from dmdr.assembly.stage_config import select_stage
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName
 from dmdr.planning.cost import CostCounter

@@ -18,7 +18,9 @@ from dataclasses import replace
 import torch
 
 from dmdr import losses
-from dmdr.assembly import Assembly, StageConfig, TeacherSampler, build_run
+from dmdr.assembly.networks import Assembly
+from dmdr.assembly.run import TeacherSampler, build_run
+from dmdr.assembly.stage_config import StageConfig
 from dmdr.backbones.protocol import Conditioning, Item
 from dmdr.config.run import Config
 from dmdr.draws import Run

@@ -10,7 +10,9 @@ from functools import partial
 import torch
 
 from dmdr import distributed
-from dmdr.assembly import StageConfig, assemble, build_run
+from dmdr.assembly.networks import assemble
+from dmdr.assembly.run import build_run
+from dmdr.assembly.stage_config import StageConfig
 from dmdr.backbones.protocol import Item
 from dmdr.config.prompt_record import PromptRecord
 from dmdr.config.rl import ReFL as ReFLConfig

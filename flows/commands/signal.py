@@ -84,7 +84,9 @@ def load_run(context: Context) -> Run:
     Raises:
         any of USER_ERRORS: as the stage.
     """
-    from dmdr.assembly import assemble, build_run, select_stage
+    from dmdr.assembly.networks import assemble
+    from dmdr.assembly.run import build_run
+    from dmdr.assembly.stage_config import select_stage
     from dmdr.promptset import PromptSet
     from stages.runtime.device import pick_device
     from stages.runtime.prompt_inputs import PromptInputs

@@ -177,7 +177,8 @@ def load_runs(context: Context, stage: TunedStage, reward: str) -> ShortRuns:
     Raises:
         any of USER_ERRORS: as the stage.
     """
-    from dmdr.assembly import assemble, select_stage
+    from dmdr.assembly.networks import assemble
+    from dmdr.assembly.stage_config import select_stage
     from dmdr.metrics.verifier import load_any_reward
     from dmdr.planning.short_runs import ShortRuns
     from dmdr.promptset import PromptSet

@@ -16,7 +16,7 @@ from types import TracebackType
 import numpy as np
 
 from dmdr import distributed
-from dmdr.assembly import StageConfig
+from dmdr.assembly.stage_config import StageConfig
 from dmdr.config.run import Config
 from dmdr.draws import Run
 from dmdr.state import TrainState

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from dmdr import distributed
-from dmdr.assembly import StageConfig, TeacherSampler
+from dmdr.assembly.run import TeacherSampler
+from dmdr.assembly.stage_config import StageConfig
 from dmdr.backbones.protocol import Conditioning
 from dmdr.config.live import Live
 from dmdr.config.run import Config

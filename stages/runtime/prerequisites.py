@@ -60,7 +60,7 @@ def check_training(config: Config) -> None:
         ConfigError: an optimizer, a compiler or an attention kernel is not installed.
         InputMissing: the weights or the file of a reward, or the tiny decoder, are missing.
     """
-    from dmdr.assembly import prepare_kernels  # brings torch
+    from dmdr.assembly.checks import prepare_kernels  # brings torch
     from dmdr.optimizers import check_optimizers
     from stages.runtime.device import pick_device
 
@@ -121,7 +121,7 @@ def check_teacher_settings(config: Config, *, fetches: bool) -> None:
     asks = asks or any(config.training_of(stage).decoupled is not None for stage in config.training_stages)
     if not asks or (is_on_hub(config) and not fetches):
         return
-    from dmdr.assembly import check_compiled, check_decoupled, check_lora_targets  # brings torch
+    from dmdr.assembly.checks import check_compiled, check_decoupled, check_lora_targets  # brings torch
     from dmdr.planning.meta import build_meta_backbone
 
     backbone = build_meta_backbone(config.teacher)

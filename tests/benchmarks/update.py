@@ -37,7 +37,9 @@ def time_updates(updates: int, ranks: int, rank: int, meeting: Path) -> tuple[li
     import torch
     import torch.distributed as dist
 
-    from dmdr.assembly import assemble, build_run, select_stage
+    from dmdr.assembly.networks import assemble
+    from dmdr.assembly.run import build_run
+    from dmdr.assembly.stage_config import select_stage
     from dmdr.config.load import load_config
     from dmdr.teacher.load import find_teacher, load_teacher
     from dmdr.train import training_step

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from dmdr.assembly import assemble, select_stage
+from dmdr.assembly.networks import assemble
+from dmdr.assembly.stage_config import select_stage
 from dmdr.config.load import load_config
 from dmdr.teacher.load import find_teacher_of, load_teacher
 

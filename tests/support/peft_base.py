@@ -1,5 +1,5 @@
-"""The oracle of `dmdr.adapters`: the same shared base with PEFT's layers, of which each remembers the adapter that it
-runs. A backward pass that computes activations again therefore needs the adapter of its forward once more."""
+"""The oracle of `dmdr.kernels.adapters`: the same shared base with PEFT's layers, of which each remembers the adapter
+that it runs. A backward pass that computes activations again therefore needs the adapter of its forward once more."""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-from dmdr.assembly import Assembly, assemble, build_run, select_stage
+from dmdr.assembly.networks import Assembly, assemble
+from dmdr.assembly.run import build_run
+from dmdr.assembly.stage_config import select_stage
 from dmdr.backbones.protocol import Backbone, Item
 from dmdr.config.load import validate
 from dmdr.config.run import Config

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dmdr.assembly import build_base
+from dmdr.assembly.networks import build_base
 from dmdr.config.changes import apply_changes
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.identity import identity

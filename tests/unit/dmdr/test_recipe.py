@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dmdr.assembly import build_base, check_lora_targets
+from dmdr.assembly.checks import check_lora_targets
+from dmdr.assembly.networks import build_base
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.config.training import Dynamic, Optimizer, Training

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmdr.assembly import assemble, build_run, select_stage
+from dmdr.assembly.networks import assemble
+from dmdr.assembly.run import build_run
+from dmdr.assembly.stage_config import select_stage
 from dmdr.config.identity import identity
 from dmdr.config.rl import ReFL
 from dmdr.draws import Run, list_prompts

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from dmdr.assembly import check_compiled
+from dmdr.assembly.checks import check_compiled
 from dmdr.config.few_steps import FewSteps
 from dmdr.config.load import load_config
 from dmdr.config.training import Optimizer, Training

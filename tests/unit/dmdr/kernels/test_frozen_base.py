@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from dmdr.agreement import LOWEST, Probe, quantize_checked
-from dmdr.assembly import assemble, build_base, select_stage
+from dmdr.assembly.agreement import LOWEST, Probe, quantize_checked
+from dmdr.assembly.networks import assemble, build_base
+from dmdr.assembly.stage_config import select_stage
 from dmdr.config.load import load_config
 from dmdr.config.training import Training
 from dmdr.errors import ConfigError
@@ -139,7 +140,7 @@ def test_the_stage_compares_before_it_trains(
     )
     cosine = quantize_checked(base, kind, probe)
     assert LOWEST <= cosine < 1, "rounding is seen, and is small"
-    monkeypatch.setattr("dmdr.agreement.LOWEST", 0.9999999)
+    monkeypatch.setattr("dmdr.assembly.agreement.LOWEST", 0.9999999)
     again = copy_teacher(Path(config.teacher.path))
     with pytest.raises(ConfigError, match=rf"frozen_base {kind} turns the gradient.*cosine.*drop frozen_base"):
         quantize_checked(build_base(config, again), kind, probe)

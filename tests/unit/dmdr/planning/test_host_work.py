@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from dmdr.assembly import assemble, build_run, select_stage
+from dmdr.assembly.networks import assemble
+from dmdr.assembly.run import build_run
+from dmdr.assembly.stage_config import select_stage
 from dmdr.config.load import load_config
 from dmdr.noise import RowNoise
 from dmdr.planning.host_work import count_host_work

@@ -15,7 +15,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmdr.assembly import assemble, build_run, select_stage
+from dmdr.assembly.networks import assemble
+from dmdr.assembly.run import build_run
+from dmdr.assembly.stage_config import select_stage
 from dmdr.config.load import load_config
 from dmdr.config.run import Config
 from dmdr.config.stages import StageName
@@ -83,8 +85,9 @@ def measured(config, store: Path, stage: str, trace: Path, monkeypatch) -> int:
         raise Measured
 
     monkeypatch.setattr(f"stages.{stage}.train", train)
-    monkeypatch.setattr("dmdr.assembly.load_file", lambda file: {})  # the start's numbers are of no matter here
-    monkeypatch.setattr("dmdr.assembly.fill_parameters", lambda *_: None)
+    # the numbers of the start do not matter here
+    monkeypatch.setattr("dmdr.assembly.networks.load_file", lambda file: {})
+    monkeypatch.setattr("dmdr.assembly.networks.fill_parameters", lambda *_: None)
     context = context_for(config, store, stage)
     gc.collect()
     others = held()

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 
 import torch
 
-from dmdr.backbones.protocol import Conditioning
-from dmdr.config.run import FrozenBase
+from dmdr.assembly.stage_config import StageConfig
+from dmdr.backbones.protocol import Backbone, Conditioning, Item
+from dmdr.config.guidance import take_middle
+from dmdr.config.run import Config, FrozenBase
 from dmdr.config.training import Training
 from dmdr.dyna import real_scale
 from dmdr.errors import ConfigError
 from dmdr.kernels.frozen_base import quantize
 from dmdr.noise import noise_for
+from dmdr.promptset.prompts import Prompts
 from dmdr.shared_base import SharedBase
 
+PROBED = 8  # samples on which a frozen base in fewer bits is compared with what it was
 LEVELS = (0.2, 0.8)  # renoise levels between which the samples stand; nearer to the ends the direction says little
 LOWEST = 0.9  # mean cosine: with less, more than two fifths of a step lead elsewhere
 
@@ -37,6 +41,26 @@ class Probe:
     guidance_scale: float
     seed: int
     training: Training
+
+
+def build_probe(
+    config: Config, stage: StageConfig, backbone: Backbone, prompts: Prompts, empty_prompt: Item
+) -> Probe | None:
+    """On what a frozen base in fewer bits is compared with what it was: a few training prompts; None: it is as it was.
+
+    empty_prompt: the conditioning of the empty prompt.
+    """
+    if config.frozen_base is None:
+        return None
+    count = min(PROBED, len(prompts), config.execution.micro_batch_size or PROBED)
+    return Probe(
+        c=backbone.collate(prompts.items(list(range(count)))),
+        unconditional=backbone.collate([empty_prompt]),
+        time=float(backbone.student_times(config.student.few_steps)[0]),
+        guidance_scale=take_middle(config.teacher.guidance_scale),
+        seed=config.seed,
+        training=stage.training,
+    )
 
 
 def quantize_checked(base: SharedBase, kind: FrozenBase, probe: Probe) -> float:
