@@ -105,15 +105,21 @@ def evaluate(
 
 
 @app.command()
-def plan(config: options.Config, gpu: options.Gpu = "h100-80", nodes: options.Nodes = 1) -> int:
+def plan(
+    config: options.Config,
+    gpu: options.Gpu = "h100-80",
+    nodes: options.Nodes = 1,
+    changes: options.Set = None,
+) -> int:
     """Print the memory, work and hours of a config on a GPU.
 
     Nothing is trained for that, and no weights are loaded.
     """
-    from flows.commands.config_file import find_config
+    from flows.commands.config_file import change_config, find_config
     from flows.commands.plan import print_plan
 
-    return print_plan(find_config(config), gpu, nodes)
+    with change_config(find_config(config), tuple(changes or ())) as changed:
+        return print_plan(changed, gpu, nodes)
 
 
 @app.command(epilog=EXIT_CODES)

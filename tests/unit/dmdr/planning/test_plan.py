@@ -317,9 +317,17 @@ def test_tiles_are_planned(tiny_config, precision):
 
 def test_the_command_prints_a_plan_and_refuses_in_one_line(tiny_config, capsys, tmp_path):
     path = tiny_config(execution={"device": "cpu", "processes": 2, "sharding": "fsdp"})
-    assert cli.main(["plan", str(path), "--gpu", "l40s", "--nodes", "4"]) == 0
+    assert cli.main(["plan", str(path), "--gpu", "l40s", "--nodes", "4", "--set", "run=what-if"]) == 0
     printed = capsys.readouterr().out
-    for expected in ("2 x NVIDIA L40S", "teacher", "optimizers", "an update beside it", "GPU-hours", "joint: fits"):
+    for expected in (
+        "what-if:",
+        "2 x NVIDIA L40S",
+        "teacher",
+        "optimizers",
+        "an update beside it",
+        "GPU-hours",
+        "joint: fits",
+    ):
         assert expected in printed
     for expected in ("MFU", "matrix products", "joint on more machines", "waiting for weights", "efficiency"):
         assert expected in printed
@@ -328,5 +336,8 @@ def test_the_command_prints_a_plan_and_refuses_in_one_line(tiny_config, capsys, 
     assert cli.main(["plan", str(path)]) == 66
     said = capsys.readouterr().err
     assert "hub:nobody/nothing" in said and said.count("\n") == 1
+    assert cli.main(["plan", str(path), "--set", "joint.update=3"]) == 64
+    said = capsys.readouterr().err
+    assert "joint.update" in said and "updates" in said and said.count("\n") == 1
     assert cli.main(["plan", str(path), "--gpu", "abacus"]) == 64
     assert "h100-80" in capsys.readouterr().err
