@@ -79,7 +79,7 @@ def judge(looks: list[dict[str, float]], n: int) -> set[str]:
         if figure in look and bounds:
             limit = max(bounds) * 1.3 if figure == SATURATION else max(bounds) + 0.1
             wrong |= {figure} if look[figure] > limit else set()
-    wrong |= {FAKE_LAG} if look.get(FAKE_LAG, 0) > 1.5 else set()
+    wrong |= {FAKE_LAG} if look.get(FAKE_LAG, 0) > 1.2 else set()
     gradients = [each[GRADIENT] for each in before if GRADIENT in each]
     wrong |= {FAKE_RISE} if look.get(FAKE_RISE, 0) > 8 else set()
     wrong |= {GRADIENT} if gradients and look[GRADIENT] < 0.05 * gradients[0] else set()
