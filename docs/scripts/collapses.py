@@ -68,7 +68,7 @@ def list_rows(spec: Spec, store: str, runs: list[Run]) -> Iterator[list[str]]:
         for stage in TRAINING_STAGES:
             facts = read_watch(store, run.name, stage)
             if facts is not None:
-                yield [run.row.label, stage, describe_first(facts), describe_recoveries(facts), *scores]
+                yield [run.row.label, str(run.seed), stage, describe_first(facts), describe_recoveries(facts), *scores]
 
 
 def main(
@@ -79,8 +79,8 @@ def main(
     table = load_spec(spec)
     with tempfile.TemporaryDirectory() as folder:
         runs = plan_runs(table, Path(folder))
-    columns = [column.metric for column in table.columns]
-    print(format_table([["run", "stage", "rang first", "recoveries", *columns], *list_rows(table, store, runs)]))
+    head = ["run", "seed", "stage", "rang first", "recoveries", *(column.metric for column in table.columns)]
+    print(format_table([head, *list_rows(table, store, runs)]))
 
 
 if __name__ == "__main__":
