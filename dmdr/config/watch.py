@@ -45,7 +45,7 @@ class Watch(Section):
     # alarm if the share of black images, of white ones or of those of one colour rises by more than this
     blank_rise: float = Field(0.1, gt=0, lt=1)
     # alarm if the fake score's loss is more than so many times the bare teacher's on the same samples of the student; a
-    # new LoRA begins at 1, healthy runs of the lab stay below 0.8, and with a rate 1,000 times too high it is 1.0 to 1.5
+    # new LoRA begins at 1, healthy runs of the lab stay below 0.8, and one with 1,000 times its rate is at 1.0 to 1.5
     fake_lag: Rate = 1.2
     # alarm if the fake score's mean loss is more than so many times that of the first update; a healthy cold start of
     # the lab came to 4.3
