@@ -126,7 +126,11 @@ class Stacks:
 
     def __init__(self) -> None:
         # in memory, where Linux has such files: a full disk would show nothing, and a rank that moves as standing still
-        memory = os.memfd_create("stacks") if sys.platform == "linux" else tempfile.mkstemp()[0]
+        if sys.platform == "linux":
+            memory = os.memfd_create("stacks")
+        else:
+            with tempfile.TemporaryFile() as file:
+                memory = os.dup(file.fileno())
         self._file = os.fdopen(memory, "rb")
         self.own = 0
 
