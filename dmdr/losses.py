@@ -17,21 +17,27 @@ from dmdr.path import per_sample
 
 
 def distribution_matching(
-    x0: torch.Tensor, x0_real: torch.Tensor, x0_fake: torch.Tensor, floor: float = 0.0
+    x0: torch.Tensor,
+    x0_real: torch.Tensor,
+    x0_fake: torch.Tensor,
+    floor: float = 0.0,
+    weights_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss whose gradient in x0 is the difference of the scores (DMDR, equation 1), weighted as in DMD, equation 8.
 
-    grad = (x0_fake - x0_real) / (mean |x0 - x0_real| + floor), the mean over C, H, W of each sample;
+    grad = (x0_fake - x0_real) / (mean |x0 - x0_real| + floor), the mean over C, H, W of each sample, times its weight;
     L = 0.5 |x0 - stop_gradient(x0 - grad)|^2, averaged over all elements.
     """
     with torch.no_grad():
-        weight = (x0 - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True) + floor
-        grad = torch.nan_to_num((x0_fake - x0_real) / weight)
+        distance = (x0 - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True) + floor
+        grad = torch.nan_to_num((x0_fake - x0_real) / distance)
+        if weights_B is not None:
+            grad = per_sample(weights_B, x0) * grad
     return 0.5 * F.mse_loss(x0, (x0 - grad).detach())
 
 
 def decouple_real_score(
-    x0_DM: torch.Tensor, x0_CA: torch.Tensor, x0_CA_uncond: torch.Tensor, guidance_scale: float
+    x0_DM: torch.Tensor, x0_CA: torch.Tensor, x0_CA_uncond: torch.Tensor, guidance_scale: float | torch.Tensor
 ) -> torch.Tensor:
     """x0_real = cond(x_DM) + (g - 1)(cond - uncond)(x_CA): matching and CFG, each at a renoise level of its own.
 
@@ -71,6 +77,16 @@ def advantages(rewards_PG: torch.Tensor) -> torch.Tensor:
     r = rewards_PG.double()  # the mean of equal float32 numbers is exactly that number only in float64
     centred = r - r.mean(dim=1, keepdim=True)
     return (centred / (centred.square().mean(dim=1, keepdim=True).sqrt() + 1e-4)).to(rewards_PG.dtype)
+
+
+def weigh_by_advantage(rewards_B: torch.Tensor, strength: float) -> torch.Tensor:
+    """exp(strength A), divided by its mean over the batch, for the advantages A of the batch: (B,).
+
+    Exactly 1 where the strength is 0 or all rewards are equal (advantage-weighted regression, Peng et al. 2019,
+    equation 9, of which the mean is ours).
+    """
+    weights = (strength * advantages(rewards_B.double()[None])[0]).exp()
+    return (weights / weights.mean()).to(rewards_B.dtype)
 
 
 def branch_advantages(rewards_SG: torch.Tensor) -> torch.Tensor:

@@ -211,16 +211,17 @@ def predict_guided(
     t: torch.Tensor,
     c: Conditioning,
     unconditional: Conditioning,
-    scale: float,
+    scale: float | torch.Tensor,
 ) -> torch.Tensor:
     """Classifier-free guidance: u + scale (c - u) of raw predictions, both halves in one call; scale 1 runs only c.
 
-    A network into which guidance was distilled takes the scale as an input instead.
+    scale: of all samples, or (B, 1, 1, 1). A network into which guidance was distilled takes one as an input instead.
     `unconditional` holds one row, the empty prompt, which every sample of the batch uses.
     """
-    if scale == 1.0:
+    if not isinstance(scale, torch.Tensor) and scale == 1.0:
         return backbone.predict(network, x_t, t, c)
     if backbone.guidance_is_input:
+        assert not isinstance(scale, torch.Tensor), "it has no CFG to weigh"
         return backbone.predict(network, x_t, t, {**c, "guidance": torch.full_like(c["guidance"], scale)})
     both = {key: torch.cat([value, unconditional[key].expand_as(value)]) for key, value in c.items()}
     prediction = backbone.predict(network, torch.cat([x_t, x_t]), torch.cat([t, t]), both)

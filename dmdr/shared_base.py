@@ -267,10 +267,13 @@ class SharedBase:
         c: Conditioning,
         unconditional: Conditioning,
         *,
-        guidance_scale: float,
+        guidance_scale: float | torch.Tensor,
         lora_scale: float,
     ) -> torch.Tensor:
-        """The real score as x0, with CFG, under DynaDG's LoRA scale. One call runs cond and uncond."""
+        """The real score as x0, with CFG, under DynaDG's LoRA scale. One call runs cond and uncond.
+
+        guidance_scale: of all samples, or (B, 1, 1, 1).
+        """
         with self.use_adapter(FAKE, lora_scale) as network:
             prediction = predict_guided(self.backbone, network, x_t, t, c, unconditional, guidance_scale)
         return self.backbone.path.to_x0(x_t, prediction, t)
@@ -283,7 +286,7 @@ class SharedBase:
         c: Conditioning,
         unconditional: Conditioning,
         *,
-        guidance_scale: float,
+        guidance_scale: float | torch.Tensor,
         lora_scale: float,
     ) -> torch.Tensor:
         """The real score as x0, its CFG taken at x_t and t of its own: one forward more than `real_x0`.

@@ -27,6 +27,7 @@ from dmdr.update import (
     Batch,
     Levels,
     RealScore,
+    SampleWeights,
     WeightedLoss,
     measure_teacher_loss,
     update_fake_score,
@@ -157,7 +158,11 @@ def training_step(run: Run, state: TrainState) -> dict[str, float]:
         number = len(batches.fake_score) + inner
         levels = draw_levels(run, update, number, batches.rows[number])
         levels = replace(levels, cfg=draw_guidance_levels(run, update, number, batches.rows[number]))
-        rl = weighted[inner] if weighted else None
+        rl: WeightedLoss | SampleWeights | None = weighted[inner] if weighted else None
+        if run.rl and objective and objective.weigh:
+            strength = run.rl.config.weight * find_rl_share(run.rl, state)
+            rl, of_weights = objective.weigh(parts, batches.rows[number], strength)
+            of_rl |= of_weights
         lag = measure_lag(run, state, parts, levels) if inner == len(batches.student) - 1 else {}
         figures = update_student(
             run.base, parts, levels, real_score, student=state.student, fake_score=state.fake_score, rl=rl
@@ -199,7 +204,14 @@ def to_floats(figures: dict[str, torch.Tensor]) -> dict[str, float]:
 
 def weigh_objective(rl: RLTerm, objective: Objective, state: TrainState) -> list[WeightedLoss]:
     """The RL loss of each inner update at its weight, clipped apart where its states are or its weight is matched."""
+    if objective.loss is None:
+        return []
     balance = state.balance if objective.batches or rl.config.weight_is == "matched" else None
     batches: list[list[Batch] | None] = [*objective.batches] or [None]
-    trust = objective.trust * rl.config.weight_share(state.update) * state.slow_down("rl")
+    trust = objective.trust * find_rl_share(rl, state)
     return [WeightedLoss(objective.loss, rl.config.weight, each, balance, trust) for each in batches]
+
+
+def find_rl_share(rl: RLTerm, state: TrainState) -> float:
+    """The share of its weight that RL has at this update: its schedule's, halved by each recovery that lowers it."""
+    return rl.config.weight_share(state.update) * state.slow_down("rl")

@@ -18,13 +18,15 @@ Cost with CFG and a full student: (K - 1) F rollout + (K - 1)(F + b) + 3 F stude
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from dmdr import distributed, losses
 from dmdr.backbones.protocol import Conditioning
 from dmdr.optimizers import Balance, GradientSum, Trainable
+from dmdr.path import per_sample
 from dmdr.rollout import States, simulate_backward
 from dmdr.shared_base import FAKE, SharedBase
 from dmdr.transfer import send, send_to
@@ -115,16 +117,39 @@ class Levels:
 
 
 @dataclass(frozen=True)
+class SampleWeights:
+    """What this rank's part of a batch is multiplied by: values (B,). part: all of the gradient, or the CFG in it."""
+
+    values: torch.Tensor
+    part: Literal["all", "guidance"]
+
+    def select(self, batch: Batch, part: Literal["all", "guidance"]) -> torch.Tensor | None:
+        """Those of a part's states; None where they multiply something else."""
+        return self.values[batch.rows] if part == self.part else None
+
+
+@dataclass(frozen=True)
 class RealScore:
     """How the real score is taken: the base with the fake score's LoRA at `lora_scale` (DynaDG), under CFG.
 
-    floor: of the mean |x0 - x0_real| that the difference of the scores is divided by.
+    guidance_scale: of all samples, or (B, 1, 1, 1). floor: of the mean |x0 - x0_real| that the difference of the scores
+    is divided by.
     """
 
     unconditional: Conditioning
-    guidance_scale: float
+    guidance_scale: float | torch.Tensor
     lora_scale: float
     floor: float = 0.0
+
+    def weigh_guidance(self, weights_B: torch.Tensor | None, like: torch.Tensor) -> RealScore:
+        """What CFG adds to the score with the prompt, times a weight for each sample; 1 changes no bit.
+
+        like: the samples (B, C, H, W).
+        """
+        if weights_B is None:
+            return self
+        scale = (self.guidance_scale - 1) * (per_sample(weights_B, like) - 1) + self.guidance_scale
+        return replace(self, guidance_scale=scale)
 
 
 def roll_out(
@@ -203,14 +228,15 @@ def update_student(
     *,
     student: Trainable,
     fake_score: Trainable,
-    rl: WeightedLoss | None = None,
+    rl: WeightedLoss | SampleWeights | None = None,
 ) -> dict[str, torch.Tensor]:
     """L = L_dmd + weight L_rl (DMDR, equation 2) for the student, and the last step of the fake score.
 
     The parts of a batch run one after another; the figures are those of the batch of all ranks.
-    rl: None for distillation only.
+    rl: its loss, or the weights of the samples in L_dmd; None for distillation only.
     """
     path, figures = base.backbone.path, FigureSums()
+    weights, rl = (rl, None) if isinstance(rl, SampleWeights) else (None, rl)
     gradients_rl = GradientSum(list(student.parameters.values()))
     student.zero_grad()
     fake_score.zero_grad()
@@ -220,13 +246,17 @@ def update_student(
         sample = x0.detach()
 
         x_t = path.renoise(sample, noise, t)
-        x0_real = estimate_real_x0(base, batch, sample, (x_t, t), levels.cfg, real_score)
+        of_gradient = None if weights is None else weights.select(batch, "all")
+        of_guidance = None if weights is None else weights.select(batch, "guidance")
+        guided = real_score.weigh_guidance(of_guidance, sample)
+        x0_real = estimate_real_x0(base, batch, sample, (x_t, t), levels.cfg, guided)
         prediction = base.fake(x_t, t, batch.c)
         x0_fake = path.to_x0(x_t, prediction.detach(), t)
         loss_fake = losses.fake_score(prediction, path.target(sample, noise, t)) * batch.share
         loss_fake.backward()
 
-        loss = loss_dm = losses.distribution_matching(x0, x0_real, x0_fake, real_score.floor) * batch.share
+        loss_dm = losses.distribution_matching(x0, x0_real, x0_fake, real_score.floor, of_gradient) * batch.share
+        loss = loss_dm
         figures.add({"loss_dm": loss_dm, "loss_fake": loss_fake, "renoise_mean": t.mean() * batch.share})
         towards_rl = None
         if rl is not None and rl.batches is None:

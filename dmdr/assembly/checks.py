@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dmdr.backbones.protocol import Backbone
+from dmdr.config.rl import Weighting
 from dmdr.config.run import Config
 from dmdr.errors import ConfigError
 from dmdr.kernels.attention import prepare_attention
@@ -20,9 +21,15 @@ def check_lora_targets(config: Config, backbone: Backbone) -> None:
     select_lora_targets(backbone, config.lora_forms)
 
 
-def check_decoupled(config: Config, backbone: Backbone) -> None:
-    """Raises ConfigError if a training stage decouples the CFG of a teacher that has none."""
+def check_guidance(config: Config, backbone: Backbone) -> None:
+    """Raises ConfigError if a training stage decouples or weighs the CFG of a teacher that has none."""
     for stage in config.training_stages:
+        rl = config.training_of(stage).rl
+        if isinstance(rl, Weighting) and rl.part == "guidance" and backbone.guidance_is_input:
+            raise ConfigError(
+                f"{stage}.rl.part is guidance, but this teacher's network takes the guidance scale as an input and has "
+                "no CFG to weigh; set part: all"
+            )
         if (decoupled := config.training_of(stage).decoupled) is not None and backbone.guidance_is_input:
             raise ConfigError(
                 f"{stage}.decoupled is {decoupled}, but this teacher's network takes the guidance scale as an input "

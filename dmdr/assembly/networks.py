@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dmdr import distributed
 from dmdr.assembly.agreement import Probe, quantize_checked
-from dmdr.assembly.checks import check_compiled, check_decoupled
+from dmdr.assembly.checks import check_compiled, check_guidance
 from dmdr.assembly.stage_config import EMA_FILE, FAKE_FILE, StageConfig
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.run import Config
@@ -126,7 +126,7 @@ def build_base(config: Config, backbone: Backbone) -> SharedBase:
         ConfigError: the teacher has no such unconditional row, no CFG to decouple, or lacks a module of a LoRA.
     """
     backbone.check_unconditional(config.teacher.unconditional)
-    check_decoupled(config, backbone)
+    check_guidance(config, backbone)
     check_compiled(config, backbone)
     with on_meta_if(backbone):
         base = SharedBase(

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from dmdr.config.names import NAME, describe_rule
 from dmdr.config.plain_text import LONGEST_VALUE, quote, to_line
-from dmdr.config.rl import DPO, GRPO, EvolutionStrategies, ReFL, Surrogate
+from dmdr.config.rl import DPO, GRPO, EvolutionStrategies, ReFL, Surrogate, Weighting
 from dmdr.config.run import Config
 from dmdr.config.section import Section
 from dmdr.config.yaml_text import parse_yaml, read_text
@@ -28,6 +28,7 @@ ALGORITHMS: dict[str, type[BaseModel]] = {
     "grpo": GRPO,
     "surrogate": Surrogate,
     "es": EvolutionStrategies,
+    "weighting": Weighting,
 }  # the types of rl, by its algorithm
 
 

@@ -4,7 +4,9 @@
    equations are not to be had: only its abstract could be read. We follow RTDMD, which derives the same aim: KL(student
    || teacher exp(reward / beta) / Z) = KL(student || teacher) - mean reward / beta + a constant. That is the paper's
    equation 2 with weight 1 / beta from update 0 on.
-2. Messages here name the settings of `joint`; `load` names the stage that has them.
+2. `weighting` follows what its authors answered when they were asked for it (issues 8 and 13 of their repository): "the
+   advantages serve as the coefficient of the DMD loss", or of its CFG part. How, they do not say; the form is ours.
+3. Messages here name the settings of `joint`; `load` names the stage that has them.
 """
 
 from __future__ import annotations
@@ -321,4 +323,30 @@ class EvolutionStrategies(RL):
         return False
 
 
-AnyRL = ReFL | DPO | GRPO | Surrogate | EvolutionStrategies
+class Weighting(RL):
+    """Distribution matching weighted by rewards, and no loss of RL's own: the gradient of each sample is multiplied by
+    exp(weight A), over its mean in the batch. A: the standard score of its image's reward, in the batch.
+
+    To first order that is 1 + weight A. It is never below 0, so that no sample is pushed away from the teacher.
+    """
+
+    algorithm: Literal["weighting"]
+    part: Literal["all", "guidance"] = "all"  # what is multiplied: all of the gradient, or the CFG in it
+    # a control without a signal, never to be deployed: a random permutation deals the rewards to the samples. The
+    # weights have the size that they have with a signal
+    shuffled: bool = False
+
+    @model_validator(mode="after")
+    def _check_weight(self) -> Weighting:
+        if self.weight_is == "matched":
+            raise ValueError(
+                "joint.rl.weight_is is matched but joint.rl.algorithm weighting has no gradient of its own to match; "
+                "set weight_is: fixed"
+            )
+        return self
+
+    def needs_reference(self) -> bool:
+        return False
+
+
+AnyRL = ReFL | DPO | GRPO | Surrogate | EvolutionStrategies | Weighting

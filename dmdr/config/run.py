@@ -16,7 +16,7 @@ from dmdr.config.lora import LoraForm, LoraForms
 from dmdr.config.names import NAME
 from dmdr.config.own_rewards import OwnReward, RewardName, check_reachable, refuse_taken_name
 from dmdr.config.reward_weights import OF, OF_JUDGE, OF_REWARD, VERIFIERS
-from dmdr.config.rl import AnyRL, Policy, ReFL
+from dmdr.config.rl import AnyRL, Policy, ReFL, Weighting
 from dmdr.config.section import Address, Section
 from dmdr.config.stages import TABLE, StageName, list_compared, list_stages
 from dmdr.config.student import FakeScore, Student
@@ -297,6 +297,16 @@ class Config(Section):
                 raise ValueError(
                     f"{name}.decoupled is {decoupled} but teacher.guidance_scale 1 leaves no CFG to take apart; drop "
                     "it, or raise the scale"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_weighting(self) -> Config:
+        for name, rl in self.list_rl().items():
+            if isinstance(rl, Weighting) and rl.part == "guidance" and self.teacher.guidance_scale == 1.0:
+                raise ValueError(
+                    f"{name}.rl.part is guidance but teacher.guidance_scale 1 leaves no CFG to weigh; set part: all, "
+                    "or raise the scale"
                 )
         return self
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dmdr.config.rl import GRPO, AnyRL
+from dmdr.config.rl import GRPO, AnyRL, Weighting
 from dmdr.config.section import Positive, Rate, Section
 from dmdr.config.watch import Watch
 
@@ -91,6 +91,11 @@ class Training(Section):
         return max(1, self.fake_updates - 1)
 
     @property
+    def takes_guidance_apart(self) -> bool:
+        """Whether it needs a teacher with CFG, whose part in the real score is decoupled or weighed."""
+        return self.decoupled is not None or (isinstance(self.rl, Weighting) and self.rl.part == "guidance")
+
+    @property
     def matches_distributions(self) -> bool:
         """Whether the student is distilled; a cold start always does that."""
         return True
@@ -155,6 +160,11 @@ class Joint(Training):
     def _check_losses(self) -> Joint:
         if self.decoupled is not None and not self.distribution_matching:
             raise ValueError("joint.decoupled is set but joint.distribution_matching is false; drop it")
+        if isinstance(self.rl, Weighting) and not self.distribution_matching:
+            raise ValueError(
+                "joint.rl.algorithm weighting weighs distribution matching and joint.distribution_matching is false; "
+                "drop one"
+            )
         if self.rl is None:
             if not self.distribution_matching:
                 raise ValueError(

@@ -12,7 +12,7 @@ from dmdr.assembly.stage_config import StageConfig, select_stage
 from dmdr.backbones.protocol import Backbone
 from dmdr.config.batches import count_rl
 from dmdr.config.deal import share_evenly
-from dmdr.config.rl import AnyRL, EvolutionStrategies, Policy, Surrogate
+from dmdr.config.rl import AnyRL, EvolutionStrategies, Policy, Surrogate, Weighting
 from dmdr.config.run import Config
 from dmdr.config.shares import Share, deal_states, deal_to_rl, find_share
 from dmdr.config.stages import StageName
@@ -115,5 +115,7 @@ def _count_scored(stage: StageConfig, steps: int) -> int:
         return asked.states * asked.branches
     if isinstance(stage.rl, EvolutionStrategies):
         return stage.rl.images
+    if isinstance(stage.rl, Weighting):
+        return stage.training.batch_size
     dealt = deal_to_rl(stage.rl, steps, deal_states(stage.training, stage.rl, steps).trajectories)
     return asked.trajectories or (dealt.states if dealt else 0)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dmdr.config.rl import DPO, GRPO, AnyRL, EvolutionStrategies, Policy, ReFL, Surrogate
+from dmdr.config.rl import DPO, GRPO, AnyRL, EvolutionStrategies, Policy, ReFL, Surrogate, Weighting
 from dmdr.draws import Run, roll_out_prompts, select_batches
 from dmdr.rewards.sources import RewardSources
 from dmdr.rl.algorithms import build_algorithm
@@ -59,7 +59,7 @@ class Signal:
 
 
 def list_rows(own: AnyRL, *, differentiable: bool) -> dict[str, AnyRL]:
-    """Label -> settings to measure, with the rewards of `own`: the config's own settings first.
+    """Label -> settings to measure, with the rewards of `own`: the config's own settings first, unless they weigh.
 
     differentiable: whether all rewards have a gradient, without which there is no ReFL.
     """
@@ -73,7 +73,9 @@ def list_rows(own: AnyRL, *, differentiable: bool) -> dict[str, AnyRL]:
         ("es", EvolutionStrategies, {}),
         ("surrogate", Surrogate, {}),
     ]
-    rows: dict[str, AnyRL] = {f"{own.algorithm}, as in the config": own}
+    rows: dict[str, AnyRL] = {}
+    if not isinstance(own, Weighting):  # which hands the student no gradient of its own
+        rows[f"{own.algorithm}, as in the config"] = own
     for label, kind, settings in kinds:
         if kind is not ReFL or differentiable:
             named = {"algorithm": label.partition(",")[0], "weight": 1.0, **shared, **settings}

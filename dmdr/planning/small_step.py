@@ -30,6 +30,7 @@ from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Figures, Objective
 from dmdr.rl.refl import ReFL
 from dmdr.rl.surrogate import Surrogate
+from dmdr.rl.weighting import Weighting
 from dmdr.rollout import Window
 from dmdr.shared_base import DTYPES, FAKE
 from dmdr.update import (
@@ -37,6 +38,7 @@ from dmdr.update import (
     GuidanceLevels,
     Levels,
     RealScore,
+    SampleWeights,
     WeightedLoss,
     select_states,
     update_fake_score,
@@ -162,6 +164,7 @@ class SmallStep:
         if objective is not None and objective.batches:
             self.say("student, RL's own states")
             (parts,) = objective.batches
+            assert objective.loss is not None, "states of its own are those of a loss"
             rl = WeightedLoss(objective.loss, 1.0, parts)
             own = self.count(lambda: update_student_by_rl(self.base, [], self.student, rl))
             plan.set_work("RL", own.scale(self.asked.states / parts[0].of))
@@ -205,13 +208,15 @@ class SmallStep:
     def update_student(self, run: Run, parts: list[Batch], objective: Objective | None) -> None:
         """Run one student update of the stage."""
         config = self.small.stage.rl
-        rl = None
-        if objective is not None and config is not None:
+        rl: WeightedLoss | SampleWeights | None = None
+        if objective is not None and config is not None and objective.loss is not None:
             own = objective.batches[0] if objective.batches else None
             apart = own is not None or config.weight_is == "matched"
             rl = WeightedLoss(objective.loss, config.weight, own, _Balance() if apart else None)
+        elif objective is not None and objective.weigh is not None:
+            rl, _ = objective.weigh(parts, range(parts[0].of), 1.0)
         if not self.small.stage.distribution_matching:
-            assert rl is not None, "the config refuses a joint stage that trains nothing"
+            assert isinstance(rl, WeightedLoss), "the config refuses a joint stage that trains nothing"
             update_student_by_rl(self.base, parts, self.student, rl)
             return
         scale = real_scale(0, self.small.training.dynamic)
@@ -270,13 +275,21 @@ class SmallStep:
     def build_objective(self, window: Window) -> Objective:
         """The algorithm's objective, or one that costs the same where states or images are chosen by their values."""
         algorithm, base, path, asked = self.algorithm, self.base, self.base.backbone.path, self.asked
-        if isinstance(algorithm, Surrogate | EvolutionStrategies):
+        if isinstance(algorithm, Surrogate | EvolutionStrategies | Weighting):
+            images = self.small.training.batch_size if isinstance(algorithm, Weighting) else algorithm.config.images
             with torch.no_grad():
                 x0, records = window.states.x0[-1, :1], window.records[:1]
                 score = self.count(lambda: algorithm.reward.score_samples(x0, records, 1))
-            self.plan.set_work("reward", score.scale(algorithm.config.images))
+            self.plan.set_work("reward", score.scale(images))
         if isinstance(algorithm, Surrogate):
             return Objective(algorithm.compute_loss)
+        if isinstance(algorithm, Weighting):
+            weighted, device = algorithm.config.part, window.states.x0.device
+
+            def weigh(parts: list[Batch], rows: range, strength: float) -> tuple[SampleWeights, Figures]:
+                return SampleWeights(torch.ones(len(rows), device=device), weighted), {}
+
+            return Objective(None, weigh=weigh)
         if not isinstance(algorithm, DPO | GRPO | EvolutionStrategies):
             assert algorithm is not None
             return algorithm.build_objective(window)
@@ -304,5 +317,6 @@ class SmallStep:
 
     def count_reward(self, objective: Objective, batch: Batch) -> Tally:
         """The work of ReFL's reward for one part of a batch: decoder and rewards, forward and backward."""
-        x0 = batch.x0.detach().requires_grad_(True)
-        return self.count(lambda: objective.loss(x0, batch)[0].backward())
+        x0, loss = batch.x0.detach().requires_grad_(True), objective.loss
+        assert loss is not None, "ReFL has one"
+        return self.count(lambda: loss(x0, batch)[0].backward())

@@ -11,6 +11,7 @@ from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import Algorithm
 from dmdr.rl.refl import ReFL
 from dmdr.rl.surrogate import Surrogate
+from dmdr.rl.weighting import Weighting
 from dmdr.shared_base import SharedBase
 
 
@@ -21,10 +22,9 @@ def build_algorithm(
     *,
     seed: int = 0,
 ) -> Algorithm:
-    """ReFL, DPO, GRPO, evolution strategies or the surrogate over one SharedBase.
+    """ReFL, DPO, GRPO, evolution strategies, the surrogate or a weighting over one SharedBase.
 
-    weights: where the rewards of the config lie. seed: of the words
-    that a preference draws.
+    weights: where the rewards of the config lie. seed: of the words that a preference draws.
 
     Raises:
         ConfigError: a reward is unknown or broken.
@@ -36,6 +36,8 @@ def build_algorithm(
         return Surrogate(config, base, weights, seed=seed)
     if isinstance(config, config_of.EvolutionStrategies):
         return EvolutionStrategies(config, base, weights, seed=seed)
+    if isinstance(config, config_of.Weighting):
+        return Weighting(config, base, weights, seed=seed)
     if isinstance(config, config_of.DPO):
         return DPO(config, base, weights, seed=seed)
     return GRPO(config, base, weights, seed=seed)

@@ -45,5 +45,6 @@ def compare_halves(base: SharedBase, window: Window, objective: Objective, *, gr
 def find_gradient(objective: Objective, batch: Batch) -> torch.Tensor:
     """The gradient of an objective's loss in the x0 of a batch, at the student of the rollout: (B, C, H, W)."""
     x0 = batch.x0.detach().clone().requires_grad_(True)
+    assert objective.loss is not None, "a weighting has no gradient of its own"
     loss, _ = objective.loss(x0, batch)
     return torch.autograd.grad(loss, x0)[0]

@@ -107,7 +107,7 @@ def warn_of_teacher(config: Config, say: Callable[[str], None], *, fetches: bool
 
 def check_teacher_settings(config: Config, *, fetches: bool) -> None:
     """Check what a config asks of its teacher's family, by configurations alone: the unconditional row, CFG to take
-    apart, blocks to compile, and the modules that a LoRA adapts.
+    apart or weigh, blocks to compile, and the modules that a LoRA adapts.
 
     fetches: whether a hub's teacher may be fetched; if not, such a teacher is not looked at.
 
@@ -118,15 +118,15 @@ def check_teacher_settings(config: Config, *, fetches: bool) -> None:
     named = [each.targets for each in (config.lora_forms.fake_score, config.lora_forms.student)]
     asks = config.teacher.unconditional != "pipeline" or any(isinstance(targets, tuple) for targets in named)
     asks = asks or config.execution.compile
-    asks = asks or any(config.training_of(stage).decoupled is not None for stage in config.training_stages)
+    asks = asks or any(config.training_of(stage).takes_guidance_apart for stage in config.training_stages)
     if not asks or (is_on_hub(config) and not fetches):
         return
-    from dmdr.assembly.checks import check_compiled, check_decoupled, check_lora_targets  # brings torch
+    from dmdr.assembly.checks import check_compiled, check_guidance, check_lora_targets  # brings torch
     from dmdr.planning.meta import build_meta_backbone
 
     backbone = build_meta_backbone(config.teacher)
     backbone.check_unconditional(config.teacher.unconditional)
-    check_decoupled(config, backbone)
+    check_guidance(config, backbone)
     check_compiled(config, backbone)
     check_lora_targets(config, backbone)
 

@@ -48,6 +48,8 @@ CASES: dict[str, tuple[dict | None, int, int, int | None]] = {
     "grpo, shuffled": ({**GRPO, **BRANCHES, "shuffled": True}, 4, 5, None),
     "surrogate": ({"algorithm": "surrogate", "samples": 8, "steps": 2, "width": 8}, 4, 5, None),
     "es, uneven": ({"algorithm": "es", "states": 7, "pairs": 2, "grid": 3, "normalise": True}, 4, 5, None),
+    "weighting, in parts": ({"algorithm": "weighting"}, 8, 5, 2),
+    "weighting, uneven": ({"algorithm": "weighting", "part": "guidance", "shuffled": True}, 5, 4, None),
 }
 
 COMPARED = ("grpo, branches", "dpo, whole")  # cases whose batch of RL is compared by halves as well

@@ -17,6 +17,7 @@ REFL = {"algorithm": "refl", "weight": 0.5, "rewards": {"lab-conv": 1.0}}
 GRPO = {**REFL, "algorithm": "grpo"}
 ES = {**REFL, "algorithm": "es"}
 DPO = {**REFL, "algorithm": "dpo"}
+WEIGHTING = {**REFL, "algorithm": "weighting"}
 WATCH = {"reward": "lab-mixer"}
 IMAGE = f"images.example.org/dmdr-train@sha256:{'1' * 64}"
 
@@ -107,6 +108,21 @@ def changed(tiny_config: Callable[..., Path]) -> Callable[..., Path]:
         ({}, {"student": {"shift": 0}}, "student.shift: .*greater than 0, got 0"),
         ({"rl": None, "distribution_matching": False}, {}, "joint.rl is missing: nothing would be trained"),
         ({"rl": {**REFL, "weight_is": "matched"}, "distribution_matching": False}, {}, "needs distribution_matching"),
+        (
+            {"rl": {**WEIGHTING, "weight_is": "matched"}},
+            {},
+            "weighting has no gradient of its own to match",
+        ),
+        (
+            {"rl": WEIGHTING, "distribution_matching": False},
+            {},
+            "weighting weighs distribution matching",
+        ),
+        (
+            {"rl": {**WEIGHTING, "part": "guidance"}},
+            {"teacher": {"guidance_scale": 1.0}},
+            "joint.rl.part is guidance but teacher.guidance_scale 1 leaves no CFG to weigh; set part: all",
+        ),
         ({"rl": REFL, "watch": {"reward": "lab-conv"}}, {}, "lab-conv is trained on; watch one that is not in"),
         ({"rl": REFL, "watch": {**WATCH, "on_alarm": "cry"}}, {}, "joint.watch.on_alarm: .*off.*warn.*stop"),
         ({"rl": REFL, "watch": {"every": 5}}, {}, "joint.watch.reward is missing; name a held-out reward"),

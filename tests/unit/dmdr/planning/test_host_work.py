@@ -25,6 +25,7 @@ RLS = {
     "whole": {"algorithm": "dpo", **REWARDS, "branches": 0, "batch": 6, "group_size": 3},
     "surrogate": {"algorithm": "surrogate", **REWARDS, "samples": 6, "steps": 1, "width": 8},
     "es": {"algorithm": "es", **REWARDS, "states": 5, "pairs": 2, "grid": 3},
+    "weighting": {"algorithm": "weighting", **REWARDS},
 }
 RATES = {"student": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 1e-4}}
 
@@ -53,7 +54,8 @@ def test_noise_is_counted_as_an_update_draws_it(rl, tiny_config, tiny_sd3_folder
     run = replace(run, noise=Counting())
     training_step(run, assembly.state)
     assert counted.noise == run.noise.drawn > 0
-    assert counted.scores == {"branches": 3 * 6 * 4, "whole": 6 * 4, "surrogate": 6 * 4, "es": 5 * 2 * 2 * 4}.get(rl, 0)
+    scored = {"branches": 3 * 6, "whole": 6, "surrogate": 6, "es": 5 * 2 * 2, "weighting": 5}
+    assert counted.scores == 4 * scored.get(rl, 0)
 
 
 @pytest.mark.parametrize("rl", RLS)

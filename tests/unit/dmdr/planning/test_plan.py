@@ -136,6 +136,7 @@ CASES = {  # student, joint, execution, the rest
     "dpo": (LORA, {"rl": {"algorithm": "dpo", "branches": 0, "batch": 8, "group_size": 4, **REWARDS}}, {}, {}),
     "surrogate": (FULL, {"rl": {"algorithm": "surrogate", "samples": 8, **REWARDS}}, {}, {}),
     "es": (FULL, {"rl": {"algorithm": "es", "states": 8, "pairs": 6, **REWARDS}}, {}, {}),
+    "weighting": (FULL, {"rl": {"algorithm": "weighting", "part": "guidance", **REWARDS}}, {}, {}),
     "rl-alone": (
         FULL,
         {"rl": {"algorithm": "refl", "pretraining": 1.0, **REWARDS}, "distribution_matching": False},

@@ -29,6 +29,7 @@ from dmdr.rl.grpo import GRPO
 from dmdr.rl.objective import RLTerm
 from dmdr.rl.refl import ReFL
 from dmdr.rl.surrogate import Surrogate
+from dmdr.rl.weighting import Weighting
 from dmdr.rollout import Renoising, prompt_order
 from dmdr.shared_base import SharedBase
 from dmdr.state import TrainState
@@ -48,6 +49,10 @@ MAKE = {
 }
 MAKE["surrogate"] = (Surrogate, config_of.Surrogate, {"samples": 8, "steps": 2, "width": 8})
 MAKE["es"] = (EvolutionStrategies, config_of.EvolutionStrategies, {"states": 3, "pairs": 2})
+WEIGHTINGS = {  # which have no loss
+    "weighting": (Weighting, config_of.Weighting, {}),
+    "weighting-guidance": (Weighting, config_of.Weighting, {"part": "guidance"}),
+}
 POLICIES = ["dpo", "grpo", "dpo-branches", "grpo-branches"]
 ONE_FAMILY = {  # where the family is of little matter: one for each, and both for DPO and for GRPO
     "refl": "sd3",
@@ -61,8 +66,8 @@ ONE_FAMILY = {  # where the family is of little matter: one for each, and both f
 
 
 def settings(algorithm: str, **changes):
-    _, kind, defaults = MAKE[algorithm]
-    named = {"algorithm": algorithm.removesuffix("-branches"), "weight": 1.0, "rewards": {"lab-conv": 1.0}}
+    _, kind, defaults = (MAKE | WEIGHTINGS)[algorithm]
+    named = {"algorithm": algorithm.partition("-")[0], "weight": 1.0, "rewards": {"lab-conv": 1.0}}
     return kind(**{**named, **defaults, **changes})
 
 
@@ -101,7 +106,7 @@ def made(folder, algorithm: str, *, rank: int | None = None, distil: bool = True
     base = SharedBase(backbone, fake_rank=2, fake_scale=2.0, student_rank=rank, seed=0)
     base.keep_reference()
     rl = settings(algorithm, **changes)
-    made_of = MAKE[algorithm][0](rl, base)
+    made_of = (MAKE | WEIGHTINGS)[algorithm][0](rl, base)
     for reward in made_of.reward.rewards.values():
         reward.scale, reward.bias = 4.0, 0.0  # as shipped, it is sure that images of an untrained teacher are wrong
     if isinstance(made_of, Surrogate):
@@ -342,7 +347,7 @@ def test_rl_alone_runs_no_score_and_leaves_the_fake_score(request, algorithm, fa
     assert "loss_dm" not in figures and "loss_fake" not in figures and math.isfinite(figures["loss_rl"])
 
 
-@pytest.mark.parametrize("algorithm", [None, *MAKE])
+@pytest.mark.parametrize("algorithm", [None, *MAKE, *WEIGHTINGS])
 def test_an_update_costs_the_forwards_that_are_counted(sd3_folder, algorithm):
     """Samples through a network: 12 of the rollout (3 trajectories), 2 batches of 6 and the student's for the fake
     score, the student's 6, 12 of real (CFG); and what RL samples and trains beside them, DPO by its reference too."""
@@ -368,7 +373,7 @@ def test_distillation_is_the_same_bits_beside_any_algorithm_of_weight_0(request,
     run, alone = made(folder, "refl", rank=rank, weight=0.0)
     advance(replace(run, rl=None), alone, 1)
     expected = alone.tensors()
-    for algorithm in MAKE:
+    for algorithm in MAKE | WEIGHTINGS:
         how = "matched" if algorithm in ("refl", "grpo-branches") else "fixed"
         run, state = made(folder, algorithm, rank=rank, weight=0.0, weight_is=how)
         advance(run, state, 1)
