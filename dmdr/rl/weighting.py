@@ -60,7 +60,7 @@ class Weighting:
         rewards_B = shuffle_if(self.config.shuffled, self.reward.mix(scores)[None], window)[0]
         weights_B = losses.weigh_by_advantage(rewards_B, strength)
         figures = {**summarize_scores(scores), **self.reward.list_moments(scores)}
-        figures |= {"rl_weight": torch.tensor(strength), "weight_std": weights_B.std(correction=0)}
+        figures |= {"rl_weight": torch.tensor(strength), "rl_weight_std": weights_B.std(correction=0)}
         return SampleWeights(weights_B[rows.start : rows.stop], self.config.part), figures
 
 

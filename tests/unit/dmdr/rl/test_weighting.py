@@ -117,7 +117,7 @@ def test_a_state_is_weighed_by_the_image_that_its_trajectory_ends_in():
     rewards = window.states.x0[-1].sum((1, 2, 3))[trajectory]
     assert torch.allclose(found.values, losses.weigh_by_advantage(rewards, 0.8))
     assert found.part == "all" and float(figures["rl_weight"]) == pytest.approx(0.8)
-    assert float(figures["weight_std"]) == pytest.approx(float(found.values.std(correction=0)))
+    assert float(figures["rl_weight_std"]) == pytest.approx(float(found.values.std(correction=0)))
     assert float(figures["reward/lab-checker"]) == pytest.approx(float(rewards.mean()))
     one_by_one = [make_batch(window, [0], [place]) for place in trajectory]
     parts = [replace(each, rows=slice(row, row + 1), of=4) for row, each in enumerate(one_by_one)]
