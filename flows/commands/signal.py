@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmdr.config.load import load_config
+from dmdr.config.rl import Weighting
 from dmdr.config.stages import list_reads
 from dmdr.errors import ConfigError
 from flows.commands.config_file import change_config, find_config
@@ -48,6 +49,8 @@ def print_signal(path: str, *, updates: int, fit: int, store: str, changes: tupl
         sources = list_sources(config, say=progress.say)
         differentiable = all(load_any_reward(name, device, sources).differentiable for name in config.joint.rl.rewards)
         rows, signals = list_rows(config.joint.rl, differentiable=differentiable), []
+        if isinstance(config.joint.rl, Weighting):
+            progress.say("weighting has no row: it hands the student no gradient of its own")
         for label, settings in rows.items():
             signals.append(measure_signal(run, label, settings, sources, updates, fit=fit, tick=progress.update))
             progress.say(f"{label}: {', '.join(map(format_figure, signals[-1].by_step.values()))}")

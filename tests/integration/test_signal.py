@@ -60,6 +60,17 @@ def test_a_reward_without_a_gradient_is_measured_by_halves(started, capsys, monk
     assert re.match(r"[+-]\d\.\d{3}", table["grpo, as in the config"][0])
 
 
+def test_a_weighting_has_no_row_and_is_told_so(started, capsys):
+    path, store = started
+    rl = "joint.rl={algorithm: weighting, weight: 1.0, rewards: {lab-conv: 1.0}}"
+    capsys.readouterr()
+    assert cli.main(["signal", str(path), "--store", str(store), "--updates", "1", "--fit", "1", "--set", rl]) == 0
+    found = capsys.readouterr()
+    assert "weighting has no row: it hands the student no gradient of its own" in found.out + found.err
+    table = read_table(found.out)
+    assert "refl" in table and not [label for label in table if "as in the config" in label]
+
+
 def test_without_rl_there_is_nothing_to_measure(tiny_config, tmp_path, capsys):
     path = tiny_config()
     assert cli.main(["signal", str(path), "--store", str(tmp_path), "--set", "joint.rl=null"]) == 64
