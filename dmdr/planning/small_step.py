@@ -150,6 +150,18 @@ class SmallStep:
         self.plan.set_work("RL samples", forward.scale(count_student_forwards(config, steps)))
         self.plan.set_work("reward", score.scale(scored / group))
 
+    def measure_scores(self, window: Window, algorithm: Surrogate | EvolutionStrategies | Weighting) -> None:
+        """Score as many images as are scored at a time; note the work of all."""
+        images = self.small.training.batch_size if isinstance(algorithm, Weighting) else algorithm.config.images
+        together = math.ceil(images / self.plan.ranks)
+        if isinstance(algorithm, EvolutionStrategies):
+            together = 2 * algorithm.config.pairs  # of one state
+        together = min(together, window.micro_batch or together)
+        x0, records = window.states.x0[-1, :1].expand(together, -1, -1, -1), window.records[:1] * together
+        with torch.no_grad():
+            score = self.count(lambda: algorithm.reward.score_samples(x0, records, together))
+        self.plan.set_work("reward", score.scale(images / together))
+
     def measure_updates(self, run: Run, batches: Batches, objective: Objective | None) -> None:
         """Run the updates of fake score and student, and note their work."""
         plan, small, cost, training = self.plan, self.small, self.cost, self.small.training
@@ -276,11 +288,7 @@ class SmallStep:
         """The algorithm's objective, or one that costs the same where states or images are chosen by their values."""
         algorithm, base, path, asked = self.algorithm, self.base, self.base.backbone.path, self.asked
         if isinstance(algorithm, Surrogate | EvolutionStrategies | Weighting):
-            images = self.small.training.batch_size if isinstance(algorithm, Weighting) else algorithm.config.images
-            with torch.no_grad():
-                x0, records = window.states.x0[-1, :1], window.records[:1]
-                score = self.count(lambda: algorithm.reward.score_samples(x0, records, 1))
-            self.plan.set_work("reward", score.scale(images))
+            self.measure_scores(window, algorithm)
         if isinstance(algorithm, Surrogate):
             return Objective(algorithm.compute_loss)
         if isinstance(algorithm, Weighting):

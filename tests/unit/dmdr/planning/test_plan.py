@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from dmdr.planning.meta import build_from_configs
 from dmdr.planning.plan import plan_stage
 from dmdr.planning.small_stage import BlankPrompts
 from dmdr.planning.stage_plan import StagePlan
+from dmdr.planning.work import Tally
 from dmdr.train import training_step
 from flows import cli
 from tests.support.tiny_teachers import copy_teacher
@@ -176,6 +178,31 @@ def test_memory_is_that_of_the_run(tiny_config, tmp_path, monkeypatch, request, 
     found = plan_stage(config, stage)
     print(f"planned {found.peak:,}, measured {real:,}: {found.peak / real - 1:+.1%}; {found.parts}, {found.update:,}")
     assert found.peak == pytest.approx(real, rel=0.15)
+
+
+def plan_scores(tiny_config, folder: Path, rl: dict[str, object], **execution: object) -> Tally:
+    config = load_config(
+        tiny_config(
+            teacher={"path": str(folder), "guidance_scale": 3.0, "steps": 3},
+            student=FULL,
+            joint={**TRAINING, "rl": {**rl, **REWARDS}},
+            execution={"device": "cpu", **execution},
+        )
+    )
+    return plan_stage(config, "joint").tallies["reward"]
+
+
+def test_images_are_scored_together_in_a_plan_as_in_training(tiny_config, tiny_sd3_folder):
+    """A GPU begins as many operators for one image as for a dozen, so the plan's calls are to be those of training:
+    one for a batch of 12, one for each part of it, and for evolution strategies one for each state."""
+    plan = partial(plan_scores, tiny_config, tiny_sd3_folder)
+    weighting = plan({"algorithm": "weighting"})
+    assert plan({"algorithm": "weighting"}, micro_batch_size=3).launches == pytest.approx(4 * weighting.launches)
+    surrogate = plan({"algorithm": "surrogate", "samples": 24})
+    assert surrogate.launches == pytest.approx(weighting.launches)
+    assert surrogate.flops == pytest.approx(2 * weighting.flops)
+    pairs = plan({"algorithm": "es", "states": 8, "pairs": 6})
+    assert pairs.launches == pytest.approx(8 * weighting.launches) and pairs.flops == pytest.approx(8 * weighting.flops)
 
 
 def count_by_torch(work) -> int:
