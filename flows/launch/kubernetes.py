@@ -29,7 +29,7 @@ from flows.launch.cluster_errors import ClusterUnavailable, explain_errors, igno
 from flows.launch.failure import StageFailed
 from flows.launch.labels import ATTEMPT, FLOW_RUN, IDENTITY, NODE, PREFIX, STAGE, STORE
 from flows.launch.logs import Logs
-from flows.launch.manifest import build_annotations, build_manifest, build_mark
+from flows.launch.manifest import build_annotations, build_manifest, build_mark, job_name
 from flows.launch.objects import ENDS, Job, Pod, PodList
 from flows.launch.objects import Event as ClusterEvent
 from flows.launch.owned import find_owner
@@ -61,13 +61,15 @@ def run_job(
         StageFailed: it ended without its seal, cannot start, or the cluster refuses.
     """
     jobs = Jobs(stage, say, deployment, tell)
-    job = jobs.begin(flow_run, sealed)
-    if job is None:
-        return
+    job: Job | None = None
     try:
+        job = jobs.begin(flow_run, sealed)
+        if job is None:
+            return
         problem = jobs.watch(job.name)
     except BaseException:
-        jobs.leave(job, flow_run, is_over)
+        if (ours := job or jobs.find_created()) is not None:
+            jobs.leave(ours, flow_run, is_over)
         raise
     jobs.logs.finish(LAST_LINES)
     if problem is not None and not sealed():
@@ -99,6 +101,7 @@ class Jobs:
         self.api = JobApi(client.CustomObjectsApi(connection), kind, stage.cluster.namespace)
         self.logs = Logs(self.core, stage.cluster.namespace, say)
         self.backoff = Backoff(stage.name, say)
+        self._asked: str | None = None  # the name of the Job that the cluster was asked to create
 
     def begin(self, flow_run: str | None, sealed: Callable[[], bool] = lambda: False) -> Job | None:
         """The unfinished Job of this stage, with our mark on it, or a new one.
@@ -132,10 +135,18 @@ class Jobs:
 
     def _create(self, attempt: int, flow_run: str | None) -> Job:
         manifest = build_manifest(self.stage, attempt, flow_run, self.deployment)
+        self._asked = job_name(self.stage.run, self.stage.name, attempt)
         with self._explain_errors("create"):
             job = self.api.create_job(manifest)
         self.say(f"{self.stage.name}: created {self.api.kind.singular} {job.name}")
         return job
+
+    def find_created(self) -> Job | None:
+        """The Job that the cluster was asked to create, if it is there: who is cancelled meanwhile hears no answer."""
+        if self._asked is not None:
+            with suppress(ClusterUnavailable, StageFailed):
+                return self.read_job(self._asked)
+        return None
 
     def _attach(self, job: Job, flow_run: str | None) -> Job | None:
         """Mark an unfinished Job as one that we wait for; None if it is gone meanwhile."""

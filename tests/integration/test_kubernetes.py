@@ -16,6 +16,7 @@ import pytest
 
 from dmdr.config.stages import STAGES
 from flows.launch import backoff, kubernetes, owned
+from flows.launch.api import JobApi
 from flows.launch.labels import RUN, STAGE
 from flows.launch.manifest import LONGEST, build_manifest, job_name
 from flows.launch.stage import Stage, prepare_stage
@@ -276,6 +277,28 @@ def test_a_cancelled_flow_stops_its_own_jobs_and_no_other(cluster: Cluster, stag
     assert bool(jobs(cluster)) == stays and bool(cluster.kubelet.running()) == stays
     if not stays:
         assert [*cluster.kubelet.ended.values()] == [75], "it had its time to checkpoint"
+
+
+def test_a_flow_that_is_cancelled_before_it_hears_of_its_job_stops_it(cluster: Cluster, stage: Callable[..., Stage]):
+    """The cluster has created the Job, and its answer is on the way."""
+
+    class Cancelled(BaseException):
+        pass
+
+    def create(self, manifest):
+        begin(self, manifest)
+        until(lambda: cluster.kubelet.running())
+        time.sleep(0.7)  # it has its handler
+        raise Cancelled
+
+    begin = JobApi.create_job
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JobApi, "create_job", create)
+        with pytest.raises(Cancelled):
+            asked = stage(environment={"QUICK_SECONDS": "60"})
+            kubernetes.run_job(asked, say=print, sealed=lambda: False, flow_run="me")
+    assert jobs(cluster) == cluster.kubelet.running() == []
+    assert [*cluster.kubelet.ended.values()] == [75], "it had its time to checkpoint"
 
 
 def test_the_second_chance_stops_what_a_flow_run_started(cluster: Cluster, stage: Callable[..., Stage]):

@@ -66,7 +66,10 @@ class Kubelet:
 
     def kill_for_memory(self, pod: str) -> None:
         self._out_of_memory.add(pod)
-        os.killpg(self._pods[pod].pid, signal.SIGKILL)
+        pid = self._pods[pod].pid
+        while os.getpgid(pid) != pid:  # a fork that has not run yet is still of its host's group
+            time.sleep(0.01)
+        os.killpg(pid, signal.SIGKILL)
 
     def running(self) -> list[str]:
         return [name for name, process in list(self._pods.items()) if process.poll() is None]
