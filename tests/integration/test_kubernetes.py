@@ -352,7 +352,7 @@ def test_a_flow_that_is_cancelled_in_any_stage_leaves_no_pod_and_goes_on(
 ):
     """Cancelled once in each stage, begun again each time: each stage is begun twice and sealed once."""
     log = tmp_path / "starts"
-    asked = stage(environment={"QUICK_LOG": str(log), "QUICK_SECONDS": "1.5"}, grace=20)
+    asked = stage(environment={"QUICK_LOG": str(log), "QUICK_SECONDS": "3"}, grace=20)
     arguments = FLOW, str(tmp_path / "tiny.yaml"), asked.store
     for number, each in enumerate(STAGES):
         with program.start(*arguments) as flow:
