@@ -328,14 +328,14 @@ for name in ("prompts", "cold_start", "joint", "export", "evaluate"):
 def test_flows_that_are_killed_run_nothing_twice(cluster: Cluster, stage: Callable[..., Stage], tmp_path: Path):
     """A flow that is killed without a word at random instants, and begun again each time: a Job a stage, each run once.
     Set DMDR_KILLS for more."""
-    pace = KILLS * 3 / len(STAGES)  # a kill comes every 2.5 seconds, so they fall into all of the stages
+    pace = KILLS * 3 / len(STAGES)  # a kill comes every 2 seconds, so they fall into all of the stages
     log = tmp_path / "starts"
     asked = stage(environment={"QUICK_LOG": str(log), "QUICK_SECONDS": str(pace)})
     kills, enough = 0, 60 + 2 * len(STAGES) * pace
     while True:
         flow = program.start(FLOW, str(tmp_path / "tiny.yaml"), asked.store)
         try:
-            code = flow.wait(cluster.random.uniform(0.5, 4.5) if kills < KILLS else enough)
+            code = flow.wait(cluster.random.uniform(0.5, 3.5) if kills < KILLS else enough)
             assert code == 0
             break
         except subprocess.TimeoutExpired:
